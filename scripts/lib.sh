@@ -1,0 +1,318 @@
+# Functions that the scripts share: packages, clean-up, a private PostgreSQL, a private Apache Kafka.
+# Source it from a bash script that has `set -euo pipefail`; nothing runs until a function is called.
+#
+#   need_packages build test kafka    installs what is missing (root or sudo)
+#   pg_start DIR [LINE ...]           a server in DIR/data; LINEs go to its postgresql.conf; exports PG*
+#   pg_stop DIR [MODE]                stops it (fast, or immediate); pg_start DIR starts it again
+#   kafka_start DIR [--scram]         a broker in DIR; exports KAFKA_BOOTSTRAP and what --scram needs
+#   kafka_stop [SIGNAL], kafka_restart [SIGNAL], kafka_topic NAME PARTITIONS [KEY=VALUE ...]
+#   temp_dir VAR                      a temporary folder that others cannot enter, removed at the end
+#   on_exit COMMAND [ARG ...]         what must happen at the end, last one first
+#
+# Everything listens on 127.0.0.1 only and is gone when the script ends, whatever ends it.
+
+KAFKA_VERSION=3.9.1
+MILLRACE_CACHE="${MILLRACE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/millrace}"
+on_exit_commands=()
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$0: $*"; exit 1; }
+
+# Registers a command for the end of the script.
+on_exit() {
+	on_exit_commands+=("$(printf '%q ' "$@")")
+	trap run_on_exit EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	trap 'exit 129' HUP
+}
+
+# Runs the registered commands, last one first, and keeps the script's exit code.
+run_on_exit() {
+	local code=$? i
+	trap '' INT TERM HUP
+	set +e
+	for ((i = ${#on_exit_commands[@]} - 1; i >= 0; i--)); do
+		eval "${on_exit_commands[i]}"
+	done
+	on_exit_commands=()
+	exit "$code"
+}
+
+# Makes a temporary folder and puts its name into the variable VAR (not printed: a subshell would lose the clean-up).
+temp_dir() {
+	local made
+	made=$(mktemp -d "${TMPDIR:-/tmp}/millrace.XXXXXX")
+	chmod 711 "$made"           # the server's user passes through, nobody lists it
+	on_exit rm -rf "$made"
+	printf -v "$1" '%s' "$made"
+}
+
+# Prints a port nobody listens on, below the range from which outgoing connections take theirs.
+free_port() {
+	local port
+	while :; do
+		port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+		(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+	done
+	echo "$port"
+}
+
+# Waits until COMMAND succeeds, at most SECONDS.
+wait_for() {
+	local deadline=$((SECONDS + $1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		((SECONDS < deadline)) || return 1
+		sleep 0.1
+	done
+}
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# ---- packages ----------------------------------------------------------------------------------------------
+
+apt_updated=
+apt_update() {
+	[ -n "$apt_updated" ] || as_root apt-get update -qq
+	apt_updated=1
+}
+
+# The major version that is worked with: the installed one, else the distribution's own.
+pg_major() {
+	local config=${PG_CONFIG:-pg_config}
+	if command -v "$config" >/dev/null; then
+		"$config" --version | sed -E 's/^[^0-9]*([0-9]+).*/\1/'
+	else
+		apt-cache depends postgresql 2>/dev/null | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' | head -n 1
+	fi
+}
+
+installed() {
+	dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q ' installed$'
+}
+
+# The packages of a group that are missing. Java counts as there whatever package it came from.
+missing_packages() {
+	local group package wanted=()
+	for group in "$@"; do
+		case $group in
+			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev) ;;
+			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
+			kafka)
+				wanted+=(kcat maven openssl)
+				command -v java >/dev/null || wanted+=(default-jre-headless) ;;
+			*) die "no group of packages is called $group" ;;
+		esac
+	done
+	for package in "${wanted[@]}"; do
+		installed "$package" || echo "$package"
+	done
+}
+
+# Installs what is missing of the groups build, test and kafka. A complete machine is left alone.
+need_packages() {
+	local missing
+	command -v apt-get >/dev/null || die "this needs Debian or Ubuntu (apt-get); elsewhere install by hand: see README"
+	[ -n "$(pg_major)" ] || apt_update
+	missing=$(missing_packages "$@")
+	[ -n "$missing" ] || return 0
+	say "installing" $missing
+	apt_update
+	# shellcheck disable=SC2086 -- one word a package
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2 </dev/null
+}
+
+# ---- PostgreSQL --------------------------------------------------------------------------------------------
+
+# PostgreSQL refuses to run as root, so root hands over to the user that its package made.
+as_server() {
+	if [ "$(id -u)" = 0 ]; then (cd / && runuser -u postgres -- "$@"); else "$@"; fi
+}
+
+pg_bin() { echo "$("${PG_CONFIG:-pg_config}" --bindir)/$1"; }
+
+# Starts the server of DIR, made when it is not there yet, and points PG* at it. Extra LINEs win over the settings here.
+pg_start() {
+	local dir line
+	dir=$(realpath -m "$1")
+	shift
+	if [ ! -f "$dir/port" ]; then
+		mkdir -p "$dir"
+		od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$dir/password"
+		free_port >"$dir/port"
+		chmod 700 "$dir"
+		[ "$(id -u)" != 0 ] || chown -R postgres: "$dir"
+		as_server "$(pg_bin initdb)" -D "$dir/data" -U postgres -E UTF8 --locale=C.UTF-8 \
+			--auth-local=trust --auth-host=scram-sha-256 --pwfile="$dir/password" >"$dir/initdb.log" ||
+			die "initdb failed: $(cat "$dir/initdb.log")"
+		cat >>"$dir/data/postgresql.conf" <<-CONF
+			listen_addresses = '127.0.0.1'
+			port = $(cat "$dir/port")
+			unix_socket_directories = '$dir'
+			shared_preload_libraries = 'millrace'
+			fsync = on
+			timezone = 'UTC'
+		CONF
+		on_exit pg_stop "$dir"
+	fi
+	for line in "$@"; do
+		printf '%s\n' "$line" >>"$dir/data/postgresql.conf"
+	done
+	as_server "$(pg_bin pg_ctl)" -D "$dir/data" -l "$dir/server.log" -w -t 60 start >/dev/null ||
+		die "the server in $dir does not start: $(tail -n 5 "$dir/server.log")"
+	PGHOST=$dir
+	PGPORT=$(cat "$dir/port")
+	PGPASSWORD=$(cat "$dir/password")        # for those who come over TCP; the socket needs none
+	PGUSER=postgres
+	PGDATABASE=postgres
+	export PGHOST PGPORT PGPASSWORD PGUSER PGDATABASE
+}
+
+# Stops the server of DIR if it runs: fast by default, or in another mode of pg_ctl.
+pg_stop() {
+	local dir
+	dir=$(realpath -m "$1")
+	[ -f "$dir/data/postmaster.pid" ] || return 0
+	as_server "$(pg_bin pg_ctl)" -D "$dir/data" -m "${2:-fast}" -w -t 60 stop >/dev/null 2>&1 ||
+		as_server "$(pg_bin pg_ctl)" -D "$dir/data" -m immediate -w stop >/dev/null 2>&1 || true
+}
+
+# ---- Apache Kafka ------------------------------------------------------------------------------------------
+
+# Fetches Kafka's jars through Maven, once for all runs; moved into place whole, so that two runs at once do not meet.
+kafka_jars() {
+	local jars="$MILLRACE_CACHE/kafka-$KAFKA_VERSION" part
+	if [ ! -d "$jars" ]; then
+		say "fetching Apache Kafka $KAFKA_VERSION (once, 50 MB)"
+		mkdir -p "$MILLRACE_CACHE"
+		part=$(mktemp -d "$MILLRACE_CACHE/part.XXXXXX")
+		cat >"$part/pom.xml" <<-POM
+			<project xmlns="http://maven.apache.org/POM/4.0.0">
+			  <modelVersion>4.0.0</modelVersion>
+			  <groupId>millrace</groupId><artifactId>kafka</artifactId><version>1</version>
+			  <dependencies>
+			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
+			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$KAFKA_VERSION</version></dependency>
+			    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+			  </dependencies>
+			</project>
+		POM
+		mvn -q -B -f "$part/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+			-DincludeScope=runtime -DoutputDirectory="$part/jars" >&2 </dev/null || { rm -rf "$part"; die "Maven could not fetch Kafka"; }
+		mv -T "$part/jars" "$jars" 2>/dev/null || true
+		rm -rf "$part"
+	fi
+	KAFKA_JARS=$jars
+}
+
+kafka_java() { java -cp "$KAFKA_JARS/*" "$@"; }
+
+# Makes a certificate authority and a server key for 127.0.0.1, and a second authority that signed nothing, for tests.
+kafka_make_keys() {
+	local name
+	for name in ca wrong-ca; do
+		openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=millrace test $name" \
+			-keyout "$1/$name.key" -out "$1/$name.pem" 2>/dev/null
+	done
+	openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout "$1/server.key" -out "$1/server.csr" 2>/dev/null
+	openssl x509 -req -in "$1/server.csr" -CA "$1/ca.pem" -CAkey "$1/ca.key" -CAcreateserial -days 3650 \
+		-extfile <(echo 'subjectAltName=DNS:localhost,IP:127.0.0.1') -out "$1/server.crt" 2>/dev/null
+	cat "$1/server.key" "$1/server.crt" >"$1/server.pem"
+	chmod 644 "$1/ca.pem" "$1/wrong-ca.pem"
+}
+
+# Starts one broker (KRaft, controller in the same process) in DIR and exports KAFKA_BOOTSTRAP. With --scram there is a
+# second listener with TLS that takes SCRAM-SHA-512 and PLAIN: KAFKA_SASL_BOOTSTRAP, KAFKA_USER, KAFKA_PASSWORD, KAFKA_CA
+# and KAFKA_WRONG_CA say how. The plain listener stays, for tools.
+kafka_start() {
+	local scram=${2:-} controller listeners format=()
+	KAFKA_DIR=$(realpath -m "$1")
+	kafka_jars
+	mkdir -p "$KAFKA_DIR"
+	controller=$(free_port)
+	KAFKA_BOOTSTRAP=127.0.0.1:$(free_port)
+	listeners=PLAINTEXT://$KAFKA_BOOTSTRAP
+	if [ "$scram" = --scram ]; then
+		KAFKA_SASL_BOOTSTRAP=127.0.0.1:$(free_port)
+		KAFKA_USER=app
+		KAFKA_PASSWORD=app-secret
+		KAFKA_CA=$KAFKA_DIR/ca.pem
+		KAFKA_WRONG_CA=$KAFKA_DIR/wrong-ca.pem
+		export KAFKA_SASL_BOOTSTRAP KAFKA_USER KAFKA_PASSWORD KAFKA_CA KAFKA_WRONG_CA
+		listeners=$listeners,SASL_SSL://$KAFKA_SASL_BOOTSTRAP
+		kafka_make_keys "$KAFKA_DIR"
+		format=(--add-scram "SCRAM-SHA-512=[name=$KAFKA_USER,password=$KAFKA_PASSWORD]")
+	fi
+	cat >"$KAFKA_DIR/server.properties" <<-CONF
+		process.roles=broker,controller
+		node.id=1
+		controller.quorum.voters=1@127.0.0.1:$controller
+		controller.listener.names=CONTROLLER
+		listeners=$listeners,CONTROLLER://127.0.0.1:$controller
+		listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+		inter.broker.listener.name=PLAINTEXT
+		log.dirs=$KAFKA_DIR/log
+		# the data's timestamps are made up: age must not delete them
+		log.retention.ms=-1
+		message.max.bytes=33554432
+		auto.create.topics.enable=false
+		offsets.topic.replication.factor=1
+		offsets.topic.num.partitions=1
+		transaction.state.log.replication.factor=1
+		transaction.state.log.min.isr=1
+		transaction.state.log.num.partitions=1
+		group.initial.rebalance.delay.ms=0
+	CONF
+	[ "$scram" != --scram ] || cat >>"$KAFKA_DIR/server.properties" <<-CONF
+		listener.name.sasl_ssl.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
+		listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+		listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_$KAFKA_USER="$KAFKA_PASSWORD";
+		ssl.keystore.type=PEM
+		ssl.keystore.location=$KAFKA_DIR/server.pem
+	CONF
+	kafka_java kafka.tools.StorageTool format -t "$(kafka_java kafka.tools.StorageTool random-uuid 2>/dev/null)" \
+		-c "$KAFKA_DIR/server.properties" "${format[@]}" >"$KAFKA_DIR/format.log" 2>&1 ||
+		die "Kafka could not format its folder: $(tail -n 3 "$KAFKA_DIR/format.log")"
+	export KAFKA_BOOTSTRAP KAFKA_DIR
+	KAFKA_PID=
+	on_exit kafka_stop KILL
+	kafka_run
+}
+
+# Starts the broker's process and waits until it answers.
+kafka_run() {
+	java -Xmx1g -Xms256m -XX:+UseG1GC -cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
+		>>"$KAFKA_DIR/broker.log" 2>&1 </dev/null &
+	KAFKA_PID=$!
+	wait_for 60 kafka_answers || die "Kafka does not answer: $(tail -n 5 "$KAFKA_DIR/broker.log")"
+}
+
+kafka_answers() { kcat -b "$KAFKA_BOOTSTRAP" -L -m 2 | grep -q 'broker 1 at'; }
+
+# Stops the broker: cleanly, or at once with KILL.
+kafka_stop() {
+	[ -n "${KAFKA_PID:-}" ] || return 0
+	kill -s "${1:-TERM}" "$KAFKA_PID" 2>/dev/null || true
+	wait "$KAFKA_PID" 2>/dev/null || true
+	KAFKA_PID=
+}
+
+kafka_restart() {
+	kafka_stop "${1:-TERM}"
+	kafka_run
+}
+
+# Makes a topic; further arguments are its settings, such as retention.ms=1000.
+kafka_topic() {
+	local name=$1 partitions=$2 setting config=()
+	shift 2
+	for setting in "$@"; do
+		config+=(--config "$setting")
+	done
+	kafka_java org.apache.kafka.tools.TopicCommand --bootstrap-server "$KAFKA_BOOTSTRAP" --create \
+		--topic "$name" --partitions "$partitions" --replication-factor 1 "${config[@]}" >"$KAFKA_DIR/topic.log" 2>&1 ||
+		die "topic $name was not made: $(tail -n 3 "$KAFKA_DIR/topic.log")"
+}

@@ -1,0 +1,115 @@
+/*
+ * batch.h
+ *	  A batch: what moves through the stages.
+ *
+ * raw messages with their metadata → versions of objects per staging table → old and new rows.  Each stage
+ * is one function from this struct to itself.  Everything in it lives in the batch's memory context.
+ */
+#ifndef MR_CORE_BATCH_H
+#define MR_CORE_BATCH_H
+
+#include "access/htup.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+#include "utils/uuid.h"
+
+struct MrStream;
+struct MrStaging;
+
+/* A message as it came. */
+typedef struct MrMessage
+{
+	const char *topic; /* NULL: the source has none */
+	int32 partition;
+	int32 epoch; /* raised when a topic, slot or inbox is re-created or reset */
+	int64 position; /* offset, commit LSN or push number */
+	TimestampTz time; /* the source's: record timestamp, commit or push time */
+	char *key; /* NULL: none; not terminated */
+	int key_length;
+	char *value; /* NULL: a tombstone; not terminated */
+	int value_length;
+	char *headers; /* a JSON object as text, or NULL */
+	bool dead; /* decoding it failed: a letter has been written */
+} MrMessage;
+
+/* One element of one version: a row for the staging table, values by attribute number - 1. */
+typedef struct MrRow
+{
+	int32 element; /* from 1; 0 without for_each */
+	Datum *values;
+	bool *nulls;
+} MrRow;
+
+/* One version of one object, as one message tells it to one staging table. */
+typedef struct MrVersion
+{
+	MrMessage *message;
+	Datum *key; /* the key's values, in the order of MrStaging.key; never null */
+	Datum version; /* of the staging's version type */
+	bool version_null;
+	TimestampTz event_time;
+	bool event_time_null;
+	bool deleted;
+	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */
+	int nrows; /* rows that pass filter and expectations */
+	MrRow *rows;
+	bool newest; /* of its object in this batch */
+	bool accepted; /* newest, and newer than what is staged */
+	bool known; /* accepted, and the object had been seen before this batch */
+} MrVersion;
+
+/* What a batch holds for one staging table. */
+typedef struct MrStaged
+{
+	struct MrStaging *staging;
+	int nversions;
+	MrVersion *versions; /* every routed version, in order of arrival */
+
+	/*
+	 * The difference that the batch makes: when anything of an object changed, all its rows, as tuples of
+	 * the staging table's descriptor.
+	 */
+	int nold;
+	HeapTuple *old_rows;
+	int nnew;
+	HeapTuple *new_rows;
+	Tuplestorestate *old_store; /* the same, as ephemeral relations read them; see mr_staged_register */
+	Tuplestorestate *new_store;
+} MrStaged;
+
+typedef struct MrBatch
+{
+	struct MrStream *stream;
+	MemoryContext context;
+	TimestampTz loaded_at; /* one time for all rows of the batch */
+	int nmessages;
+	int capacity;
+	MrMessage *messages;
+	Size bytes; /* of raw messages */
+	int nstaged;
+	MrStaged *staged; /* by MrStaging.ordinal */
+} MrBatch;
+
+extern MrBatch *mr_batch_create(MemoryContext parent);
+extern void mr_batch_reset(MrBatch *batch);
+
+/* Room for one more message, zeroed. */
+extern MrMessage *mr_batch_add(MrBatch *batch);
+/* A copy of bytes in the batch's memory, and its length counted. */
+extern char *mr_batch_copy(MrBatch *batch, const char *bytes, int length);
+
+/* Where the time of a batch goes: accumulated per stage, shown in millrace.stage_stats. */
+typedef enum MrStage
+{
+	MR_STAGE_FETCH,
+	MR_STAGE_DECODE,
+	MR_STAGE_MAP,
+	MR_STAGE_STAGING,
+	MR_STAGE_VAULT,
+	MR_STAGE_MART,
+	MR_STAGE_POSITION,
+	MR_STAGE_COMMIT,
+	MR_STAGES
+} MrStage;
+
+#endif							/* MR_CORE_BATCH_H */

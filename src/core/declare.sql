@@ -1,0 +1,74 @@
+-- What the declaring functions in millrace_internal stand on.  They run as the extension's owner with the
+-- caller's role as first argument; what belongs to the caller is done as the caller.
+
+CREATE FUNCTION millrace_internal.execute_as(role regrole, statement text) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_execute_as';
+COMMENT ON FUNCTION millrace_internal.execute_as(regrole, text) IS
+    'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function';
+
+CREATE FUNCTION millrace_internal.declaring_path() RETURNS text
+LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declaring_path';
+COMMENT ON FUNCTION millrace_internal.declaring_path() IS 'the search_path under which the declaring function was called';
+
+CREATE FUNCTION millrace_internal.qualified_name(name text) RETURNS text
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_qualified_name';
+COMMENT ON FUNCTION millrace_internal.qualified_name(text) IS
+    'a possibly unqualified name of a table to be made, as schema.table quoted where needed, under the caller''s search_path';
+
+CREATE FUNCTION millrace_internal.relation(name text) RETURNS regclass
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_relation';
+COMMENT ON FUNCTION millrace_internal.relation(text) IS 'the relation of that name under the caller''s search_path, or NULL';
+
+CREATE FUNCTION millrace_internal.nearest(word text, known text[]) RETURNS text
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_nearest';
+COMMENT ON FUNCTION millrace_internal.nearest(text, text[]) IS 'the known word that was probably meant, or NULL';
+
+-- Each member of `given` (a JSON object) must be one of `known`, and none may stand twice.
+CREATE FUNCTION millrace_internal.check_members(what text, given json, known text[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    member record;
+    near text;
+BEGIN
+    IF given IS NULL THEN
+        RETURN;
+    END IF;
+    IF json_typeof(given) <> 'object' THEN
+        RAISE EXCEPTION '% must be a JSON object', what USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    FOR member IN SELECT key, count(*) AS n FROM json_each(given) GROUP BY key ORDER BY key LOOP
+        IF member.n > 1 THEN
+            RAISE EXCEPTION 'duplicate key "%" in %', member.key, what USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF known IS NOT NULL AND NOT member.key = ANY (known) THEN
+            near := millrace_internal.nearest(member.key, known);
+            RAISE EXCEPTION 'unknown option "%" in %', member.key, what
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = CASE WHEN near IS NULL THEN format('Known are: %s.', array_to_string(known, ', '))
+                                  ELSE format('Perhaps you meant "%s".', near) END;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_members(text, json, text[]) IS
+    'raises an error for an unknown or repeated member of a JSON object, naming the nearest known one';
+
+-- The value must be one of a few words.
+CREATE FUNCTION millrace_internal.check_word(argument text, word text, known text[]) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    near text;
+BEGIN
+    IF word IS NULL OR NOT word = ANY (known) THEN
+        near := millrace_internal.nearest(coalesce(word, ''), known);
+        RAISE EXCEPTION 'invalid value "%" for argument %', coalesce(word, 'NULL'), argument
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = CASE WHEN near IS NULL THEN format('Known are: %s.', array_to_string(known, ', '))
+                              ELSE format('Perhaps you meant "%s".', near) END;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_word(text, text, text[]) IS
+    'raises an error for a word that is not one of the known ones, naming the nearest';

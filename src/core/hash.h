@@ -1,0 +1,36 @@
+/*
+ * hash.h
+ *	  Hash keys: uuid (version 8) from the first 16 bytes of SHA-256 over an injective encoding.
+ *
+ * The encoding is, for each column in declared order, a 4-byte big-endian length and the text output in
+ * UTF-8 under fixed settings; NULL is length -1.  ('a||b','c') and ('a','b||c') differ; 1.0 and 1.00 do not.
+ */
+#ifndef MR_CORE_HASH_H
+#define MR_CORE_HASH_H
+
+#include "utils/uuid.h"
+
+/* How values of one type become text in a hash; compiled once. */
+typedef struct MrHashColumn
+{
+	Oid type;
+	FmgrInfo output;
+	uint8 shortcut; /* how, for the types that need no output function */
+} MrHashColumn;
+
+typedef struct MrHasher MrHasher;
+
+extern void mr_hash_column_init(MrHashColumn *column, Oid type);
+
+/* One hasher is made in CurrentMemoryContext and used for any number of hashes. */
+extern MrHasher *mr_hasher_create(void);
+extern void mr_hasher_begin(MrHasher *hasher);
+extern void mr_hasher_add(MrHasher *hasher, MrHashColumn *column, Datum value, bool isnull);
+extern void mr_hasher_add_int32(MrHasher *hasher, int32 number); /* e.g. an attribute's number */
+extern void mr_hasher_add_bytes(MrHasher *hasher, const char *bytes, int length); /* length, then bytes */
+extern void mr_hasher_end(MrHasher *hasher, pg_uuid_t *result);
+
+/* The key that stands for NULL (zero key). */
+extern const pg_uuid_t mr_zero_key;
+
+#endif							/* MR_CORE_HASH_H */

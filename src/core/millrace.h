@@ -1,0 +1,59 @@
+/*
+ * millrace.h
+ *	  What every file of millrace may use: settings, identities, classes of errors.
+ */
+#ifndef MR_CORE_MILLRACE_H
+#define MR_CORE_MILLRACE_H
+
+#include "core/compat.h"
+#include "fmgr.h"
+#include "utils/timestamp.h"
+
+#define MR_VERSION "0.1"
+
+/* Settings; docs/reference.md describes them. */
+extern char *mr_databases;
+extern char *mr_instance;
+extern char *mr_secrets_directory;
+extern int mr_worker_memory; /* kB */
+extern int mr_statement_timeout; /* ms, for users' expressions */
+
+/*
+ * Three classes of errors (C10): data goes to the dead letters, configuration stops the stream until
+ * somebody changes something, everything else is tried again.
+ */
+typedef enum MrErrorClass
+{
+	MR_ERROR_DATA,
+	MR_ERROR_CONFIGURATION,
+	MR_ERROR_ENVIRONMENT
+} MrErrorClass;
+
+extern MrErrorClass mr_error_class(int sqlstate);
+
+/* Who the current user was, to go back to him. */
+typedef struct MrRunAs
+{
+	Oid user;
+	int sec_context;
+} MrRunAs;
+
+extern void mr_run_as(MrRunAs *saved, Oid role);
+extern void mr_run_as_restricted(MrRunAs *saved, Oid role);
+extern void mr_run_back(const MrRunAs *saved);
+
+extern Oid mr_extension_owner(void);
+extern bool mr_extension_exists(void);
+
+/* Pins the settings under which expressions mean the same everywhere (C9); undone by mr_settings_unpin. */
+extern int mr_settings_pin(const char *timezone);
+extern void mr_settings_unpin(int nest_level);
+
+/* Named debug points: in test builds the setting millrace.debug_point makes one kill the process. */
+#ifdef MR_DEBUG_POINTS
+extern void mr_debug_point(const char *name);
+#else
+#define mr_debug_point(name) ((void) 0)
+#endif
+
+#endif							/* MR_CORE_MILLRACE_H */

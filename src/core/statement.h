@@ -1,0 +1,35 @@
+/*
+ * statement.h
+ *	  Saved SQL statements: prepared when first run, kept for the life of their owner.
+ */
+#ifndef MR_CORE_STATEMENT_H
+#define MR_CORE_STATEMENT_H
+
+#include "executor/spi.h"
+
+typedef struct MrStatement MrStatement;
+
+/*
+ * A statement of `nargs` parameters.  Lives in CurrentMemoryContext (its plan in CacheMemoryContext until
+ * that context is deleted).  It is prepared under pg_catalog, pg_temp when it runs first.
+ */
+extern MrStatement *mr_statement_create(const char *sql, int nargs, const Oid *types);
+
+/*
+ * Runs it under SPI (the caller has connected) in a new snapshot, as the current user.  nulls may be NULL.
+ * Returns the number of rows; rows of a SELECT or RETURNING stand in SPI_tuptable, which the caller frees.
+ * CurrentMemoryContext is what it was.
+ */
+extern uint64 mr_statement_run(MrStatement *statement, Datum *values, const char *nulls);
+
+/* The same for one time, from a format as in psprintf (quote identifiers and literals yourself). */
+extern uint64 mr_sql(const char *format, ...) pg_attribute_printf(1, 2);
+
+/* Column `column` (from 1) of row `row` (from 0) of SPI_tuptable. */
+extern Datum mr_sql_value(uint64 row, int column, bool *isnull);
+extern char *mr_sql_text(uint64 row, int column); /* palloc'd, NULL when null */
+
+/* "schema"."table", quoted where needed. */
+extern char *mr_relation_name(Oid relid);
+
+#endif							/* MR_CORE_STATEMENT_H */

@@ -1,0 +1,48 @@
+/*
+ * writer.h
+ *	  The bulk writer: puts many rows into a table, each table visited once a batch, sorted by key.
+ *
+ * The verbs are few: insert what is new, replace the rows of objects.  Each has a direct implementation
+ * through the table access method for plain local tables and a set-based SPI twin for everything else.
+ */
+#ifndef MR_CORE_WRITER_H
+#define MR_CORE_WRITER_H
+
+#include "access/attnum.h"
+#include "access/htup.h"
+
+typedef struct MrTable MrTable;
+
+/* Rows to be written, by column: values[c][r] belongs to column c as given to mr_table_create. */
+typedef struct MrRows
+{
+	int nrows;
+	Datum **values;
+	bool **nulls; /* nulls[c] may be NULL: no null in that column */
+} MrRows;
+
+/*
+ * A table to write into, as its owner-to-be `role`: `attnums` are the written columns, of which the first
+ * `nkeys` are the unique key that conflicts are judged by (in that order).
+ */
+extern MrTable *mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, int nkeys);
+
+/* Rows for `capacity` rows in CurrentMemoryContext. */
+extern MrRows *mr_rows_create(const MrTable *table, int capacity);
+
+/*
+ * Inserts the rows whose key is not there yet; the caller has made keys unique within `rows`.  The rows
+ * are sorted by key first (in place).  Returns how many were new.
+ */
+extern int64 mr_table_insert_new(MrTable *table, MrRows *rows);
+
+/* Plain append, no key. */
+extern void mr_table_append(MrTable *table, MrRows *rows);
+
+/*
+ * Deletes all rows whose first `nkeys_given` key columns equal a row of `keys` and returns them in
+ * CurrentMemoryContext as heap tuples of the table's descriptor.
+ */
+extern HeapTuple *mr_table_delete_returning(MrTable *table, int nkeys_given, MrRows *keys, int *ndeleted);
+
+#endif							/* MR_CORE_WRITER_H */

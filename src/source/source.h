@@ -1,0 +1,105 @@
+/*
+ * source.h
+ *	  Where messages come from, and how far a stream has read.
+ */
+#ifndef MR_SOURCE_SOURCE_H
+#define MR_SOURCE_SOURCE_H
+
+#include "core/batch.h"
+#include "nodes/pg_list.h"
+
+typedef enum MrOnError
+{
+	MR_ON_ERROR_DEAD_LETTER,
+	MR_ON_ERROR_SKIP,
+	MR_ON_ERROR_STOP
+} MrOnError;
+
+/* A stream as its row says; `stagings` and `targets` are compiled by flow. */
+typedef struct MrStream
+{
+	MemoryContext context;
+	int32 id;
+	char *name;
+	Oid owner;
+	char *server; /* NULL: an inbox */
+	char *format;
+	char *options; /* JSON text */
+	int workers;
+	MrOnError on_error;
+	int32 epoch;
+	bool enabled;
+	int64 config_version;
+	char *fence;
+	List *stagings; /* MrStaging *, by ordinal */
+	List *targets; /* MrTarget *, in the order of phases, then relid */
+} MrStream;
+
+/* The stream of that name or id as it is now, in a new child of `parent`; NULL when there is none. */
+extern MrStream *mr_stream_load(MemoryContext parent, int32 id);
+extern int32 mr_stream_id(const char *name); /* 0 when there is none */
+extern int64 mr_stream_config_version(int32 id, bool *enabled); /* 0 when it is gone */
+
+/*
+ * A stream's heavyweight lock (C11): batches take it shared, whatever changes their plan or reads everything
+ * takes it exclusive.  Held to the end of the transaction.
+ */
+extern void mr_stream_lock(int32 id, bool exclusive);
+
+/* An open feed.  Kinds: the inbox, Kafka. */
+typedef struct MrSource MrSource;
+
+typedef struct MrSourceKind
+{
+	const char *name;
+
+	/*
+	 * Opens the feed for worker `worker` of the stream's `workers`, at the stored positions, and takes its
+	 * partitions over (raises their generation).  Runs in a transaction of the caller.
+	 */
+	MrSource *(*open)(MrStream *stream, int worker, int workers);
+
+	/* The descriptor that becomes readable when there is something to fetch, or PGINVALID_SOCKET. */
+	pgsocket (*descriptor)(MrSource *source);
+
+	/*
+	 * Adds what is there now to the batch, until it holds `max_messages` or `max_bytes`; waits at most
+	 * `wait_ms` for the first message.  True when it is likely that more is there already.
+	 * Outside a transaction for a remote source, inside for the inbox (see in_transaction).
+	 */
+	bool (*fetch)(MrSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms);
+	bool in_transaction;
+
+	/* Moves the position past the batch under the fence, in the batch's transaction; an error when fenced. */
+	void (*advance)(MrSource *source, MrBatch *batch);
+
+	/* The batch's transaction has committed (remote positions for lag tools, and so on). */
+	void (*committed)(MrSource *source, MrBatch *batch);
+
+	/*
+	 * What needs a transaction of its own between batches: new partitions, watermarks, incidents.  Called
+	 * about once a second when idle or not.
+	 */
+	void (*tick)(MrSource *source);
+
+	void (*close)(MrSource *source);
+} MrSourceKind;
+
+struct MrSource
+{
+	const MrSourceKind *kind;
+	MrStream *stream;
+	int worker;
+	int workers;
+};
+
+extern const MrSourceKind mr_inbox_source;
+extern const MrSourceKind mr_kafka_source;
+
+/* The kind that serves a stream. */
+extern const MrSourceKind *mr_source_kind(const MrStream *stream);
+
+/* Records that something happened which loses or may lose messages, or needs somebody's attention. */
+extern void mr_incident(int32 stream_id, const char *kind, const char *detail);
+
+#endif							/* MR_SOURCE_SOURCE_H */

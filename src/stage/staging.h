@@ -1,0 +1,99 @@
+/*
+ * staging.h
+ *	  A staging table as the stages after it see it, and what may hang on one.
+ */
+#ifndef MR_STAGE_STAGING_H
+#define MR_STAGE_STAGING_H
+
+#include "access/tupdesc.h"
+#include "core/batch.h"
+#include "nodes/pg_list.h"
+
+typedef struct MrStaging
+{
+	int32 id; /* millrace.staging.id */
+	int ordinal; /* position in MrBatch.staged */
+	Oid relid;
+	Oid owner; /* the declaring role: rows are written and expressions evaluated as it */
+	char *name; /* schema-qualified and quoted */
+	char *timezone;
+	TupleDesc desc; /* of the table; columns are found by current name with mr_staging_attribute */
+	int nkeys;
+	AttrNumber *key; /* attribute numbers of the object's key, without _element */
+	AttrNumber element; /* of _element, or 0 */
+	AttrNumber version; /* of _version */
+	AttrNumber event_time;
+	bool version_is_time; /* _version is a timestamptz: satellites' applied_at is it */
+	struct MrStagingPlan *plan; /* private to stage */
+} MrStaging;
+
+/* The attribute that was declared as `name` (renames are followed through millrace_def), or 0. */
+extern AttrNumber mr_staging_attribute(const MrStaging *staging, const char *name);
+
+/* The time of a version for those after it: the declared version when it is a time, else the message's. */
+extern TimestampTz mr_version_time(const MrStaging *staging, const MrVersion *version);
+
+/* ------------------------------------------------------------------------------------------------ */
+
+/*
+ * What hangs on staging tables: a hub, link, satellite, mart.  One struct and one small interface, so that a
+ * new kind is a new file.  The order of phases is the order in which a batch takes locks (C3); within a
+ * phase targets are visited by relid.
+ */
+typedef enum MrPhase
+{
+	MR_PHASE_HUB,
+	MR_PHASE_LINK,
+	MR_PHASE_SATELLITE,
+	MR_PHASE_MART
+} MrPhase;
+
+struct MrTarget;
+
+typedef struct MrTargetKind
+{
+	const char *name; /* as in millrace.target.kind */
+	MrPhase phase;
+	MrStage stage; /* under which its time is counted */
+
+	/* Compiles a target from its configuration; `base` is filled, the result starts with a copy of it. */
+	struct MrTarget *(*load)(const struct MrTarget *base);
+
+	/* Writes what a batch means for it. */
+	void (*apply)(struct MrTarget *target, MrBatch *batch);
+
+	/*
+	 * Fills the empty target from what its sources hold, under the exclusive lock of their streams
+	 * (activation and rebuild).  NULL when there is nothing to fill from.
+	 */
+	void (*fill)(struct MrTarget *target);
+} MrTargetKind;
+
+/* One source of a target. */
+typedef struct MrTargetSource
+{
+	MrStaging *staging; /* NULL when it belongs to another stream: not this worker's */
+	int32 staging_id;
+	char *columns; /* JSON of millrace.target_source.columns, or NULL */
+} MrTargetSource;
+
+typedef struct MrTarget
+{
+	const MrTargetKind *kind;
+	int32 id; /* millrace.target.id */
+	Oid relid; /* the user's table, or a mart's view */
+	Oid owner; /* the declaring role */
+	char *name;
+	char *definition; /* JSON, its shape is the kind's own */
+	int nsources;
+	MrTargetSource *sources;
+} MrTarget;
+
+/*
+ * Makes the batch's old and new rows of a staging table readable for SQL run through SPI by the caller,
+ * under the names mr_old_<staging id> and mr_new_<staging id> (ephemeral named relations, as transition
+ * tables are).  The caller is connected to SPI; registration ends with that connection.
+ */
+extern void mr_staged_register(MrStaged *staged);
+
+#endif							/* MR_STAGE_STAGING_H */
