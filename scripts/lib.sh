@@ -196,12 +196,12 @@ kafka_jars() {
 			  <dependencies>
 			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
 			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$KAFKA_VERSION</version></dependency>
-			    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
 			  </dependencies>
 			</project>
 		POM
 		mvn -q -B -f "$part/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
-			-DincludeScope=runtime -DoutputDirectory="$part/jars" >&2 </dev/null || { rm -rf "$part"; die "Maven could not fetch Kafka"; }
+			-DincludeScope=runtime -DoutputDirectory="$part/jars" >"$part/log" 2>&1 </dev/null ||
+			{ cat "$part/log" >&2; rm -rf "$part"; die "Maven could not fetch Kafka"; }
 		mv -T "$part/jars" "$jars" 2>/dev/null || true
 		rm -rf "$part"
 	fi
@@ -284,7 +284,11 @@ kafka_start() {
 
 # Starts the broker's process and waits until it answers.
 kafka_run() {
-	java -Xmx1g -Xms256m -XX:+UseG1GC -cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
+	printf '%s\n' 'log4j.rootLogger=WARN, out' 'log4j.appender.out=org.apache.log4j.ConsoleAppender' \
+		'log4j.appender.out.layout=org.apache.log4j.PatternLayout' \
+		'log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n' >"$KAFKA_DIR/log4j.properties"
+	java -Xmx1g -Xms256m -XX:+UseG1GC -Dlog4j.configuration="file:$KAFKA_DIR/log4j.properties" \
+		-cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
 		>>"$KAFKA_DIR/broker.log" 2>&1 </dev/null &
 	KAFKA_PID=$!
 	wait_for 60 kafka_answers || die "Kafka does not answer: $(tail -n 5 "$KAFKA_DIR/broker.log")"

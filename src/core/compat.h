@@ -11,4 +11,11 @@
 #error "millrace needs PostgreSQL 15 or later"
 #endif
 
+/* 16 lets parseTypeString report errors softly. */
+#if PG_VERSION_NUM >= 160000
+#define mr_parse_type(name, type, typmod) ((void) parseTypeString(name, type, typmod, NULL))
+#else
+#define mr_parse_type(name, type, typmod) parseTypeString(name, type, typmod, false)
+#endif
+
 #endif							/* MR_CORE_COMPAT_H */

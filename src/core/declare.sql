@@ -72,3 +72,23 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_word(text, text, text[]) IS
     'raises an error for a word that is not one of the known ones, naming the nearest';
+
+CREATE FUNCTION millrace_internal.check_expression(what text, expression text) RETURNS void
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_expression';
+COMMENT ON FUNCTION millrace_internal.check_expression(text, text) IS
+    'raises an error unless the text is one SQL expression and nothing else, so that it may be put into a statement';
+
+CREATE FUNCTION millrace_internal.check_query(what text, query text) RETURNS void
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_query';
+COMMENT ON FUNCTION millrace_internal.check_query(text, text) IS
+    'raises an error unless the text is one SELECT and nothing else';
+
+CREATE FUNCTION millrace_internal.check_stable(kind text, id integer) RETURNS void
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_check_stable';
+COMMENT ON FUNCTION millrace_internal.check_stable(text, integer) IS
+    'raises an error when an expression of a definition would not give the same result whenever it is computed';
+
+CREATE FUNCTION millrace_internal.type_name(name text) RETURNS text
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_type_name';
+COMMENT ON FUNCTION millrace_internal.type_name(text) IS
+    'a type as the caller names it, in the spelling that means the same under every search_path';

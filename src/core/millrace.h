@@ -49,10 +49,15 @@ extern bool mr_extension_exists(void);
 extern int mr_settings_pin(const char *timezone);
 extern void mr_settings_unpin(int nest_level);
 
+/* Becomes the search_path under which the declaring function was called, until AtEOXact_GUC(…, level). */
+extern int mr_enter_declaring_path(void);
+
 /* Named debug points: in test builds the setting millrace.debug_point makes one kill the process. */
 #ifdef MR_DEBUG_POINTS
+extern void mr_debug_point_init(void);
 extern void mr_debug_point(const char *name);
 #else
+#define mr_debug_point_init() ((void) 0)
 #define mr_debug_point(name) ((void) 0)
 #endif
 

@@ -1,0 +1,237 @@
+/*
+ * expression.c
+ *	  Users' SQL expressions.
+ *
+ * An expression reaches us twice: as text, which must be one expression and nothing else before it is put into
+ * the text of a definition view; and as the analysed tree of that view, from which it is compiled.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "core/catalog.h"
+#include "core/expression.h"
+#include "core/millrace.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/primnodes.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_type.h"
+#include "parser/parser.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/typcache.h"
+
+PG_FUNCTION_INFO_V1(millrace_check_expression);
+PG_FUNCTION_INFO_V1(millrace_check_query);
+PG_FUNCTION_INFO_V1(millrace_check_stable);
+PG_FUNCTION_INFO_V1(millrace_type_name);
+
+/* Vars of the row around become those of the outer tuple. */
+static Node *
+outer_row_mutator(Node *node, void *context)
+{
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, Var) && ((Var *) node)->varlevelsup == 1)
+	{
+		Var *var = copyObject((Var *) node);
+
+		var->varno = OUTER_VAR;
+		var->varlevelsup = 0;
+		return (Node *) var;
+	}
+	return expression_tree_mutator(node, outer_row_mutator, context);
+}
+
+MrExpression *
+mr_expression_compile(Node *node)
+{
+	MrExpression *expression = palloc0(sizeof(MrExpression));
+	Expr *planned = expression_planner((Expr *) outer_row_mutator(copyObject(node), NULL));
+
+	expression->type = exprType((Node *) planned);
+	get_typlenbyval(expression->type, &expression->length, &expression->by_value);
+	expression->state = ExecInitExpr(planned, NULL);
+	return expression;
+}
+
+Datum
+mr_expression_value(MrExpression *expression, ExprContext *context, bool *isnull)
+{
+	Datum value = ExecEvalExprSwitchContext(expression->state, context, isnull);
+
+	if (*isnull || expression->by_value)
+		return value;
+	/* Results may be expanded objects or point into the row's memory. */
+	if (expression->length == -1)
+		return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+	return datumCopy(value, expression->by_value, expression->length);
+}
+
+bool
+mr_expression_true(MrExpression *expression, ExprContext *context)
+{
+	bool isnull;
+	Datum value = ExecEvalExprSwitchContext(expression->state, context, &isnull);
+
+	return !isnull && DatumGetBool(value);
+}
+
+/* Functions that are labelled stable but tell the time or who asks. */
+static bool
+tells_the_moment(Oid function)
+{
+	switch (function)
+	{
+		case F_NOW:
+		case F_TRANSACTION_TIMESTAMP:
+		case F_STATEMENT_TIMESTAMP:
+		case F_AGE_TIMESTAMP:
+		case F_AGE_TIMESTAMPTZ:
+		case F_CURRENT_USER:
+		case F_SESSION_USER:
+		case F_CURRENT_SETTING_TEXT:
+		case F_CURRENT_SETTING_TEXT_BOOL:
+		case F_CURRENT_SCHEMA:
+		case F_CURRENT_DATABASE:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static bool
+function_checker(Oid function, void *context)
+{
+	const char *what = context;
+
+	if (tells_the_moment(function) || func_volatile(function) == PROVOLATILE_VOLATILE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s calls %s, whose result depends on when it is called", what,
+						get_func_name(function)),
+				 errhint("A value has to be the same whenever it is computed again. Group by day, "
+						 "say, and filter by the current time in a view over the result.")));
+	return false;
+}
+
+/* Walks an expression for what would not give the same result tomorrow. */
+static bool
+stable_walker(Node *node, void *context)
+{
+	const char *what = context;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, SQLValueFunction))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("%s depends on the current time or user", what),
+				 errhint("Group by day, say, and filter by the current time in a view over the "
+						 "result.")));
+	if (IsA(node, SubLink))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s has a sub-select", what),
+						errhint("An expression is about one row. What other tables know comes in by "
+								"enrichment or in a mart.")));
+	if (IsA(node, NextValueExpr))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s takes values from a sequence", what)));
+	(void) check_functions_in_node(node, function_checker, context);
+	return expression_tree_walker(node, stable_walker, context);
+}
+
+void
+mr_expression_check_stable(Node *expression, const char *what)
+{
+	(void) stable_walker(expression, (void *) what);
+}
+
+/* The text must be one expression: no FROM, no second statement. */
+Datum
+millrace_check_expression(PG_FUNCTION_ARGS)
+{
+	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *expression = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	List *parsed = raw_parser(expression, RAW_PARSE_PLPGSQL_EXPR);
+	SelectStmt *select =
+		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+
+	if (select == NULL || !IsA(select, SelectStmt) || list_length(select->targetList) != 1 ||
+		linitial_node(ResTarget, select->targetList)->name != NULL ||
+		select->distinctClause != NIL || select->fromClause != NIL ||
+		select->whereClause != NULL || select->groupClause != NIL ||
+		select->havingClause != NULL || select->windowClause != NIL ||
+		select->valuesLists != NIL || select->sortClause != NIL || select->limitOffset != NULL ||
+		select->limitCount != NULL || select->lockingClause != NIL ||
+		select->withClause != NULL || select->op != SETOP_NONE)
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
+						errmsg("%s is not one SQL expression: %s", what, expression)));
+	PG_RETURN_VOID();
+}
+
+/* The text must be one SELECT. */
+Datum
+millrace_check_query(PG_FUNCTION_ARGS)
+{
+	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *query = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	List *parsed = raw_parser(query, RAW_PARSE_DEFAULT);
+	SelectStmt *select =
+		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+
+	if (select == NULL || !IsA(select, SelectStmt) || select->intoClause != NULL)
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
+						errmsg("%s is not one SELECT statement", what)));
+	PG_RETURN_VOID();
+}
+
+/*
+ * Checks the expressions of a staging table's definition: those whose column name starts with a colon.  They
+ * stand in the sub-select over the table.
+ */
+Datum
+millrace_check_stable(PG_FUNCTION_ARGS)
+{
+	char *kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int32 id = PG_GETARG_INT32(1);
+	Query *query = mr_definition_expressions(mr_definition_query(kind, id));
+	ListCell *lc;
+
+	if (query->hasAggs || query->hasWindowFuncs || query->hasTargetSRFs)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("an expression of the %s has an aggregate, a window function or a "
+						"function that returns a set",
+						kind),
+				 errhint("An expression is about one row.")));
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		if (entry->resname[0] == ':')
+			mr_expression_check_stable((Node *) entry->expr, entry->resname + 1);
+	}
+	PG_RETURN_VOID();
+}
+
+/* A type as the caller names it, in the spelling that means the same everywhere. */
+Datum
+millrace_type_name(PG_FUNCTION_ARGS)
+{
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int nest_level = mr_enter_declaring_path();
+	Oid type;
+	int32 typmod;
+
+	mr_parse_type(name, &type, &typmod);
+	AtEOXact_GUC(true, nest_level);
+	if (get_typtype(type) == TYPTYPE_PSEUDO)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("a column cannot have the pseudo-type %s", name)));
+	PG_RETURN_TEXT_P(cstring_to_text(format_type_with_typemod(type, typmod)));
+}

@@ -1,0 +1,35 @@
+/*
+ * expression.h
+ *	  Users' SQL expressions over one row: checked when declared, compiled once, evaluated in C.
+ */
+#ifndef MR_CORE_EXPRESSION_H
+#define MR_CORE_EXPRESSION_H
+
+#include "executor/executor.h"
+#include "nodes/parsenodes.h"
+
+typedef struct MrExpression
+{
+	ExprState *state;
+	Oid type;
+	int16 length;
+	bool by_value;
+} MrExpression;
+
+/*
+ * Compiles an analysed expression whose Vars are of the row it is about (any varno of this query level: the
+ * context's scan tuple) and of the row around it (one level up: the context's outer tuple).  The current user
+ * must be the expression's owner: his privileges on functions are checked here.
+ */
+extern MrExpression *mr_expression_compile(Node *expression);
+
+/* Its value, in the current memory context. */
+extern Datum mr_expression_value(MrExpression *expression, ExprContext *context, bool *isnull);
+
+/* NULL counts as false. */
+extern bool mr_expression_true(MrExpression *expression, ExprContext *context);
+
+/* Refuses what would not give the same result tomorrow; `what` names the expression in the error. */
+extern void mr_expression_check_stable(Node *expression, const char *what);
+
+#endif							/* MR_CORE_EXPRESSION_H */

@@ -1,0 +1,57 @@
+/*
+ * millrace.c
+ *	  Entry point and settings.
+ */
+#include "postgres.h"
+
+#include "core/millrace.h"
+#include "core/worker.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+PG_MODULE_MAGIC;
+
+char *mr_databases = NULL;
+char *mr_instance = NULL;
+char *mr_secrets_directory = NULL;
+int mr_worker_memory = 256 * 1024;
+int mr_statement_timeout = 30 * 1000;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+/* Defines the settings; when preloaded also asks for shared memory and the launcher. */
+void
+_PG_init(void)
+{
+	DefineCustomStringVariable("millrace.databases",
+							   "Databases in which streams run in the background.",
+							   "A comma-separated list of names.", &mr_databases, "postgres",
+							   PGC_SIGHUP, GUC_LIST_INPUT, NULL, NULL, NULL);
+	DefineCustomStringVariable("millrace.instance",
+							   "Name of this copy of the data, part of what fences a restored or "
+							   "cloned database.",
+							   NULL, &mr_instance, "", PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("millrace.secrets_directory",
+							   "Directory in which files with passwords and certificates lie.",
+							   "Relative to the data directory, or absolute.",
+							   &mr_secrets_directory, "millrace_secrets", PGC_SIGHUP,
+							   GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.worker_memory",
+							"Memory of one stream worker, the queue of its source included.", NULL,
+							&mr_worker_memory, 256 * 1024, 64 * 1024, MAX_KILOBYTES, PGC_SIGHUP,
+							GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.statement_timeout",
+							"Longest time of one statement with users' expressions in a worker.",
+							"Zero turns it off.", &mr_statement_timeout, 30 * 1000, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	if (process_shared_preload_libraries_in_progress)
+	{
+		mr_worker_shmem_init();
+		mr_launcher_register();
+		mr_utility_init();
+	}
+	mr_debug_point_init();
+
+	MarkGUCPrefixReserved("millrace");
+}

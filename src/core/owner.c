@@ -1,0 +1,147 @@
+/*
+ * owner.c
+ *	  Who runs what, under which settings, and what an error means.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "core/millrace.h"
+#include "miscadmin.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/pg_locale.h"
+
+/* Becomes `role`; the transaction's abort would also go back. */
+void
+mr_run_as(MrRunAs *saved, Oid role)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
+	SetUserIdAndSecContext(role, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/* Becomes `role` for expressions and statements that it wrote: they may change no session state. */
+void
+mr_run_as_restricted(MrRunAs *saved, Oid role)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
+	SetUserIdAndSecContext(role, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+									 SECURITY_RESTRICTED_OPERATION);
+}
+
+void
+mr_run_back(const MrRunAs *saved)
+{
+	SetUserIdAndSecContext(saved->user, saved->sec_context);
+}
+
+bool
+mr_extension_exists(void)
+{
+	return OidIsValid(get_extension_oid("millrace", true));
+}
+
+/* The role to which config and state belong. */
+Oid
+mr_extension_owner(void)
+{
+	Relation extensions = table_open(ExtensionRelationId, AccessShareLock);
+	Oid owner = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("millrace"));
+	scan = systable_beginscan(extensions, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(extensions, AccessShareLock);
+
+	if (!OidIsValid(owner))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("extension \"millrace\" is not installed in this database"),
+						errhint("Run CREATE EXTENSION millrace.")));
+	return owner;
+}
+
+/*
+ * Sets what results of expressions may depend on.  Setting a value that is there already is skipped: it
+ * would cost more than a small batch.
+ */
+int
+mr_settings_pin(const char *timezone)
+{
+	const char *const pinned[][2] = {{"TimeZone", timezone},
+									 {"DateStyle", "ISO, YMD"},
+									 {"IntervalStyle", "postgres"},
+									 {"extra_float_digits", "1"},
+									 {"bytea_output", "hex"},
+									 {"xmloption", "content"},
+									 {"search_path", "pg_catalog, pg_temp"}};
+	int nest_level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(pinned); i++)
+	{
+		const char *current = GetConfigOption(pinned[i][0], false, false);
+
+		if (strcmp(current, pinned[i][1]) != 0)
+			(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_SAVE, true, 0, false);
+	}
+	return nest_level;
+}
+
+void
+mr_settings_unpin(int nest_level)
+{
+	AtEOXact_GUC(true, nest_level);
+}
+
+/* Which of the three classes (C10) an SQLSTATE belongs to. */
+MrErrorClass
+mr_error_class(int sqlstate)
+{
+	if (sqlstate == ERRCODE_RAISE_EXCEPTION)
+		return MR_ERROR_DATA;
+
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case MAKE_SQLSTATE('2', '2', '0', '0', '0'):
+		case MAKE_SQLSTATE('2', '3', '0', '0', '0'):
+			return MR_ERROR_DATA;
+		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):
+		case MAKE_SQLSTATE('3', 'F', '0', '0', '0'):
+		case MAKE_SQLSTATE('2', '8', '0', '0', '0'):
+		case MAKE_SQLSTATE('0', 'A', '0', '0', '0'):
+		case MAKE_SQLSTATE('2', 'F', '0', '0', '0'):
+			return MR_ERROR_CONFIGURATION;
+		default:
+			return MR_ERROR_ENVIRONMENT;
+	}
+}
+
+#ifdef MR_DEBUG_POINTS
+static char *debug_point = NULL;
+
+/* Test builds only: which named point kills the process that reaches it. */
+void
+mr_debug_point_init(void)
+{
+	DefineCustomStringVariable("millrace.debug_point", "Named point that kills the process.", NULL,
+							   &debug_point, "", PGC_SUSET, 0, NULL, NULL, NULL);
+}
+
+void
+mr_debug_point(const char *name)
+{
+	if (debug_point != NULL && strcmp(debug_point, name) == 0)
+		kill(MyProcPid, SIGKILL);
+}
+#endif

@@ -1,0 +1,123 @@
+/*
+ * statement.c
+ *	  Saved SQL statements over SPI.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+struct MrStatement
+{
+	char *sql;
+	int nargs;
+	Oid *types;
+	SPIPlanPtr plan; /* NULL until it runs first */
+	MemoryContextCallback release;
+};
+
+/* A saved plan goes with the memory of the statement that owns it. */
+static void
+release_plan(void *arg)
+{
+	MrStatement *statement = arg;
+
+	if (statement->plan != NULL)
+		(void) SPI_freeplan(statement->plan);
+	statement->plan = NULL;
+}
+
+MrStatement *
+mr_statement_create(const char *sql, int nargs, const Oid *types)
+{
+	MrStatement *statement = palloc0(sizeof(MrStatement));
+
+	statement->sql = pstrdup(sql);
+	statement->nargs = nargs;
+	statement->types = palloc(sizeof(Oid) * Max(nargs, 1));
+	if (nargs > 0)
+		memcpy(statement->types, types, sizeof(Oid) * nargs);
+	statement->release.func = release_plan;
+	statement->release.arg = statement;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &statement->release);
+	return statement;
+}
+
+uint64
+mr_statement_run(MrStatement *statement, Datum *values, const char *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int result;
+
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+
+		if (plan == NULL)
+			elog(ERROR, "cannot prepare \"%s\": %s", statement->sql,
+				 SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "cannot keep the plan of \"%s\"", statement->sql);
+		statement->plan = plan;
+	}
+	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "cannot run \"%s\": %s", statement->sql, SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
+}
+
+uint64
+mr_sql(const char *format, ...)
+{
+	MemoryContext context = CurrentMemoryContext;
+	StringInfoData sql;
+	int result;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list args;
+		int needed;
+
+		va_start(args, format);
+		needed = appendStringInfoVA(&sql, format, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+	result = SPI_execute(sql.data, false, 0);
+	if (result < 0)
+		elog(ERROR, "cannot run \"%s\": %s", sql.data, SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+	pfree(sql.data);
+	return SPI_processed;
+}
+
+Datum
+mr_sql_value(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+char *
+mr_sql_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+char *
+mr_relation_name(Oid relid)
+{
+	char *name = get_rel_name(relid);
+
+	if (name == NULL)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), name);
+}

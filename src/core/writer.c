@@ -1,0 +1,396 @@
+/*
+ * writer.c
+ *	  The bulk writer over saved, set-based SPI statements.
+ *
+ * Rows travel as one array per column through unnest(), so that a statement's plan does not depend on their
+ * number and works on partitioned tables, tables with triggers, row security or generated columns alike.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tupdesc.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "core/writer.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/sortsupport.h"
+#include "utils/typcache.h"
+
+typedef struct MrColumn
+{
+	AttrNumber attnum;
+	char *name; /* quoted */
+	Oid type;
+	int32 typmod;
+	Oid collation;
+	Oid transport; /* element type of the array that carries it */
+	int16 length;
+	bool by_value;
+	char alignment;
+	bool as_text; /* arrays would be flattened by unnest(): they travel as text */
+	FmgrInfo output;
+} MrColumn;
+
+struct MrTable
+{
+	MemoryContext context;
+	Oid relid;
+	Oid role;
+	int ncolumns;
+	int nkeys;
+	MrColumn *columns;
+	SortSupport sort; /* by the key columns */
+	MrStatement *insert_new;
+	MrStatement *append;
+	MrStatement *delete_returning;
+	int delete_nkeys;
+};
+
+/* How one column is carried. */
+static void
+column_init(MrColumn *column, TupleDesc desc, AttrNumber attnum)
+{
+	Form_pg_attribute attribute = TupleDescAttr(desc, attnum - 1);
+
+	column->attnum = attnum;
+	column->name = pstrdup(quote_identifier(NameStr(attribute->attname)));
+	column->type = attribute->atttypid;
+	column->typmod = attribute->atttypmod;
+	column->collation = attribute->attcollation;
+	column->transport = column->type;
+	if (type_is_array_domain(column->type) || !OidIsValid(get_array_type(column->type)))
+	{
+		Oid output;
+		bool is_varlena;
+
+		getTypeOutputInfo(column->type, &output, &is_varlena);
+		fmgr_info(output, &column->output);
+		column->as_text = true;
+		column->transport = TEXTOID;
+	}
+	get_typlenbyvalalign(column->transport, &column->length, &column->by_value,
+						 &column->alignment);
+}
+
+MrTable *
+mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, int nkeys)
+{
+	MrTable *table = palloc0(sizeof(MrTable));
+	Relation relation = table_open(relid, AccessShareLock);
+	TupleDesc desc = RelationGetDescr(relation);
+
+	table->context = CurrentMemoryContext;
+	table->relid = relid;
+	table->role = role;
+	table->ncolumns = ncolumns;
+	table->nkeys = nkeys;
+	table->columns = palloc0(sizeof(MrColumn) * ncolumns);
+	for (int i = 0; i < ncolumns; i++)
+		column_init(&table->columns[i], desc, attnums[i]);
+	table_close(relation, NoLock);
+
+	table->sort = palloc0(sizeof(SortSupportData) * Max(nkeys, 1));
+	for (int i = 0; i < nkeys; i++)
+	{
+		SortSupport sort = &table->sort[i];
+		TypeCacheEntry *type = lookup_type_cache(table->columns[i].type, TYPECACHE_LT_OPR);
+
+		if (!OidIsValid(type->lt_opr))
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+							errmsg("type %s of key column %s has no order",
+								   format_type_be(table->columns[i].type),
+								   table->columns[i].name)));
+		sort->ssup_cxt = CurrentMemoryContext;
+		sort->ssup_collation = table->columns[i].collation;
+		sort->ssup_nulls_first = false;
+		sort->ssup_attno = i + 1;
+		PrepareSortSupportFromOrderingOp(type->lt_opr, sort);
+	}
+	return table;
+}
+
+MrRows *
+mr_rows_create(const MrTable *table, int capacity)
+{
+	MrRows *rows = palloc0(sizeof(MrRows));
+
+	rows->values = palloc(sizeof(Datum *) * table->ncolumns);
+	rows->nulls = palloc(sizeof(bool *) * table->ncolumns);
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		rows->values[i] = MemoryContextAllocHuge(CurrentMemoryContext,
+												 sizeof(Datum) * Max(capacity, 1));
+		rows->nulls[i] = palloc0(Max(capacity, 1));
+	}
+	return rows;
+}
+
+typedef struct SortArgument
+{
+	const MrTable *table;
+	const MrRows *rows;
+	int nkeys;
+} SortArgument;
+
+/* Orders two rows by the table's key. */
+static int
+compare_rows(const void *left, const void *right, void *argument)
+{
+	const SortArgument *sorted = argument;
+	int l = *(const int *) left;
+	int r = *(const int *) right;
+
+	for (int i = 0; i < sorted->nkeys; i++)
+	{
+		const bool *nulls = sorted->rows->nulls[i];
+		int order = ApplySortComparator(sorted->rows->values[i][l], nulls != NULL && nulls[l],
+										sorted->rows->values[i][r], nulls != NULL && nulls[r],
+										&sorted->table->sort[i]);
+
+		if (order != 0)
+			return order;
+	}
+	return l - r;
+}
+
+/* The order of the rows by the first columns of the key. */
+static int *
+sorted_order(const MrTable *table, const MrRows *rows, int nkeys)
+{
+	SortArgument argument = {table, rows, nkeys};
+	int *order = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * Max(rows->nrows, 1));
+
+	for (int i = 0; i < rows->nrows; i++)
+		order[i] = i;
+	if (nkeys > 0)
+		qsort_arg(order, rows->nrows, sizeof(int), compare_rows, &argument);
+	return order;
+}
+
+/* One column of the rows, in the given order, as an array. */
+static Datum
+column_array(MrColumn *column, const Datum *values, const bool *nulls, const int *order, int nrows)
+{
+	Datum *ordered = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * Max(nrows, 1));
+	bool *ordered_nulls = palloc0(Max(nrows, 1));
+	int dims[1] = {nrows};
+	int lower[1] = {1};
+	bool any_null = false;
+	ArrayType *array;
+
+	for (int i = 0; i < nrows; i++)
+	{
+		int row = order[i];
+
+		if (nulls != NULL && nulls[row])
+		{
+			ordered_nulls[i] = true;
+			any_null = true;
+			ordered[i] = (Datum) 0;
+		}
+		else if (column->as_text)
+			ordered[i] =
+				CStringGetTextDatum(OutputFunctionCall(&column->output, values[row]));
+		else
+			ordered[i] = values[row];
+	}
+	array = construct_md_array(ordered, any_null ? ordered_nulls : NULL, 1, dims, lower,
+							   column->transport, column->length, column->by_value,
+							   column->alignment);
+	pfree(ordered);
+	pfree(ordered_nulls);
+	return PointerGetDatum(array);
+}
+
+/* Appends "unnest($1::t[], …) AS u(c1, …)" for the first n columns. */
+static void
+append_unnest(StringInfo sql, const MrTable *table, int ncolumns)
+{
+	appendStringInfoString(sql, "pg_catalog.unnest(");
+	for (int i = 0; i < ncolumns; i++)
+		appendStringInfo(sql, "%s$%d", i > 0 ? ", " : "", i + 1);
+	appendStringInfoString(sql, ") AS u(");
+	for (int i = 0; i < ncolumns; i++)
+		appendStringInfo(sql, "%sc%d", i > 0 ? ", " : "", i + 1);
+	appendStringInfoChar(sql, ')');
+}
+
+/* The value of unnested column `i` in its own type. */
+static void
+append_value(StringInfo sql, const MrTable *table, int i)
+{
+	const MrColumn *column = &table->columns[i];
+
+	appendStringInfo(sql, "u.c%d", i + 1);
+	if (column->as_text)
+		appendStringInfo(sql, "::%s", format_type_with_typemod(column->type, column->typmod));
+}
+
+static MrStatement *
+statement_create(const MrTable *table, const char *sql, int ncolumns)
+{
+	MemoryContext previous = MemoryContextSwitchTo(table->context);
+	Oid *types = palloc(sizeof(Oid) * ncolumns);
+	MrStatement *statement;
+
+	for (int i = 0; i < ncolumns; i++)
+		types[i] = get_array_type(table->columns[i].transport);
+	statement = mr_statement_create(sql, ncolumns, types);
+	MemoryContextSwitchTo(previous);
+	return statement;
+}
+
+/* INSERT … SELECT unnest(…), with or without ON CONFLICT (key) DO NOTHING. */
+static MrStatement *
+insert_statement(const MrTable *table, bool on_conflict)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "INSERT INTO %s (", mr_relation_name(table->relid));
+	for (int i = 0; i < table->ncolumns; i++)
+		appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", table->columns[i].name);
+	appendStringInfoString(&sql, ") SELECT ");
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		appendStringInfoString(&sql, i > 0 ? ", " : "");
+		append_value(&sql, table, i);
+	}
+	appendStringInfoString(&sql, " FROM ");
+	append_unnest(&sql, table, table->ncolumns);
+	if (on_conflict)
+	{
+		appendStringInfoString(&sql, " ON CONFLICT (");
+		for (int i = 0; i < table->nkeys; i++)
+			appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", table->columns[i].name);
+		appendStringInfoString(&sql, ") DO NOTHING");
+	}
+	return statement_create(table, sql.data, table->ncolumns);
+}
+
+/* DELETE … USING unnest(…) … RETURNING every column. */
+static MrStatement *
+delete_statement(const MrTable *table, int nkeys)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "DELETE FROM %s AS t USING ", mr_relation_name(table->relid));
+	append_unnest(&sql, table, nkeys);
+	appendStringInfoString(&sql, " WHERE ");
+	for (int i = 0; i < nkeys; i++)
+	{
+		appendStringInfo(&sql, "%st.%s = ", i > 0 ? " AND " : "", table->columns[i].name);
+		append_value(&sql, table, i);
+	}
+	appendStringInfoString(&sql, " RETURNING t.*");
+	return statement_create(table, sql.data, nkeys);
+}
+
+/* Runs a statement whose parameters are the first n columns of the rows, as the table's role. */
+static uint64
+run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, int ncolumns)
+{
+	int *order = sorted_order(table, rows, Min(table->nkeys, ncolumns));
+	Datum *arrays = palloc(sizeof(Datum) * ncolumns);
+	MrRunAs saved;
+	uint64 processed;
+
+	for (int i = 0; i < ncolumns; i++)
+		arrays[i] = column_array(&table->columns[i], rows->values[i],
+								 rows->nulls != NULL ? rows->nulls[i] : NULL, order, rows->nrows);
+	mr_run_as(&saved, table->role);
+	processed = mr_statement_run(statement, arrays, NULL);
+	mr_run_back(&saved);
+	for (int i = 0; i < ncolumns; i++)
+		pfree(DatumGetPointer(arrays[i]));
+	pfree(arrays);
+	pfree(order);
+	return processed;
+}
+
+int64
+mr_table_insert_new(MrTable *table, MrRows *rows)
+{
+	if (rows->nrows == 0)
+		return 0;
+	if (table->insert_new == NULL)
+		table->insert_new = insert_statement(table, true);
+	return run_with_rows(table, table->insert_new, rows, table->ncolumns);
+}
+
+void
+mr_table_append(MrTable *table, MrRows *rows)
+{
+	if (rows->nrows == 0)
+		return;
+	if (table->append == NULL)
+		table->append = insert_statement(table, false);
+	(void) run_with_rows(table, table->append, rows, table->ncolumns);
+}
+
+/* A copy of the table's descriptor. */
+static TupleDesc
+relation_descriptor(Oid relid)
+{
+	Relation relation = table_open(relid, AccessShareLock);
+	TupleDesc desc = CreateTupleDescCopy(RelationGetDescr(relation));
+
+	table_close(relation, NoLock);
+	return desc;
+}
+
+/* A row as RETURNING gives it, which has no place for dropped columns, in the layout of the table. */
+static HeapTuple
+restore_layout(HeapTuple returned, TupleDesc returned_desc, TupleDesc desc)
+{
+	Datum *values;
+	bool *nulls;
+	HeapTuple tuple;
+	int from = 0;
+
+	if (returned_desc->natts == desc->natts)
+		return heap_copytuple(returned);
+	values = palloc0(sizeof(Datum) * desc->natts);
+	nulls = palloc(desc->natts);
+	memset(nulls, true, desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			values[i] = heap_getattr(returned, ++from, returned_desc, &nulls[i]);
+	}
+	tuple = heap_form_tuple(desc, values, nulls);
+	pfree(values);
+	pfree(nulls);
+	return tuple;
+}
+
+HeapTuple *
+mr_table_delete_returning(MrTable *table, int nkeys_given, MrRows *keys, int *ndeleted)
+{
+	HeapTuple *deleted;
+	TupleDesc desc;
+
+	*ndeleted = 0;
+	if (keys->nrows == 0)
+		return NULL;
+	if (table->delete_returning == NULL || table->delete_nkeys != nkeys_given)
+	{
+		table->delete_returning = delete_statement(table, nkeys_given);
+		table->delete_nkeys = nkeys_given;
+	}
+	*ndeleted = (int) run_with_rows(table, table->delete_returning, keys, nkeys_given);
+	deleted = palloc(sizeof(HeapTuple) * Max(*ndeleted, 1));
+	desc = relation_descriptor(table->relid);
+	for (int i = 0; i < *ndeleted; i++)
+		deleted[i] = restore_layout(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, desc);
+	SPI_freetuptable(SPI_tuptable);
+	return deleted;
+}
