@@ -4,6 +4,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "core/millrace.h"
 #include "core/worker.h"
 #include "miscadmin.h"
