@@ -13,6 +13,7 @@
 
 KAFKA_VERSION=3.9.1
 MILLRACE_CACHE="${MILLRACE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/millrace}"
+PYTHON=/usr/bin/python3           # the one that python3-psycopg2 and python3-numpy are for
 on_exit_commands=()
 
 say() { printf '%s\n' "$*" >&2; }
@@ -145,7 +146,7 @@ pg_start() {
 		free_port >"$dir/port"
 		chmod 700 "$dir"
 		[ "$(id -u)" != 0 ] || chown -R postgres: "$dir"
-		as_server "$(pg_bin initdb)" -D "$dir/data" -U postgres -E UTF8 --locale=C.UTF-8 \
+		as_server "$(pg_bin initdb)" -D "$dir/data" -U postgres -E UTF8 --locale=C.UTF-8 --lc-collate=C \
 			--auth-local=trust --auth-host=scram-sha-256 --pwfile="$dir/password" >"$dir/initdb.log" ||
 			die "initdb failed: $(cat "$dir/initdb.log")"
 		cat >>"$dir/data/postgresql.conf" <<-CONF

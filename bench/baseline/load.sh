@@ -23,6 +23,7 @@ split -a 4 -d -l "$batch" "$file" "$parts/part."
 		printf "BEGIN;\nTRUNCATE raw;\nCOPY raw (payload) FROM '%s';\n\\\\i '%s'\nCOMMIT;\n" "$part" "$here/orders.sql"
 	done
 } >"$parts/script"
+export PGOPTIONS="-c temp_buffers=$((64 + batch * 6 / 1024))MB"       # a batch takes 5 kB an order
 start=$(date +%s.%N)
 psql -qX ${TIMING:+-c '\timing on'} -v ON_ERROR_STOP=1 -f "$parts/script"
 end=$(date +%s.%N)

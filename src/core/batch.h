@@ -10,11 +10,11 @@
 
 #include "access/htup.h"
 #include "utils/timestamp.h"
-#include "utils/tuplestore.h"
 #include "utils/uuid.h"
 
 struct MrStream;
 struct MrStaging;
+struct List;
 
 /* A message as it came. */
 typedef struct MrMessage
@@ -29,7 +29,9 @@ typedef struct MrMessage
 	char *value; /* NULL: a tombstone; not terminated */
 	int value_length;
 	char *headers; /* a JSON object as text, or NULL */
-	bool dead; /* decoding it failed: a letter has been written */
+	bool retried; /* a dead letter that is tried again */
+	int64 letter; /* its id */
+	bool failed; /* something in it cannot be taken; see the batch's failures */
 } MrMessage;
 
 /* One element of one version: a row for the staging table, values by attribute number - 1. */
@@ -49,7 +51,9 @@ typedef struct MrVersion
 	bool version_null;
 	TimestampTz event_time;
 	bool event_time_null;
+	TimestampTz loaded_at;
 	bool deleted;
+	bool always; /* a tombstone that wins over every version before it */
 	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */
 	int nrows; /* rows that pass filter and expectations */
 	MrRow *rows;
@@ -63,18 +67,19 @@ typedef struct MrStaged
 {
 	struct MrStaging *staging;
 	int nversions;
+	int capacity;
 	MrVersion *versions; /* every routed version, in order of arrival */
 
 	/*
-	 * The difference that the batch makes: when anything of an object changed, all its rows, as tuples of
-	 * the staging table's descriptor.
+	 * The difference that the batch makes: when anything of an object changed, all its rows.  Old ones are
+	 * tuples of the staging table's descriptor.  SQL reads both through mr_staged_register.
 	 */
 	int nold;
 	HeapTuple *old_rows;
 	int nnew;
-	HeapTuple *new_rows;
-	Tuplestorestate *old_store; /* the same, as ephemeral relations read them; see mr_staged_register */
-	Tuplestorestate *new_store;
+	MrRow **new_rows;
+	int naccepted; /* versions that were accepted, sorted by key */
+	MrVersion **accepted;
 } MrStaged;
 
 typedef struct MrBatch
@@ -88,6 +93,7 @@ typedef struct MrBatch
 	Size bytes; /* of raw messages */
 	int nstaged;
 	MrStaged *staged; /* by MrStaging.ordinal */
+	struct List *failures; /* MrFailure *, what becomes dead letters */
 } MrBatch;
 
 extern MrBatch *mr_batch_create(MemoryContext parent);

@@ -8,6 +8,7 @@
 #ifndef MR_CORE_HASH_H
 #define MR_CORE_HASH_H
 
+#include "fmgr.h"
 #include "utils/uuid.h"
 
 /* How values of one type become text in a hash; compiled once. */

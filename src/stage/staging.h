@@ -9,6 +9,13 @@
 #include "core/batch.h"
 #include "nodes/pg_list.h"
 
+/* A column as it was declared, and which attribute it is now: renames are followed (C14). */
+typedef struct MrDeclaredName
+{
+	char *declared;
+	AttrNumber attnum;
+} MrDeclaredName;
+
 typedef struct MrStaging
 {
 	int32 id; /* millrace.staging.id */
@@ -17,13 +24,15 @@ typedef struct MrStaging
 	Oid owner; /* the declaring role: rows are written and expressions evaluated as it */
 	char *name; /* schema-qualified and quoted */
 	char *timezone;
-	TupleDesc desc; /* of the table; columns are found by current name with mr_staging_attribute */
+	TupleDesc desc; /* of the table; columns are found with mr_staging_attribute */
 	int nkeys;
 	AttrNumber *key; /* attribute numbers of the object's key, without _element */
 	AttrNumber element; /* of _element, or 0 */
 	AttrNumber version; /* of _version */
 	AttrNumber event_time;
 	bool version_is_time; /* _version is a timestamptz: satellites' applied_at is it */
+	int nnames;
+	MrDeclaredName *names; /* of all columns that millrace knows */
 	struct MrStagingPlan *plan; /* private to stage */
 } MrStaging;
 

@@ -9,7 +9,8 @@ CREATE TABLE millrace.staging (
     definition json NOT NULL,
     -- Raised by each replace: an equal version under a newer definition is applied again (C2).
     definition_no integer NOT NULL DEFAULT 1,
-    -- From when on the log holds every version; NULL without a log (C7).
+    -- The table to which every version is appended, and from when on it holds them all (C7).
+    log regclass,
     log_since timestamptz
 );
 COMMENT ON TABLE millrace.staging IS 'staging tables: their stream and how messages map to rows';
@@ -44,3 +45,556 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.staging_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.target', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.target_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.target_source', '');
+
+-- ---- declaring ---------------------------------------------------------------------------------------------
+
+-- One mapping, path | [path] | [path, type] | [path, type, format], in one shape: {paths, type, format}.
+CREATE FUNCTION millrace_internal.mapping(what text, spec json, per_element boolean, default_type text) RETURNS json
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    path json := spec;
+    paths text[];
+    type text := default_type;
+    format text;
+    one text;
+BEGIN
+    IF json_typeof(spec) = 'array' THEN
+        IF json_array_length(spec) NOT BETWEEN 1 AND 3 THEN
+            RAISE EXCEPTION '% must be a path, or [path, type], or [path, type, format]: %', what, spec
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        path := spec -> 0;
+        type := coalesce(spec ->> 1, type);
+        format := spec ->> 2;
+    END IF;
+    IF json_typeof(path) = 'string' THEN
+        paths := ARRAY[path #>> '{}'];
+    ELSIF json_typeof(path) = 'array' THEN
+        SELECT array_agg(p #>> '{}' ORDER BY n) INTO paths FROM json_array_elements(path) WITH ORDINALITY AS e (p, n);
+        IF paths IS NULL OR EXISTS (SELECT FROM json_array_elements(path) AS p WHERE json_typeof(p) <> 'string') THEN
+            RAISE EXCEPTION 'paths of % must be strings: %', what, path USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    ELSE
+        RAISE EXCEPTION '% must be a path, or [path, type], or [path, type, format]: %', what, spec
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF type ~ '^[$@]' THEN
+        RAISE EXCEPTION '"%" in % is not a type', type, what
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A list of paths is a list within the list: [["$.a", "$.b"], "text"].';
+    END IF;
+    FOREACH one IN ARRAY paths LOOP
+        PERFORM millrace_internal.check_path(one);
+        IF one ~ '^@' AND NOT per_element THEN
+            RAISE EXCEPTION 'path "%" of % speaks of an element', one, what
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = 'Keys, versions and times belong to the whole message; elements are there with for_each only.';
+        END IF;
+    END LOOP;
+    type := millrace_internal.type_name(type);
+    PERFORM millrace_internal.check_format(type, format);
+    RETURN json_build_object('paths', paths, 'type', type, 'format', format);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.mapping(text, json, boolean, text) IS 'checks one mapping and puts it into one shape';
+
+CREATE FUNCTION millrace_internal.check_path(path text) RETURNS void
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_path';
+COMMENT ON FUNCTION millrace_internal.check_path(text) IS 'raises an error for a path that is none';
+
+CREATE FUNCTION millrace_internal.check_format(type text, format text) RETURNS void
+LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_check_format';
+COMMENT ON FUNCTION millrace_internal.check_format(text, text) IS 'raises an error for a format that does not fit the type';
+
+-- The definition of a staging table as it is stored, from what the user gave.
+CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, route text, deleted text, computed json,
+    filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    mapped json[] := '{}';
+    computed_columns json[] := '{}';
+    expectations json[] := '{}';
+    member record;
+    spec json;
+    reserved CONSTANT text[] := '{_element, _version, _event_time, _partition, _position, _loaded_at, _rows, _deleted, payload}';
+BEGIN
+    PERFORM millrace_internal.check_members('key', key, NULL);
+    PERFORM millrace_internal.check_members('columns', columns, NULL);
+    PERFORM millrace_internal.check_members('computed', computed, NULL);
+    PERFORM millrace_internal.check_members('expect', expect, NULL);
+    PERFORM millrace_internal.check_word('payload', payload, '{json, jsonb, none}');
+    PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always}');
+    IF key IS NULL OR NOT EXISTS (SELECT FROM json_each(key)) THEN
+        RAISE EXCEPTION 'a staging table needs a key'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say which paths identify an object: key => ''{"order_id": ["$.id", "bigint"]}''.';
+    END IF;
+    IF for_each IS NOT NULL THEN
+        PERFORM millrace_internal.check_path(for_each);
+        IF for_each !~ '^\$.*\[\*\]$' THEN
+            RAISE EXCEPTION 'for_each must be a path of the message that ends with [*]: %', for_each USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    IF max_ahead IS NULL OR max_ahead < interval '0' THEN
+        RAISE EXCEPTION 'max_ahead must not be negative' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    FOR member IN
+        SELECT k.key, k.value, true AS is_key FROM json_each(key) k
+        UNION ALL
+        SELECT c.key, c.value, false FROM json_each(coalesce(columns, '{}')) c
+    LOOP
+        IF member.key = ANY (reserved) THEN
+            RAISE EXCEPTION 'column name "%" is taken by millrace itself', member.key USING ERRCODE = 'reserved_name';
+        END IF;
+        IF NOT member.is_key AND EXISTS (SELECT FROM unnest(mapped) m WHERE m ->> 'name' = member.key) THEN
+            RAISE EXCEPTION 'column "%" stands in key and in columns', member.key USING ERRCODE = 'duplicate_column';
+        END IF;
+        spec := millrace_internal.mapping(format('column "%s"', member.key), member.value, for_each IS NOT NULL AND NOT member.is_key, 'text');
+        IF member.is_key AND spec ->> 'type' LIKE '%[]' THEN
+            RAISE EXCEPTION 'key column "%" cannot be an array', member.key USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        mapped := mapped || json_build_object('name', member.key, 'paths', spec -> 'paths', 'type', spec ->> 'type', 'format', spec ->> 'format', 'key', member.is_key);
+    END LOOP;
+
+    FOR member IN SELECT c.key, c.value FROM json_each(coalesce(computed, '{}')) c LOOP
+        IF json_typeof(member.value) <> 'array' OR json_array_length(member.value) <> 2 THEN
+            RAISE EXCEPTION 'computed column "%" must be [expression, type]: %', member.key, member.value USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF member.key = ANY (reserved) THEN
+            RAISE EXCEPTION 'column name "%" is taken by millrace itself', member.key USING ERRCODE = 'reserved_name';
+        END IF;
+        IF EXISTS (SELECT FROM json_each(key) k WHERE k.key = member.key) THEN
+            RAISE EXCEPTION 'key column "%" cannot be computed', member.key USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        PERFORM millrace_internal.check_expression(format('computed column "%s"', member.key), member.value ->> 0);
+        computed_columns := computed_columns || json_build_object('name', member.key, 'expression', member.value ->> 0, 'type', millrace_internal.type_name(member.value ->> 1));
+    END LOOP;
+
+    FOR member IN SELECT e.key, e.value FROM json_each(coalesce(expect, '{}')) e LOOP
+        IF json_typeof(member.value) <> 'string' THEN
+            RAISE EXCEPTION 'expectation "%" must be an SQL expression in a string: %', member.key, member.value USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        PERFORM millrace_internal.check_expression(format('expectation "%s"', member.key), member.value #>> '{}');
+        expectations := expectations || json_build_object('name', member.key, 'expression', member.value #>> '{}');
+    END LOOP;
+    PERFORM millrace_internal.check_expression('route', route) WHERE route IS NOT NULL;
+    PERFORM millrace_internal.check_expression('deleted', deleted) WHERE deleted IS NOT NULL;
+    PERFORM millrace_internal.check_expression('filter', filter) WHERE filter IS NOT NULL;
+
+    RETURN json_build_object('for_each', for_each, 'columns', array_to_json(mapped),
+        'version', millrace_internal.mapping('version', version, false, 'bigint'),
+        'event_time', millrace_internal.mapping('event_time', event_time, false, 'timestamptz'),
+        'route', route, 'deleted', deleted, 'computed', array_to_json(computed_columns), 'filter', filter, 'expect', array_to_json(expectations),
+        'payload', payload, 'max_ahead', max_ahead, 'tombstone', tombstone);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.staging_definition(json, json, json, json, text, text, text, json, text, json, text, interval, text) IS
+    'checks what create_staging was given and puts it into the shape that is stored';
+
+-- The columns that a staging table of that definition has, in order.
+CREATE FUNCTION millrace_internal.staging_columns(definition json) RETURNS TABLE (name text, type text, in_key boolean, technical boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT name, type, in_key, technical FROM (
+        SELECT 1 AS block, n, c ->> 'name' AS name,
+               coalesce((SELECT m ->> 'type' FROM json_array_elements(definition -> 'computed') m WHERE m ->> 'name' = c ->> 'name'), c ->> 'type') AS type, true AS in_key, false AS technical
+        FROM json_array_elements(definition -> 'columns') WITH ORDINALITY AS e (c, n) WHERE (c ->> 'key')::boolean
+        UNION ALL
+        SELECT 2, 0, '_element', 'integer', true, true WHERE definition ->> 'for_each' IS NOT NULL
+        UNION ALL
+        SELECT 3, n, c ->> 'name',
+               coalesce((SELECT m ->> 'type' FROM json_array_elements(definition -> 'computed') m WHERE m ->> 'name' = c ->> 'name'), c ->> 'type'), false, false
+        FROM json_array_elements(definition -> 'columns') WITH ORDINALITY AS e (c, n) WHERE NOT (c ->> 'key')::boolean
+        UNION ALL
+        SELECT 4, n, c ->> 'name', c ->> 'type', false, false FROM json_array_elements(definition -> 'computed') WITH ORDINALITY AS e (c, n)
+        WHERE c ->> 'name' NOT IN (SELECT m ->> 'name' FROM json_array_elements(definition -> 'columns') m)
+        UNION ALL
+        SELECT 5, t.n, t.name, t.type, false, true
+        FROM (VALUES (1, '_version', coalesce(definition #>> '{version,type}', 'bigint')), (2, '_event_time', 'timestamp with time zone'), (3, '_partition', 'integer'),
+                     (4, '_position', 'bigint'), (5, '_loaded_at', 'timestamp with time zone'), (6, 'payload', nullif(definition ->> 'payload', 'none'))) AS t (n, name, type)
+        WHERE t.type IS NOT NULL) AS c
+    ORDER BY block, n
+$$;
+COMMENT ON FUNCTION millrace_internal.staging_columns(json) IS 'the columns of a staging table of that definition';
+
+-- What of an existing table does not fit the columns; NULL when it fits.
+CREATE FUNCTION millrace_internal.misfit(relation regclass, definition json) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+               WHEN a.attname IS NULL THEN format('it has no column "%s"', c.name)
+               WHEN format_type(a.atttypid, a.atttypmod) <> c.type THEN format('its column "%s" is %s, not %s', c.name, format_type(a.atttypid, a.atttypmod), c.type)
+               ELSE format('its column "%s" is generated', c.name)
+           END
+    FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)
+    LEFT JOIN pg_attribute a ON a.attrelid = relation AND a.attname = c.name AND NOT a.attisdropped AND a.attnum > 0
+    WHERE a.attname IS NULL OR format_type(a.atttypid, a.atttypmod) <> c.type OR a.attgenerated <> ''
+    ORDER BY c.n LIMIT 1
+$$;
+COMMENT ON FUNCTION millrace_internal.misfit(regclass, json) IS 'why an existing table cannot be adopted, or NULL';
+
+-- The definition view: every column that we use, the expressions, and around them the mapped values as raw (C14).
+CREATE FUNCTION millrace_internal.define_staging(staging_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staging millrace.staging;
+    relation_name text;
+    view_name text := format('millrace_def.staging_%s', staging_id);
+    selected text;
+    raw text;
+    owner_of_all regrole := current_user::regrole;
+    wrong record;
+BEGIN
+    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    relation_name := (SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation);
+    SELECT string_agg(format('%I.%I', relation_name, c.name), ', ' ORDER BY n) INTO selected
+    FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n);
+    SELECT concat_ws(', ', selected, string_agg(e.text, ', ')) INTO selected FROM (
+        SELECT format(E'(%s\n) AS %I', e.expression, ':' || e.name) AS text
+        FROM (VALUES ('route', staging.definition ->> 'route'), ('deleted', staging.definition ->> 'deleted'), ('filter', staging.definition ->> 'filter')) AS e (name, expression)
+        WHERE e.expression IS NOT NULL
+        UNION ALL
+        SELECT format(E'CAST((%s\n) AS %s) AS %I', c ->> 'expression', c ->> 'type', ':computed ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'computed') c
+        UNION ALL
+        SELECT format(E'(%s\n) AS %I', c ->> 'expression', ':expect ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'expect') c) AS e;
+    SELECT string_agg(format('NULL::%s AS %I', c ->> 'type', c ->> 'name'), ', ' ORDER BY n) INTO raw
+    FROM json_array_elements(staging.definition -> 'columns') WITH ORDINALITY AS e (c, n);
+
+    EXECUTE format('DROP VIEW IF EXISTS %s', view_name);
+    PERFORM millrace_internal.execute_as(owner_of_all,
+        format(E'CREATE VIEW %s AS SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e',
+               view_name, raw, selected, staging.relation::text, relation_name));
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type INTO wrong FROM pg_attribute a
+    WHERE a.attrelid = view_name::regclass AND (a.attname IN (':route', ':deleted', ':filter') OR a.attname LIKE ':expect %') AND a.atttypid <> 'boolean'::regtype;
+    IF FOUND THEN
+        RAISE EXCEPTION '% must be boolean, not %', substr(wrong.attname, 2), wrong.type USING ERRCODE = 'datatype_mismatch';
+    END IF;
+    PERFORM millrace_internal.check_stable('staging', staging_id);
+    EXECUTE format('ALTER VIEW %s OWNER TO %s', view_name, staging.owner);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.define_staging(integer) IS 'makes the definition view of a staging table';
+
+CREATE FUNCTION millrace_internal.create_staging(caller regrole, name text, stream text, key json, columns json, version json, event_time json, for_each text,
+    source_table text, route text, deleted text, computed json, filter text, expect json, payload text, max_ahead interval, tombstone text, log boolean, timezone text,
+    replace boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    feed millrace.stream := millrace_internal.stream_of(caller, stream);
+    qualified text := millrace_internal.qualified_name(name);
+    relation regclass := millrace_internal.relation(name);
+    definition json;
+    present millrace.staging;
+    why text;
+    log_name text;
+    staging_id integer;
+    added record;
+BEGIN
+    IF source_table IS NOT NULL THEN
+        RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
+            USING ERRCODE = 'feature_not_supported', HINT = 'Use route to take some of the messages only.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_timezone_names z WHERE z.name = create_staging.timezone) THEN
+        RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
+
+    SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = create_staging.relation FOR UPDATE;
+    IF FOUND THEN
+        IF NOT replace OR present.stream_id <> feed.id THEN
+            RAISE EXCEPTION '% is already a staging table of stream "%"', qualified, (SELECT f.name FROM millrace.stream f WHERE f.id = present.stream_id)
+                USING ERRCODE = 'duplicate_table', HINT = 'replace => true changes its definition.';
+        END IF;
+        PERFORM millrace_internal.replace_staging(caller, present, definition, log, timezone);
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM millrace.target t WHERE t.relation = create_staging.relation) THEN
+        RAISE EXCEPTION '% is already kept by millrace', qualified USING ERRCODE = 'duplicate_table';
+    END IF;
+
+    IF relation IS NULL THEN
+        PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, PRIMARY KEY (%s))', qualified,
+            (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)),
+            (SELECT string_agg(format('%I', c.name), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key)));
+        relation := qualified::regclass;
+    ELSE
+        PERFORM millrace_internal.check_adopted(caller, relation, definition);
+    END IF;
+
+    INSERT INTO millrace.staging (stream_id, relation, owner, timezone, definition)
+    VALUES (feed.id, relation, caller, timezone, definition) RETURNING id INTO staging_id;
+    EXECUTE format('CREATE TABLE millrace_state.object_%s (%s, version %s, epoch integer NOT NULL, digest uuid NOT NULL, flags smallint NOT NULL%s, definition integer NOT NULL, PRIMARY KEY (%s))',
+        staging_id,
+        (SELECT string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical),
+        coalesce(definition #>> '{version,type}', 'bigint'),
+        CASE WHEN definition #>> '{version,type}' IS NULL THEN ', partition integer NOT NULL, message_time timestamptz NOT NULL' ELSE '' END,
+        (SELECT string_agg(format('k%s', n), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical));
+    EXECUTE format('GRANT SELECT ON millrace_state.object_%s TO %s', staging_id, caller);
+    PERFORM millrace_internal.define_staging(staging_id);
+    IF log THEN
+        PERFORM millrace_internal.create_log(caller, staging_id);
+    END IF;
+    PERFORM millrace_internal.changed(feed.id);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_staging(regrole, text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) IS
+    'the other half of millrace.create_staging';
+
+CREATE FUNCTION millrace_internal.check_adopted(caller regrole, relation regclass, definition json) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    why text;
+    keys text[] := ARRAY(SELECT c.name FROM millrace_internal.staging_columns(definition) c WHERE c.in_key);
+BEGIN
+    IF (SELECT relkind NOT IN ('r', 'p') FROM pg_class WHERE oid = relation) THEN
+        RAISE EXCEPTION '% is not a table', relation USING ERRCODE = 'wrong_object_type';
+    END IF;
+    IF NOT pg_has_role(caller, (SELECT relowner FROM pg_class WHERE oid = relation), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', relation USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    why := millrace_internal.misfit(relation, definition);
+    IF why IS NOT NULL THEN
+        RAISE EXCEPTION 'table % cannot be adopted: %', relation, why
+            USING ERRCODE = 'invalid_table_definition',
+                  DETAIL = format('Its columns have to be: %s.', (SELECT string_agg(format('%I %s', c.name, c.type), ', ') FROM millrace_internal.staging_columns(definition) c));
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = relation AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate
+          AND (SELECT array_agg(a.attname::text ORDER BY a.attname::text COLLATE "C") FROM unnest(i.indkey::int[]) WITH ORDINALITY AS k (attnum, n)
+               JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts)
+              = ARRAY(SELECT k FROM unnest(keys) k ORDER BY k COLLATE "C")) THEN
+        RAISE EXCEPTION 'table % cannot be adopted: it has no unique index on (%)', relation, array_to_string(keys, ', ') USING ERRCODE = 'invalid_table_definition';
+    END IF;
+    IF (SELECT reltuples > 0 FROM pg_class WHERE oid = relation) THEN
+        RAISE NOTICE 'rows that are in % already are kept until their objects come', relation;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_adopted(regrole, regclass, json) IS 'raises an error when an existing table cannot become a staging table';
+
+-- The log: every version that came, as it was mapped; plain append.
+CREATE FUNCTION millrace_internal.create_log(caller regrole, staging_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staging millrace.staging;
+    log_name text;
+BEGIN
+    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    SELECT format('%I.%I', n.nspname, c.relname || '_log') INTO log_name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = staging.relation;
+    PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, _rows integer NOT NULL, _deleted boolean NOT NULL)', log_name,
+        (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n))));
+    EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
+    UPDATE millrace.staging s SET log = log_name::regclass, log_since = CASE WHEN EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
+    WHERE s.id = staging_id;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_log(regrole, integer) IS 'makes the log of a staging table';
+
+-- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
+CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, timezone text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    member text;
+    added record;
+    log_relation regclass := present.log;
+BEGIN
+    IF definition::text = present.definition::text AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
+        RETURN;
+    END IF;
+    FOREACH member IN ARRAY '{for_each, version, payload}'::text[] LOOP
+        IF (definition -> member)::text IS DISTINCT FROM (present.definition -> member)::text THEN
+            RAISE EXCEPTION '% of staging table % cannot change', member, present.relation
+                USING ERRCODE = 'feature_not_supported', DETAIL = 'Every object that is staged has been judged by it.', HINT = 'Drop the staging table and create it again.';
+        END IF;
+    END LOOP;
+    IF (SELECT array_agg((c.name, c.type)::text) FROM millrace_internal.staging_columns(definition) c WHERE c.in_key)
+       IS DISTINCT FROM (SELECT array_agg((c.name, c.type)::text) FROM millrace_internal.staging_columns(present.definition) c WHERE c.in_key) THEN
+        RAISE EXCEPTION 'the key of staging table % cannot change', present.relation
+            USING ERRCODE = 'feature_not_supported', HINT = 'Drop the staging table and create it again.';
+    END IF;
+    FOR added IN
+        SELECT c.name, c.type, o.type AS old_type FROM millrace_internal.staging_columns(definition) c
+        LEFT JOIN millrace_internal.staging_columns(present.definition) o ON o.name = c.name WHERE o.type IS DISTINCT FROM c.type
+    LOOP
+        IF added.old_type IS NOT NULL THEN
+            RAISE EXCEPTION 'column "%" of staging table % cannot become %: it is %', added.name, present.relation, added.type, added.old_type
+                USING ERRCODE = 'feature_not_supported', HINT = 'Map the value to another column.';
+        END IF;
+        PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', present.relation, added.name, added.type));
+        IF log_relation IS NOT NULL THEN
+            PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', log_relation, added.name, added.type));
+        END IF;
+    END LOOP;
+    -- Columns that are no longer mapped stay in the table; they are no longer written.
+    UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;
+    IF log AND present.log IS NULL THEN
+        PERFORM millrace_internal.create_log(caller, present.id);
+    ELSIF NOT log AND present.log IS NOT NULL THEN
+        UPDATE millrace.staging s SET log = NULL, log_since = NULL WHERE s.id = present.id;
+        RAISE NOTICE 'table % is no longer written; drop it when it is no longer needed', present.log;
+    END IF;
+    PERFORM millrace_internal.define_staging(present.id);
+    PERFORM millrace_internal.changed(present.stream_id);
+    RAISE NOTICE 'the new definition of % is for messages from now on', present.relation
+        USING HINT = 'millrace.reset_stream() reads what came before again.';
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.replace_staging(regrole, millrace.staging, json, boolean, text) IS 'changes the definition of a staging table';
+
+CREATE FUNCTION millrace.create_staging(name text, stream text, key json DEFAULT NULL, columns json DEFAULT NULL, version json DEFAULT NULL, event_time json DEFAULT NULL,
+    for_each text DEFAULT NULL, source_table text DEFAULT NULL, route text DEFAULT NULL, deleted text DEFAULT NULL, computed json DEFAULT NULL, filter text DEFAULT NULL,
+    expect json DEFAULT NULL, payload text DEFAULT 'json', max_ahead interval DEFAULT '1 day', tombstone text DEFAULT 'timestamp', log boolean DEFAULT false,
+    timezone text DEFAULT 'UTC', replace boolean DEFAULT false) RETURNS void
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) IS
+    'declares a table that is kept from a stream: the newest version of each object, typed columns mapped once';
+REVOKE ALL ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) TO millrace_admin;
+
+-- ---- dropping ----------------------------------------------------------------------------------------------
+
+-- Drops whatever millrace keeps in a table: the table, its views and definition, its state.
+CREATE FUNCTION millrace_internal.drop_table(caller regrole, name text, cascade boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    relation regclass := coalesce(millrace_internal.relation(name), CASE WHEN name ~ '^\d+$' THEN name::oid::regclass END);
+    staging millrace.staging;
+    target millrace.target;
+    dependent record;
+BEGIN
+    SELECT t.* INTO target FROM millrace.target t WHERE t.relation = drop_table.relation FOR UPDATE;
+    IF FOUND THEN
+        PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, relation));
+        PERFORM millrace_internal.drop_target(caller, target.id, cascade);
+        RETURN;
+    END IF;
+    SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = drop_table.relation FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not kept by millrace', name USING ERRCODE = 'undefined_table';
+    END IF;
+    PERFORM millrace_internal.check_owner(caller, staging.owner, format('staging table %s', relation));
+    FOR dependent IN
+        SELECT t.id, t.kind, t.relation FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
+    LOOP
+        IF NOT cascade THEN
+            RAISE EXCEPTION '% feeds % %', relation, dependent.kind, dependent.relation
+                USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops what it feeds, too.';
+        END IF;
+        IF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
+            PERFORM millrace_internal.drop_target(caller, dependent.id, true);
+        END IF;
+    END LOOP;
+    EXECUTE format('DROP VIEW IF EXISTS millrace_def.staging_%s', staging.id);
+    EXECUTE format('DROP TABLE IF EXISTS millrace_state.object_%s', staging.id);
+    DELETE FROM millrace.letter l WHERE l.staging_id = staging.id;
+    DELETE FROM millrace.staging s WHERE s.id = staging.id;
+    PERFORM millrace_internal.changed(staging.stream_id);
+    IF staging.log IS NOT NULL THEN
+        PERFORM millrace_internal.execute_as(caller, format('DROP TABLE IF EXISTS %s%s', staging.log, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
+    END IF;
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = relation) THEN
+        PERFORM millrace_internal.execute_as(caller, format('DROP TABLE %s%s', relation, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.drop_table(regrole, text, boolean) IS 'the other half of millrace.drop_table';
+
+-- One target, by the function of its stage.
+CREATE FUNCTION millrace_internal.drop_target(caller regrole, target_id integer, cascade boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    stream_id integer;
+BEGIN
+    FOR stream_id IN SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = drop_target.target_id LOOP
+        PERFORM millrace_internal.changed(stream_id);
+    END LOOP;
+    IF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'mart' THEN
+        PERFORM millrace_internal.drop_target_mart(caller, target_id, cascade);
+    ELSE
+        PERFORM millrace_internal.drop_target_vault(caller, target_id, cascade);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.drop_target(regrole, integer, boolean) IS 'drops a hub, link, satellite or mart with everything that belongs to it';
+
+CREATE FUNCTION millrace.drop_table(name text, cascade boolean DEFAULT false) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.drop_table(text, boolean) IS 'drops a staging table, hub, link, satellite or mart; with cascade also what it feeds';
+REVOKE ALL ON FUNCTION millrace.drop_table(text, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.drop_table(text, boolean) TO millrace_admin;
+
+-- ---- dead letters ------------------------------------------------------------------------------------------
+
+CREATE TABLE millrace.letter (
+    id bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
+    -- NULL: the message cannot be decoded, for nobody.
+    staging_id integer,
+    kind text NOT NULL CHECK (kind IN ('message', 'object', 'row')),
+    element integer,
+    expectation text,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    epoch integer NOT NULL,
+    position bigint NOT NULL,
+    message_time timestamptz NOT NULL,
+    key bytea,
+    value bytea,
+    headers json,
+    sqlstate text NOT NULL,
+    message text NOT NULL,
+    detail text,
+    hint text,
+    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'superseded')),
+    attempts integer NOT NULL DEFAULT 1,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, staging_id, element)
+);
+COMMENT ON TABLE millrace.letter IS 'dead letters; see the view millrace.dead_letter';
+SELECT pg_catalog.pg_extension_config_dump('millrace.letter', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.letter_id_seq', '');
+
+CREATE VIEW millrace.dead_letter WITH (security_barrier) AS
+SELECT l.id, s.name AS stream, g.relation::text AS staging, l.kind, l.state, l.element, l.expectation, l.topic, l.partition, l.epoch, l.position, l.message_time,
+       l.key, l.value, l.headers, l.sqlstate, l.message, l.detail, l.hint, l.attempts, l.at
+FROM millrace.letter l
+JOIN millrace.stream s ON s.id = l.stream_id
+LEFT JOIN millrace.staging g ON g.id = l.staging_id
+WHERE pg_catalog.pg_has_role(s.owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE');
+COMMENT ON VIEW millrace.dead_letter IS 'messages, objects and rows that could not be taken, as they came, with the reason';
+COMMENT ON COLUMN millrace.dead_letter.kind IS 'message: cannot be decoded; object: this staging table cannot take it; row: fails an expectation';
+COMMENT ON COLUMN millrace.dead_letter.state IS 'open, or superseded: when it was retried a newer version of its object had come';
+GRANT SELECT ON millrace.dead_letter TO PUBLIC;
+
+CREATE FUNCTION millrace_internal.discard(caller regrole, ids bigint[]) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    discarded bigint;
+BEGIN
+    DELETE FROM millrace.letter l USING millrace.stream s
+    WHERE s.id = l.stream_id AND l.id = ANY (ids) AND (pg_has_role(caller, s.owner, 'USAGE'));
+    GET DIAGNOSTICS discarded = ROW_COUNT;
+    RETURN discarded;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.discard(regrole, bigint[]) IS 'the other half of millrace.discard';
+CREATE FUNCTION millrace.discard(ids bigint[]) RETURNS bigint
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.discard(bigint[]) IS 'removes dead letters of one''s streams for good; returns how many';
+CREATE FUNCTION millrace.discard(id bigint) RETURNS bigint
+LANGUAGE sql STRICT AS 'SELECT millrace.discard(ARRAY[id])';
+COMMENT ON FUNCTION millrace.discard(bigint) IS 'removes one dead letter for good';
+REVOKE ALL ON FUNCTION millrace.discard(bigint[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION millrace.discard(bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.discard(bigint[]), millrace.discard(bigint) TO millrace_admin;

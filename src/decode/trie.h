@@ -1,0 +1,86 @@
+/*
+ * trie.h
+ *	  The inside of an extraction plan; only plan.c (which builds it) and walk.c (which runs it) use it.
+ */
+#ifndef MR_DECODE_TRIE_H
+#define MR_DECODE_TRIE_H
+
+#include "decode/plan.h"
+
+/* A place in a message that some path leads to or through. */
+typedef struct MrNode
+{
+	/* Its children: by name, by number, and the one for all elements. */
+	int nmembers;
+	int next; /* the member that probably comes next */
+	uint32 *tags; /* of the members' names, to compare before the names */
+	struct MrNode **members;
+	int nindexes;
+	struct MrNode **indexes;
+	struct MrNode *each;
+
+	const char *name;
+	int length;
+	int index;
+	bool element; /* it is the [*] that its scope is of */
+	int scope; /* whose slots are here */
+	int slot; /* -1: no path ends here */
+	uint64 seen; /* the last container which had this member; a second time is a duplicate */
+} MrNode;
+
+/* The message, or the elements of one for_each. */
+typedef struct MrScope
+{
+	MrNode *node;
+	int parent; /* -1: it is the message */
+	int nslots;
+	const MrPath **paths; /* of the slots */
+
+	/* While a message is walked: its elements so far. */
+	int count;
+	int capacity; /* in elements */
+	int width; /* the slots that the capacity was made for */
+	MrValue *values;
+	int32 *outer;
+} MrScope;
+
+/* An object, array or scalar that the walk is in and that a path leads to or through. */
+typedef struct MrFrame
+{
+	const char *start; /* of its text */
+	uint64 serial; /* unique among the containers of a plan */
+	int first; /* its nodes in the plan's stack of them */
+	int count;
+	int elements; /* of it, seen so far */
+	bool skipping; /* nothing inside is asked for */
+} MrFrame;
+
+struct MrPlan
+{
+	MemoryContext context;
+	MemoryContext scratch; /* what the parser allocates; reset for each message */
+	int nscopes;
+	MrScope *scopes;
+	MrNode *roots[MR_ROOT_BEFORE + 1]; /* the sources that are JSON; NULL when no path needs one parsed */
+
+	/* For walk.c. */
+	uint64 serial;
+	int depth;
+	int frame_capacity;
+	MrFrame *frames;
+	int nactive;
+	int active_capacity;
+	MrNode **active; /* nodes of all open frames, a stack */
+};
+
+/* What makes two names differ at once. */
+static inline uint32
+mr_name_tag(const char *name, int length)
+{
+	if (length == 0)
+		return 0;
+	return ((uint32) length << 16) | ((uint32) (unsigned char) name[0] << 8) |
+		(unsigned char) name[length - 1];
+}
+
+#endif							/* MR_DECODE_TRIE_H */

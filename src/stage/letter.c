@@ -1,0 +1,264 @@
+/*
+ * letter.c
+ *	  Dead letters: what could not be taken, kept as it came until somebody tries it again or discards it.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "stage/mapping.h"
+#include "utils/builtins.h"
+
+static const char *const kind_message = "message"; /* it cannot be decoded */
+static const char *const kind_object = "object"; /* one staging table cannot take it */
+static const char *const kind_row = "row"; /* one row fails an expectation */
+
+/* Bytes as a bytea. */
+static Datum
+bytes_value(const char *bytes, int length)
+{
+	bytea *value = palloc(VARHDRSZ + length);
+
+	SET_VARSIZE(value, VARHDRSZ + length);
+	memcpy(VARDATA(value), bytes, length);
+	return PointerGetDatum(value);
+}
+
+/* Bad data on a stream that is told to stop at it. */
+static void
+stop_at(const MrStream *stream, const MrFailure *failure)
+{
+	ereport(ERROR,
+			(errcode(failure->sqlstate),
+			 errmsg("stream %s stops at a message that cannot be taken: %s", stream->name,
+					failure->text),
+			 errdetail("Topic \"%s\", partition %d, position " INT64_FORMAT ".",
+					   failure->message->topic != NULL ? failure->message->topic : "",
+					   failure->message->partition, failure->message->position),
+			 errhint("Declare what can take it, or create the stream with on_error => "
+					 "'dead_letter'.")));
+}
+
+int64
+mr_letter_write(MrStream *stream, const List *failures)
+{
+	static const Oid types[] = {INT4OID,		INT4OID,  TEXTOID,	INT4OID,  TEXTOID, TEXTOID,
+								INT4OID,		INT4OID,  INT8OID,	TIMESTAMPTZOID,
+								BYTEAOID,		BYTEAOID, TEXTOID,	TEXTOID,  TEXTOID, TEXTOID,
+								TEXTOID};
+	MrStatement *insert = NULL;
+	int64 written = 0;
+	ListCell *lc;
+	MrRunAs saved;
+
+	foreach(lc, failures)
+	{
+		const MrFailure *failure = lfirst(lc);
+		const MrMessage *message = failure->message;
+		Datum values[lengthof(types)];
+		char nulls[lengthof(types) + 1];
+
+		if (failure->silent)
+			continue;
+		if (stream->on_error == MR_ON_ERROR_STOP && !message->retried)
+			stop_at(stream, failure);
+		written++;
+		if (stream->on_error == MR_ON_ERROR_SKIP)
+			continue;
+
+		memset(nulls, ' ', sizeof(nulls));
+		nulls[lengthof(types)] = '\0';
+#define SET(n, absent, value) \
+	do \
+	{ \
+		if (absent) \
+			nulls[n] = 'n', values[n] = (Datum) 0; \
+		else \
+			values[n] = (value); \
+	} while (0)
+#define SET_TEXT(n, string) SET(n, (string) == NULL, CStringGetTextDatum(string))
+		SET(0, false, Int32GetDatum(stream->id));
+		SET(1, failure->staging == NULL, Int32GetDatum(failure->staging->id));
+		SET_TEXT(2, failure->staging == NULL		  ? kind_message
+					: failure->expectation != NULL ? kind_row
+												   : kind_object);
+		SET(3, failure->element == 0, Int32GetDatum(failure->element));
+		SET_TEXT(4, failure->expectation);
+		SET_TEXT(5, message->topic != NULL ? message->topic : "");
+		SET(6, false, Int32GetDatum(message->partition));
+		SET(7, false, Int32GetDatum(message->epoch));
+		SET(8, false, Int64GetDatum(message->position));
+		SET(9, false, TimestampTzGetDatum(message->time));
+		SET(10, message->key == NULL, bytes_value(message->key, message->key_length));
+		SET(11, message->value == NULL, bytes_value(message->value, message->value_length));
+		SET_TEXT(12, message->headers);
+		SET_TEXT(13, unpack_sql_state(failure->sqlstate));
+		SET_TEXT(14, failure->text);
+		SET_TEXT(15, failure->detail);
+		SET_TEXT(16, failure->hint);
+#undef SET_TEXT
+#undef SET
+
+		if (insert == NULL)
+			insert = mr_statement_create(
+				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
+				"expectation, topic, partition, epoch, position, message_time, key, value, "
+				"headers, sqlstate, message, detail, hint) "
+				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
+				"$16, $17) "
+				"ON CONFLICT (stream_id, topic, epoch, partition, position, staging_id, element) "
+				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
+				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
+				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind",
+				lengthof(types), types);
+		mr_run_as(&saved, mr_extension_owner());
+		(void) mr_statement_run(insert, values, nulls);
+		mr_run_back(&saved);
+	}
+	return written;
+}
+
+/* A column of SPI_tuptable as bytes in the batch. */
+static char *
+read_bytes(MrBatch *batch, uint64 row, int column, int *length)
+{
+	bool isnull;
+	Datum value = mr_sql_value(row, column, &isnull);
+	bytea *bytes;
+
+	*length = 0;
+	if (isnull)
+		return NULL;
+	bytes = DatumGetByteaPP(value);
+	*length = VARSIZE_ANY_EXHDR(bytes);
+	return mr_batch_copy(batch, VARDATA_ANY(bytes), *length);
+}
+
+/* Leaves a message out for every staging table of the batch but one. */
+static void
+only_for(MrBatch *batch, MrMessage *message, int32 staging_id)
+{
+	message->failed = true;
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		MrFailure *failure;
+
+		if (batch->staged[s].staging->id == staging_id)
+			continue;
+		failure = palloc0(sizeof(MrFailure));
+		failure->message = message;
+		failure->staging = batch->staged[s].staging;
+		failure->silent = true;
+		batch->failures = lappend(batch->failures, failure);
+	}
+}
+
+void
+mr_letter_read(MrBatch *batch, ArrayType *ids)
+{
+	static const Oid types[] = {INT4OID, INT8ARRAYOID};
+	Datum values[] = {Int32GetDatum(((MrStream *) batch->stream)->id), PointerGetDatum(ids)};
+	MrStatement *select = mr_statement_create(
+		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
+		"headers::text FROM millrace.letter "
+		"WHERE stream_id = $1 AND id = ANY ($2) AND state = 'open' "
+		"ORDER BY topic, epoch, partition, position, staging_id, element FOR UPDATE",
+		2, types);
+	MrRunAs saved;
+	uint64 count;
+
+	mr_run_as(&saved, mr_extension_owner());
+	count = mr_statement_run(select, values, NULL);
+	mr_run_back(&saved);
+	/* Failures point at messages: their array must not move. */
+	batch->capacity = (int) Max(count, 1);
+	batch->messages = palloc(sizeof(MrMessage) * batch->capacity);
+	for (uint64 i = 0; i < count; i++)
+	{
+		MrMessage *message = mr_batch_add(batch);
+		bool isnull;
+		int32 staging_id;
+
+		message->retried = true;
+		message->letter = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+		message->topic = mr_sql_text(i, 3);
+		message->partition = DatumGetInt32(mr_sql_value(i, 4, &isnull));
+		message->epoch = DatumGetInt32(mr_sql_value(i, 5, &isnull));
+		message->position = DatumGetInt64(mr_sql_value(i, 6, &isnull));
+		message->time = DatumGetTimestampTz(mr_sql_value(i, 7, &isnull));
+		message->key = read_bytes(batch, i, 8, &message->key_length);
+		message->value = read_bytes(batch, i, 9, &message->value_length);
+		message->headers = mr_sql_text(i, 10);
+		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
+		if (!isnull)
+			only_for(batch, message, staging_id);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Did the message fail again somewhere? */
+static bool
+failed_again(const MrBatch *batch, const MrMessage *message)
+{
+	ListCell *lc;
+
+	foreach(lc, batch->failures)
+	{
+		const MrFailure *failure = lfirst(lc);
+
+		if (failure->message == message && !failure->silent)
+			return true;
+	}
+	return false;
+}
+
+/* Had a newer version of its object come in the meantime?  A message may have several letters. */
+static bool
+superseded(const MrBatch *batch, const MrMessage *message)
+{
+	bool mapped = false;
+
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		for (int i = 0; i < batch->staged[s].nversions; i++)
+		{
+			const MrVersion *version = &batch->staged[s].versions[i];
+
+			if (version->message->position != message->position ||
+				version->message->partition != message->partition)
+				continue;
+			if (version->accepted)
+				return false;
+			mapped = true;
+		}
+	}
+	return mapped;
+}
+
+void
+mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
+{
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	for (int i = 0; i < batch->nmessages; i++)
+	{
+		const MrMessage *message = &batch->messages[i];
+
+		if (failed_again(batch, message))
+			continue;
+		if (superseded(batch, message))
+		{
+			(void) mr_sql("UPDATE millrace.letter SET state = 'superseded' WHERE id = " INT64_FORMAT,
+						  message->letter);
+			(*closed)++;
+		}
+		else
+		{
+			(void) mr_sql("DELETE FROM millrace.letter WHERE id = " INT64_FORMAT,
+						  message->letter);
+			(*taken)++;
+		}
+	}
+	mr_run_back(&saved);
+}

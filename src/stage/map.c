@@ -1,0 +1,457 @@
+/*
+ * map.c
+ *	  From messages to versions of objects: paths, types, and the expressions in their order.
+ *
+ *		route → key, version, event time → deleted → computed → filter → expect
+ *
+ * Nothing here writes to the database, so that bad data may be found and left out by trying: an error is
+ * raised out of mr_map_messages, which remembers where it was.
+ */
+#include "postgres.h"
+
+#include "core/hash.h"
+#include "core/millrace.h"
+#include "nodes/pg_list.h"
+#include "stage/mapping.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+/* Where mapping is, for whoever catches its errors. */
+static int current_message;
+static MrStaging *current_staging;
+
+/* As whom and under which settings expressions are evaluated now; switched only when the next differ. */
+typedef struct Evaluation
+{
+	MrBatch *batch;
+	MrDocument *document;
+	MrHasher *hasher;
+	bool entered;
+	Oid owner;
+	const char *timezone;
+	int nest_level;
+	MrRunAs saved;
+} Evaluation;
+
+void
+mr_map_place(int *message, MrStaging **staging)
+{
+	*message = current_message;
+	*staging = current_staging;
+}
+
+static void
+leave(Evaluation *e)
+{
+	if (!e->entered)
+		return;
+	mr_run_back(&e->saved);
+	mr_settings_unpin(e->nest_level);
+	e->entered = false;
+}
+
+static void
+enter(Evaluation *e, const MrStaging *staging)
+{
+	if (e->entered && e->owner == staging->owner && strcmp(e->timezone, staging->timezone) == 0)
+		return;
+	leave(e);
+	e->owner = staging->owner;
+	e->timezone = staging->timezone;
+	e->nest_level = mr_settings_pin(staging->timezone);
+	mr_run_as_restricted(&e->saved, staging->owner);
+	e->entered = true;
+}
+
+/* The mapped value: of the first path that is not null. */
+static Datum
+mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapped, int element,
+			 bool *isnull)
+{
+	for (int i = 0; i < mapped->nslots; i++)
+	{
+		MrSlot slot = mapped->slots[i];
+		const MrValue *value;
+
+		/* Before elements are looked at, what is of an element is not there. */
+		if (element < 0 && slot.scope != MR_SCOPE_MESSAGE)
+			continue;
+		value = mr_document_value(e->document, plan->scope, element, slot);
+		if (!mr_value_is_null(value))
+		{
+			*isnull = false;
+			return mr_convert(mapped->converter, value);
+		}
+	}
+	*isnull = true;
+	return (Datum) 0;
+}
+
+/* Puts mapped column i into the rows that expressions see. */
+static void
+map_column(const Evaluation *e, const MrStagingPlan *plan, int i, int element)
+{
+	const MrMapped *mapped = &plan->mapped[i];
+	bool isnull;
+	Datum value = mapped_value(e, plan, mapped, element, &isnull);
+
+	plan->raw->tts_values[i] = value;
+	plan->raw->tts_isnull[i] = isnull;
+	if (mapped->same_type)
+	{
+		plan->row->tts_values[mapped->attnum - 1] = value;
+		plan->row->tts_isnull[mapped->attnum - 1] = isnull;
+	}
+}
+
+/* Empties the rows that expressions see. */
+static void
+clear_rows(const MrStagingPlan *plan)
+{
+	ExecClearTuple(plan->row);
+	ExecClearTuple(plan->raw);
+	memset(plan->row->tts_isnull, true, plan->row->tts_tupleDescriptor->natts);
+	memset(plan->raw->tts_isnull, true, plan->raw->tts_tupleDescriptor->natts);
+	ExecStoreVirtualTuple(plan->row);
+	ExecStoreVirtualTuple(plan->raw);
+}
+
+/*
+ * Is the message of this staging table?  A tombstone has no payload to judge by: only a route that is false
+ * for it, by its topic for example, keeps it out.
+ */
+static bool
+routed(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *message)
+{
+	bool isnull;
+	Datum value;
+
+	if (plan->route == NULL)
+		return true;
+	for (int i = 0; i < plan->nmapped; i++)
+	{
+		if (plan->mapped[i].for_route && !plan->mapped[i].of_element)
+			map_column(e, plan, i, -1);
+	}
+	value = mr_expression_value(plan->route, plan->context, &isnull);
+	return isnull ? message->value == NULL : DatumGetBool(value);
+}
+
+/* One more version of the staging table. */
+static MrVersion *
+add_version(MrBatch *batch, MrStaged *staged)
+{
+	MrVersion *version;
+
+	if (staged->nversions == staged->capacity)
+	{
+		int capacity = Max(256, staged->capacity * 2);
+		MrVersion *grown = MemoryContextAllocHuge(batch->context, sizeof(MrVersion) * capacity);
+
+		if (staged->nversions > 0)
+			memcpy(grown, staged->versions, sizeof(MrVersion) * staged->nversions);
+		staged->versions = grown;
+		staged->capacity = capacity;
+	}
+	version = &staged->versions[staged->nversions++];
+	memset(version, 0, sizeof(MrVersion));
+	return version;
+}
+
+/* Which state of the object it is: the declared version, or the source's own order. */
+static void
+map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
+{
+	const MrStagingPlan *plan = staging->plan;
+	MrMessage *message = version->message;
+
+	if (plan->version == NULL)
+	{
+		version->version = Int64GetDatum(message->position);
+		return;
+	}
+	if (message->value == NULL)
+	{
+		if (plan->tombstone == MR_TOMBSTONE_ALWAYS)
+		{
+			version->version_null = true;
+			version->always = true;
+			return;
+		}
+		if (plan->tombstone == MR_TOMBSTONE_REFUSE || !staging->version_is_time)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_EXCEPTION),
+					 errmsg("a tombstone has no version"),
+					 errdetail("The version of %s comes from the payload, and cannot be compared "
+							   "with the time of a message without one.",
+							   staging->name),
+					 errhint("Declare the staging table with tombstone => 'always' when a "
+							 "tombstone removes its object whatever its version.")));
+		version->version = TimestampTzGetDatum(message->time);
+		return;
+	}
+	version->version = mapped_value(e, plan, plan->version, -1, &version->version_null);
+	if (!version->version_null && staging->version_is_time &&
+		DatumGetTimestampTz(version->version) - e->batch->loaded_at > plan->max_ahead)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("version %s lies further ahead than max_ahead allows",
+						timestamptz_to_str(DatumGetTimestampTz(version->version))),
+				 errdetail("It would win over every later version of its object.")));
+}
+
+/* A row that fails an expectation goes to the dead letters alone. */
+static void
+fail_expectation(MrBatch *batch, const MrStaging *staging, MrMessage *message, int32 element,
+				 const char *expectation)
+{
+	MrFailure *failure = palloc0(sizeof(MrFailure));
+
+	failure->message = message;
+	failure->staging = (MrStaging *) staging;
+	failure->element = element;
+	failure->expectation = expectation;
+	failure->sqlstate = ERRCODE_CHECK_VIOLATION;
+	failure->text = psprintf("row of %s does not meet expectation \"%s\"", staging->name,
+							 expectation);
+	batch->failures = lappend(batch->failures, failure);
+}
+
+/* Computes, filters and checks the row that the slots hold; true when it is kept. */
+static bool
+evaluate_row(const Evaluation *e, const MrStaging *staging, MrMessage *message, int32 element)
+{
+	const MrStagingPlan *plan = staging->plan;
+
+	for (int i = 0; i < plan->ncomputed; i++)
+	{
+		const MrComputed *computed = &plan->computed[i];
+		int attribute = computed->attnum - 1;
+
+		plan->row->tts_values[attribute] = mr_expression_value(
+			computed->expression, plan->context, &plan->row->tts_isnull[attribute]);
+	}
+	if (plan->filter != NULL && !mr_expression_true(plan->filter, plan->context))
+		return false;
+	for (int i = 0; i < plan->nexpected; i++)
+	{
+		if (!mr_expression_true(plan->expected[i].expression, plan->context))
+		{
+			fail_expectation(e->batch, staging, message, element, plan->expected[i].name);
+			return false;
+		}
+	}
+	return true;
+}
+
+/* The payload as it came. */
+static Datum
+payload_value(const MrStagingPlan *plan, const MrMessage *message)
+{
+	if (plan->payload == MR_PAYLOAD_JSON)
+		return PointerGetDatum(cstring_to_text_with_len(message->value, message->value_length));
+	return DirectFunctionCall1(jsonb_in,
+							   CStringGetDatum(pnstrdup(message->value, message->value_length)));
+}
+
+/* Keeps the row that the slots hold, with its technical columns. */
+static void
+keep_row(const MrStaging *staging, MrVersion *version, int32 element, Datum payload)
+{
+	const MrStagingPlan *plan = staging->plan;
+	int natts = staging->desc->natts;
+	MrRow *row = &version->rows[version->nrows++];
+
+	row->element = element;
+	row->values = palloc(sizeof(Datum) * natts);
+	row->nulls = palloc(natts);
+	memcpy(row->values, plan->row->tts_values, sizeof(Datum) * natts);
+	memcpy(row->nulls, plan->row->tts_isnull, natts);
+#define SET(attnum, value) \
+	(row->values[(attnum) - 1] = (value), row->nulls[(attnum) - 1] = false)
+	if (staging->element != InvalidAttrNumber)
+		SET(staging->element, Int32GetDatum(element));
+	if (!version->version_null)
+		SET(staging->version, version->version);
+	if (!version->event_time_null)
+		SET(staging->event_time, TimestampTzGetDatum(version->event_time));
+	SET(plan->partition, Int32GetDatum(version->message->partition));
+	SET(plan->position, Int64GetDatum(version->message->position));
+	SET(plan->loaded_at, TimestampTzGetDatum(version->loaded_at));
+	if (plan->payload != MR_PAYLOAD_NONE)
+		SET(plan->payload_attnum, payload);
+#undef SET
+}
+
+/* The rows of a version: one, or one for each element. */
+static void
+map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
+{
+	const MrStagingPlan *plan = staging->plan;
+	bool for_each = plan->scope != MR_SCOPE_MESSAGE;
+	int nelements = for_each ? mr_document_elements(e->document, plan->scope) : 1;
+	Datum payload = (Datum) 0;
+
+	if (nelements == 0)
+		return;
+	if (plan->payload != MR_PAYLOAD_NONE)
+		payload = payload_value(plan, version->message);
+	version->rows = palloc(sizeof(MrRow) * nelements);
+	for (int i = 0; i < nelements; i++)
+	{
+		if (for_each)
+		{
+			for (int c = staging->nkeys; c < plan->nmapped; c++)
+			{
+				if (plan->mapped[c].of_element)
+					map_column(e, plan, c, i);
+				else if (plan->mapped[c].same_type && plan->ncomputed > 0)
+				{
+					/* What the element before has computed is not this one's. */
+					plan->row->tts_values[plan->mapped[c].attnum - 1] = plan->raw->tts_values[c];
+					plan->row->tts_isnull[plan->mapped[c].attnum - 1] = plan->raw->tts_isnull[c];
+				}
+			}
+			/* Expressions may look at the element's number. */
+			plan->row->tts_values[staging->element - 1] = Int32GetDatum(i + 1);
+			plan->row->tts_isnull[staging->element - 1] = false;
+		}
+		if (evaluate_row(e, staging, version->message, for_each ? i + 1 : 0))
+			keep_row(staging, version, for_each ? i + 1 : 0, payload);
+		ResetExprContext(plan->context);
+	}
+}
+
+/* One message as one staging table takes it. */
+static void
+map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
+{
+	MrStaging *staging = staged->staging;
+	const MrStagingPlan *plan = staging->plan;
+	MrVersion *version;
+
+	enter(e, staging);
+	clear_rows(plan);
+	if (!routed(e, plan, message))
+		return;
+	for (int i = 0; i < plan->nmapped; i++)
+	{
+		/* A tombstone tells nothing but its key. */
+		if (!plan->mapped[i].of_element && (i < staging->nkeys || message->value != NULL))
+			map_column(e, plan, i, -1);
+	}
+
+	version = add_version(e->batch, staged);
+	version->message = message;
+	version->loaded_at = e->batch->loaded_at;
+	version->key = palloc(sizeof(Datum) * staging->nkeys);
+	for (int i = 0; i < staging->nkeys; i++)
+	{
+		if (plan->raw->tts_isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("the message has no key: \"%s\" of %s is missing",
+							plan->mapped[i].name, staging->name)));
+		version->key[i] = plan->raw->tts_values[i];
+	}
+	map_version(e, staging, version);
+	mr_hasher_begin(e->hasher);
+	mr_hasher_add_bytes(e->hasher, message->value, message->value_length);
+	mr_hasher_end(e->hasher, &version->digest);
+
+	version->event_time = message->time;
+	if (message->value == NULL)
+	{
+		version->deleted = true;
+		return;
+	}
+	if (plan->event_time != NULL)
+		version->event_time = DatumGetTimestampTz(
+			mapped_value(e, plan, plan->event_time, -1, &version->event_time_null));
+	version->deleted =
+		plan->deleted != NULL && mr_expression_true(plan->deleted, plan->context);
+	if (!version->deleted)
+		map_rows(e, staging, version);
+	ResetExprContext(plan->context);
+}
+
+/* Is the message left out, for this staging table or altogether? */
+static bool
+left_out(const MrBatch *batch, const MrMessage *message, const MrStaging *staging)
+{
+	ListCell *lc;
+
+	if (!message->failed)
+		return false;
+	foreach(lc, batch->failures)
+	{
+		const MrFailure *failure = lfirst(lc);
+
+		if (failure->message == message && failure->element == 0 &&
+			failure->expectation == NULL &&
+			(failure->staging == NULL || failure->staging == staging))
+			return true;
+	}
+	return false;
+}
+
+void
+mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
+{
+	MemoryContext document_context =
+		AllocSetContextCreate(batch->context, "millrace document", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	Evaluation e = {0};
+
+	e.batch = batch;
+	e.hasher = mr_hasher_create();
+	for (int i = from; i < batch->nmessages; i++)
+	{
+		MrMessage *message = &batch->messages[i];
+
+		current_message = i;
+		current_staging = NULL;
+		if (left_out(batch, message, NULL))
+			continue;
+		MemoryContextReset(document_context);
+		MemoryContextSwitchTo(document_context);
+		e.document = mr_plan_run(extraction, message);
+		MemoryContextSwitchTo(batch->context);
+		for (int s = 0; s < batch->nstaged; s++)
+		{
+			current_staging = batch->staged[s].staging;
+			if (!left_out(batch, message, current_staging))
+				map_message(&e, &batch->staged[s], message);
+		}
+	}
+	leave(&e);
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(document_context);
+}
+
+void
+mr_map_forget(MrBatch *batch, int from)
+{
+	MrMessage *first = &batch->messages[from];
+	ListCell *lc;
+
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		MrStaged *staged = &batch->staged[s];
+
+		while (staged->nversions > 0 &&
+			   staged->versions[staged->nversions - 1].message >= first)
+			staged->nversions--;
+	}
+	/* Expectations will be judged again. */
+	foreach(lc, batch->failures)
+	{
+		const MrFailure *failure = lfirst(lc);
+
+		if (failure->message >= first && failure->expectation != NULL)
+			batch->failures = foreach_delete_current(batch->failures, lc);
+	}
+}

@@ -1,0 +1,159 @@
+/*
+ * mapping.h
+ *	  How messages map to the rows of a staging table: what the files of this stage share.
+ */
+#ifndef MR_STAGE_MAPPING_H
+#define MR_STAGE_MAPPING_H
+
+#include "core/expression.h"
+#include "core/statement.h"
+#include "core/writer.h"
+#include "decode/plan.h"
+#include "decode/value.h"
+#include "source/source.h"
+#include "stage/staging.h"
+#include "utils/array.h"
+#include "utils/sortsupport.h"
+
+/* A column that is filled from a path. */
+typedef struct MrMapped
+{
+	char *name;
+	AttrNumber attnum; /* 0: not of the table (version, event time) */
+	Oid type; /* of the mapped value; `computed` may replace it by another type */
+	int32 typmod;
+	int16 length;
+	bool by_value;
+	bool same_type; /* the table's column has the mapped type */
+	bool of_element; /* some path starts at the element of for_each */
+	bool for_route; /* route speaks of it: it is mapped before */
+	int nslots;
+	MrSlot *slots; /* the first that is not null counts */
+	MrConverter *converter;
+} MrMapped;
+
+/* A column that is computed, or an expectation. */
+typedef struct MrComputed
+{
+	char *name;
+	AttrNumber attnum;
+	MrExpression *expression;
+} MrComputed;
+
+typedef enum MrTombstone
+{
+	MR_TOMBSTONE_TIMESTAMP,
+	MR_TOMBSTONE_REFUSE,
+	MR_TOMBSTONE_ALWAYS
+} MrTombstone;
+
+typedef enum MrPayload
+{
+	MR_PAYLOAD_NONE,
+	MR_PAYLOAD_JSON,
+	MR_PAYLOAD_JSONB
+} MrPayload;
+
+/* What stage alone knows of a staging table. */
+typedef struct MrStagingPlan
+{
+	int scope; /* of for_each in the extraction plan */
+	int nmapped;
+	MrMapped *mapped; /* the key's columns first, in the order of the key */
+	MrMapped *version; /* NULL: the source's own order */
+	MrMapped *event_time; /* NULL: the message's time */
+	TupleTableSlot *row; /* what expressions see */
+	TupleTableSlot *raw; /* the mapped values, as raw.x */
+	ExprContext *context;
+	MrExpression *route;
+	MrExpression *deleted;
+	MrExpression *filter;
+	int ncomputed;
+	MrComputed *computed;
+	int nexpected;
+	MrComputed *expected;
+	MrTombstone tombstone;
+	MrPayload payload;
+	int64 max_ahead; /* microseconds */
+	int definition_no;
+
+	AttrNumber partition;
+	AttrNumber position;
+	AttrNumber loaded_at;
+	AttrNumber payload_attnum;
+
+	Oid version_type;
+	int16 version_length;
+	bool version_by_value;
+	SortSupportData version_sort;
+	SortSupportData *key_sort;
+	int16 *key_length;
+	bool *key_by_value;
+
+	MrStatement *fence; /* on the table of objects */
+	int ncolumns;
+	AttrNumber *columns; /* that are written: key, element, then the others */
+	MrTable *table;
+	MrTable *log; /* the same columns, _rows and _deleted; NULL without one */
+} MrStagingPlan;
+
+/*
+ * All staging tables of a stream, compiled into CurrentMemoryContext, and the one extraction plan for them.
+ * The caller is in a transaction and connected to SPI.
+ */
+extern List *mr_staging_load(MrStream *stream, MrPlan **extraction);
+
+/* What could not be taken: it becomes a dead letter, and the batch goes on without it. */
+typedef struct MrFailure
+{
+	MrMessage *message;
+	MrStaging *staging; /* NULL: the message cannot be read at all */
+	bool silent; /* no letter: the message is only left out */
+	int32 element; /* of a row that fails an expectation, else 0 */
+	const char *expectation;
+	int sqlstate;
+	char *text;
+	char *detail;
+	char *hint;
+} MrFailure;
+
+/*
+ * Decodes and maps the messages from number `from` on: adds to the versions of each staging table.  Bad data
+ * is raised as an error; mr_map_place tells where.  Failed expectations go to the batch's failures.
+ */
+extern void mr_map_messages(MrBatch *batch, MrPlan *extraction, int from);
+extern void mr_map_place(int *message, MrStaging **staging);
+
+/* Forgets what was mapped from message number `from` on. */
+extern void mr_map_forget(MrBatch *batch, int from);
+
+/* Compares versions of one object: which is newer.  NULL versions first; see C1. */
+extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,
+							  const MrVersion *right);
+
+/* A row that stands for a version without rows: its key and technical columns. */
+extern MrRow mr_version_empty_row(const MrStaging *staging, const MrVersion *version);
+
+/* Puts what was mapped into the staging tables and their logs, and finds old and new rows. */
+extern void mr_stage_apply(MrBatch *batch);
+
+/* Marks MrVersion.newest of each object, then .accepted and .known by the table of objects. */
+extern void mr_object_fence(MrBatch *batch, MrStaged *staged);
+extern MrStatement *mr_object_statement(const MrStaging *staging);
+
+/*
+ * Writes what failed as dead letters, or as the stream's on_error says.  Returns how many.  The caller is
+ * connected to SPI.
+ */
+extern int64 mr_letter_write(MrStream *stream, const List *failures);
+
+/*
+ * Fills the batch with the messages of those letters of the stream that are still open, to be tried again by
+ * the staging tables that had refused them, and locks them.
+ */
+extern void mr_letter_read(MrBatch *batch, ArrayType *ids);
+
+/* After the batch was applied: letters that did not fail again are deleted, or closed as superseded. */
+extern void mr_letter_close(MrBatch *batch, int64 *taken, int64 *superseded);
+
+#endif							/* MR_STAGE_MAPPING_H */
