@@ -2,7 +2,7 @@
 
 EXTENSION = millrace
 MODULE_big = millrace
-VERSION = 0.1
+MILLRACE_VERSION = 0.1
 
 # One folder a stage, in the order of the flow; flow/ includes all of them and is included by none.
 STAGES = core source decode stage vault mart flow
@@ -13,13 +13,14 @@ OBJS = $(patsubst %.c,%.o,$(sort $(foreach s,$(STAGES),$(wildcard src/$(s)/*.c))
 SQL_PARTS = src/core/core.sql src/core/declare.sql src/source/server.sql src/source/stream.sql \
 	src/stage/staging.sql src/vault/vault.sql src/mart/mart.sql src/flow/flow.sql src/flow/status.sql
 
-DATA_built = $(EXTENSION)--$(VERSION).sql
-EXTRA_CLEAN = $(EXTENSION)--$(VERSION).sql
+DATA_built = $(EXTENSION)--$(MILLRACE_VERSION).sql
+EXTRA_CLEAN = $(EXTENSION)--$(MILLRACE_VERSION).sql
 
 REGRESS = $(sort $(patsubst sql/%.sql,%,$(wildcard sql/*.sql)))
 REGRESS_OPTS = --temp-instance=tmp_check --temp-config=test/postgresql.conf --encoding=UTF8
 
-PG_CPPFLAGS = -I$(CURDIR)/src
+# PostgreSQL 15 does not define PGDLLEXPORT as visible yet.
+PG_CPPFLAGS = -I$(CURDIR)/src '-DPGDLLEXPORT=__attribute__((visibility("default")))'
 PG_CFLAGS = -std=gnu99 -fvisibility=hidden -Wdeclaration-after-statement $(if $(WERROR),-Werror)
 SHLIB_LINK = -lrdkafka
 
@@ -30,5 +31,5 @@ include $(PGXS)
 # Headers are few and everything depends on them: rebuild all when one changes.
 $(OBJS): $(wildcard src/*/*.h)
 
-$(EXTENSION)--$(VERSION).sql: $(SQL_PARTS)
+$(EXTENSION)--$(MILLRACE_VERSION).sql: $(SQL_PARTS)
 	cat $(SQL_PARTS) > $@

@@ -1,0 +1,10 @@
+-- Endpoints: what CREATE SERVER and CREATE USER MAPPING take.
+
+CREATE FUNCTION millrace_internal.kafka_validator(options text[], catalog oid) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_kafka_validator';
+COMMENT ON FUNCTION millrace_internal.kafka_validator(text[], oid) IS
+    'checks the options of servers and user mappings of millrace_kafka';
+
+CREATE FOREIGN DATA WRAPPER millrace_kafka VALIDATOR millrace_internal.kafka_validator;
+COMMENT ON FOREIGN DATA WRAPPER millrace_kafka IS 'Apache Kafka brokers, through librdkafka';
+GRANT USAGE ON FOREIGN DATA WRAPPER millrace_kafka TO millrace_admin;

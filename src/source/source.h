@@ -31,6 +31,7 @@ typedef struct MrStream
 	bool enabled;
 	int64 config_version;
 	char *fence;
+	char *start; /* JSON text: where reset_stream said to begin; NULL: as the options say */
 	List *stagings; /* MrStaging *, by ordinal */
 	List *targets; /* MrTarget *, in the order of phases, then relid */
 } MrStream;
@@ -55,7 +56,9 @@ typedef struct MrSourceKind
 
 	/*
 	 * Opens the feed for worker `worker` of the stream's `workers`, at the stored positions, and takes its
-	 * partitions over (raises their generation).  Runs in a transaction of the caller.
+	 * partitions over (raises their generation).  Runs in a transaction of the caller, who has connected to
+	 * SPI.  The result lives in CurrentMemoryContext and is closed when that is reset or deleted.  An endpoint
+	 * that cannot be reached is no error: see mr_source_problem.
 	 */
 	MrSource *(*open)(MrStream *stream, int worker, int workers);
 
@@ -77,10 +80,13 @@ typedef struct MrSourceKind
 	void (*committed)(MrSource *source, MrBatch *batch);
 
 	/*
-	 * What needs a transaction of its own between batches: new partitions, watermarks, incidents.  Called
-	 * about once a second when idle or not.
+	 * What is done between batches: new partitions, watermarks, incidents.  Called about once a second, idle
+	 * or not, in a transaction of its own of which the caller has connected to SPI.
 	 */
 	void (*tick)(MrSource *source);
+
+	/* Has everything been fetched that was there when the feed was opened?  Ends run_stream. */
+	bool (*drained)(MrSource *source);
 
 	void (*close)(MrSource *source);
 } MrSourceKind;
@@ -91,6 +97,7 @@ struct MrSource
 	MrStream *stream;
 	int worker;
 	int workers;
+	char *problem; /* see mr_source_problem */
 };
 
 extern const MrSourceKind mr_inbox_source;
@@ -98,6 +105,9 @@ extern const MrSourceKind mr_kafka_source;
 
 /* The kind that serves a stream. */
 extern const MrSourceKind *mr_source_kind(const MrStream *stream);
+
+/* Why nothing comes although the stream runs (broker down, wrong password, unknown topic), or NULL. */
+extern const char *mr_source_problem(const MrSource *source);
 
 /* Records that something happened which loses or may lose messages, or needs somebody's attention. */
 extern void mr_incident(int32 stream_id, const char *kind, const char *detail);

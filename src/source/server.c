@@ -1,0 +1,288 @@
+/*
+ * server.c
+ *	  Options of servers and user mappings of millrace_kafka, and what they mean to librdkafka.
+ */
+#include "postgres.h"
+
+#include "access/reloptions.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/defrem.h"
+#include "core/millrace.h"
+#include "core/secret.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "source/server.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
+
+PG_FUNCTION_INFO_V1(millrace_kafka_validator);
+
+typedef enum OptionKind
+{
+	OPTION_TEXT,
+	OPTION_SECRET,
+	OPTION_FILE, /* librdkafka is told its path */
+	OPTION_SECRET_FILE /* librdkafka is told what it holds */
+} OptionKind;
+
+typedef struct Option
+{
+	const char *name;
+	Oid catalog;
+	OptionKind kind;
+	const char *property; /* of librdkafka */
+	const char *const *words; /* the values it may have, or NULL for any */
+} Option;
+
+static const char *const protocols[] = {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL", NULL};
+static const char *const mechanisms[] = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", NULL};
+static const char *const identifications[] = {"https", "none", NULL};
+
+static const Option known_options[] = {
+	{"bootstrap_servers", ForeignServerRelationId, OPTION_TEXT, "bootstrap.servers", NULL},
+	{"security_protocol", ForeignServerRelationId, OPTION_TEXT, "security.protocol", protocols},
+	{"sasl_mechanism", ForeignServerRelationId, OPTION_TEXT, "sasl.mechanism", mechanisms},
+	{"ssl_ca_location", ForeignServerRelationId, OPTION_FILE, "ssl.ca.location", NULL},
+	{"ssl_endpoint_identification", ForeignServerRelationId, OPTION_TEXT,
+	 "ssl.endpoint.identification.algorithm", identifications},
+	{"sasl_username", UserMappingRelationId, OPTION_TEXT, "sasl.username", NULL},
+	{"sasl_password", UserMappingRelationId, OPTION_SECRET, "sasl.password", NULL},
+	{"sasl_password_file", UserMappingRelationId, OPTION_SECRET_FILE, "sasl.password", NULL},
+	{"ssl_certificate_location", UserMappingRelationId, OPTION_FILE, "ssl.certificate.location",
+	 NULL},
+	{"ssl_key_location", UserMappingRelationId, OPTION_FILE, "ssl.key.location", NULL},
+	{"ssl_key_password", UserMappingRelationId, OPTION_SECRET, "ssl.key.password", NULL},
+	{"ssl_key_password_file", UserMappingRelationId, OPTION_SECRET_FILE, "ssl.key.password", NULL},
+};
+
+/* How far two words are apart. */
+static int
+distance(const char *a, const char *b)
+{
+	return varstr_levenshtein_less_equal(a, strlen(a), b, strlen(b), 1, 1, 1, 4, true);
+}
+
+/* An error about an option that does not exist here, with what was probably meant. */
+static void
+report_unknown(const char *name, Oid catalog)
+{
+	StringInfoData all;
+	const char *nearest = NULL;
+	int best = 4;
+
+	initStringInfo(&all);
+	for (int i = 0; i < lengthof(known_options); i++)
+	{
+		const Option *option = &known_options[i];
+
+		if (strcmp(name, option->name) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+					 errmsg("option \"%s\" does not belong here", name),
+					 option->catalog == UserMappingRelationId
+						 ? errhint("It is an option of the user mapping (CREATE USER MAPPING).")
+						 : errhint("It is an option of the server (CREATE SERVER).")));
+		if (option->catalog != catalog)
+			continue;
+		appendStringInfo(&all, "%s%s", all.len > 0 ? ", " : "", option->name);
+		if (strlen(name) < NAMEDATALEN && distance(name, option->name) < best)
+		{
+			best = distance(name, option->name);
+			nearest = option->name;
+		}
+	}
+	ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+					errmsg("unknown option \"%s\"", name),
+					nearest != NULL ? errhint("Perhaps you meant \"%s\".", nearest)
+					: all.len > 0	? errhint("Known are: %s.", all.data)
+									: errhint("There are no options here.")));
+}
+
+/* The value must be one of an option's words. */
+static void
+check_words(const Option *option, const char *value)
+{
+	StringInfoData all;
+
+	initStringInfo(&all);
+	for (int i = 0; option->words[i] != NULL; i++)
+	{
+		if (pg_strcasecmp(value, option->words[i]) == 0)
+			return;
+		appendStringInfo(&all, "%s%s", i > 0 ? ", " : "", option->words[i]);
+	}
+	ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					errmsg("invalid value \"%s\" for option \"%s\"", value, option->name),
+					errhint("Known are: %s.", all.data)));
+}
+
+static const Option *
+find_option(const char *name, Oid catalog)
+{
+	for (int i = 0; i < lengthof(known_options); i++)
+	{
+		if (known_options[i].catalog == catalog && strcmp(known_options[i].name, name) == 0)
+			return &known_options[i];
+	}
+	return NULL;
+}
+
+static bool
+has_option(List *options, const char *name)
+{
+	ListCell *cell;
+
+	foreach (cell, options)
+	{
+		if (strcmp(((DefElem *) lfirst(cell))->defname, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Checks the options of a server or user mapping of millrace_kafka. */
+Datum
+millrace_kafka_validator(PG_FUNCTION_ARGS)
+{
+	List *options = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid catalog = PG_GETARG_OID(1);
+	ListCell *cell;
+
+	foreach (cell, options)
+	{
+		DefElem *given = lfirst(cell);
+		const Option *option = find_option(given->defname, catalog);
+		char *value;
+
+		if (option == NULL)
+			report_unknown(given->defname, catalog);
+		value = defGetString(given);
+		if (option->words != NULL)
+			check_words(option, value);
+		if (option->kind == OPTION_FILE || option->kind == OPTION_SECRET_FILE)
+			mr_secret_check(option->name, value);
+		if (value[0] == '\0')
+			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+							errmsg("option \"%s\" is empty", option->name)));
+	}
+	if (catalog == ForeignServerRelationId && !has_option(options, "bootstrap_servers"))
+		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+						errmsg("option \"%s\" is missing", "bootstrap_servers"),
+						errhint("It lists the brokers to begin with, such as 'kafka:9092'.")));
+	if (catalog == UserMappingRelationId)
+	{
+		const char *const twice[][2] = {{"sasl_password", "sasl_password_file"},
+										{"ssl_key_password", "ssl_key_password_file"}};
+
+		for (int i = 0; i < lengthof(twice); i++)
+		{
+			if (has_option(options, twice[i][0]) && has_option(options, twice[i][1]))
+				ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+								errmsg("options \"%s\" and \"%s\" exclude each other", twice[i][0],
+									   twice[i][1])));
+		}
+	}
+	PG_RETURN_VOID();
+}
+
+const char *
+mr_property(List *properties, const char *name)
+{
+	ListCell *cell;
+
+	foreach (cell, properties)
+	{
+		MrProperty *property = lfirst(cell);
+
+		if (strcmp(property->name, name) == 0)
+			return property->value;
+	}
+	return NULL;
+}
+
+/* Adds what the options of one catalog row mean. */
+static List *
+add_properties(List *properties, List *options, Oid catalog)
+{
+	ListCell *cell;
+
+	foreach (cell, options)
+	{
+		DefElem *given = lfirst(cell);
+		const Option *option = find_option(given->defname, catalog);
+		MrProperty *property;
+
+		/* Of a later version of millrace. */
+		if (option == NULL)
+			continue;
+		property = palloc(sizeof(MrProperty));
+		property->name = option->property;
+		property->value = defGetString(given);
+		if (option->kind == OPTION_FILE)
+			property->value = mr_secret_path(option->name, property->value);
+		else if (option->kind == OPTION_SECRET_FILE)
+			property->value = mr_secret_read(option->name, property->value);
+		properties = lappend(properties, property);
+	}
+	return properties;
+}
+
+/* The options of the mapping of `role`, or of PUBLIC; NIL without one. */
+static List *
+mapping_options(Oid role, Oid server)
+{
+	HeapTuple tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role),
+									  ObjectIdGetDatum(server));
+	List *options = NIL;
+	Datum value;
+	bool isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
+								ObjectIdGetDatum(server));
+	if (!HeapTupleIsValid(tuple))
+		return NIL;
+	value = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
+	if (!isnull)
+		options = untransformRelOptions(value);
+	ReleaseSysCache(tuple);
+	return options;
+}
+
+List *
+mr_server_properties(const char *name, Oid role)
+{
+	ForeignServer *server = GetForeignServerByName(name, false);
+	List *properties;
+	const char *protocol;
+
+	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for foreign server %s", name)));
+
+	properties = add_properties(NIL, server->options, ForeignServerRelationId);
+	properties =
+		add_properties(properties, mapping_options(role, server->serverid), UserMappingRelationId);
+
+	protocol = mr_property(properties, "security.protocol");
+	if (!superuser_arg(server->owner))
+	{
+		bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
+						mr_property(properties, "sasl.password") != NULL;
+		bool key = protocol != NULL && pg_strcasecmp(protocol, "SSL") == 0 &&
+				   mr_property(properties, "ssl.key.location") != NULL;
+
+		/* Else whoever may create servers could use what the network trusts this host with. */
+		if (!password && !key)
+			ereport(ERROR,
+					(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+					 errmsg("server \"%s\" of a non-superuser must use a password", name),
+					 errhint("Set security_protocol to SASL_SSL and give the user mapping a "
+							 "password, or let a superuser own the server.")));
+	}
+	return properties;
+}

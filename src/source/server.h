@@ -1,0 +1,26 @@
+/*
+ * server.h
+ *	  Endpoints: servers of millrace_kafka and their user mappings.
+ */
+#ifndef MR_SOURCE_SERVER_H
+#define MR_SOURCE_SERVER_H
+
+#include "nodes/pg_list.h"
+
+/* A property of a client library. */
+typedef struct MrProperty
+{
+	const char *name;
+	char *value;
+} MrProperty;
+
+/*
+ * What librdkafka must be told to reach a server as `role`, as a list of MrProperty *, secrets included.  An
+ * error when the role may not use the server, or a non-superuser's server uses no password.
+ */
+extern List *mr_server_properties(const char *server, Oid role);
+
+/* A property of such a list, or NULL. */
+extern const char *mr_property(List *properties, const char *name);
+
+#endif							/* MR_SOURCE_SERVER_H */
