@@ -5,7 +5,8 @@
 
 Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which logs when it sent each. Every order has a
 user of its own, so that it is visible when its user is: a reader asks a mart (cdm.user_category_counters of the database
-that PG* names) for the users that it has not seen yet, again and again, a millisecond between. The first second is
+that PG* names) for the users that it has not seen yet, again and again, a millisecond between (more when the query itself
+takes more). The first second is
 warm-up and is not counted. A time is that of the answer, so that the reader's own query is part of it.
 """
 import os
@@ -44,14 +45,16 @@ def watch(cursor, wanted, rate, deadline):
         while following < len(wanted) and wanted[following][0] < (now - start) * rate + 1:
             unseen.add(wanted[following][2])
             following += 1
+        pause = 0.001
         if unseen:
             cursor.execute('EXECUTE visible (%s)', (list(unseen),))
             rows = cursor.fetchall()
-            now = time.time() * 1e6
+            answered = time.time()
+            pause = max(pause, answered - now)      # a backlog makes the query long: leave the processor to the others
             for (user,) in rows:
-                seen[user] = now
+                seen[user] = answered * 1e6
                 unseen.discard(user)
-        time.sleep(0.001)
+        time.sleep(pause)
     return seen
 
 

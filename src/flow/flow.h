@@ -6,6 +6,7 @@
 #define MR_FLOW_FLOW_H
 
 #include "core/batch.h"
+#include "core/millrace.h"
 
 typedef struct MrFlow MrFlow;
 
@@ -35,6 +36,9 @@ extern pgsocket mr_flow_descriptor(MrFlow *flow);
 
 /* The message that is being worked on, for error contexts; NULL between messages. */
 extern const MrMessage *mr_flow_message(const MrFlow *flow);
+
+/* Which class an error belongs to that came out of mr_flow_step; see mr_error_class. */
+extern MrErrorClass mr_flow_error_class(int sqlstate);
 
 /* Closes the source and frees everything; also after an error, and outside any transaction. */
 extern void mr_flow_close(MrFlow *flow);

@@ -378,9 +378,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	ResetExprContext(plan->context);
 }
 
-/* Is the message left out, for this staging table or altogether? */
-static bool
-left_out(const MrBatch *batch, const MrMessage *message, const MrStaging *staging)
+bool
+mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStaging *staging)
 {
 	ListCell *lc;
 
@@ -414,7 +413,7 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 
 		current_message = i;
 		current_staging = NULL;
-		if (left_out(batch, message, NULL))
+		if (mr_message_left_out(batch, message, NULL))
 			continue;
 		MemoryContextReset(document_context);
 		MemoryContextSwitchTo(document_context);
@@ -423,7 +422,7 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 		for (int s = 0; s < batch->nstaged; s++)
 		{
 			current_staging = batch->staged[s].staging;
-			if (!left_out(batch, message, current_staging))
+			if (!mr_message_left_out(batch, message, current_staging))
 				map_message(&e, &batch->staged[s], message);
 		}
 	}

@@ -134,8 +134,12 @@ extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,
 /* A row that stands for a version without rows: its key and technical columns. */
 extern MrRow mr_version_empty_row(const MrStaging *staging, const MrVersion *version);
 
-/* Puts what was mapped into the staging tables and their logs, and finds old and new rows. */
-extern void mr_stage_apply(MrBatch *batch);
+/* Is the message left out, for this staging table or (NULL) altogether? */
+extern bool mr_message_left_out(const MrBatch *batch, const MrMessage *message,
+								const MrStaging *staging);
+
+/* Puts what was mapped into the staging tables and their logs, and finds old and new rows; *writing_for is what it is at. */
+extern void mr_stage_apply(MrBatch *batch, MrStaging **writing_for);
 
 /* Marks MrVersion.newest of each object, then .accepted and .known by the table of objects. */
 extern void mr_object_fence(MrBatch *batch, MrStaged *staged);

@@ -236,12 +236,13 @@ replace_rows(MrStaged *staged)
 }
 
 void
-mr_stage_apply(MrBatch *batch)
+mr_stage_apply(MrBatch *batch, MrStaging **writing_for)
 {
 	for (int s = 0; s < batch->nstaged; s++)
 	{
 		MrStaged *staged = &batch->staged[s];
 
+		*writing_for = staged->staging;
 		staged->nold = staged->nnew = 0;
 		mr_object_fence(batch, staged);
 	}
@@ -249,6 +250,7 @@ mr_stage_apply(MrBatch *batch)
 	{
 		MrStaged *staged = &batch->staged[s];
 
+		*writing_for = staged->staging;
 		if (staged->naccepted > 0)
 			replace_rows(staged);
 		if (staged->staging->plan->log != NULL && staged->nversions > 0)

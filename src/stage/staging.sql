@@ -59,6 +59,9 @@ DECLARE
     format text;
     one text;
 BEGIN
+    IF spec IS NULL THEN
+        RETURN NULL;
+    END IF;
     IF json_typeof(spec) = 'array' THEN
         IF json_array_length(spec) NOT BETWEEN 1 AND 3 THEN
             RAISE EXCEPTION '% must be a path, or [path, type], or [path, type, format]: %', what, spec

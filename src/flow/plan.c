@@ -1,0 +1,200 @@
+/*
+ * plan.c
+ *	  Compiling a stream, and activating what was declared on it.
+ */
+#include "postgres.h"
+
+#include "core/catalog.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "flow/plan.h"
+#include "mart/mart.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "vault/vault.h"
+
+/* All kinds of targets; a new kind is a new file and a line here. */
+static const MrTargetKind *const kinds[] = {&mr_hub_kind, &mr_link_kind, &mr_satellite_kind,
+											&mr_mart_kind};
+
+static const MrTargetKind *
+kind_named(const char *name)
+{
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		if (strcmp(kinds[i]->name, name) == 0)
+			return kinds[i];
+	}
+	elog(ERROR, "targets of kind \"%s\" are not known to this version", name);
+}
+
+static int
+compare_targets(const ListCell *left, const ListCell *right)
+{
+	const MrTarget *l = lfirst(left);
+	const MrTarget *r = lfirst(right);
+
+	if (l->kind->phase != r->kind->phase)
+		return l->kind->phase < r->kind->phase ? -1 : 1;
+	return l->relid < r->relid ? -1 : l->relid > r->relid;
+}
+
+/* The stream's staging table of that id, or NULL when another stream keeps it. */
+static MrStaging *
+staging_by_id(const MrStream *stream, int32 id)
+{
+	ListCell *lc;
+
+	foreach(lc, stream->stagings)
+	{
+		if (((MrStaging *) lfirst(lc))->id == id)
+			return lfirst(lc);
+	}
+	return NULL;
+}
+
+/* The sources of a target, from their configuration. */
+static void
+load_sources(const MrStream *stream, MrTarget *target)
+{
+	target->nsources =
+		(int) mr_sql("SELECT staging_id, columns::text FROM millrace.target_source "
+					 "WHERE target_id = %d ORDER BY ordinal",
+					 target->id);
+	target->sources = palloc0(sizeof(MrTargetSource) * Max(target->nsources, 1));
+	for (int i = 0; i < target->nsources; i++)
+	{
+		bool isnull;
+
+		target->sources[i].staging_id = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+		target->sources[i].columns = mr_sql_text(i, 2);
+		target->sources[i].staging = staging_by_id(stream, target->sources[i].staging_id);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Compiles the targets that a condition on millrace.target finds. */
+static List *
+load_targets(const MrStream *stream, const char *condition)
+{
+	List *targets = NIL;
+	uint64 count = mr_sql("SELECT id, kind, relation::oid, owner::oid, definition::text, "
+						  "relation::text, state FROM millrace.target t WHERE %s ORDER BY id",
+						  condition);
+	SPITupleTable *rows = SPI_tuptable;
+
+	for (uint64 i = 0; i < count; i++)
+	{
+		MrTarget *base = palloc0(sizeof(MrTarget));
+		bool isnull;
+
+		SPI_tuptable = rows;
+		base->id = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+		base->kind = kind_named(mr_sql_text(i, 2));
+		base->relid = DatumGetObjectId(mr_sql_value(i, 3, &isnull));
+		base->owner = DatumGetObjectId(mr_sql_value(i, 4, &isnull));
+		base->definition = mr_sql_text(i, 5);
+		base->name = mr_sql_text(i, 6);
+		load_sources(stream, base);
+		targets = lappend(targets, base->kind->load(base));
+	}
+	SPI_freetuptable(rows);
+	list_sort(targets, compare_targets);
+	return targets;
+}
+
+MrStream *
+mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool *pending)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	MrRunAs saved;
+	MrStream *stream;
+
+	mr_run_as(&saved, mr_extension_owner());
+	stream = mr_stream_load(parent, stream_id);
+	if (stream != NULL)
+	{
+		MemoryContextSwitchTo(stream->context);
+		stream->stagings = mr_staging_load(stream, extraction);
+		stream->targets = load_targets(
+			stream, psprintf("state = 'active' AND EXISTS (SELECT FROM millrace.target_source s "
+							 "JOIN millrace.staging g ON g.id = s.staging_id "
+							 "WHERE s.target_id = t.id AND g.stream_id = %d)",
+							 stream_id));
+		*pending = mr_sql("SELECT FROM millrace.target t "
+						  "JOIN millrace.target_source s ON s.target_id = t.id "
+						  "JOIN millrace.staging g ON g.id = s.staging_id "
+						  "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
+						  stream_id) > 0;
+		SPI_freetuptable(SPI_tuptable);
+	}
+	mr_run_back(&saved);
+	MemoryContextSwitchTo(previous);
+	return stream;
+}
+
+MrTarget *
+mr_flow_compile_target(MrStream *stream, int32 target_id)
+{
+	List *targets;
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	targets = load_targets(stream, psprintf("id = %d", target_id));
+	mr_run_back(&saved);
+	return targets == NIL ? NULL : linitial(targets);
+}
+
+void
+mr_flow_activate(MrStream *stream)
+{
+	int32 *ids;
+	uint64 count;
+	MrRunAs saved;
+
+	/* Streams that feed a target together are locked in one order. */
+	count = mr_sql("SELECT DISTINCT o.stream_id FROM millrace.target t "
+				   "JOIN millrace.target_source s ON s.target_id = t.id "
+				   "JOIN millrace.staging g ON g.id = s.staging_id "
+				   "JOIN millrace.target_source os ON os.target_id = t.id "
+				   "JOIN millrace.staging o ON o.id = os.staging_id "
+				   "WHERE t.state = 'new' AND g.stream_id = %d ORDER BY 1",
+				   stream->id);
+	ids = palloc(sizeof(int32) * Max(count, 1));
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+
+		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	for (uint64 i = 0; i < count; i++)
+		mr_stream_lock(ids[i], true);
+
+	mr_run_as(&saved, mr_extension_owner());
+	count = mr_sql("SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
+				   "WHEN 'satellite' THEN 3 ELSE 4 END AS phase FROM millrace.target t "
+				   "JOIN millrace.target_source s ON s.target_id = t.id "
+				   "JOIN millrace.staging g ON g.id = s.staging_id "
+				   "WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",
+				   stream->id);
+	ids = palloc(sizeof(int32) * Max(count, 1));
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+
+		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	for (uint64 i = 0; i < count; i++)
+	{
+		MrTarget *target = mr_flow_compile_target(stream, ids[i]);
+
+		if (target->kind->fill != NULL)
+			target->kind->fill(target);
+		(void) mr_sql("UPDATE millrace.target SET state = 'active' WHERE id = %d", ids[i]);
+	}
+	(void) mr_sql("UPDATE millrace.stream SET config_version = config_version + 1 WHERE id = %d",
+				  stream->id);
+	mr_run_back(&saved);
+}

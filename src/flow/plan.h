@@ -1,0 +1,43 @@
+/*
+ * plan.h
+ *	  A stream compiled: its staging tables and what hangs on them.
+ */
+#ifndef MR_FLOW_PLAN_H
+#define MR_FLOW_PLAN_H
+
+#include "stage/mapping.h"
+
+/*
+ * Loads and compiles a stream into a child of `parent`; NULL when it is gone.  The caller is in a transaction,
+ * connected to SPI, and holds the stream's lock.  *pending says whether some target waits for activation.
+ */
+extern MrStream *mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction,
+								 bool *pending);
+
+/* One target, compiled with all its sources, whatever stream they belong to. */
+extern MrTarget *mr_flow_compile_target(MrStream *stream, int32 target_id);
+
+/*
+ * Fills the stream's targets that have been declared since the last batch, under the exclusive lock of all
+ * streams that feed them (C11).
+ */
+extern void mr_flow_activate(MrStream *stream);
+
+/* Decodes, maps, stages and applies what the batch holds, leaving bad data out; writes dead letters. */
+extern void mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch);
+
+/* Readies the batch for the stream's staging tables. */
+extern void mr_flow_prepare(MrStream *stream, MrBatch *batch);
+
+/* Time and rows by stage, since the process began to count; written now and then (mr_flow_stats_write). */
+typedef struct MrStageTime
+{
+	int64 batches;
+	int64 rows;
+	double seconds;
+} MrStageTime;
+
+extern void mr_flow_stats_add(MrStage stage, instr_time start, int64 rows);
+extern void mr_flow_stats_write(MrStream *stream, int worker, bool now);
+
+#endif							/* MR_FLOW_PLAN_H */

@@ -1,0 +1,341 @@
+/*
+ * process.c
+ *	  One batch through the stages, and what becomes of bad data.
+ *
+ * Mapping writes nothing, so that a message which cannot be mapped is found where it raises its error and left
+ * out at once.  An error while tables are written does not say which message it is about: then halves of the
+ * batch are tried in subtransactions that are always rolled back, which only finds the messages; at last the
+ * whole is done again without them, each table visited once in the order of keys (C3).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "core/millrace.h"
+#include "flow/flow.h"
+#include "flow/plan.h"
+#include "portability/instr_time.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+/* What is being written, for whoever catches an error. */
+static MrStaging *writing_for;
+static bool in_mart;
+static bool must_configure;
+
+MrErrorClass
+mr_flow_error_class(int sqlstate)
+{
+	/* What a mart cannot add up, or a stream that stops at bad data, is nobody's message: see C10. */
+	return must_configure ? MR_ERROR_CONFIGURATION : mr_error_class(sqlstate);
+}
+
+void
+mr_flow_prepare(MrStream *stream, MrBatch *batch)
+{
+	ListCell *lc;
+
+	batch->stream = stream;
+	batch->loaded_at = GetCurrentTimestamp();
+	batch->nstaged = list_length(stream->stagings);
+	batch->staged =
+		MemoryContextAllocZero(batch->context, sizeof(MrStaged) * Max(batch->nstaged, 1));
+	foreach(lc, stream->stagings)
+	{
+		MrStaging *staging = lfirst(lc);
+
+		batch->staged[staging->ordinal].staging = staging;
+	}
+}
+
+/* A subtransaction that keeps the memory context and the resource owner of its caller. */
+typedef struct Attempt
+{
+	MemoryContext context;
+	ResourceOwner owner;
+} Attempt;
+
+static void
+attempt_begin(Attempt *attempt)
+{
+	attempt->context = CurrentMemoryContext;
+	attempt->owner = CurrentResourceOwner;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(attempt->context);
+}
+
+static void
+attempt_end(Attempt *attempt, bool keep)
+{
+	if (keep)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(attempt->context);
+	CurrentResourceOwner = attempt->owner;
+}
+
+/* Notes an error as the reason why a message is left out. */
+static void
+note_failure(MrBatch *batch, MrMessage *message, MrStaging *staging, const ErrorData *error)
+{
+	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	MrFailure *failure = palloc0(sizeof(MrFailure));
+
+	failure->message = message;
+	failure->staging = staging;
+	failure->sqlstate = error->sqlerrcode;
+	failure->text = error->message != NULL ? pstrdup(error->message) : pstrdup("");
+	failure->detail = error->detail != NULL ? pstrdup(error->detail) : NULL;
+	failure->hint = error->hint != NULL ? pstrdup(error->hint) : NULL;
+	message->failed = true;
+	batch->failures = lappend(batch->failures, failure);
+	MemoryContextSwitchTo(previous);
+}
+
+/*
+ * Runs `step` in a subtransaction.  NULL when it went well; the error when it is one of data; others are
+ * raised again.
+ */
+static ErrorData *
+try_step(void (*step)(void *), void *argument, bool keep, MemoryContext error_context)
+{
+	ErrorData *volatile error = NULL;
+	Attempt attempt;
+
+	attempt_begin(&attempt);
+	PG_TRY();
+	{
+		step(argument);
+		attempt_end(&attempt, keep);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(error_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		attempt_end(&attempt, false);
+	}
+	PG_END_TRY();
+
+	if (error != NULL && (in_mart || mr_error_class(error->sqlerrcode) != MR_ERROR_DATA))
+	{
+		must_configure = in_mart && mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
+		ReThrowError(error);
+	}
+	return error;
+}
+
+typedef struct MapStep
+{
+	MrBatch *batch;
+	MrPlan *extraction;
+	int from;
+} MapStep;
+
+static void
+map_step(void *argument)
+{
+	MapStep *step = argument;
+
+	mr_map_messages(step->batch, step->extraction, step->from);
+}
+
+/* Maps all messages, leaving out what raises an error of data. */
+static void
+map_all(MrBatch *batch, MrPlan *extraction)
+{
+	MapStep step = {batch, extraction, 0};
+	ErrorData *error;
+
+	while ((error = try_step(map_step, &step, true, batch->context)) != NULL)
+	{
+		MrStaging *staging;
+
+		mr_map_place(&step.from, &staging);
+		mr_map_forget(batch, step.from);
+		note_failure(batch, &batch->messages[step.from], staging, error);
+		FreeErrorData(error);
+	}
+}
+
+/* The versions of messages [from, to) that are not left out, as a batch that shares everything else. */
+static MrBatch *
+sub_batch(const MrBatch *batch, int from, int to)
+{
+	MrBatch *part = palloc(sizeof(MrBatch));
+
+	*part = *batch;
+	part->staged = palloc0(sizeof(MrStaged) * Max(batch->nstaged, 1));
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		const MrStaged *whole = &batch->staged[s];
+		MrStaged *staged = &part->staged[s];
+
+		staged->staging = whole->staging;
+		staged->versions = MemoryContextAllocHuge(CurrentMemoryContext,
+												  sizeof(MrVersion) * Max(whole->nversions, 1));
+		for (int i = 0; i < whole->nversions; i++)
+		{
+			const MrVersion *version = &whole->versions[i];
+
+			if (version->message < &batch->messages[from] ||
+				version->message >= &batch->messages[to] ||
+				mr_message_left_out(batch, version->message, whole->staging))
+				continue;
+			staged->versions[staged->nversions] = *version;
+			staged->versions[staged->nversions].newest = false;
+			staged->versions[staged->nversions].accepted = false;
+			staged->nversions++;
+		}
+	}
+	return part;
+}
+
+typedef struct WriteStep
+{
+	MrStream *stream;
+	MrBatch *batch; /* the whole */
+	MrBatch *part; /* what was written */
+	int from;
+	int to;
+} WriteStep;
+
+/* Stages and applies the messages [from, to). */
+static void
+write_step(void *argument)
+{
+	WriteStep *step = argument;
+	instr_time start;
+	int64 rows = 0;
+	ListCell *lc;
+
+	step->part = sub_batch(step->batch, step->from, step->to);
+	in_mart = false;
+	INSTR_TIME_SET_CURRENT(start);
+	writing_for = step->part->nstaged > 0 ? step->part->staged[0].staging : NULL;
+	mr_stage_apply(step->part, &writing_for);
+	for (int s = 0; s < step->part->nstaged; s++)
+		rows += step->part->staged[s].nnew;
+	mr_flow_stats_add(MR_STAGE_STAGING, start, rows);
+
+	foreach(lc, step->stream->targets)
+	{
+		MrTarget *target = lfirst(lc);
+
+		in_mart = target->kind->phase == MR_PHASE_MART;
+		for (int i = 0; i < target->nsources; i++)
+		{
+			if (target->sources[i].staging != NULL)
+				writing_for = target->sources[i].staging;
+		}
+		INSTR_TIME_SET_CURRENT(start);
+		target->kind->apply(target, step->part);
+		mr_flow_stats_add(target->kind->stage, start, 0);
+	}
+	in_mart = false;
+}
+
+/* Finds what makes the writing of messages [from, to) fail. */
+static void
+find_bad(WriteStep *step, int from, int to)
+{
+	WriteStep part = *step;
+	ErrorData *error;
+
+	part.from = from;
+	part.to = to;
+	error = try_step(write_step, &part, false, step->batch->context);
+	if (error == NULL)
+		return;
+	if (to - from == 1)
+	{
+		note_failure(step->batch, &step->batch->messages[from], writing_for, error);
+		return;
+	}
+	find_bad(step, from, from + (to - from) / 2);
+	find_bad(step, from + (to - from) / 2, to);
+}
+
+/*
+ * Writes messages [from, to) half by half, each on top of the one before: for what fails only together, as
+ * two objects with the same value in a unique column of the user's.
+ */
+static void
+write_in_halves(WriteStep *step, int from, int to)
+{
+	WriteStep part = *step;
+	ErrorData *error;
+
+	part.from = from;
+	part.to = to;
+	error = try_step(write_step, &part, true, step->batch->context);
+	if (error == NULL)
+		return;
+	if (to - from == 1)
+	{
+		note_failure(step->batch, &step->batch->messages[from], writing_for, error);
+		/* The other staging tables of the stream still take it. */
+		write_in_halves(step, from, to);
+		return;
+	}
+	write_in_halves(step, from, from + (to - from) / 2);
+	write_in_halves(step, from + (to - from) / 2, to);
+}
+
+/* Copies what the fence decided back to the whole batch's versions. */
+static void
+copy_decisions(MrBatch *batch, const MrBatch *part)
+{
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		MrStaged *whole = &batch->staged[s];
+		const MrStaged *staged = &part->staged[s];
+		int next = 0;
+
+		for (int i = 0; i < whole->nversions && next < staged->nversions; i++)
+		{
+			if (whole->versions[i].message != staged->versions[next].message)
+				continue;
+			whole->versions[i].newest = staged->versions[next].newest;
+			whole->versions[i].accepted = staged->versions[next].accepted;
+			next++;
+		}
+	}
+}
+
+void
+mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
+{
+	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	WriteStep step = {stream, batch, NULL, 0, batch->nmessages};
+	instr_time start;
+	ErrorData *error;
+
+	must_configure = false;
+	in_mart = false;
+	INSTR_TIME_SET_CURRENT(start);
+	map_all(batch, extraction);
+	mr_flow_stats_add(MR_STAGE_MAP, start, batch->nmessages);
+
+	error = try_step(write_step, &step, true, batch->context);
+	if (error != NULL)
+	{
+		int known = list_length(batch->failures);
+
+		find_bad(&step, 0, batch->nmessages);
+		if (list_length(batch->failures) > known)
+			error = try_step(write_step, &step, true, batch->context);
+		if (error != NULL)
+			write_in_halves(&step, 0, batch->nmessages);
+	}
+	if (step.part != NULL)
+		copy_decisions(batch, step.part);
+	if (batch->failures != NIL)
+	{
+		must_configure = stream->on_error == MR_ON_ERROR_STOP;
+		(void) mr_letter_write(stream, batch->failures);
+		must_configure = false;
+	}
+	MemoryContextSwitchTo(previous);
+}
