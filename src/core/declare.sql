@@ -92,3 +92,15 @@ CREATE FUNCTION millrace_internal.type_name(name text) RETURNS text
 LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_type_name';
 COMMENT ON FUNCTION millrace_internal.type_name(text) IS
     'a type as the caller names it, in the spelling that means the same under every search_path';
+
+-- The caller must own what he changes, as PostgreSQL asks for tables.
+CREATE FUNCTION millrace_internal.check_owner(caller regrole, owner regrole, what text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT pg_has_role(caller, owner, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of %', what USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_owner(regrole, regrole, text) IS 'raises an error unless the caller has the privileges of the owner';

@@ -287,7 +287,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    feed millrace.stream := millrace_internal.stream_of(caller, stream);
+    feed millrace.stream := millrace_internal.own_stream(caller, stream);
     qualified text := millrace_internal.qualified_name(name);
     relation regclass := millrace_internal.relation(name);
     definition json;

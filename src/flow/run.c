@@ -1,0 +1,503 @@
+/*
+ * run.c
+ *	  Batches one after another: a worker's share of a stream, run_stream(), and dead letters tried again.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "flow/flow.h"
+#include "flow/plan.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/*
+ * A batch may take this part of a worker's memory as raw messages.  Parsed, mapped, hashed and on their way
+ * into tables they take about ten times that much.
+ */
+#define BATCH_SHARE 20
+
+/* No batch is larger than this, however small its messages. */
+#define BATCH_MESSAGES 50000
+
+struct MrFlow
+{
+	MemoryContext context;
+	int32 stream_id;
+	int worker;
+	int workers;
+	MrStream *stream;
+	MrPlan *extraction;
+	bool pending; /* targets wait for activation */
+	const MrSourceKind *kind;
+	MrSource *source;
+	MrBatch *batch;
+	TimestampTz ticked_at;
+};
+
+PG_FUNCTION_INFO_V1(millrace_run_stream);
+PG_FUNCTION_INFO_V1(millrace_retry);
+
+/* A transaction as all of ours are: READ COMMITTED, connected to SPI, with a snapshot for expressions. */
+static void
+begin_transaction(void)
+{
+	StartTransactionCommand();
+	XactIsoLevel = XACT_READ_COMMITTED;
+	XactReadOnly = false;
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+static void
+commit_transaction(void)
+{
+	PopActiveSnapshot();
+	SPI_finish();
+	CommitTransactionCommand();
+}
+
+static Size
+batch_bytes(void)
+{
+	return (Size) mr_worker_memory * 1024 / BATCH_SHARE;
+}
+
+/* Compiles the stream as it is now; false when it is gone. */
+static bool
+compile(MrFlow *flow)
+{
+	MrStream *before = flow->stream;
+
+	flow->stream =
+		mr_flow_compile(flow->context, flow->stream_id, &flow->extraction, &flow->pending);
+	if (before != NULL)
+		MemoryContextDelete(before->context);
+	return flow->stream != NULL;
+}
+
+/*
+ * Fills what has been declared since, under the stream's exclusive lock in the transaction that is open, and
+ * compiles again.
+ */
+static bool
+activate(MrFlow *flow)
+{
+	mr_stream_lock(flow->stream_id, true);
+	if (!compile(flow))
+		return false;
+	if (!flow->pending)
+		return true;
+	mr_flow_activate(flow->stream);
+	return compile(flow);
+}
+
+/* Compiles, activates and opens the source, in the transaction that is open; false when the stream is gone. */
+static bool
+open_in_transaction(MrFlow *flow)
+{
+	MemoryContext previous = MemoryContextSwitchTo(flow->context);
+	bool there;
+
+	mr_stream_lock(flow->stream_id, false);
+	there = compile(flow);
+	if (there && flow->pending)
+		there = activate(flow);
+	if (there)
+	{
+		flow->kind = mr_source_kind(flow->stream);
+		flow->source = flow->kind->open(flow->stream, flow->worker, flow->workers);
+		flow->batch = mr_batch_create(flow->context);
+	}
+	MemoryContextSwitchTo(previous);
+	return there;
+}
+
+static MrFlow *
+create_flow(int32 stream_id, int worker, int workers)
+{
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace flow", ALLOCSET_DEFAULT_SIZES);
+	MrFlow *flow = MemoryContextAllocZero(context, sizeof(MrFlow));
+
+	flow->context = context;
+	flow->stream_id = stream_id;
+	flow->worker = worker;
+	flow->workers = workers;
+	return flow;
+}
+
+MrFlow *
+mr_flow_open(int32 stream_id, int worker, int workers)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	MrFlow *flow = create_flow(stream_id, worker, workers);
+	bool there;
+
+	begin_transaction();
+	there = open_in_transaction(flow);
+	commit_transaction();
+	MemoryContextSwitchTo(previous);
+	if (!there)
+	{
+		mr_flow_close(flow);
+		return NULL;
+	}
+	return flow;
+}
+
+void
+mr_flow_close(MrFlow *flow)
+{
+	if (flow->source != NULL)
+		flow->kind->close(flow->source);
+	MemoryContextDelete(flow->context);
+}
+
+pgsocket
+mr_flow_descriptor(MrFlow *flow)
+{
+	return flow->kind->descriptor != NULL ? flow->kind->descriptor(flow->source)
+										  : PGINVALID_SOCKET;
+}
+
+const char *
+mr_flow_problem(const MrFlow *flow)
+{
+	return mr_source_problem(flow->source);
+}
+
+const MrMessage *
+mr_flow_message(const MrFlow *flow)
+{
+	int message;
+	MrStaging *staging;
+
+	if (flow->batch == NULL || flow->batch->nmessages == 0)
+		return NULL;
+	mr_map_place(&message, &staging);
+	return message < flow->batch->nmessages ? &flow->batch->messages[message] : NULL;
+}
+
+/* Gives the source its turn between batches, about once a second. */
+static void
+tick(MrFlow *flow)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (flow->kind->tick == NULL || now - flow->ticked_at < USECS_PER_SEC)
+		return;
+	begin_transaction();
+	flow->kind->tick(flow->source);
+	commit_transaction();
+	flow->ticked_at = now;
+}
+
+/* Fetches into the empty batch; adds to the stage's time only when something came. */
+static void
+fetch(MrFlow *flow, int wait_ms)
+{
+	instr_time start;
+
+	INSTR_TIME_SET_CURRENT(start);
+	(void) flow->kind->fetch(flow->source, flow->batch, BATCH_MESSAGES, batch_bytes(), wait_ms);
+	if (flow->batch->nmessages > 0)
+		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
+}
+
+/* Processes the batch that has been fetched and moves the position. */
+static void
+process_and_advance(MrFlow *flow)
+{
+	instr_time start;
+
+	mr_flow_prepare(flow->stream, flow->batch);
+	mr_flow_process(flow->stream, flow->extraction, flow->batch);
+	mr_debug_point("before_advance");
+	INSTR_TIME_SET_CURRENT(start);
+	flow->kind->advance(flow->source, flow->batch);
+	mr_flow_stats_add(MR_STAGE_POSITION, start, flow->batch->nmessages);
+}
+
+/*
+ * Is what was compiled still what the stream says?  Compiles again when not; false when the stream was
+ * stopped, dropped, or needs its source opened anew.
+ */
+static bool
+still_current(MrFlow *flow)
+{
+	bool enabled;
+	int64 version = mr_stream_config_version(flow->stream_id, &enabled);
+
+	if (version == 0 || !enabled)
+		return false;
+	return version == flow->stream->config_version;
+}
+
+int64
+mr_flow_step(MrFlow *flow, int wait_ms)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	int64 consumed = 0;
+	instr_time start;
+
+	tick(flow);
+	mr_batch_reset(flow->batch);
+	if (!flow->kind->in_transaction)
+	{
+		fetch(flow, wait_ms);
+		if (flow->batch->nmessages == 0)
+			return 0;
+	}
+
+	begin_transaction();
+	mr_stream_lock(flow->stream_id, false);
+	if (!still_current(flow))
+	{
+		commit_transaction();
+		MemoryContextSwitchTo(previous);
+		return MR_FLOW_CHANGED;
+	}
+	if (flow->kind->in_transaction)
+		fetch(flow, 0);
+	consumed = flow->batch->nmessages;
+	if (consumed > 0)
+	{
+		process_and_advance(flow);
+		mr_flow_stats_write(flow->stream, flow->worker, false);
+		mr_debug_point("before_commit");
+	}
+	INSTR_TIME_SET_CURRENT(start);
+	commit_transaction();
+	MemoryContextSwitchTo(previous);
+	mr_debug_point("after_commit");
+	if (consumed > 0)
+	{
+		mr_flow_stats_add(MR_STAGE_COMMIT, start, 0);
+		if (flow->kind->committed != NULL)
+			flow->kind->committed(flow->source, flow->batch);
+	}
+	return consumed;
+}
+
+/* The stream that a caller names and may run. */
+static int32
+own_stream(const char *name)
+{
+	MrRunAs saved;
+	MrStream *stream;
+	int32 id;
+
+	mr_run_as(&saved, mr_extension_owner());
+	id = mr_stream_id(name);
+	stream = id == 0 ? NULL : mr_stream_load(CurrentMemoryContext, id);
+	mr_run_back(&saved);
+	if (stream == NULL)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("stream \"%s\" does not exist", name)));
+	if (!has_privs_of_role(GetUserId(), stream->owner))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be owner of stream \"%s\"", name)));
+	return id;
+}
+
+/* Batches in somebody's own transaction need each statement to see what others have committed (C3). */
+static void
+require_read_committed(const char *what)
+{
+	if (XactIsoLevel != XACT_READ_COMMITTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s needs isolation level READ COMMITTED", what),
+				 errhint("Begin the transaction with BEGIN ISOLATION LEVEL READ COMMITTED.")));
+	PreventCommandIfReadOnly(what);
+}
+
+/* How many dead letters a batch has made. */
+static int64
+count_letters(const MrBatch *batch)
+{
+	int64 count = 0;
+	ListCell *lc;
+
+	foreach(lc, batch->failures)
+	{
+		if (!((MrFailure *) lfirst(lc))->silent)
+			count++;
+	}
+	return count;
+}
+
+/* One batch of run_stream in a subtransaction of its own. */
+static int64
+run_batch(MrFlow *flow, int max_messages, int64 *letters)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int64 consumed;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	mr_batch_reset(flow->batch);
+	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(),
+							 flow->kind->in_transaction ? 0 : 1000);
+	consumed = flow->batch->nmessages;
+	if (consumed > 0)
+		process_and_advance(flow);
+	*letters += count_letters(flow->batch);
+	ReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return consumed;
+}
+
+/* Consumes what is there now, in the caller's transaction. */
+Datum
+millrace_run_stream(PG_FUNCTION_ARGS)
+{
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	int32 id = own_stream(name);
+	int64 limit = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	int64 messages = 0;
+	int64 batches = 0;
+	int64 letters = 0;
+	TupleDesc desc;
+	Datum values[3];
+	bool nulls[3] = {false};
+	int nest_level;
+	MrRunAs saved;
+	MrFlow *flow;
+
+	require_read_committed("run_stream()");
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (limit < 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("max_messages must not be negative")));
+
+	flow = create_flow(id, 0, 1);
+	nest_level = mr_settings_pin("UTC");
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	PG_TRY();
+	{
+		if (!open_in_transaction(flow))
+			elog(ERROR, "stream \"%s\" was dropped", name);
+		mr_run_as(&saved, flow->stream->owner);
+		while (messages < limit)
+		{
+			int64 consumed =
+				run_batch(flow, (int) Min(limit - messages, BATCH_MESSAGES), &letters);
+
+			CHECK_FOR_INTERRUPTS();
+			messages += consumed;
+			batches += consumed > 0;
+			if (consumed == 0 && flow->kind->drained(flow->source))
+				break;
+		}
+		mr_flow_stats_write(flow->stream, 0, true);
+		mr_run_back(&saved);
+	}
+	PG_CATCH();
+	{
+		/* A remote source holds threads and sockets: they go with the flow. */
+		mr_flow_close(flow);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+	SPI_finish();
+	mr_settings_unpin(nest_level);
+	mr_flow_close(flow);
+
+	values[0] = Int64GetDatum(messages);
+	values[1] = Int64GetDatum(batches);
+	values[2] = Int64GetDatum(letters);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/* Tries dead letters of one stream again, in the caller's transaction. */
+static void
+retry_letters(int32 stream_id, ArrayType *ids, int64 *taken, int64 *superseded, int64 *refused)
+{
+	MrFlow *flow = create_flow(stream_id, 0, 1);
+	MemoryContext previous = MemoryContextSwitchTo(flow->context);
+	MrRunAs saved;
+
+	mr_stream_lock(stream_id, false);
+	if (compile(flow) && (!flow->pending || activate(flow)))
+	{
+		flow->batch = mr_batch_create(flow->context);
+		mr_flow_prepare(flow->stream, flow->batch);
+		MemoryContextSwitchTo(flow->batch->context);
+		mr_letter_read(flow->batch, ids);
+		mr_run_as(&saved, flow->stream->owner);
+		mr_flow_process(flow->stream, flow->extraction, flow->batch);
+		mr_run_back(&saved);
+		*refused += count_letters(flow->batch);
+		mr_letter_close(flow->batch, taken, superseded);
+	}
+	MemoryContextSwitchTo(previous);
+	mr_flow_close(flow);
+}
+
+Datum
+millrace_retry(PG_FUNCTION_ARGS)
+{
+	static const Oid types[] = {INT8ARRAYOID, OIDOID};
+	ArrayType *ids = PG_GETARG_ARRAYTYPE_P(0);
+	Datum arguments[] = {PointerGetDatum(ids), ObjectIdGetDatum(GetUserId())};
+	int64 taken = 0;
+	int64 superseded = 0;
+	int64 refused = 0;
+	TupleDesc desc;
+	Datum values[3];
+	bool nulls[3] = {false};
+	int nest_level;
+	MrRunAs saved;
+	int32 *streams;
+	uint64 count;
+
+	require_read_committed("retry()");
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+
+	nest_level = mr_settings_pin("UTC");
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mr_run_as(&saved, mr_extension_owner());
+	count = mr_statement_run(
+		mr_statement_create("SELECT DISTINCT l.stream_id FROM millrace.letter l "
+							"JOIN millrace.stream s ON s.id = l.stream_id "
+							"WHERE l.id = ANY ($1) AND l.state = 'open' "
+							"AND pg_catalog.pg_has_role($2, s.owner, 'USAGE') ORDER BY 1",
+							2, types),
+		arguments, NULL);
+	mr_run_back(&saved);
+	streams = palloc(sizeof(int32) * Max(count, 1));
+	for (uint64 i = 0; i < count; i++)
+	{
+		bool isnull;
+
+		streams[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	for (uint64 i = 0; i < count; i++)
+		retry_letters(streams[i], ids, &taken, &superseded, &refused);
+	PopActiveSnapshot();
+	SPI_finish();
+	mr_settings_unpin(nest_level);
+
+	values[0] = Int64GetDatum(taken);
+	values[1] = Int64GetDatum(superseded);
+	values[2] = Int64GetDatum(refused);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
