@@ -51,4 +51,32 @@
 #define mr_server_aclcheck(server, role) pg_foreign_server_aclcheck(server, role, ACL_USAGE)
 #endif
 
+/*
+ * The JSON parser.  16 made semantic actions return an error code and errors soft; 17 added a
+ * caller's lexer struct and const input; 18 told unescaping apart from the buffer that it goes to.
+ */
+#if PG_VERSION_NUM >= 160000
+#define MrJsonResult JsonParseErrorType
+#define MR_JSON_DONE return JSON_SUCCESS
+#define mr_json_report(error, lex) json_errsave_error(error, lex, NULL)
+#else
+#define MrJsonResult void
+#define MR_JSON_DONE return
+#define mr_json_report(error, lex) json_ereport_error(error, lex)
+#endif
+
+#if PG_VERSION_NUM >= 170000
+#define mr_json_lexer(text, length) makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
+#else
+#define mr_json_lexer(text, length)                                                                \
+	makeJsonLexContextCstringLen((char *) (text), length, PG_UTF8, true)
+#endif
+
+/* Turns unescaping of strings off and on again; `buffer` is the lexer's own. */
+#if PG_VERSION_NUM >= 180000
+#define mr_json_unescape(lex, buffer, on) ((lex)->need_escapes = (on))
+#else
+#define mr_json_unescape(lex, buffer, on) ((lex)->strval = (on) ? (buffer) : NULL)
+#endif
+
 #endif							/* MR_CORE_COMPAT_H */

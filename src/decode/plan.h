@@ -2,8 +2,9 @@
  * plan.h
  *	  One extraction plan for all paths of a stream, and what it takes out of a message.
  *
- * Build: mr_plan_create, then mr_plan_scope for each for_each path and mr_plan_slot for each path of a staging
- * table.  Run: mr_plan_run parses the message once and gives a document, which is read by slots:
+ * Build: mr_plan_create, then mr_plan_scope for each for_each path and mr_plan_slot for each path
+ * of a staging table.  Run: mr_plan_run parses the message once and gives a document, which is read
+ * by slots:
  *
  *		scope = mr_plan_scope(plan, mr_path_parse("$.orders[*].items[*]"));
  *		slot = mr_plan_slot(plan, scope, mr_path_parse("@.id"));
@@ -30,23 +31,23 @@ typedef enum MrKind
 {
 	MR_ABSENT, /* the message has no such member */
 	MR_NULL,
-	MR_STRING, /* the text has no escapes left */
-	MR_NUMBER, /* the text as it was sent */
-	MR_BOOLEAN, /* true or false */
+	MR_STRING,   /* the text has no escapes left */
+	MR_NUMBER,   /* the text as it was sent */
+	MR_BOOLEAN,  /* true or false */
 	MR_CONTAINER /* an object or array: the text is its JSON as it was sent */
 } MrKind;
 
 /* Where the text of a value stands; see mr_value_json. */
 typedef enum MrForm
 {
-	MR_FORM_SLICE, /* in the message */
+	MR_FORM_SLICE,     /* in the message */
 	MR_FORM_UNESCAPED, /* in memory of its own, after a note of its JSON */
-	MR_FORM_PLAIN /* it did not come from JSON */
+	MR_FORM_PLAIN      /* it did not come from JSON */
 } MrForm;
 
 /*
- * One value.  The text is not terminated; it points into the message's bytes where it can, so these have to
- * outlive the document.
+ * One value.  The text is not terminated; it points into the message's bytes where it can, so these
+ * have to outlive the document.
  */
 typedef struct MrValue
 {
@@ -70,7 +71,7 @@ typedef struct MrElements
 	int nslots;
 	int count;
 	MrValue *values; /* nslots for each element */
-	int32 *outer; /* for each element, the number of its element in the scope around it */
+	int32 *outer;    /* for each element, the number of its element in the scope around it */
 } MrElements;
 
 typedef struct MrDocument
@@ -85,24 +86,28 @@ typedef struct MrPlan MrPlan;
 extern MrPlan *mr_plan_create(void);
 
 /*
- * The scope of a for_each path, which ends with [*]; MR_SCOPE_MESSAGE for NULL.  Each distinct path is one
- * scope, and so is what stands before each [*] in it.
+ * The scope of a for_each path, which ends with [*]; MR_SCOPE_MESSAGE for NULL.  Each distinct path
+ * is one scope, and so is what stands before each [*] in it.
  */
 extern int mr_plan_scope(MrPlan *plan, const MrPath *for_each);
 
-/* The slot of a path which is written for that scope: $… of the message, @… of its elements, @@… around them. */
+/*
+ * The slot of a path which is written for that scope: $… of the message, @… of its elements, @@…
+ * around them.
+ */
 extern MrSlot mr_plan_slot(MrPlan *plan, int scope, const MrPath *path);
 
 /*
- * How many slots a scope has, and the path of each: enrichment finds the slots of $dict and @dict by them, and
- * fills them with mr_document_put.
+ * How many slots a scope has, and the path of each: enrichment finds the slots of $dict and @dict
+ * by them, and fills them with mr_document_put.
  */
 extern int mr_plan_slots(const MrPlan *plan, int scope);
 extern const MrPath *mr_plan_path(const MrPlan *plan, MrSlot slot);
 
 /*
- * Takes out of a message what the plan asks for, into the current memory context.  A message which is not what
- * JSON, UTF-8 or our limits allow is an error of class 22.  A tombstone has nothing but its metadata.
+ * Takes out of a message what the plan asks for, into the current memory context.  A message which
+ * is not what JSON, UTF-8 or our limits allow is an error of class 22.  A tombstone has nothing but
+ * its metadata.
  */
 extern MrDocument *mr_plan_run(MrPlan *plan, const MrMessage *message);
 
@@ -154,4 +159,4 @@ mr_value_is_null(const MrValue *value)
 /* The JSON that a value was sent as, not terminated; NULL when it did not come from JSON. */
 extern const char *mr_value_json(const MrValue *value, int *length);
 
-#endif							/* MR_DECODE_PLAN_H */
+#endif /* MR_DECODE_PLAN_H */

@@ -1,6 +1,6 @@
 /*
  * trie.h
- *	  The inside of an extraction plan; only plan.c (which builds it) and walk.c (which runs it) use it.
+ *	  The inside of an extraction plan; only plan.c, walk.c and document.c use it.
  */
 #ifndef MR_DECODE_TRIE_H
 #define MR_DECODE_TRIE_H
@@ -12,7 +12,7 @@ typedef struct MrNode
 {
 	/* Its children: by name, by number, and the one for all elements. */
 	int nmembers;
-	int next; /* the member that probably comes next */
+	int next;     /* the member that probably comes next */
 	uint32 *tags; /* of the members' names, to compare before the names */
 	struct MrNode **members;
 	int nindexes;
@@ -23,9 +23,9 @@ typedef struct MrNode
 	int length;
 	int index;
 	bool element; /* it is the [*] that its scope is of */
-	int scope; /* whose slots are here */
-	int slot; /* -1: no path ends here */
-	uint64 seen; /* the last container which had this member; a second time is a duplicate */
+	int scope;    /* whose slots are here */
+	int slot;     /* -1: no path ends here */
+	uint64 seen;  /* the last container which had this member; a second time is a duplicate */
 } MrNode;
 
 /* The message, or the elements of one for_each. */
@@ -39,7 +39,7 @@ typedef struct MrScope
 	/* While a message is walked: its elements so far. */
 	int count;
 	int capacity; /* in elements */
-	int width; /* the slots that the capacity was made for */
+	int width;    /* the slots that the capacity was made for */
 	MrValue *values;
 	int32 *outer;
 } MrScope;
@@ -48,10 +48,10 @@ typedef struct MrScope
 typedef struct MrFrame
 {
 	const char *start; /* of its text */
-	uint64 serial; /* unique among the containers of a plan */
-	int first; /* its nodes in the plan's stack of them */
+	uint64 serial;     /* unique among the containers of a plan */
+	int first;         /* its nodes in the plan's stack of them */
 	int count;
-	int elements; /* of it, seen so far */
+	int elements;  /* of it, seen so far */
 	bool skipping; /* nothing inside is asked for */
 } MrFrame;
 
@@ -61,7 +61,8 @@ struct MrPlan
 	MemoryContext scratch; /* what the parser allocates; reset for each message */
 	int nscopes;
 	MrScope *scopes;
-	MrNode *roots[MR_ROOT_BEFORE + 1]; /* the sources that are JSON; NULL when no path needs one parsed */
+	MrNode *roots[MR_ROOT_BEFORE +
+				  1]; /* the sources that are JSON; NULL when no path needs one parsed */
 
 	/* For walk.c. */
 	uint64 serial;
@@ -80,7 +81,27 @@ mr_name_tag(const char *name, int length)
 	if (length == 0)
 		return 0;
 	return ((uint32) length << 16) | ((uint32) (unsigned char) name[0] << 8) |
-		(unsigned char) name[length - 1];
+		   (unsigned char) name[length - 1];
 }
 
-#endif							/* MR_DECODE_TRIE_H */
+/* What stands before an unescaped text: the JSON that it was. */
+typedef struct MrUnescaped
+{
+	const char *json;
+	int length;
+} MrUnescaped;
+
+/* Opens the next element of a scope, with nothing in it. */
+extern void mr_scope_add(MrPlan *plan, MrScope *scope);
+
+/*
+ * Walks over a part of the message, which has to be JSON, and fills the slots of the scopes.
+ * `part` is its name for errors; unescaped texts go to `result`.
+ */
+extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
+						 const char *text, int length);
+
+/* Raises an error unless the part is UTF-8. */
+extern void mr_walk_text(const char *part, const char *text, int length);
+
+#endif /* MR_DECODE_TRIE_H */
