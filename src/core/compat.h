@@ -79,4 +79,25 @@
 #define mr_json_unescape(lex, buffer, on) ((lex)->strval = (on) ? (buffer) : NULL)
 #endif
 
+/* 16: one function checks the ownership of objects of any catalog. */
+#if PG_VERSION_NUM < 160000
+#define object_ownercheck(classid, objectid, roleid)                                               \
+	((classid) == DatabaseRelationId ? pg_database_ownercheck(objectid, roleid) \
+									 : pg_extension_ownercheck(objectid, roleid))
+#endif
+
+/* 17: a background worker may log in as a role without LOGIN. */
+#if PG_VERSION_NUM >= 170000
+#define MR_WORKER_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
+#else
+#define MR_WORKER_FLAGS 0
+#endif
+
+/* 17: a wait event set belongs to a resource owner (NULL: to the session) instead of a memory context. */
+#if PG_VERSION_NUM >= 170000
+#define mr_create_wait_event_set(nevents) CreateWaitEventSet(NULL, nevents)
+#else
+#define mr_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, nevents)
+#endif
+
 #endif							/* MR_CORE_COMPAT_H */

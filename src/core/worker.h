@@ -9,6 +9,7 @@
 #define MR_CORE_WORKER_H
 
 #include "fmgr.h"
+#include "nodes/pg_list.h"
 #include "utils/timestamp.h"
 
 /* From _PG_init, while shared_preload_libraries are loaded; none of them throws. */
@@ -20,12 +21,13 @@ extern void mr_utility_init(void);
 extern bool mr_worker_ready(void);
 
 /*
- * Wakes the workers of a stream in this database (0: of all streams) and, when `manager`, the manager; at
+ * Wakes the workers of a stream in this database (0: of all streams), or the manager or the launcher: at
  * once, or when the current transaction commits.
  */
 extern void mr_worker_wake(int32 stream_id);
 extern void mr_worker_wake_at_commit(int32 stream_id);
 extern void mr_manager_wake_at_commit(void);
+extern void mr_launcher_wake_at_commit(void);
 
 /* ---- what follows is for the processes of the tree ---------------------------------------------------- */
 
@@ -49,54 +51,45 @@ typedef struct MrSlot
 {
 	MrSlotKind kind;
 	MrSlotState state;
-	uint32 generation; /* raised whenever the slot is given away */
+	uint32 generation; /* raised whenever the slot is given away or taken back */
 	Oid database;
-	int32 stream_id; /* of a stream worker */
+	int32 stream_id; /* of a stream worker, and what follows */
 	int worker;
 	int workers;
 	Oid owner;
-	int pid; /* 0 unless running */
-	struct Latch *latch; /* of the process, while running */
-	TimestampTz since; /* of the state */
-	TimestampTz started; /* when it was registered */
+	int pid; /* 0 until it runs */
+	struct Latch *latch; /* of the process, while it runs */
+	TimestampTz started; /* when the slot was given away */
+	TimestampTz since; /* of the state, or of being asked to end */
 	bool stop; /* asked to end between batches */
 	bool held; /* ended because a command wants the database for itself */
 	int exit_code;
-	int sqlstate; /* of the last error that the process reported before its end, 0: none */
+	int sqlstate; /* of the last error that it reported before its end, 0: none */
 	char reason[MR_REASON_LENGTH];
 } MrSlot;
 
-/* How a process finds its slot: bgw_main_arg is the slot's index, bgw_extra holds the generation. */
-extern MrSlot *mr_slot_attach(Datum index, MrSlotKind kind);
-
-/* The slot of this process, after mr_slot_attach; a copy that does not change. */
-extern bool mr_slot_stopping(void);
-extern void mr_slot_forget_reason(void);
-
 /*
- * Gives a slot away and registers the process with the postmaster.  False when there is no free slot or no
- * free background worker, or while the database is held.
+ * bgw_main_arg is the slot's index, bgw_extra holds its generation.  mr_slot_attach returns a copy, or exits
+ * the process when the slot is no longer meant for it.
  */
+extern MrSlot *mr_slot_attach(Datum index, MrSlotKind kind);
+extern bool mr_slot_stopping(void);
+
+/* What a parent does; a slot is named by a copy of it. */
 extern bool mr_slot_start(const MrSlot *wanted, const char *function, const char *name,
 						  const char *type);
-
-/* Copies of all slots of a kind in a database (InvalidOid: in all) in CurrentMemoryContext. */
 extern int mr_slot_list(MrSlotKind kind, Oid database, MrSlot **slots);
-extern bool mr_slot_frees(const MrSlot *slot);
-extern void mr_slot_stop(const MrSlot *slot, bool terminate);
-
-/* Is a command (DROP DATABASE and the like) keeping us away from a database? */
-extern bool mr_database_held(Oid database);
-extern void mr_database_hold(Oid database);
-
+extern void mr_slot_free(const MrSlot *copy);
+extern void mr_slot_stop(const MrSlot *copy, bool terminate);
 extern void mr_launcher_attach(void);
-extern void mr_launcher_wake(void);
 
-/* Settings that ALTER ROLE and ALTER DATABASE must not change for our processes (C13). */
+/* Keeps our processes away from a database until the current transaction ends. */
+extern void mr_database_hold(Oid database);
+extern bool mr_database_held(Oid database);
+
 extern void mr_worker_pin_settings(void);
-
-/* The databases that the setting names, as a list of char *. */
-extern struct List *mr_worker_databases(void);
+extern List *mr_worker_databases(void);
+extern int mr_worker_backoff(int failures);
 
 extern PGDLLEXPORT void mr_launcher_main(Datum arg);
 extern PGDLLEXPORT void mr_manager_main(Datum slot);
