@@ -27,9 +27,9 @@ static long failures = 0;
 
 /* Reports what is wrong and ends the program. */
 static void
-die(const char *format,...)
+die(const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	fputs("produce: ", stderr);
 	va_start(args, format);
@@ -66,7 +66,7 @@ wait_until(rd_kafka_t *kafka, long long when)
 	rd_kafka_poll(kafka, 0);
 	for (;;)
 	{
-		long long	left = when - now_us();
+		long long left = when - now_us();
 		struct timespec pause;
 
 		if (left <= 0)
@@ -81,8 +81,8 @@ wait_until(rd_kafka_t *kafka, long long when)
 static char *
 next_field(char **rest, long line_number)
 {
-	char	   *field = *rest;
-	char	   *tab = strchr(field, '\t');
+	char *field = *rest;
+	char *tab = strchr(field, '\t');
 
 	if (tab == NULL)
 		die("line %ld: partition, key, timestamp and value are wanted", line_number);
@@ -96,18 +96,17 @@ static rd_kafka_t *
 make_producer(const char *brokers, int paced)
 {
 	const char *settings[][2] = {
-		{"bootstrap.servers", brokers},
-		{"linger.ms", paced ? "0" : "20"},
-		{"batch.num.messages", "100000"},
-		{"queue.buffering.max.messages", "200000"},
+		{"bootstrap.servers", brokers},    {"linger.ms", paced ? "0" : "20"},
+		{"batch.num.messages", "100000"},  {"queue.buffering.max.messages", "200000"},
 		{"message.max.bytes", "33554432"},
 	};
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
 	rd_kafka_t *kafka;
-	char		error[512];
+	char error[512];
 
 	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
-		if (rd_kafka_conf_set(conf, settings[i][0], settings[i][1], error, sizeof(error)) != RD_KAFKA_CONF_OK)
+		if (rd_kafka_conf_set(conf, settings[i][0], settings[i][1], error, sizeof(error)) !=
+			RD_KAFKA_CONF_OK)
 			die("%s", error);
 	rd_kafka_conf_set_dr_msg_cb(conf, delivered);
 	kafka = rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, sizeof(error));
@@ -122,13 +121,13 @@ send_message(rd_kafka_t *kafka, const char *topic, int partition, char *key, lon
 			 char *value, size_t length)
 {
 	rd_kafka_resp_err_t error;
-	void	   *payload = length > 0 ? value : NULL;
+	void *payload = length > 0 ? value : NULL;
 
-	while ((error = rd_kafka_producev(kafka, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(partition),
-									  RD_KAFKA_V_KEY(key, strlen(key)), RD_KAFKA_V_TIMESTAMP(timestamp_ms),
-									  RD_KAFKA_V_VALUE(payload, length),
-									  RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_END)) ==
-		   RD_KAFKA_RESP_ERR__QUEUE_FULL)
+	while ((error = rd_kafka_producev(
+				kafka, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(partition),
+				RD_KAFKA_V_KEY(key, strlen(key)), RD_KAFKA_V_TIMESTAMP(timestamp_ms),
+				RD_KAFKA_V_VALUE(payload, length), RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+				RD_KAFKA_V_END)) == RD_KAFKA_RESP_ERR__QUEUE_FULL)
 		rd_kafka_poll(kafka, 10);
 	if (error)
 		die("%s", rd_kafka_err2str(error));
@@ -138,16 +137,16 @@ int
 main(int argc, char **argv)
 {
 	const char *positional[3] = {NULL, NULL, NULL};
-	int			positionals = 0;
-	double		rate = 0;
-	FILE	   *in = stdin;
-	FILE	   *log = NULL;
+	int positionals = 0;
+	double rate = 0;
+	FILE *in = stdin;
+	FILE *log = NULL;
 	rd_kafka_t *kafka;
-	char	   *line = NULL;
-	size_t		capacity = 0;
-	ssize_t		length;
-	long		count = 0;
-	long long	start;
+	char *line = NULL;
+	size_t capacity = 0;
+	ssize_t length;
+	long count = 0;
+	long long start;
 
 	for (int i = 1; i < argc; i++)
 	{
@@ -172,10 +171,10 @@ main(int argc, char **argv)
 	start = now_us();
 	while ((length = getline(&line, &capacity, in)) > 0)
 	{
-		char	   *rest = line;
-		char	   *partition;
-		char	   *key;
-		long long	timestamp_ms;
+		char *rest = line;
+		char *partition;
+		char *key;
+		long long timestamp_ms;
 
 		if (line[length - 1] == '\n')
 			line[--length] = '\0';
@@ -185,7 +184,7 @@ main(int argc, char **argv)
 		timestamp_ms = atoll(next_field(&rest, count));
 		if (rate > 0)
 		{
-			long long	sent_us;
+			long long sent_us;
 
 			wait_until(kafka, start + (long long) (count * 1000000.0 / rate));
 			sent_us = now_us();
@@ -195,13 +194,15 @@ main(int argc, char **argv)
 		}
 		else if (count % 1000 == 0)
 			rd_kafka_poll(kafka, 0);
-		send_message(kafka, positional[1], atoi(partition), key, timestamp_ms, rest, line + length - rest);
+		send_message(kafka, positional[1], atoi(partition), key, timestamp_ms, rest,
+					 line + length - rest);
 	}
 	if (rd_kafka_flush(kafka, 60000) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		failures += rd_kafka_outq_len(kafka);
 	rd_kafka_destroy(kafka);
 	if (log)
 		fclose(log);
-	fprintf(stderr, "produced %ld messages in %.2f s\n", count - failures, (now_us() - start) / 1e6);
+	fprintf(stderr, "produced %ld messages in %.2f s\n", count - failures,
+			(now_us() - start) / 1e6);
 	return failures > 0;
 }

@@ -209,11 +209,14 @@ column_array(MrColumn *column, const Datum *values, const bool *nulls, const int
 	return PointerGetDatum(array);
 }
 
-/* Appends "unnest($1::t[], …) AS u(c1, …)" for the first n columns. */
+/*
+ * Appends "unnest($1, …) AS u(c1, …)" for the first n columns.  The name is not qualified: only so does the
+ * grammar know the form with several arrays, which takes them in step.
+ */
 static void
 append_unnest(StringInfo sql, const MrTable *table, int ncolumns)
 {
-	appendStringInfoString(sql, "pg_catalog.unnest(");
+	appendStringInfoString(sql, "unnest(");
 	for (int i = 0; i < ncolumns; i++)
 		appendStringInfo(sql, "%s$%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfoString(sql, ") AS u(");

@@ -28,6 +28,9 @@ extern MrFlow *mr_flow_open(int32 stream_id, int worker, int workers);
  */
 extern int64 mr_flow_step(MrFlow *flow, int wait_ms);
 
+/* Why nothing comes although the stream runs, or NULL. */
+extern const char *mr_flow_problem(const MrFlow *flow);
+
 /*
  * The source's descriptor, readable when there is something to fetch, or PGINVALID_SOCKET: then the worker's
  * latch says so (mr_worker_wake).

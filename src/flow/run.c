@@ -342,20 +342,36 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	int64 consumed;
+	volatile int64 consumed = 0;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
-	mr_batch_reset(flow->batch);
-	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(),
-							 flow->kind->in_transaction ? 0 : 1000);
-	consumed = flow->batch->nmessages;
-	if (consumed > 0)
-		process_and_advance(flow);
-	*letters += count_letters(flow->batch);
-	ReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	PG_TRY();
+	{
+		mr_batch_reset(flow->batch);
+		(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(),
+								 flow->kind->in_transaction ? 0 : 1000);
+		consumed = flow->batch->nmessages;
+		if (consumed > 0)
+			process_and_advance(flow);
+		*letters += count_letters(flow->batch);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
 	return consumed;
 }
 
@@ -364,7 +380,7 @@ Datum
 millrace_run_stream(PG_FUNCTION_ARGS)
 {
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	int32 id = own_stream(name);
+	int32 id;
 	int64 limit = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
 	int64 messages = 0;
 	int64 batches = 0;
@@ -383,9 +399,10 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("max_messages must not be negative")));
 
-	flow = create_flow(id, 0, 1);
 	nest_level = mr_settings_pin("UTC");
 	SPI_connect();
+	id = own_stream(name);
+	flow = create_flow(id, 0, 1);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	PG_TRY();
 	{

@@ -185,7 +185,7 @@ mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 			" reached = CASE WHEN m.reached < 0 THEN p.reached ELSE m.reached END,"
 			" last_time = CASE WHEN m.next = m.start THEN p.last_time ELSE m.time END,"
 			" last_checksum = CASE WHEN m.next = m.start THEN p.last_checksum ELSE m.checksum END"
-			" FROM pg_catalog.unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+			" FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 			" m (topic, partition, start, generation, epoch, next, high, reached, checksum, time)"
 			" WHERE p.stream_id = $1 AND p.topic = m.topic AND p.partition = m.partition"
 			" AND p.position = m.start AND p.generation = m.generation AND p.epoch = m.epoch",

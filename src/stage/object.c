@@ -138,7 +138,7 @@ mr_object_statement(const MrStaging *staging)
 	appendStringInfo(&sql,
 					 "INSERT INTO millrace_state.object_%d AS o "
 					 "(%sversion, epoch, digest, flags%s, definition) "
-					 "SELECT u.*, %d FROM pg_catalog.unnest(%s) AS u "
+					 "SELECT u.*, %d FROM unnest(%s) AS u "
 					 "ON CONFLICT (",
 					 staging->id, keys.data, own_order ? ", partition, message_time" : "",
 					 plan->definition_no, arrays.data);

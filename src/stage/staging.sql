@@ -265,7 +265,9 @@ BEGIN
     SELECT string_agg(format('NULL::%s AS %I', c ->> 'type', c ->> 'name'), ', ' ORDER BY n) INTO raw
     FROM json_array_elements(staging.definition -> 'columns') WITH ORDINALITY AS e (c, n);
 
-    EXECUTE format('DROP VIEW IF EXISTS %s', view_name);
+    IF to_regclass(view_name) IS NOT NULL THEN
+        EXECUTE format('DROP VIEW %s', view_name);
+    END IF;
     PERFORM millrace_internal.execute_as(owner_of_all,
         format(E'CREATE VIEW %s AS SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e',
                view_name, raw, selected, staging.relation::text, relation_name));
@@ -289,13 +291,10 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     feed millrace.stream := millrace_internal.own_stream(caller, stream);
     qualified text := millrace_internal.qualified_name(name);
-    relation regclass := millrace_internal.relation(name);
+    kept regclass := millrace_internal.relation(name);
     definition json;
     present millrace.staging;
-    why text;
-    log_name text;
     staging_id integer;
-    added record;
 BEGIN
     IF source_table IS NOT NULL THEN
         RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
@@ -306,7 +305,7 @@ BEGIN
     END IF;
     definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
 
-    SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = create_staging.relation FOR UPDATE;
+    SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = kept FOR UPDATE;
     IF FOUND THEN
         IF NOT replace OR present.stream_id <> feed.id THEN
             RAISE EXCEPTION '% is already a staging table of stream "%"', qualified, (SELECT f.name FROM millrace.stream f WHERE f.id = present.stream_id)
@@ -315,21 +314,21 @@ BEGIN
         PERFORM millrace_internal.replace_staging(caller, present, definition, log, timezone);
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM millrace.target t WHERE t.relation = create_staging.relation) THEN
+    IF EXISTS (SELECT FROM millrace.target t WHERE t.relation = kept) THEN
         RAISE EXCEPTION '% is already kept by millrace', qualified USING ERRCODE = 'duplicate_table';
     END IF;
 
-    IF relation IS NULL THEN
+    IF kept IS NULL THEN
         PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, PRIMARY KEY (%s))', qualified,
             (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)),
             (SELECT string_agg(format('%I', c.name), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key)));
-        relation := qualified::regclass;
+        kept := qualified::regclass;
     ELSE
-        PERFORM millrace_internal.check_adopted(caller, relation, definition);
+        PERFORM millrace_internal.check_adopted(caller, kept, definition);
     END IF;
 
     INSERT INTO millrace.staging (stream_id, relation, owner, timezone, definition)
-    VALUES (feed.id, relation, caller, timezone, definition) RETURNING id INTO staging_id;
+    VALUES (feed.id, kept, caller, timezone, definition) RETURNING id INTO staging_id;
     EXECUTE format('CREATE TABLE millrace_state.object_%s (%s, version %s, epoch integer NOT NULL, digest uuid NOT NULL, flags smallint NOT NULL%s, definition integer NOT NULL, PRIMARY KEY (%s))',
         staging_id,
         (SELECT string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical),
@@ -469,27 +468,27 @@ CREATE FUNCTION millrace_internal.drop_table(caller regrole, name text, cascade 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    relation regclass := coalesce(millrace_internal.relation(name), CASE WHEN name ~ '^\d+$' THEN name::oid::regclass END);
+    kept regclass := coalesce(millrace_internal.relation(name), CASE WHEN name ~ '^\d+$' THEN name::oid::regclass END);
     staging millrace.staging;
     target millrace.target;
     dependent record;
 BEGIN
-    SELECT t.* INTO target FROM millrace.target t WHERE t.relation = drop_table.relation FOR UPDATE;
+    SELECT t.* INTO target FROM millrace.target t WHERE t.relation = kept FOR UPDATE;
     IF FOUND THEN
-        PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, relation));
+        PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, kept));
         PERFORM millrace_internal.drop_target(caller, target.id, cascade);
         RETURN;
     END IF;
-    SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = drop_table.relation FOR UPDATE;
+    SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = kept FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION '% is not kept by millrace', name USING ERRCODE = 'undefined_table';
     END IF;
-    PERFORM millrace_internal.check_owner(caller, staging.owner, format('staging table %s', relation));
+    PERFORM millrace_internal.check_owner(caller, staging.owner, format('staging table %s', kept));
     FOR dependent IN
         SELECT t.id, t.kind, t.relation FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
     LOOP
         IF NOT cascade THEN
-            RAISE EXCEPTION '% feeds % %', relation, dependent.kind, dependent.relation
+            RAISE EXCEPTION '% feeds % %', kept, dependent.kind, dependent.relation
                 USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops what it feeds, too.';
         END IF;
         IF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
@@ -504,8 +503,8 @@ BEGIN
     IF staging.log IS NOT NULL THEN
         PERFORM millrace_internal.execute_as(caller, format('DROP TABLE IF EXISTS %s%s', staging.log, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
     END IF;
-    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = relation) THEN
-        PERFORM millrace_internal.execute_as(caller, format('DROP TABLE %s%s', relation, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = kept) THEN
+        PERFORM millrace_internal.execute_as(caller, format('DROP TABLE %s%s', kept, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
     END IF;
 END
 $$;
