@@ -100,4 +100,25 @@
 #define mr_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, nevents)
 #endif
 
+/*
+ * Replaces Vars of joins by those of the joined tables.  16 wants the planner's root (NULL before planning); 18
+ * also has Vars of GROUP BY's own range table entry.
+ */
+#if PG_VERSION_NUM >= 180000
+#define mr_flatten_vars(query, node) \
+	flatten_join_alias_vars(NULL, query, flatten_group_exprs(NULL, query, node))
+#elif PG_VERSION_NUM >= 160000
+#define mr_flatten_vars(query, node) flatten_join_alias_vars(NULL, query, node)
+#else
+#define mr_flatten_vars(query, node) flatten_join_alias_vars(query, node)
+#endif
+
+/* 16 moved privileges out of the range table. */
+#if PG_VERSION_NUM >= 160000
+#define mr_check_privileges(query) \
+	((void) ExecCheckPermissions((query)->rtable, (query)->rteperminfos, true))
+#else
+#define mr_check_privileges(query) ((void) ExecCheckRTPerms((query)->rtable, true))
+#endif
+
 #endif							/* MR_CORE_COMPAT_H */

@@ -1,0 +1,403 @@
+-- Marts: aggregates over one staging table, kept by the difference of old and new rows (C8).
+
+CREATE FUNCTION millrace_internal.run_as(role regrole, statement text) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_run_as';
+COMMENT ON FUNCTION millrace_internal.run_as(regrole, text) IS
+    'runs one statement with the privileges of a role, under the search_path that is in force';
+
+CREATE FUNCTION millrace_internal.mart_query(author regrole, query text, OUT staging_id integer, OUT definition text)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_query';
+COMMENT ON FUNCTION millrace_internal.mart_query(regrole, text) IS
+    'parses the query of a mart as its author, refuses what cannot be maintained, and returns it with every name qualified';
+
+CREATE FUNCTION millrace_internal.mart_definition(view regclass) RETURNS text
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_mart_definition';
+COMMENT ON FUNCTION millrace_internal.mart_definition(regclass) IS 'the query of a definition view as mart_query prints it';
+
+CREATE FUNCTION millrace_internal.mart_layout(definition regclass, base text, order_by text, OUT ddl text[], OUT view text)
+LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_mart_layout';
+COMMENT ON FUNCTION millrace_internal.mart_layout(regclass, text, text) IS
+    'the statements that make the state of a mart, and the query of the view over it';
+
+CREATE FUNCTION millrace_internal.mart_rebuild(target integer, OUT rows_before bigint, OUT rows_after bigint)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_rebuild';
+COMMENT ON FUNCTION millrace_internal.mart_rebuild(integer) IS
+    'empties the state of a mart and fills it from what is staged, under the exclusive lock of the stream';
+
+CREATE FUNCTION millrace_internal.compare(role regrole, timezone text, wanted regclass, found regclass,
+    OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_compare';
+COMMENT ON FUNCTION millrace_internal.compare(regrole, text, regclass, regclass) IS
+    'compares the rows of two relations by value in one statement, as a role, under the settings of expressions';
+
+-- A …_current view of the vault by its keys: each a list of columns of which one row at most has the values.
+-- NULL when it is no such view.
+CREATE FUNCTION millrace_internal.current_keys(view oid) RETURNS json
+LANGUAGE plpgsql STRICT STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target record;
+    hub record;
+    keys json[];
+BEGIN
+    SELECT t.kind, t.definition INTO target
+    FROM millrace.target t
+    JOIN pg_class r ON r.oid = t.relation
+    JOIN pg_class v ON v.relnamespace = r.relnamespace AND v.relname = r.relname || '_current'
+    WHERE v.oid = view AND t.kind IN ('hub', 'link', 'satellite');
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- The hash key is the first column.
+    keys := ARRAY[(SELECT json_build_array(attname) FROM pg_attribute WHERE attrelid = view AND attnum = 1)];
+    RETURN array_to_json(keys);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.current_keys(oid) IS
+    'the keys by which a …_current view of the vault gives one row at most, or NULL when the relation is no such view';
+
+-- The tables of a mart's state.
+CREATE FUNCTION millrace_internal.mart_tables(base text) RETURNS SETOF pg_catalog.pg_class
+LANGUAGE sql STRICT STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT * FROM pg_class
+    WHERE relnamespace = 'millrace_state'::regnamespace AND relkind IN ('r', 'p')
+      AND relname ~ ('^' || base || '(_distinct_[0-9]+)?$')
+$$;
+COMMENT ON FUNCTION millrace_internal.mart_tables(text) IS 'the tables of a mart''s state, whose names start with base';
+
+-- Makes the definition and the state of a mart under a base name, and returns the query of its view.
+CREATE FUNCTION millrace_internal.mart_build(owner regrole, base text, definition text, order_by text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    layout record;
+    statement text;
+    state name;
+BEGIN
+    EXECUTE format('CREATE VIEW millrace_def.%I AS %s', base, definition);
+    EXECUTE format('ALTER VIEW millrace_def.%I OWNER TO %s', base, owner);
+    layout := millrace_internal.mart_layout(format('millrace_def.%I', base)::regclass, base, order_by);
+    FOREACH statement IN ARRAY layout.ddl LOOP
+        EXECUTE statement;
+    END LOOP;
+    -- The rights of the mart's view are its owner's; its readers need none here.
+    FOR state IN SELECT relname FROM millrace_internal.mart_tables(base) LOOP
+        EXECUTE format('GRANT SELECT ON millrace_state.%I TO %s', state, owner);
+    END LOOP;
+    RETURN layout.view;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.mart_build(regrole, text, text, text) IS
+    'makes the definition and the empty state of a mart, and returns the query of its view';
+
+-- Drops what mart_build made.
+CREATE FUNCTION millrace_internal.mart_unbuild(base text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    state name;
+BEGIN
+    FOR state IN SELECT relname FROM millrace_internal.mart_tables(base) LOOP
+        EXECUTE format('DROP TABLE millrace_state.%I', state);
+    END LOOP;
+    EXECUTE format('DROP VIEW IF EXISTS millrace_def.%I', base);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.mart_unbuild(text) IS 'drops the definition and the state of a mart';
+
+-- Gives a mart's view another query: in place when columns are only added at the end, else anew, with its
+-- grants and comments.
+CREATE FUNCTION millrace_internal.mart_replace_view(view regclass, owner regrole, definition regclass, query text) RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = view;
+    in_place boolean;
+    dependents text;
+    redo text[];
+    statement text;
+BEGIN
+    SELECT coalesce(bool_and((o.attname, o.atttypid, o.atttypmod, o.attcollation)
+                             IS NOT DISTINCT FROM (d.attname, d.atttypid, d.atttypmod, d.attcollation)), true)
+    INTO in_place
+    FROM pg_attribute o
+    LEFT JOIN pg_attribute d ON d.attrelid = definition AND d.attnum = o.attnum
+    WHERE o.attrelid = view AND o.attnum > 0;
+    IF in_place THEN
+        PERFORM millrace_internal.run_as(owner, format('CREATE OR REPLACE VIEW %s AS %s', name, query));
+        RETURN view;
+    END IF;
+
+    SELECT string_agg(DISTINCT r.ev_class::regclass::text, ', ') INTO dependents
+    FROM pg_depend d
+    JOIN pg_rewrite r ON r.oid = d.objid
+    WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = view
+      AND r.ev_class <> view;
+    IF dependents IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot replace mart % because other objects depend on its columns', name
+            USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('These are: %s.', dependents),
+                  HINT = 'Columns may be added at the end. Otherwise drop what depends on the mart first.';
+    END IF;
+
+    SELECT array_agg(s ORDER BY ordinal) INTO redo FROM (
+        SELECT 1 AS ordinal, format('GRANT %s ON %s TO %s%s', a.privilege_type, name,
+                       CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                       CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) AS s
+        FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.oid = view AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT 2, format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, o.attname, name,
+                      CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                      CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+        FROM pg_attribute o, aclexplode(o.attacl) a
+        WHERE o.attrelid = view AND EXISTS (SELECT FROM pg_attribute d WHERE d.attrelid = definition AND d.attname = o.attname)
+        UNION ALL
+        SELECT 3, format('COMMENT ON VIEW %s IS %L', name, obj_description(view, 'pg_class'))
+        WHERE obj_description(view, 'pg_class') IS NOT NULL
+        UNION ALL
+        SELECT 4, format('COMMENT ON COLUMN %s.%I IS %L', name, o.attname, col_description(view, o.attnum))
+        FROM pg_attribute o
+        WHERE o.attrelid = view AND col_description(view, o.attnum) IS NOT NULL
+          AND EXISTS (SELECT FROM pg_attribute d WHERE d.attrelid = definition AND d.attname = o.attname)) AS x;
+    EXECUTE format('DROP VIEW %s', name);
+    PERFORM millrace_internal.run_as(owner, format('CREATE VIEW %s AS %s', name, query));
+    FOREACH statement IN ARRAY coalesce(redo, '{}') LOOP
+        EXECUTE statement;
+    END LOOP;
+    RETURN name::regclass;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.mart_replace_view(regclass, regrole, regclass, text) IS
+    'gives a mart''s view another query, in place or anew with its grants and comments';
+
+CREATE FUNCTION millrace_internal.create_mart(caller regrole, name text, query text, stripes integer, order_by text, replace boolean)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    qualified text;
+    existing regclass;
+    old record;
+    parsed record;
+    id integer;
+    base text;
+    view_query text;
+    definition json;
+    state name;
+BEGIN
+    IF name IS NULL OR query IS NULL THEN
+        RAISE EXCEPTION '% must not be NULL', CASE WHEN name IS NULL THEN 'name' ELSE 'query' END
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF stripes IS DISTINCT FROM 1 THEN
+        RAISE EXCEPTION 'stripes => % cannot be maintained yet', coalesce(stripes::text, 'NULL')
+            USING ERRCODE = 'feature_not_supported', HINT = 'A group is one row of the state for now: leave out stripes.';
+    END IF;
+
+    existing := millrace_internal.relation(name);
+    IF existing IS NOT NULL THEN
+        SELECT t.*, s.staging_id, g.stream_id INTO old
+        FROM millrace.target t
+        JOIN millrace.target_source s ON s.target_id = t.id
+        JOIN millrace.staging g ON g.id = s.staging_id
+        WHERE t.relation = existing AND t.kind = 'mart';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'relation % already exists and is not a mart', existing USING ERRCODE = 'duplicate_table';
+        END IF;
+        IF NOT coalesce(replace, false) THEN
+            RAISE EXCEPTION 'mart % already exists', existing
+                USING ERRCODE = 'duplicate_table', HINT = 'Use replace => true to change it.';
+        END IF;
+        IF NOT pg_has_role(caller, old.owner, 'MEMBER') THEN
+            RAISE EXCEPTION 'must be owner of mart %', existing USING ERRCODE = 'insufficient_privilege';
+        END IF;
+    END IF;
+
+    definition := json_build_object('query', query, 'stripes', stripes, 'order_by', order_by);
+    IF existing IS NULL THEN
+        qualified := millrace_internal.qualified_name(name);
+        parsed := millrace_internal.mart_query(caller, query);
+        id := nextval('millrace.target_id_seq');
+        base := 'mart_' || id;
+        view_query := millrace_internal.mart_build(caller, base, parsed.definition, order_by);
+        PERFORM millrace_internal.run_as(caller, format('CREATE VIEW %s AS %s', qualified, view_query));
+        INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
+        VALUES (id, 'mart', qualified::regclass, caller, definition, '-infinity');
+        INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (id, parsed.staging_id, 1);
+        PERFORM millrace_internal.changed(s.stream_id) FROM millrace.staging s WHERE s.id = parsed.staging_id;
+        RETURN;
+    END IF;
+
+    id := old.id;
+    base := 'mart_' || id;
+    parsed := millrace_internal.mart_query(old.owner, query);
+    IF to_regclass('millrace_def.' || base) IS NOT NULL
+       AND parsed.definition = millrace_internal.mart_definition(('millrace_def.' || base)::regclass)
+       AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by' THEN
+        RETURN;
+    END IF;
+
+    -- The new state is built beside the old one and takes its place in this transaction: nobody sees it empty.
+    PERFORM millrace_internal.lock_stream(s.stream_id, true)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g
+          WHERE g.id IN (old.staging_id, parsed.staging_id) ORDER BY 1) AS s;
+    view_query := millrace_internal.mart_build(old.owner, base || '_new', parsed.definition, order_by);
+    existing := millrace_internal.mart_replace_view(existing, old.owner, format('millrace_def.%I', base || '_new')::regclass, view_query);
+    PERFORM millrace_internal.mart_unbuild(base);
+    FOR state IN SELECT relname FROM millrace_internal.mart_tables(base || '_new') LOOP
+        EXECUTE format('ALTER TABLE millrace_state.%I RENAME TO %I', state, pg_catalog.replace(state, base || '_new', base));
+    END LOOP;
+    EXECUTE format('ALTER VIEW millrace_def.%I RENAME TO %I', base || '_new', base);
+    UPDATE millrace.target t SET relation = existing, definition = create_mart.definition, definition_no = t.definition_no + 1
+    WHERE t.id = old.id;
+    UPDATE millrace.target_source s SET staging_id = parsed.staging_id WHERE s.target_id = old.id;
+    IF old.state = 'active' THEN
+        PERFORM millrace_internal.mart_rebuild(old.id);
+    END IF;
+    PERFORM millrace_internal.changed(s.stream_id)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g WHERE g.id IN (old.staging_id, parsed.staging_id)) AS s;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_mart(regrole, text, text, integer, text, boolean) IS
+    'the other half of millrace.create_mart()';
+
+CREATE FUNCTION millrace.create_mart(name text, query text, stripes integer DEFAULT 1, order_by text DEFAULT NULL,
+    replace boolean DEFAULT false) RETURNS void
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.create_mart(text, text, integer, text, boolean) IS
+    'declares a mart: SELECT … FROM staging [JOIN …_current] [WHERE] GROUP BY …, kept up to date with its staging table';
+
+-- Drops a mart with everything that belongs to it.
+CREATE FUNCTION millrace_internal.drop_target_mart(caller regrole, target_id integer, cascade boolean) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    view text := (SELECT format('%I.%I', n.nspname, c.relname)
+                  FROM millrace.target t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+                  WHERE t.id = target_id);
+BEGIN
+    DELETE FROM millrace.target t WHERE t.id = target_id;
+    IF view IS NOT NULL THEN
+        EXECUTE format('DROP VIEW %s%s', view, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
+    END IF;
+    PERFORM millrace_internal.mart_unbuild('mart_' || target_id);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.drop_target_mart(regrole, integer, boolean) IS 'drops a mart: its view, definition, state and configuration';
+
+-- ---- verify and rebuild -------------------------------------------------------------------------
+-- A kind of table that can be checked has a function verify_<kind>(id) that returns (missing, unexpected, example)
+-- and, when it can be computed anew, rebuild_<kind>(id) that returns (rows_before, rows_after).
+
+CREATE FUNCTION millrace_internal.verify_mart(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    mart record;
+BEGIN
+    SELECT t.relation, t.owner, t.state, g.timezone, r.name AS stream INTO STRICT mart
+    FROM millrace.target t
+    JOIN millrace.target_source s ON s.target_id = t.id
+    JOIN millrace.staging g ON g.id = s.staging_id
+    JOIN millrace.stream r ON r.id = g.stream_id
+    WHERE t.id = verify_mart.target_id;
+    IF mart.state <> 'active' THEN
+        RAISE EXCEPTION 'mart % has not been filled yet', mart.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('The first batch of its stream does that: start_stream(%L) or run_stream(%L).', mart.stream, mart.stream);
+    END IF;
+    IF to_regclass('millrace_def.mart_' || target_id) IS NULL THEN
+        RAISE EXCEPTION 'the definition of mart % is gone', mart.relation
+            USING ERRCODE = 'undefined_object', HINT = 'Create the mart again with replace => true.';
+    END IF;
+    SELECT c.* INTO missing, unexpected, example
+    FROM millrace_internal.compare(mart.owner, mart.timezone, ('millrace_def.mart_' || target_id)::regclass, mart.relation) AS c;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_mart(integer) IS 'compares a mart with its query over what is staged';
+
+CREATE FUNCTION millrace_internal.rebuild_mart(target_id integer, OUT rows_before bigint, OUT rows_after bigint)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT r.* INTO rows_before, rows_after FROM millrace_internal.mart_rebuild(target_id) AS r;
+    UPDATE millrace.target t SET state = 'active' WHERE t.id = rebuild_mart.target_id AND t.state <> 'active';
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.rebuild_mart(integer) IS 'computes a mart anew from what is staged';
+
+-- What millrace keeps under that name: its kind and id.
+CREATE FUNCTION millrace_internal.kept_table(name regclass, OUT kind text, OUT id integer, OUT owner regrole)
+LANGUAGE plpgsql STRICT STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT t.kind, t.id, t.owner INTO kind, id, owner FROM millrace.target t WHERE t.relation = name
+    UNION ALL
+    SELECT 'staging', s.id, s.owner FROM millrace.staging s WHERE s.relation = name;
+    IF kind IS NULL THEN
+        RAISE EXCEPTION '% is not kept by millrace', name
+            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite or a mart.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.kept_table(regclass) IS 'kind and id of a table that millrace keeps';
+
+CREATE FUNCTION millrace_internal.verify(caller regrole, name regclass)
+RETURNS TABLE (relation text, missing bigint, unexpected bigint, example text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    kept record := millrace_internal.kept_table(name);
+BEGIN
+    IF NOT has_table_privilege(caller, name, 'SELECT') THEN
+        RAISE EXCEPTION 'permission denied for %', name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF to_regprocedure(format('millrace_internal.verify_%s(integer)', kept.kind)) IS NULL THEN
+        RAISE EXCEPTION '% % cannot be verified', kept.kind, name USING ERRCODE = 'feature_not_supported';
+    END IF;
+    relation := name::text;
+    EXECUTE format('SELECT missing, unexpected, example FROM millrace_internal.verify_%s($1)', kept.kind)
+        INTO missing, unexpected, example USING kept.id;
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify(regrole, regclass) IS 'the other half of millrace.verify()';
+
+CREATE FUNCTION millrace.verify(name regclass)
+RETURNS TABLE (relation text, missing bigint, unexpected bigint, example text)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.verify(regclass) IS
+    'compares a table that millrace keeps with what it is computed from: rows that are missing, rows that should not be there';
+
+CREATE FUNCTION millrace_internal.rebuild(caller regrole, name regclass)
+RETURNS TABLE (relation text, rows_before bigint, rows_after bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    kept record := millrace_internal.kept_table(name);
+BEGIN
+    IF NOT pg_has_role(caller, kept.owner, 'MEMBER') THEN
+        RAISE EXCEPTION 'must be owner of %', name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF to_regprocedure(format('millrace_internal.rebuild_%s(integer)', kept.kind)) IS NULL THEN
+        RAISE EXCEPTION '% % cannot be rebuilt', kept.kind, name USING ERRCODE = 'feature_not_supported';
+    END IF;
+    relation := name::text;
+    EXECUTE format('SELECT rows_before, rows_after FROM millrace_internal.rebuild_%s($1)', kept.kind)
+        INTO rows_before, rows_after USING kept.id;
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.rebuild(regrole, regclass) IS 'the other half of millrace.rebuild()';
+
+CREATE FUNCTION millrace.rebuild(name regclass)
+RETURNS TABLE (relation text, rows_before bigint, rows_after bigint)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.rebuild(regclass) IS
+    'computes a table that millrace keeps anew from what it is computed from, while its stream waits';
+
+REVOKE ALL ON FUNCTION millrace.create_mart(text, text, integer, text, boolean), millrace.verify(regclass),
+    millrace.rebuild(regclass) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.create_mart(text, text, integer, text, boolean), millrace.verify(regclass),
+    millrace.rebuild(regclass) TO millrace_admin;

@@ -1,0 +1,392 @@
+/*
+ * mart.c
+ *	  Keeping marts: the target kind "mart".
+ *
+ * Each batch's delta is computed by the mart's owner, whose expressions it evaluates, and written by the
+ * extension's owner, who touches nothing else (C13).  Between the two stands a tuplestore.  Deltas reach the
+ * state by upserts only, sorted by group; a group without rows is deleted at the place where the upsert has
+ * just locked it.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/catalog.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "executor/executor.h"
+#include "executor/tstoreReceiver.h"
+#include "mart/mart.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+
+/* From so many changed rows on a batch has plans of its own. */
+#define LARGE_BATCH 1000
+
+/* A saved statement whose result goes to a tuplestore. */
+typedef struct Saved
+{
+	char *sql;
+	SPIPlanPtr plan; /* NULL until it runs first */
+	MemoryContextCallback release;
+} Saved;
+
+typedef enum DeltaSize
+{
+	SMALL,
+	LARGE,
+	WHOLE,
+	SIZES
+} DeltaSize;
+
+/* One of the tables of the state: the mart's own or that of a distinct count. */
+typedef struct StateTable
+{
+	char *name; /* qualified */
+	char *input; /* name of the ephemeral relation that is written */
+	char *output; /* name of what comes of it, or NULL */
+	Saved *delta[SIZES];
+	Saved *write;
+	MrStatement *remove; /* deletes the rows at the given places */
+} StateTable;
+
+typedef struct MrMart
+{
+	MrTarget base;
+	Query *definition; /* for privileges */
+	char *timezone;
+	bool global;
+	char *empty_row;
+	int ntables;
+	StateTable *tables; /* the mart's own is the last */
+} MrMart;
+
+/* ---- saved statements ------------------------------------------------------------------------- */
+
+static void
+release_saved(void *arg)
+{
+	Saved *saved = arg;
+
+	if (saved->plan != NULL)
+		(void) SPI_freeplan(saved->plan);
+	saved->plan = NULL;
+}
+
+static Saved *
+save(char *sql)
+{
+	Saved *saved = palloc0(sizeof(Saved));
+
+	saved->sql = sql;
+	saved->release.func = release_saved;
+	saved->release.arg = saved;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &saved->release);
+	return saved;
+}
+
+/* Runs it and registers its result as an ephemeral relation; `name` NULL: does not. */
+static Tuplestorestate *
+run_saved(Saved *saved, char *name, TupleDesc *desc)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	DestReceiver *receiver = CreateTuplestoreDestReceiver();
+	SPIExecuteOptions options = {.dest = receiver};
+	CachedPlanSource *source;
+	int result;
+
+	SetTuplestoreDestReceiverParams(receiver, store, context, false, NULL, NULL);
+	if (saved->plan == NULL)
+	{
+		SPIPlanPtr plan = SPI_prepare(saved->sql, 0, NULL);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "cannot prepare \"%s\": %s", saved->sql,
+				 SPI_result_code_string(SPI_result));
+		saved->plan = plan;
+	}
+	result = SPI_execute_plan_extended(saved->plan, &options);
+	if (result < 0)
+		elog(ERROR, "cannot run \"%s\": %s", saved->sql, SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+	receiver->rDestroy(receiver);
+
+	source = (CachedPlanSource *) linitial(SPI_plan_get_plan_sources(saved->plan));
+	*desc = CreateTupleDescCopy(source->resultDesc);
+	if (name != NULL)
+	{
+		EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
+
+		relation->md.name = name;
+		relation->md.reliddesc = InvalidOid;
+		relation->md.tupdesc = *desc;
+		relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+		relation->md.enrtuples = (double) tuplestore_tuple_count(store);
+		relation->reldata = store;
+		result = SPI_register_relation(relation);
+		if (result != SPI_OK_REL_REGISTER)
+			elog(ERROR, "cannot register \"%s\": %s", name, SPI_result_code_string(result));
+	}
+	return store;
+}
+
+/* ---- loading ---------------------------------------------------------------------------------- */
+
+static StateTable
+make_table(char *state, char *input, char *output, char *changes, char *whole,
+		   char *upsert)
+{
+	Oid types[1] = {TIDARRAYOID};
+	StateTable table = {.name = state, .input = input, .output = output};
+
+	table.delta[SMALL] = save(changes);
+	table.delta[LARGE] = save(changes);
+	table.delta[WHOLE] = save(whole);
+	table.write = save(upsert);
+	table.remove = mr_statement_create(
+		psprintf("DELETE FROM %s WHERE ctid = ANY ($1)", state), 1, types);
+	return table;
+}
+
+/* Compiles a mart from its definition. */
+static MrTarget *
+mart_load(const MrTarget *base)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MrMart *mart = palloc0(sizeof(MrMart));
+	MrMartQuery *query;
+	List *slots;
+	ListCell *lc;
+	char *state = mr_mart_base(base->id);
+	int nest_level;
+
+	mart->base = *base;
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	/* Names in the statements are as short as the search_path under which they run allows. */
+	nest_level = mr_settings_pin("UTC");
+	mart->definition = mr_definition_query("mart", base->id);
+	query = mr_mart_analyze(copyObject(mart->definition), NULL, base->owner);
+	mart->timezone = query->timezone;
+	mart->global = query->global;
+	mart->empty_row = mr_mart_empty_row(query, state);
+
+	slots = mr_mart_distinct_slots(query);
+	mart->tables = palloc0(sizeof(StateTable) * (list_length(slots) + 1));
+	foreach(lc, slots)
+	{
+		MrMartSlot *slot = lfirst(lc);
+
+		mart->tables[mart->ntables++] =
+			make_table(mr_mart_state_name(state, slot),
+					   psprintf("mr_side_%d_%d", base->id, slot->number),
+					   psprintf("mr_distinct_%d_%d", base->id, slot->number),
+					   mr_mart_side_delta(query, slot, false),
+					   mr_mart_side_delta(query, slot, true),
+					   mr_mart_side_upsert(query, base->id, slot));
+	}
+	mart->tables[mart->ntables++] =
+		make_table(mr_mart_state_name(state, NULL), psprintf("mr_delta_%d", base->id), NULL,
+				   mr_mart_delta(query, base->id, false), mr_mart_delta(query, base->id, true),
+				   mr_mart_upsert(query, base->id));
+	mr_settings_unpin(nest_level);
+	SPI_finish();
+	return (MrTarget *) mart;
+}
+
+/* ---- maintaining ------------------------------------------------------------------------------ */
+
+/* Deletes the rows of the state that count nothing any more; their places came back from the upsert. */
+static void
+remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDesc desc)
+{
+	TupleTableSlot *slot;
+	Datum *places;
+	Datum array;
+	int nplaces = 0;
+
+	if (tuplestore_tuple_count(written) == 0)
+		return;
+	places = palloc(sizeof(Datum) * tuplestore_tuple_count(written));
+	slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
+	tuplestore_select_read_pointer(written, 0);
+	tuplestore_rescan(written);
+	while (tuplestore_gettupleslot(written, true, true, slot))
+	{
+		bool isnull;
+		int64 n = DatumGetInt64(slot_getattr(slot, 2, &isnull));
+
+		if (n < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_SQL_ROUTINE_EXCEPTION),
+					 errmsg("the state of mart %s does not fit its staging table", mart->base.name),
+					 errdetail("A group would count %lld rows.", (long long) n),
+					 errhint("Compute it anew with millrace.rebuild().")));
+		if (n == 0)
+			places[nplaces++] = datumCopy(slot_getattr(slot, 1, &isnull), false,
+										  sizeof(ItemPointerData));
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	if (nplaces == 0)
+		return;
+	array = PointerGetDatum(construct_array(places, nplaces, TIDOID, sizeof(ItemPointerData),
+											false, TYPALIGN_SHORT));
+	(void) mr_statement_run(table->remove, &array, NULL);
+}
+
+/* Computes each table's delta as the mart's owner and writes it as the extension's. */
+static void
+write_deltas(MrMart *mart, DeltaSize size)
+{
+	MrRunAs saved;
+	TupleDesc desc;
+
+	for (int i = 0; i < mart->ntables; i++)
+	{
+		StateTable *table = &mart->tables[i];
+		Tuplestorestate *delta;
+		Tuplestorestate *written;
+
+		mr_run_as_restricted(&saved, mart->base.owner);
+		mr_check_privileges(mart->definition);
+		delta = run_saved(table->delta[size], table->input, &desc);
+		mr_run_back(&saved);
+		if (tuplestore_tuple_count(delta) == 0 && table->output == NULL)
+			continue;
+
+		mr_run_as(&saved, mr_extension_owner());
+		written = run_saved(table->write, table->output, &desc);
+		if (table->output != NULL || !mart->global)
+			remove_empty(mart, table, written, desc);
+		mr_run_back(&saved);
+	}
+}
+
+/* An error of the data in a mart's expression is one of its configuration: no letter would help (C10). */
+static void
+rethrow_as_configuration(MrMart *mart, MemoryContext context)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (mr_error_class(error->sqlerrcode) == MR_ERROR_DATA)
+	{
+		error->sqlerrcode = ERRCODE_SQL_ROUTINE_EXCEPTION;
+		error->message = psprintf("cannot maintain mart %s: %s", mart->base.name, error->message);
+	}
+	FlushErrorState();
+	ReThrowError(error);
+}
+
+/* Adds what a batch changed, or with NULL all that is staged, to the state. */
+static void
+maintain(MrMart *mart, MrStaged *staged)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int nest_level;
+
+	SPI_connect();
+	nest_level = mr_settings_pin(mart->timezone);
+	PG_TRY();
+	{
+		if (staged == NULL)
+			write_deltas(mart, WHOLE);
+		else
+		{
+			mr_staged_register(staged);
+			write_deltas(mart, staged->nold + staged->nnew < LARGE_BATCH ? SMALL : LARGE);
+		}
+	}
+	PG_CATCH();
+	{
+		rethrow_as_configuration(mart, context);
+	}
+	PG_END_TRY();
+	mr_settings_unpin(nest_level);
+	SPI_finish();
+}
+
+static void
+mart_apply(MrTarget *target, MrBatch *batch)
+{
+	for (int i = 0; i < target->nsources; i++)
+	{
+		MrStaging *staging = target->sources[i].staging;
+		MrStaged *staged;
+
+		if (staging == NULL)
+			continue;
+		staged = &batch->staged[staging->ordinal];
+		if (staged->nold > 0 || staged->nnew > 0)
+			maintain((MrMart *) target, staged);
+	}
+}
+
+static void
+mart_fill(MrTarget *target)
+{
+	maintain((MrMart *) target, NULL);
+}
+
+const MrTargetKind mr_mart_kind = {
+	.name = "mart",
+	.phase = MR_PHASE_MART,
+	.stage = MR_STAGE_MART,
+	.load = mart_load,
+	.apply = mart_apply,
+	.fill = mart_fill,
+};
+
+/* ---- rebuilding ------------------------------------------------------------------------------- */
+
+/* A mart by the id of its target, outside the flow; under SPI.  NULL when there is none. */
+MrTarget *
+mr_mart_open(int32 target_id)
+{
+	MrTarget base = {.kind = &mr_mart_kind, .id = target_id, .nsources = 1};
+	bool isnull;
+
+	if (mr_sql("SELECT t.relation::oid, t.owner::oid, t.definition::text, s.staging_id "
+			   "FROM millrace.target AS t JOIN millrace.target_source AS s ON s.target_id = t.id "
+			   "WHERE t.id = %d AND t.kind = 'mart'",
+			   target_id) == 0)
+		return NULL;
+	base.sources = palloc0(sizeof(MrTargetSource));
+	base.relid = DatumGetObjectId(mr_sql_value(0, 1, &isnull));
+	base.owner = DatumGetObjectId(mr_sql_value(0, 2, &isnull));
+	base.definition = mr_sql_text(0, 3);
+	base.sources[0].staging_id = DatumGetInt32(mr_sql_value(0, 4, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	base.name = mr_relation_name(base.relid);
+	return mart_load(&base);
+}
+
+/* Empties the state and fills it, under the exclusive lock of the stream and SPI; counts groups. */
+void
+mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after)
+{
+	MrMart *mart = (MrMart *) target;
+	const char *state = mart->tables[mart->ntables - 1].name;
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	/* Not TRUNCATE: who reads under an older snapshot must go on seeing the mart. */
+	for (int i = 0; i < mart->ntables; i++)
+		*before = (int64) mr_sql("DELETE FROM %s", mart->tables[i].name);
+	if (mart->empty_row != NULL)
+		(void) mr_sql("%s", mart->empty_row);
+	mr_run_back(&saved);
+
+	maintain(mart, NULL);
+
+	mr_run_as(&saved, mr_extension_owner());
+	(void) mr_sql("SELECT count(*)::text FROM %s", state);
+	*after = strtoll(mr_sql_text(0, 1), NULL, 10);
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+}

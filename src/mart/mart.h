@@ -1,0 +1,100 @@
+/*
+ * mart.h
+ *	  What a mart's query is, and the statements that keep its state.  Private to src/mart.
+ *
+ * A mart groups the rows of one staging table.  Its state is one row a group: the group's columns g1, g2, …,
+ * stored values e1, e2, … that are functions of them, the number of rows n, and for each slot k the columns
+ * ak_….  Everything but g and e is a sum over rows, so that the difference of new and old rows can be added.
+ */
+#ifndef MR_MART_MART_H
+#define MR_MART_MART_H
+
+#include "nodes/parsenodes.h"
+#include "stage/staging.h"
+
+/* A column of the state that is computed from rows (g) or from other columns of the group (e). */
+typedef struct MrMartColumn
+{
+	Node *expression; /* NULL: the constant by which a mart without GROUP BY has its one row */
+	Oid type;
+	int32 typmod;
+	Oid collation;
+} MrMartColumn;
+
+typedef enum MrMartSlotKind
+{
+	MR_SLOT_VALUES, /* how many values are not NULL, and for some their sum, or how many are true */
+	MR_SLOT_OBJECTS, /* how many objects: count(DISTINCT key), subtractable as it is */
+	MR_SLOT_DISTINCT /* how many different values: kept by a side table (group, value, n) */
+} MrMartSlotKind;
+
+/* What the state keeps for an argument of aggregates with its FILTER. */
+typedef struct MrMartSlot
+{
+	MrMartSlotKind kind;
+	int number; /* its columns are a<number>_n, a<number>_sum, … */
+	Node *argument; /* NULL: rows */
+	Node *filter; /* or NULL */
+	Oid type; /* of the argument */
+	int32 typmod;
+	Oid collation;
+	bool sum;
+	bool truth;
+} MrMartSlot;
+
+typedef struct MrMartQuery
+{
+	Query *query; /* as analysed, all Vars pointing at tables */
+	const char *text; /* as typed, for the places of errors; NULL when read from the definition */
+	int32 staging_id;
+	Oid staging_relid;
+	Index staging; /* in the range table */
+	char *timezone;
+	int nkeys; /* the object's key */
+	AttrNumber *keys;
+	bool many; /* an object may have several rows */
+	List *joined; /* range table indexes of …_current views, as Integer nodes */
+	Node *where;
+	bool global; /* no GROUP BY: one group, always there */
+	List *groups; /* MrMartColumn * */
+	List *extras; /* MrMartColumn * */
+	List *slots; /* MrMartSlot * */
+} MrMartQuery;
+
+/* analyze.c: under SPI; refuses what cannot be maintained. */
+extern MrMartQuery *mr_mart_analyze(Query *query, const char *text, Oid owner);
+extern bool mr_mart_is_joined(MrMartQuery *mart, Node *expression);
+extern MrMartSlot *mr_mart_slot(MrMartQuery *mart, Aggref *aggregate, bool add);
+
+/* text.c: where an expression's text will stand, which decides how columns are named. */
+typedef enum MrMartPlace
+{
+	MR_PLACE_ERROR, /* as the user would write it */
+	MR_PLACE_ROWS, /* over staging rows "r" */
+	MR_PLACE_GROUPS, /* over groups "d" of a delta */
+	MR_PLACE_VIEW, /* over the state under the staging table's alias, and joined views */
+	MR_PLACE_INDEX /* over the state, its columns unqualified */
+} MrMartPlace;
+
+extern char *mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place);
+extern char *mr_mart_describe(MrMartQuery *mart, Node *expression);
+extern int mr_mart_position(const MrMartQuery *mart, Node *expression);
+
+/* state.c: statements over the state table `state` (qualified and quoted) and its side tables. */
+extern List *mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by);
+extern char *mr_mart_view(MrMartQuery *mart, const char *base);
+extern List *mr_mart_distinct_slots(MrMartQuery *mart);
+extern char *mr_mart_state_name(const char *base, const MrMartSlot *slot);
+extern char *mr_mart_base(int32 target_id);
+extern char *mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole);
+extern char *mr_mart_upsert(MrMartQuery *mart, int32 target_id);
+extern char *mr_mart_side_delta(MrMartQuery *mart, const MrMartSlot *slot, bool whole);
+extern char *mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSlot *slot);
+extern char *mr_mart_empty_row(MrMartQuery *mart, const char *base);
+
+/* mart.c */
+extern const MrTargetKind mr_mart_kind;
+extern MrTarget *mr_mart_open(int32 target_id);
+extern void mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after);
+
+#endif							/* MR_MART_MART_H */

@@ -1,0 +1,588 @@
+/*
+ * state.c
+ *	  The state table of a mart, the statements that keep it, and the view over it.
+ *
+ * A delta is computed from the ephemeral relations mr_new_<staging id> and mr_old_<staging id> as the mart's
+ * owner, materialised as mr_delta_<target id>, and added to the state as the extension's owner.  Distinct
+ * values come first: their side tables (mr_side_<target id>_<slot> in, mr_distinct_<target id>_<slot> out)
+ * tell which values appeared and disappeared, and that is one more input of the delta.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/statement.h"
+#include "lib/stringinfo.h"
+#include "mart/mart.h"
+#include "nodes/makefuncs.h"
+#include "parser/parsetree.h"
+#include "parser/parser.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/ruleutils.h"
+
+/* How a column of the state follows the rows. */
+typedef enum Upkeep
+{
+	ADDED, /* never NULL */
+	ADDED_RARELY, /* NULL is 0 */
+	DISTINCT_ADDED /* from a side table */
+} Upkeep;
+
+/* A column of the state beside g and e. */
+typedef struct StateColumn
+{
+	char *name;
+	const char *type;
+	Upkeep upkeep;
+	char *source; /* over a group's staging rows "r"; NULL when DISTINCT_ADDED */
+	MrMartSlot *slot;
+} StateColumn;
+
+/* " FILTER (WHERE …)" of the conditions that are not NULL, or "". */
+static char *
+filter_clause(const char *first, const char *second)
+{
+	if (first == NULL && second == NULL)
+		return "";
+	if (first == NULL || second == NULL)
+		return psprintf(" FILTER (WHERE %s)", first != NULL ? first : second);
+	return psprintf(" FILTER (WHERE (%s) AND %s)", first, second);
+}
+
+static List *
+add_column(List *columns, char *name, const char *type, Upkeep upkeep, char *source,
+		   MrMartSlot *slot)
+{
+	StateColumn *column = palloc(sizeof(StateColumn));
+
+	column->name = name;
+	column->type = type;
+	column->upkeep = upkeep;
+	column->source = source;
+	column->slot = slot;
+	return lappend(columns, column);
+}
+
+/* The columns of a slot. */
+static List *
+slot_columns(MrMartQuery *mart, MrMartSlot *slot, List *columns)
+{
+	char *filter = slot->filter == NULL ? NULL : mr_mart_text(mart, slot->filter, MR_PLACE_ROWS);
+	char *x = slot->argument == NULL ? NULL : mr_mart_text(mart, slot->argument, MR_PLACE_ROWS);
+	char *name = psprintf("a%d_n", slot->number);
+	const char *finite = NULL;
+
+	if (slot->kind == MR_SLOT_DISTINCT)
+		return add_column(columns, name, "bigint", DISTINCT_ADDED, NULL, slot);
+	if (slot->kind == MR_SLOT_OBJECTS)
+	{
+		/* Rows are grouped by the object's key, too, so that an object is there or not. */
+		char *rows = psprintf("count(*)%s", filter_clause(filter, NULL));
+
+		return add_column(columns, name, "bigint", ADDED,
+						  mart->many ? psprintf("(%s > 0)::integer::bigint", rows) : rows, slot);
+	}
+
+	columns = add_column(columns, name, "bigint", ADDED,
+						 psprintf("count(%s)%s", x == NULL ? "*" : x, filter_clause(filter, NULL)),
+						 slot);
+	if (slot->truth)
+		columns = add_column(columns, psprintf("a%d_true", slot->number), "bigint", ADDED,
+							 psprintf("count(*)%s", filter_clause(filter, psprintf("(%s)", x))),
+							 slot);
+	if (!slot->sum)
+		return columns;
+	if (slot->type == NUMERICOID)
+		/* NaN is greater than infinity. */
+		finite = psprintf("(%s) < 'Infinity'::numeric AND (%s) > '-Infinity'::numeric", x, x);
+	columns = add_column(columns, psprintf("a%d_sum", slot->number),
+						 slot->type == INT2OID || slot->type == INT4OID ? "bigint" : "numeric",
+						 ADDED,
+						 psprintf("coalesce(sum(%s)%s, 0)", x, filter_clause(filter, finite)),
+						 slot);
+	if (slot->type == NUMERICOID)
+	{
+		static const char *const specials[][2] = {
+			{"nan", "NaN"}, {"pinf", "Infinity"}, {"ninf", "-Infinity"}};
+
+		for (int i = 0; i < lengthof(specials); i++)
+			columns =
+				add_column(columns, psprintf("a%d_%s", slot->number, specials[i][0]), "bigint",
+						   ADDED_RARELY,
+						   psprintf("count(*)%s",
+									filter_clause(filter, psprintf("(%s) = '%s'::numeric", x,
+																   specials[i][1]))),
+						   slot);
+	}
+	return columns;
+}
+
+/* All columns of the state beside g and e. */
+static List *
+state_columns(MrMartQuery *mart)
+{
+	List *columns = add_column(NIL, "n", "bigint", ADDED, "count(*)", NULL);
+	ListCell *lc;
+
+	foreach(lc, mart->slots)
+		columns = slot_columns(mart, lfirst(lc), columns);
+	return columns;
+}
+
+/* The slots that have a side table. */
+List *
+mr_mart_distinct_slots(MrMartQuery *mart)
+{
+	List *slots = NIL;
+	ListCell *lc;
+
+	foreach(lc, mart->slots)
+		if (((MrMartSlot *) lfirst(lc))->kind == MR_SLOT_DISTINCT)
+			slots = lappend(slots, lfirst(lc));
+	return slots;
+}
+
+/* Name of the state's tables in millrace_state, without schema. */
+char *
+mr_mart_base(int32 target_id)
+{
+	return psprintf("mart_%d", target_id);
+}
+
+/* The state table, or with `slot` its side table, qualified. */
+char *
+mr_mart_state_name(const char *base, const MrMartSlot *slot)
+{
+	if (slot == NULL)
+		return psprintf("millrace_state.%s", quote_identifier(base));
+	return psprintf("millrace_state.%s",
+					quote_identifier(psprintf("%s_distinct_%d", base, slot->number)));
+}
+
+/* "g1, g2, …" with a prefix for each. */
+static char *
+group_list(MrMartQuery *mart, const char *prefix)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 1; i <= list_length(mart->groups); i++)
+		appendStringInfo(&list, "%s%sg%d", i == 1 ? "" : ", ", prefix, i);
+	return list.data;
+}
+
+/* "1, 2, …, n" */
+static char *
+numbers(int n)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 1; i <= n; i++)
+		appendStringInfo(&list, "%s%d", i == 1 ? "" : ", ", i);
+	return list.data;
+}
+
+/* ---- tables ----------------------------------------------------------------------------------- */
+
+/* A column that holds values of an expression, as CREATE TABLE wants it. */
+static char *
+column_definition(const char *name, Oid type, int32 typmod, Oid collation)
+{
+	char *definition = psprintf("%s %s", name, format_type_with_typemod(type, typmod));
+
+	if (OidIsValid(collation) && collation != get_typcollation(type))
+		definition = psprintf("%s COLLATE %s", definition, generate_collation_name(collation));
+	return definition;
+}
+
+static void
+append_columns(StringInfo sql, List *columns, char letter)
+{
+	ListCell *lc;
+
+	foreach(lc, columns)
+	{
+		MrMartColumn *column = lfirst(lc);
+
+		appendStringInfo(sql, "%s, ",
+						 column_definition(psprintf("%c%d", letter,
+													foreach_current_index(lc) + 1),
+										   column->type, column->typmod, column->collation));
+	}
+}
+
+/* The columns of an index for order_by => 'column [ASC | DESC] [NULLS FIRST | LAST], …'. */
+static char *
+index_columns(MrMartQuery *mart, const char *order_by)
+{
+	List *parsed = raw_parser(psprintf("SELECT ORDER BY %s", order_by), RAW_PARSE_DEFAULT);
+	SelectStmt *select =
+		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+	StringInfoData result;
+	ListCell *lc;
+
+	if (select == NULL || !IsA(select, SelectStmt) || select->limitCount != NULL ||
+		select->limitOffset != NULL || select->lockingClause != NIL || select->op != SETOP_NONE)
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
+						errmsg("order_by is not a list of columns: %s", order_by)));
+	initStringInfo(&result);
+	foreach(lc, select->sortClause)
+	{
+		SortBy *item = lfirst_node(SortBy, lc);
+		ColumnRef *column = (ColumnRef *) item->node;
+		TargetEntry *found = NULL;
+		ListCell *lc2;
+
+		if (!IsA(column, ColumnRef) || list_length(column->fields) != 1 ||
+			!IsA(linitial(column->fields), String) || item->sortby_dir == SORTBY_USING)
+			ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
+							errmsg("order_by is not a list of columns: %s", order_by),
+							errhint("Write names of the mart's columns, each with ASC or DESC, "
+									"NULLS FIRST or NULLS LAST.")));
+		foreach(lc2, mart->query->targetList)
+		{
+			TargetEntry *entry = lfirst_node(TargetEntry, lc2);
+
+			if (!entry->resjunk &&
+				strcmp(entry->resname, strVal(linitial(column->fields))) == 0)
+				found = entry;
+		}
+		if (found == NULL)
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+							errmsg("order_by: the mart has no column \"%s\"",
+								   strVal(linitial(column->fields)))));
+		if (mr_mart_is_joined(mart, (Node *) found->expr))
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("order_by cannot use column \"%s\"", found->resname),
+							errdetail("It is joined when the mart is read, so no index can "
+									  "have it.")));
+		appendStringInfo(&result, "%s(%s)%s%s", result.len == 0 ? "" : ", ",
+						 mr_mart_text(mart, (Node *) found->expr, MR_PLACE_INDEX),
+						 item->sortby_dir == SORTBY_DESC ? " DESC" : "",
+						 item->sortby_nulls == SORTBY_NULLS_FIRST	? " NULLS FIRST"
+						 : item->sortby_nulls == SORTBY_NULLS_LAST ? " NULLS LAST"
+																	: "");
+	}
+	return result.data;
+}
+
+/* Statements that make the tables of the state, to be run as the extension's owner. */
+List *
+mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
+{
+	char *state = mr_mart_state_name(base, NULL);
+	List *ddl;
+	StringInfoData sql;
+	ListCell *lc;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE TABLE %s (", state);
+	append_columns(&sql, mart->groups, 'g');
+	append_columns(&sql, mart->extras, 'e');
+	foreach(lc, state_columns(mart))
+	{
+		StateColumn *column = lfirst(lc);
+
+		appendStringInfo(&sql, "%s%s %s%s", foreach_current_index(lc) == 0 ? "" : ", ",
+						 column->name, column->type,
+						 column->upkeep == ADDED_RARELY ? "" : " NOT NULL");
+	}
+	/* Groups are updated again and again: room for it on their page spares the index. */
+	appendStringInfoString(&sql, ") WITH (fillfactor = 80)");
+	ddl = list_make1(sql.data);
+	ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s) NULLS NOT DISTINCT", state,
+								group_list(mart, "")));
+	if (order_by != NULL)
+		ddl = lappend(ddl, psprintf("CREATE INDEX ON %s (%s)", state,
+									index_columns(mart, order_by)));
+
+	foreach(lc, mr_mart_distinct_slots(mart))
+	{
+		MrMartSlot *slot = lfirst(lc);
+		char *side = mr_mart_state_name(base, slot);
+
+		initStringInfo(&sql);
+		appendStringInfo(&sql, "CREATE TABLE %s (", side);
+		append_columns(&sql, mart->groups, 'g');
+		/* d is what was added last: with n it tells whether the value is new to its group. */
+		appendStringInfo(&sql, "%s NOT NULL, n bigint NOT NULL, d bigint NOT NULL) "
+							   "WITH (fillfactor = 90)",
+						 column_definition("v", slot->type, slot->typmod, slot->collation));
+		ddl = lappend(ddl, sql.data);
+		ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s, v) NULLS NOT DISTINCT", side,
+									group_list(mart, "")));
+	}
+	return ddl;
+}
+
+/* ---- deltas ----------------------------------------------------------------------------------- */
+
+/* "E1 AS g1, E2 AS g2, …" over staging rows. */
+static char *
+group_expressions(MrMartQuery *mart)
+{
+	StringInfoData list;
+	ListCell *lc;
+
+	initStringInfo(&list);
+	foreach(lc, mart->groups)
+	{
+		MrMartColumn *group = lfirst(lc);
+
+		appendStringInfo(&list, "%s%s AS g%d", foreach_current_index(lc) == 0 ? "" : ", ",
+						 group->expression == NULL
+							 ? "0::smallint"
+							 : mr_mart_text(mart, group->expression, MR_PLACE_ROWS),
+						 foreach_current_index(lc) + 1);
+	}
+	return list.data;
+}
+
+/* " WHERE …" of the query's own condition and one more. */
+static char *
+where_clause(MrMartQuery *mart, const char *more)
+{
+	if (mart->where == NULL)
+		return more == NULL ? "" : psprintf(" WHERE %s", more);
+	return psprintf(" WHERE (%s)%s%s", mr_mart_text(mart, mart->where, MR_PLACE_ROWS),
+					more == NULL ? "" : " AND ", more == NULL ? "" : more);
+}
+
+/* The aggregate over the rows of one relation, negated when they are old. */
+static void
+append_rows(StringInfo sql, MrMartQuery *mart, List *columns, const char *relation, bool old)
+{
+	bool by_object = false;
+	ListCell *lc;
+
+	appendStringInfo(sql, "SELECT %s", group_expressions(mart));
+	foreach(lc, columns)
+	{
+		StateColumn *column = lfirst(lc);
+
+		if (column->upkeep == DISTINCT_ADDED)
+			appendStringInfo(sql, ", 0::bigint AS %s", column->name);
+		else
+			appendStringInfo(sql, ", %s%s AS %s", old ? "- " : "", column->source, column->name);
+		by_object |= column->slot != NULL && column->slot->kind == MR_SLOT_OBJECTS && mart->many;
+	}
+	appendStringInfo(sql, " FROM %s AS r%s GROUP BY %s", relation, where_clause(mart, NULL),
+					 numbers(list_length(mart->groups)));
+	for (int i = 0; by_object && i < mart->nkeys; i++)
+		appendStringInfo(
+			sql, ", r.%s",
+			quote_identifier(get_attname(mart->staging_relid, mart->keys[i], false)));
+}
+
+/* What the batch, or with `whole` the staging table, adds to each group, in the order of groups. */
+char *
+mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
+{
+	List *columns = state_columns(mart);
+	int ngroups = list_length(mart->groups);
+	StringInfoData sql;
+	ListCell *lc;
+	ListCell *lc2;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s", group_list(mart, "d."));
+	foreach(lc, mart->extras)
+		appendStringInfo(&sql, ", %s AS e%d",
+						 mr_mart_text(mart, ((MrMartColumn *) lfirst(lc))->expression,
+									  MR_PLACE_GROUPS),
+						 foreach_current_index(lc) + 1);
+	foreach(lc, columns)
+	{
+		StateColumn *column = lfirst(lc);
+
+		if (column->upkeep == ADDED_RARELY)
+			appendStringInfo(&sql, ", nullif(sum(d.%s), 0)::%s AS %s", column->name, column->type,
+							 column->name);
+		else
+			appendStringInfo(&sql, ", sum(d.%s)::%s AS %s", column->name, column->type,
+							 column->name);
+	}
+	appendStringInfoString(&sql, " FROM (");
+	if (whole)
+		append_rows(&sql, mart, columns, mr_relation_name(mart->staging_relid), false);
+	else
+	{
+		append_rows(&sql, mart, columns, psprintf("mr_new_%d", mart->staging_id), false);
+		appendStringInfoString(&sql, " UNION ALL ");
+		append_rows(&sql, mart, columns, psprintf("mr_old_%d", mart->staging_id), true);
+	}
+	foreach(lc, mr_mart_distinct_slots(mart))
+	{
+		appendStringInfo(&sql, " UNION ALL SELECT %s", group_list(mart, ""));
+		foreach(lc2, columns)
+		{
+			StateColumn *column = lfirst(lc2);
+
+			appendStringInfo(&sql, ", %s",
+							 column->slot == lfirst(lc) ? "appeared"
+														: psprintf("0::%s", column->type));
+		}
+		appendStringInfo(&sql, " FROM mr_distinct_%d_%d", target_id,
+						 ((MrMartSlot *) lfirst(lc))->number);
+	}
+	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING ", numbers(ngroups));
+	foreach(lc, columns)
+		appendStringInfo(&sql, "%ssum(d.%s) <> 0", foreach_current_index(lc) == 0 ? "" : " OR ",
+						 ((StateColumn *) lfirst(lc))->name);
+	appendStringInfo(&sql, " ORDER BY %s", numbers(ngroups));
+	return sql.data;
+}
+
+/* Adds the delta to the state; returns the places of groups that have no rows any more. */
+char *
+mr_mart_upsert(MrMartQuery *mart, int32 target_id)
+{
+	StringInfoData names;
+	StringInfoData sets;
+	ListCell *lc;
+
+	initStringInfo(&names);
+	initStringInfo(&sets);
+	appendStringInfoString(&names, group_list(mart, ""));
+	for (int i = 1; i <= list_length(mart->extras); i++)
+		appendStringInfo(&names, ", e%d", i);
+	foreach(lc, state_columns(mart))
+	{
+		StateColumn *column = lfirst(lc);
+
+		appendStringInfo(&names, ", %s", column->name);
+		appendStringInfo(&sets,
+						 column->upkeep == ADDED_RARELY
+							 ? "%s%s = nullif(coalesce(s.%s, 0) + coalesce(excluded.%s, 0), 0)"
+							 : "%s%s = s.%s + excluded.%s",
+						 foreach_current_index(lc) == 0 ? "" : ", ", column->name, column->name,
+						 column->name);
+	}
+	return psprintf("WITH written AS (INSERT INTO %s AS s (%s) SELECT %s FROM mr_delta_%d "
+					"ON CONFLICT (%s) DO UPDATE SET %s RETURNING s.ctid AS place, s.n) "
+					"SELECT place, n FROM written WHERE n <= 0",
+					mr_mart_state_name(mr_mart_base(target_id), NULL), names.data, names.data,
+					target_id, group_list(mart, ""), sets.data);
+}
+
+/* How often each distinct value of a slot comes or goes in each group. */
+char *
+mr_mart_side_delta(MrMartQuery *mart, const MrMartSlot *slot, bool whole)
+{
+	char *x = mr_mart_text(mart, slot->argument, MR_PLACE_ROWS);
+	char *condition = psprintf("(%s) IS NOT NULL", x);
+	char *columns = numbers(list_length(mart->groups) + 1);
+	const char *relations[2] = {psprintf("mr_new_%d", mart->staging_id),
+								psprintf("mr_old_%d", mart->staging_id)};
+	StringInfoData sql;
+
+	if (slot->filter != NULL)
+		condition = psprintf("(%s) AND %s", mr_mart_text(mart, slot->filter, MR_PLACE_ROWS),
+							 condition);
+	if (whole)
+		relations[0] = mr_relation_name(mart->staging_relid);
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s, d.v, sum(d.n)::bigint AS n FROM (",
+					 group_list(mart, "d."));
+	for (int old = 0; old < (whole ? 1 : 2); old++)
+		appendStringInfo(&sql, "%sSELECT %s, %s AS v, %scount(*) AS n FROM %s AS r%s GROUP BY %s",
+						 old ? " UNION ALL " : "", group_expressions(mart), x, old ? "- " : "",
+						 relations[old], where_clause(mart, condition), columns);
+	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING sum(d.n) <> 0 ORDER BY %s", columns,
+					 columns);
+	return sql.data;
+}
+
+/* Adds it to the side table; returns what appeared in or disappeared from its group. */
+char *
+mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSlot *slot)
+{
+	char *groups = group_list(mart, "");
+
+	return psprintf("WITH written AS (INSERT INTO %s AS s (%s, v, n, d) "
+					"SELECT %s, v, n, n FROM mr_side_%d_%d ON CONFLICT (%s, v) "
+					"DO UPDATE SET n = s.n + excluded.n, d = excluded.n "
+					"RETURNING s.ctid AS place, s.n, %s, s.d) "
+					"SELECT place, n, %s, CASE WHEN n > 0 THEN 1 ELSE -1 END::bigint AS appeared "
+					"FROM written WHERE n <= 0 OR n = d",
+					mr_mart_state_name(mr_mart_base(target_id), slot), groups, groups, target_id,
+					slot->number, groups, group_list(mart, "s."), groups);
+}
+
+/* The row that a mart without GROUP BY has for no rows, or NULL. */
+char *
+mr_mart_empty_row(MrMartQuery *mart, const char *base)
+{
+	StringInfoData names;
+	StringInfoData values;
+	ListCell *lc;
+
+	if (!mart->global)
+		return NULL;
+	initStringInfo(&names);
+	initStringInfo(&values);
+	foreach(lc, state_columns(mart))
+	{
+		StateColumn *column = lfirst(lc);
+
+		if (column->upkeep != ADDED_RARELY)
+		{
+			appendStringInfo(&names, ", %s", column->name);
+			appendStringInfoString(&values, ", 0");
+		}
+	}
+	return psprintf("INSERT INTO %s (g1%s) VALUES (0%s)",
+					mr_mart_state_name(base, NULL), names.data, values.data);
+}
+
+/* ---- the view --------------------------------------------------------------------------------- */
+
+/* FROM, with the state in place of the staging table. */
+static char *
+from_text(MrMartQuery *mart, Node *item, const char *base)
+{
+	JoinExpr *join = (JoinExpr *) item;
+
+	if (IsA(item, RangeTblRef))
+	{
+		Index rti = ((RangeTblRef *) item)->rtindex;
+		RangeTblEntry *entry = rt_fetch(rti, mart->query->rtable);
+
+		return psprintf("%s AS %s",
+						rti == mart->staging ? mr_mart_state_name(base, NULL)
+											 : mr_relation_name(entry->relid),
+						quote_identifier(entry->eref->aliasname));
+	}
+	return psprintf("(%s %s %s ON %s)", from_text(mart, join->larg, base),
+					join->jointype == JOIN_LEFT ? "LEFT JOIN" : "JOIN",
+					from_text(mart, join->rarg, base),
+					join->quals == NULL ? "true"
+										: mr_mart_text(mart, join->quals, MR_PLACE_VIEW));
+}
+
+/* The query of the mart's view. */
+char *
+mr_mart_view(MrMartQuery *mart, const char *base)
+{
+	Query *query = mart->query;
+	StringInfoData sql;
+	ListCell *lc;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		if (!entry->resjunk)
+			appendStringInfo(&sql, "%s%s AS %s", foreach_current_index(lc) == 0 ? "" : ", ",
+							 mr_mart_text(mart, (Node *) entry->expr, MR_PLACE_VIEW),
+							 quote_identifier(entry->resname));
+	}
+	appendStringInfo(&sql, " FROM %s", from_text(mart, linitial(query->jointree->fromlist), base));
+	if (query->havingQual != NULL)
+		appendStringInfo(&sql, " WHERE %s",
+						 mr_mart_text(mart, query->havingQual, MR_PLACE_VIEW));
+	return sql.data;
+}

@@ -1,0 +1,237 @@
+/*
+ * text.c
+ *	  Expressions of a mart's query as text for other places.
+ *
+ * PostgreSQL can print an expression over one table.  Ours are over a staging table, a state table or
+ * several joined views, and an aggregate becomes an expression over the state.  So what has to be named
+ * otherwise is replaced by a numbered parameter, the rest is printed by PostgreSQL, and in the text each
+ * parameter is replaced by its piece.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "mart/mart.h"
+#include "mb/pg_wchar.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parsetree.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/ruleutils.h"
+
+typedef struct Printing
+{
+	MrMartQuery *mart;
+	MrMartPlace place;
+	List *pieces; /* text of parameter 1, 2, … */
+} Printing;
+
+/* A parameter that stands for `piece` where `node` stood. */
+static Node *
+placeholder(Printing *printing, Node *node, char *piece)
+{
+	Param *param = makeNode(Param);
+
+	printing->pieces = lappend(printing->pieces, piece);
+	param->paramkind = PARAM_EXTERN;
+	param->paramid = list_length(printing->pieces);
+	param->paramtype = exprType(node);
+	param->paramtypmod = exprTypmod(node);
+	param->paramcollid = exprCollation(node);
+	param->location = -1;
+	return (Node *) param;
+}
+
+/* A column of the state in this place: "alias.name". */
+static char *
+state_column(const Printing *printing, const char *name)
+{
+	MrMartQuery *mart = printing->mart;
+
+	switch (printing->place)
+	{
+		case MR_PLACE_GROUPS:
+			return psprintf("d.%s", name);
+		case MR_PLACE_INDEX:
+			return pstrdup(name);
+		default:
+			return psprintf(
+				"%s.%s",
+				quote_identifier(rt_fetch(mart->staging, mart->query->rtable)->eref->aliasname),
+				name);
+	}
+}
+
+/* The value of an aggregate, from the state. */
+static char *
+aggregate_text(const Printing *printing, Aggref *aggregate)
+{
+	MrMartSlot *slot = mr_mart_slot(printing->mart, aggregate, false);
+	bool average = false;
+	char *specials = "";
+	char *value;
+	char *n;
+
+	if (slot == NULL)
+		return state_column(printing, "n");
+
+	n = state_column(printing, psprintf("a%d_n", slot->number));
+	switch (aggregate->aggfnoid)
+	{
+		case F_COUNT_:
+		case F_COUNT_ANY:
+			return n;
+		case F_BOOL_AND:
+		case F_EVERY:
+			value = psprintf("%s = %s",
+							 state_column(printing, psprintf("a%d_true", slot->number)), n);
+			break;
+		case F_BOOL_OR:
+			value =
+				psprintf("%s > 0", state_column(printing, psprintf("a%d_true", slot->number)));
+			break;
+		case F_AVG_INT2:
+		case F_AVG_INT4:
+		case F_AVG_INT8:
+		case F_AVG_NUMERIC:
+			average = true;
+			/* FALLTHROUGH */
+		default:
+			value = state_column(printing, psprintf("a%d_sum", slot->number));
+			if (average)
+				value = psprintf("%s::numeric / %s::numeric", value, n);
+			break;
+	}
+	if (slot->sum && slot->type == NUMERICOID)
+	{
+		char *nan = state_column(printing, psprintf("a%d_nan", slot->number));
+		char *plus = state_column(printing, psprintf("a%d_pinf", slot->number));
+		char *minus = state_column(printing, psprintf("a%d_ninf", slot->number));
+
+		specials = psprintf(" WHEN %s > 0 OR %s > 0 AND %s > 0 THEN 'NaN'::numeric"
+							" WHEN %s > 0 THEN 'Infinity'::numeric"
+							" WHEN %s > 0 THEN '-Infinity'::numeric",
+							nan, plus, minus, plus, minus);
+	}
+	return psprintf("(CASE%s WHEN %s > 0 THEN %s END)", specials, n, value);
+}
+
+/* The column of `columns` that is this expression, from 1, or 0. */
+static int
+column_of(List *columns, Node *node)
+{
+	ListCell *lc;
+
+	foreach(lc, columns)
+	{
+		MrMartColumn *column = lfirst(lc);
+
+		if (column->expression != NULL && equal(column->expression, node))
+			return foreach_current_index(lc) + 1;
+	}
+	return 0;
+}
+
+static Node *
+printing_mutator(Node *node, void *context)
+{
+	Printing *printing = context;
+	MrMartQuery *mart = printing->mart;
+	bool over_state = printing->place != MR_PLACE_ROWS && printing->place != MR_PLACE_ERROR;
+	int number;
+
+	if (node == NULL)
+		return NULL;
+	if (over_state && !IsA(node, List) && !IsA(node, TargetEntry))
+	{
+		if ((number = column_of(mart->groups, node)) > 0)
+			return placeholder(printing, node,
+							   state_column(printing, psprintf("g%d", number)));
+		if (printing->place != MR_PLACE_GROUPS && (number = column_of(mart->extras, node)) > 0)
+			return placeholder(printing, node,
+							   state_column(printing, psprintf("e%d", number)));
+		if (IsA(node, Aggref))
+			return placeholder(printing, node, aggregate_text(printing, (Aggref *) node));
+	}
+	if (IsA(node, Var))
+	{
+		Var *var = (Var *) node;
+		RangeTblEntry *entry = rt_fetch(var->varno, mart->query->rtable);
+		const char *name;
+
+		if (var->varno == mart->staging && over_state)
+			elog(ERROR, "column %d of the staging table is not in the mart's state",
+				 var->varattno);
+		if (var->varattno == InvalidAttrNumber)
+			return placeholder(printing, node, psprintf("%s.*", entry->eref->aliasname));
+		name = quote_identifier(get_attname(entry->relid, var->varattno, false));
+		if (printing->place == MR_PLACE_ROWS)
+			return placeholder(printing, node, psprintf("r.%s", name));
+		if (printing->place == MR_PLACE_ERROR && mart->joined == NIL)
+			return placeholder(printing, node, pstrdup(name));
+		return placeholder(printing, node,
+						   psprintf("%s.%s", quote_identifier(entry->eref->aliasname), name));
+	}
+	return expression_tree_mutator(node, printing_mutator, context);
+}
+
+/* Puts the pieces in; what stands in quotes is left alone. */
+static char *
+fill_in(const char *text, List *pieces)
+{
+	StringInfoData result;
+	char quote = '\0';
+
+	initStringInfo(&result);
+	for (const char *p = text; *p != '\0'; p++)
+	{
+		if (quote != '\0')
+		{
+			if (*p == quote)
+				quote = '\0';
+		}
+		else if (*p == '\'' || *p == '"')
+			quote = *p;
+		else if (*p == '$' && p[1] >= '1' && p[1] <= '9')
+		{
+			char *end;
+			long number = strtol(p + 1, &end, 10);
+
+			appendStringInfoString(&result, list_nth(pieces, (int) number - 1));
+			p = end - 1;
+			continue;
+		}
+		appendStringInfoChar(&result, *p);
+	}
+	return result.data;
+}
+
+/* An expression of the mart's query as SQL for a place; names are qualified as the search_path needs. */
+char *
+mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place)
+{
+	Printing printing = {.mart = mart, .place = place};
+	Node *replaced = printing_mutator(expression, &printing);
+
+	return fill_in(deparse_expression(replaced, NIL, false, false), printing.pieces);
+}
+
+/* An expression for an error message. */
+char *
+mr_mart_describe(MrMartQuery *mart, Node *expression)
+{
+	return mr_mart_text(mart, expression, MR_PLACE_ERROR);
+}
+
+/* Where the expression stands in the query as typed, for ereport. */
+int
+mr_mart_position(const MrMartQuery *mart, Node *expression)
+{
+	int location = expression == NULL ? -1 : exprLocation(expression);
+
+	if (mart->text == NULL || location < 0)
+		return 0;
+	return errposition(pg_mbstrlen_with_len(mart->text, location) + 1);
+}
