@@ -110,10 +110,10 @@ Datum
 millrace_mart_query(PG_FUNCTION_ARGS)
 {
 	Oid author = PG_GETARG_OID(0);
-	char *text = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char *typed = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback callback = {
-		.previous = error_context_stack, .callback = query_error_callback, .arg = text};
+		.previous = error_context_stack, .callback = query_error_callback, .arg = typed};
 	Query *query;
 	MrMartQuery *mart;
 	char *definition;
@@ -122,12 +122,12 @@ millrace_mart_query(PG_FUNCTION_ARGS)
 	bool nulls[2] = {false, false};
 
 	error_context_stack = &callback;
-	query = parse_query(author, text);
+	query = parse_query(author, typed);
 	check_names(query);
 	definition = pg_get_querydef(copyObject(query), false);
 	SPI_connect();
 	MemoryContextSwitchTo(context);
-	mart = mr_mart_analyze(query, text, author);
+	mart = mr_mart_analyze(query, typed, author);
 	SPI_finish();
 	error_context_stack = callback.previous;
 
