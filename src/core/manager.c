@@ -68,7 +68,7 @@ static const char *const wanted_sql =
 	" coalesce(w.failures, 0), w.last_error_at, w.started_at"
 	" FROM millrace.stream s CROSS JOIN generate_series(0, s.workers - 1) n"
 	" LEFT JOIN millrace.worker w ON w.stream_id = s.id AND w.worker = n"
-	" WHERE s.enabled AND s.fence = millrace_internal.instance_fence() ORDER BY 1, 3";
+	" WHERE s.enabled AND s.fence = millrace_internal.fence() ORDER BY 1, 3";
 
 /* Column `column` (from 1) of a row that SPI returned; 0 for NULL. */
 static Datum
@@ -248,7 +248,7 @@ tidy_rows(const MrSlot *slots, int nslots)
 	SPI_execute_with_args("UPDATE millrace.worker w SET state = 'stopped', pid = NULL,"
 						  " since = clock_timestamp() FROM millrace.stream s"
 						  " WHERE s.id = w.stream_id AND (w.pid IS NOT NULL OR w.state <> 'stopped')"
-						  " AND NOT (s.enabled AND s.fence = millrace_internal.instance_fence())"
+						  " AND NOT (s.enabled AND s.fence = millrace_internal.fence())"
 						  " AND (w.pid IS NULL OR NOT w.pid = ANY ($1))",
 						  1, &type, &value, NULL, false, 0);
 	SPI_execute_with_args("DELETE FROM millrace.worker w USING millrace.stream s"
