@@ -37,11 +37,6 @@ extern const char *mr_flow_problem(const MrFlow *flow);
  */
 extern pgsocket mr_flow_descriptor(MrFlow *flow);
 
-/*
- * Why nothing comes although the stream runs (a broker that does not answer), or NULL; as of the last step.
- */
-extern const char *mr_flow_problem(const MrFlow *flow);
-
 /* The message that is being worked on, for error contexts; NULL between messages. */
 extern const MrMessage *mr_flow_message(const MrFlow *flow);
 

@@ -1,0 +1,126 @@
+-- What runs, how far it is and where its time goes: tables that workers write and views that everybody reads.
+-- View columns have types that Trino and Grafana read.
+
+CREATE TABLE millrace.worker (
+    stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
+    worker integer NOT NULL,
+    state text NOT NULL CHECK (state IN ('starting', 'running', 'waiting', 'failed', 'stopped')),
+    since timestamptz NOT NULL,
+    pid integer,
+    started_at timestamptz,
+    -- In a row, without a batch or some seconds of quiet in between: the back-off counts from it.
+    failures integer NOT NULL DEFAULT 0,
+    last_error text,
+    last_error_at timestamptz,
+    sqlstate text,
+    detail text,
+    hint text,
+    context text,
+    PRIMARY KEY (stream_id, worker)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE millrace.worker IS 'what each stream worker does, and why it does not';
+
+CREATE TABLE millrace.stage_time (
+    stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
+    worker integer NOT NULL,
+    stage text NOT NULL,
+    batches bigint NOT NULL DEFAULT 0,
+    rows bigint NOT NULL DEFAULT 0,
+    seconds double precision NOT NULL DEFAULT 0,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (stream_id, worker, stage)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE millrace.stage_time IS 'batches, rows and seconds by stage of the flow';
+
+-- May the current user see what concerns a role's streams?
+CREATE FUNCTION millrace_internal.may_watch(owner regrole) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN pg_catalog.pg_has_role(owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_monitor', 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE');
+COMMENT ON FUNCTION millrace_internal.may_watch(regrole) IS 'the owner of a stream, his members, millrace_monitor and millrace_admin may watch it';
+
+CREATE VIEW millrace.worker_status WITH (security_barrier) AS
+SELECT s.name AS stream, w.worker, w.state, w.since, w.pid, w.started_at, w.failures, w.last_error, w.last_error_at, w.sqlstate, w.detail,
+       w.hint, w.context
+FROM millrace.worker w JOIN millrace.stream s ON s.id = w.stream_id
+WHERE millrace_internal.may_watch(s.owner);
+COMMENT ON VIEW millrace.worker_status IS 'the workers of each stream: what they do, and their last error';
+COMMENT ON COLUMN millrace.worker_status.state IS
+    'starting, running, waiting (for its source, or for the next attempt after an error), failed (until something is changed), stopped';
+COMMENT ON COLUMN millrace.worker_status.failures IS 'in a row; a batch or ten quiet seconds end the row';
+
+CREATE VIEW millrace.stream_status WITH (security_barrier) AS
+SELECT s.name AS stream,
+       CASE WHEN s.fence <> millrace_internal.fence() THEN 'fenced'
+            WHEN NOT s.enabled THEN CASE WHEN w.alive > 0 THEN 'stopping' ELSE 'stopped' END
+            WHEN millrace_internal.background() IS NOT NULL THEN 'waiting'
+            WHEN w.failed > 0 THEN 'failed'
+            WHEN w.waiting > 0 THEN 'waiting'
+            WHEN w.running = s.workers THEN 'running'
+            ELSE 'starting' END AS state,
+       w.since,
+       CASE WHEN s.fence <> millrace_internal.fence() THEN 'the stream belongs to another instance; see millrace.adopt()'
+            WHEN s.enabled AND millrace_internal.background() = 'preload' THEN 'millrace is not in shared_preload_libraries'
+            WHEN s.enabled AND millrace_internal.background() = 'databases' THEN 'the database is not in millrace.databases'
+            ELSE e.last_error END AS last_error,
+       e.last_error_at, e.sqlstate, lag.messages AS lag_messages, lag.seconds AS lag_seconds,
+       (SELECT coalesce(sum(t.rows), 0)::bigint FROM millrace.stage_time t WHERE t.stream_id = s.id AND t.stage = 'fetch') AS messages,
+       (SELECT count(*) FROM millrace.letter l WHERE l.stream_id = s.id AND l.state = 'open') AS dead_letters,
+       s.workers, w.running::integer AS workers_running,
+       pg_catalog.pg_get_userbyid(s.owner)::text AS owner, s.server::text AS server, s.epoch
+FROM millrace.stream s
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE w.state = 'failed') AS failed, count(*) FILTER (WHERE w.state = 'waiting') AS waiting,
+           count(*) FILTER (WHERE w.state = 'running') AS running, count(w.pid) AS alive, max(w.since) AS since
+    FROM millrace.worker w WHERE w.stream_id = s.id AND w.worker < s.workers) AS w
+LEFT JOIN LATERAL (
+    SELECT w.last_error, w.last_error_at, w.sqlstate FROM millrace.worker w
+    WHERE w.stream_id = s.id AND w.last_error IS NOT NULL
+    ORDER BY w.state IN ('failed', 'waiting') DESC, w.last_error_at DESC LIMIT 1) AS e ON true
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN s.server IS NULL THEN (SELECT count(*) FROM millrace.inbox i WHERE i.stream_id = s.id)
+                ELSE (SELECT sum(greatest(p.high_watermark - greatest(p.position, p.reached), 0))::bigint
+                      FROM millrace.stream_position p WHERE p.stream_id = s.id) END AS messages,
+           CASE WHEN s.server IS NULL THEN
+                     (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(i.message_time))::double precision, 0)
+                      FROM millrace.inbox i WHERE i.stream_id = s.id)
+                ELSE (SELECT max(CASE WHEN p.high_watermark <= greatest(p.position, p.reached) THEN 0
+                                      ELSE extract(epoch FROM clock_timestamp() - p.last_time)::double precision END)
+                      FROM millrace.stream_position p WHERE p.stream_id = s.id) END AS seconds) AS lag
+WHERE millrace_internal.may_watch(s.owner);
+COMMENT ON VIEW millrace.stream_status IS 'streams: whether they run, what is wrong, how far they lie behind';
+COMMENT ON COLUMN millrace.stream_status.state IS
+    'running, starting, waiting (for its source, or for the next attempt after an error), failed (until something is changed), stopping, stopped, fenced (see adopt())';
+COMMENT ON COLUMN millrace.stream_status.lag_messages IS 'messages that are there and not consumed yet; NULL: not known yet';
+COMMENT ON COLUMN millrace.stream_status.lag_seconds IS 'age of the oldest message of an inbox, or of the last one consumed when more are there';
+COMMENT ON COLUMN millrace.stream_status.messages IS 'messages consumed since reset_stage_stats(), replays included';
+
+CREATE VIEW millrace.stage_stats WITH (security_barrier) AS
+SELECT s.name AS stream, t.worker, t.stage, t.batches, t.rows, t.seconds,
+       CASE WHEN t.seconds > 0 THEN t.rows / t.seconds END AS rows_per_second, t.since
+FROM millrace.stage_time t JOIN millrace.stream s ON s.id = t.stream_id
+WHERE millrace_internal.may_watch(s.owner)
+ORDER BY s.name, t.worker, array_position('{fetch, decode, map, staging, vault, mart, position, commit}'::text[], t.stage);
+COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
+
+GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats TO PUBLIC;
+
+-- millrace.reset_stage_stats()
+CREATE FUNCTION millrace_internal.reset_stage_stats(caller regrole, stream text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF stream IS NOT NULL THEN
+        PERFORM millrace_internal.own_stream(caller, stream);
+    END IF;
+    DELETE FROM millrace.stage_time t USING millrace.stream s
+    WHERE s.id = t.stream_id AND (s.name = reset_stage_stats.stream OR reset_stage_stats.stream IS NULL)
+      AND pg_has_role(caller, s.owner, 'USAGE');
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.reset_stage_stats(regrole, text) IS 'the other half of millrace.reset_stage_stats()';
+
+CREATE FUNCTION millrace.reset_stage_stats(stream text DEFAULT NULL) RETURNS void
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.reset_stage_stats(text) IS 'counts time and rows by stage from now on, for one stream or all of one''s streams';
+REVOKE ALL ON FUNCTION millrace.reset_stage_stats(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.reset_stage_stats(text) TO millrace_admin;
