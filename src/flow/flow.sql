@@ -63,15 +63,25 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.start_stream(regrole, text) IS 'the other half of millrace.start_stream()';
 
+-- A batch in progress ends first, and none is begun before this transaction ends.  The lock comes before the stream's
+-- row, as it does for batches and activations; who may not change the stream does not get it.
+CREATE FUNCTION millrace_internal.lock_own_stream(caller regrole, name text) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT millrace_internal.lock_stream(s.id, true) FROM millrace.stream s
+    WHERE s.name = lock_own_stream.name AND pg_has_role(caller, s.owner, 'USAGE')
+$$;
+COMMENT ON FUNCTION millrace_internal.lock_own_stream(regrole, text) IS 'takes the exclusive lock of one''s stream, if there is one of that name';
+
 -- millrace.stop_stream()
 CREATE FUNCTION millrace_internal.stop_stream(caller regrole, name text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    stopped millrace.stream := millrace_internal.own_stream(caller, name);
+    stopped millrace.stream;
 BEGIN
-    -- A batch in progress ends first; workers see it before the next one, so that none commits after this does.
-    PERFORM millrace_internal.lock_stream(stopped.id, true);
+    PERFORM millrace_internal.lock_own_stream(caller, name);
+    stopped := millrace_internal.own_stream(caller, name);
     IF stopped.enabled THEN
         UPDATE millrace.stream s SET enabled = false WHERE s.id = stopped.id;
         PERFORM millrace_internal.changed(stopped.id);
@@ -85,15 +95,16 @@ CREATE FUNCTION millrace_internal.reset_stream(caller regrole, name text, start 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    stream millrace.stream := millrace_internal.own_stream(caller, name);
+    stream millrace.stream;
     beginning json;
 BEGIN
+    PERFORM millrace_internal.lock_own_stream(caller, name);
+    stream := millrace_internal.own_stream(caller, name);
     IF start IS NOT NULL AND stream.server IS NULL THEN
         RAISE EXCEPTION 'inbox "%" has no beginning to choose', stream.name
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Its messages are gone when they are consumed; push them again.';
     END IF;
     beginning := CASE WHEN start ~ '^\s*[{"]' THEN start::json ELSE to_json(start) END;
-    PERFORM millrace_internal.lock_stream(stream.id, true);
     PERFORM millrace_internal.reset_source(stream.id, beginning);
 END
 $$;
