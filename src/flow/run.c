@@ -358,6 +358,8 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
+		if (consumed > 0 && flow->kind->committed != NULL)
+			flow->kind->committed(flow->source, flow->batch);
 	}
 	PG_CATCH();
 	{
@@ -419,6 +421,12 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 			batches += consumed > 0;
 			if (consumed == 0 && flow->kind->drained(flow->source))
 				break;
+			if (consumed == 0)
+				flow->kind->tick(flow->source);
+			if (consumed == 0 && mr_source_problem(flow->source) != NULL)
+				ereport(ERROR, (errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
+								errmsg("stream \"%s\" cannot be read: %s", flow->stream->name,
+									   mr_source_problem(flow->source))));
 		}
 		mr_flow_stats_write(flow->stream, 0, true);
 		mr_run_back(&saved);
