@@ -148,6 +148,13 @@ look(void)
 	return wanted;
 }
 
+/* Does our row say this state? */
+static bool
+recorded_as(const char *state)
+{
+	return recorded_state != NULL && strcmp(recorded_state, state) == 0;
+}
+
 /* Writes our row, in a transaction of its own. */
 static void
 record(const char *state, const MrWorkerError *error, MrFailures change)
@@ -240,7 +247,7 @@ record_progress(int64 consumed, TimestampTz opened)
 				(consumed > 0 ||
 				 TimestampDifferenceExceeds(opened, GetCurrentTimestamp(), STABLE));
 
-	if (problem && (recorded_state != MR_STATE_WAITING || last_message == NULL ||
+	if (problem && (!recorded_as(MR_STATE_WAITING) || last_message == NULL ||
 					strcmp(last_message, problem) != 0))
 	{
 		MrWorkerError error = {.message = problem, .sqlstate = ERRCODE_CONNECTION_EXCEPTION};
@@ -250,7 +257,7 @@ record_progress(int64 consumed, TimestampTz opened)
 					  errmsg("stream \"%s\" waits: %s", stream_name, last_message)));
 		record(MR_STATE_WAITING, &error, MR_FAILURES_KEEP);
 	}
-	else if (problem == NULL && (recorded_state != MR_STATE_RUNNING || over))
+	else if (problem == NULL && (!recorded_as(MR_STATE_RUNNING) || over))
 	{
 		if (last_message)
 			ereport(LOG, (errmsg("stream \"%s\" runs again", stream_name)));
