@@ -72,14 +72,20 @@ Datum
 millrace_declare(PG_FUNCTION_ARGS)
 {
 	LOCAL_FCINFO(inner, FUNC_MAX_ARGS);
-	FmgrInfo *half = internal_half(fcinfo->flinfo);
+	Oid caller = GetUserId();
 	char *outer_path = declaring_path;
+	FmgrInfo *half;
 	MrRunAs saved;
 	Datum result;
 
+	/* Only the owner may look into millrace_internal. */
+	mr_run_as(&saved, mr_extension_owner());
+	half = internal_half(fcinfo->flinfo);
+	mr_run_back(&saved);
+
 	InitFunctionCallInfoData(*inner, half, PG_NARGS() + 1, fcinfo->fncollation, NULL,
 							 fcinfo->resultinfo);
-	inner->args[0].value = ObjectIdGetDatum(GetUserId());
+	inner->args[0].value = ObjectIdGetDatum(caller);
 	inner->args[0].isnull = false;
 	for (int i = 0; i < PG_NARGS(); i++)
 		inner->args[i + 1] = fcinfo->args[i];
