@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Marts under random histories: after each batch each mart equals its plain query.
+
+Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and
+drops it.  Prints its seed; `mart.py --seed N` repeats a run.
+"""
+import argparse
+import json
+import random
+import sys
+import time
+
+import psycopg2
+
+KEYS = 14
+
+# Each mart: its query over {events} (one row an object) or {items} (several).
+MARTS = {
+    "global_events": "SELECT count(*) AS n, count(amount) AS amounts, sum(amount) AS total, avg(small) AS mean, count(DISTINCT city) AS cities FROM {events}",
+    "global_items": "SELECT count(*) AS n, count(DISTINCT id) AS objects, sum(quantity) AS q FROM {items} HAVING count(*) > 3",
+    "by_city": "SELECT city, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, count(DISTINCT id) AS objects FROM {events} GROUP BY city",
+    "by_amount": "SELECT amount, count(*) AS n FROM {events} GROUP BY amount",
+    "by_two": "SELECT city, ok, sum(small) AS s2, sum(big) AS s8, sum(number) AS s4, avg(big) AS a8, avg(number) AS a4, bool_and(ok) AS every_ok, bool_or(number > 0) AS some FROM {events} GROUP BY 1, 2",
+    "expressions": "SELECT at::date AS day, upper(city) AS city, (sum(price) / count(*))::numeric(14,2) AS mean, coalesce(sum(price), 0)::numeric(18,2) AS total, count(*) + 1 AS more FROM {events} GROUP BY 1, upper(city)",
+    "filters": "SELECT city, count(*) FILTER (WHERE ok) AS n_ok, sum(amount) FILTER (WHERE number > 0) AS positive, count(DISTINCT id) FILTER (WHERE ok) AS objects_ok, count(DISTINCT number) FILTER (WHERE NOT ok) AS numbers_bad FROM {events} WHERE number IS DISTINCT FROM 3 GROUP BY city",
+    "having": "SELECT city, sum(number) AS s FROM {events} GROUP BY city HAVING sum(number) > 0 OR count(*) > 2",
+    "items": "SELECT city, product, count(DISTINCT id) AS objects, count(*) AS n, sum(price)::numeric(18,2) AS spent FROM {items} WHERE ok IS NOT FALSE GROUP BY city, product",
+    "distincts": "SELECT product, count(DISTINCT city) AS cities, count(DISTINCT price) AS prices, count(DISTINCT id) AS objects, count(DISTINCT quantity % 2) AS parities, count(DISTINCT id) FILTER (WHERE quantity > 2) AS objects_2 FROM {items} GROUP BY product",
+    "stored": "SELECT to_char(at, 'YYYY-MM') AS month, to_char(date_trunc('day', at), 'Dy') AS weekday, count(*) AS n FROM {events} GROUP BY 1, date_trunc('day', at)",
+    "no_aggregate": "SELECT DISTINCT_ROW.city FROM {events} AS DISTINCT_ROW GROUP BY DISTINCT_ROW.city",
+    "constant_group": "SELECT 'all'::text AS what, count(*) AS n FROM {events} GROUP BY 'all'::text",
+}
+
+
+def decimal(rng):
+    return rng.choice([None, None, "NaN", "Infinity", "-Infinity", "0", "1.50", "-2.25", "1e-3", "123456789012345678.125", "7", "-7"])
+
+
+def event(rng):
+    return {
+        "city": rng.choice([None, "Riga", "Oslo", "riga", ""]),
+        "amount": decimal(rng),
+        "price": rng.choice([None, "NaN", "10.25", "-3.5", "0.01"]),
+        "small": rng.choice([None, -3, 0, 7, 32767]),
+        "number": rng.choice([None, -5, 0, 3, 2147483647]),
+        "big": rng.choice([None, -9, 0, 4, 9223372036854775807]),
+        "ok": rng.choice([None, True, False]),
+        "at": rng.choice([None, "2026-01-05 23:30:00+00", "2026-01-06 00:30:00+00", "2026-02-01 12:00:00+00"]),
+        "items": [
+            {"product": rng.choice([None, "a", "b", "c"]), "price": rng.choice([None, "1.10", "NaN", "-4"]), "quantity": rng.choice([None, 1, 2, 3])}
+            for _ in range(rng.choice([0, 1, 1, 2, 4]))
+        ],
+    }
+
+
+def declare(cursor):
+    cursor.execute("CREATE EXTENSION millrace; CREATE SCHEMA stg; CREATE SCHEMA cdm")
+    cursor.execute("SELECT millrace.create_stream('feed')")
+    common = {"city": "$.city", "ok": ["$.ok", "boolean"]}
+    cursor.execute(
+        "SELECT millrace.create_staging('stg.events', stream => 'feed', timezone => 'Europe/Riga', key => %s, columns => %s)",
+        ('{"id": ["$key", "bigint"]}',
+         json.dumps(dict(common, amount=["$.amount", "numeric"], price=["$.price", "numeric(12,2)"], small=["$.small", "smallint"],
+                         number=["$.number", "integer"], big=["$.big", "bigint"], at=["$.at", "timestamptz"]))))
+    cursor.execute(
+        "SELECT millrace.create_staging('stg.items', stream => 'feed', for_each => '$.items[*]', key => %s, columns => %s)",
+        ('{"id": ["$key", "bigint"]}',
+         json.dumps(dict(common, product="@.product", price=["@.price", "numeric(12,2)"], quantity=["@.quantity", "integer"]))))
+
+
+def create(cursor, name, replace=False, query=None):
+    cursor.execute("SET client_min_messages = error")
+    cursor.execute("SELECT millrace.create_mart(%s, %s, replace => %s)",
+                   (f"cdm.{name}", (query or MARTS[name]).format(events="stg.events", items="stg.items"), replace))
+
+
+def check(cursor, name, step, query=None):
+    query = (query or MARTS[name]).format(events="stg.events", items="stg.items")
+    cursor.execute("SET timezone = 'Europe/Riga'" if "stg.events" in query else "SET timezone = 'UTC'")
+    cursor.execute(f"SELECT 'missing', to_jsonb(d) FROM ({query} EXCEPT ALL SELECT * FROM cdm.{name}) AS d "
+                   f"UNION ALL SELECT 'unexpected', to_jsonb(d) FROM (SELECT * FROM cdm.{name} EXCEPT ALL ({query})) AS d")
+    differences = cursor.fetchall()
+    cursor.execute("SET timezone = 'America/New_York'")     # no setting of the session may matter
+    cursor.execute("SELECT missing, unexpected, example FROM millrace.verify(%s::regclass)", (f"cdm.{name}",))
+    verified = cursor.fetchone()
+    if differences or verified[:2] != (0, 0):
+        print(f"mart {name} differs at step {step}: {differences} {verified}")
+        return False
+    return True
+
+
+def check_state(cursor, step):
+    cursor.execute("SELECT relname FROM pg_class WHERE relnamespace = 'millrace_state'::regnamespace AND relkind = 'r' AND relname LIKE 'mart%'")
+    for (name,) in cursor.fetchall():
+        cursor.execute("SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'g1' AND atttypid = 'smallint'::regtype",
+                       (f"millrace_state.{name}",))
+        limit = "n < 0" if cursor.fetchone()[0] else "n <= 0"
+        if "distinct" in name:
+            limit = "n <= 0"
+        cursor.execute(f"SELECT count(*) FROM millrace_state.{name} WHERE {limit}")
+        if cursor.fetchone()[0]:
+            print(f"{name} has groups without rows at step {step}")
+            return False
+    return True
+
+
+def run(seed, steps):
+    rng = random.Random(seed)
+    admin = psycopg2.connect("")
+    admin.autocommit = True
+    database = f"mart_{seed}"
+    admin.cursor().execute(f"DROP DATABASE IF EXISTS {database}")
+    admin.cursor().execute(f"CREATE DATABASE {database} TEMPLATE template0")
+    connection = psycopg2.connect(dbname=database)
+    connection.autocommit = True
+    good = True
+    try:
+        cursor = connection.cursor()
+        declare(cursor)
+        made = []
+        names = list(MARTS)
+        rng.shuffle(names)
+        for step in range(steps):
+            # Some marts are there from the beginning, others begin over what is staged.
+            while names and (len(names) > len(MARTS) // 2 or rng.random() < 0.3):
+                made.append(names.pop())
+                create(cursor, made[-1])
+            for _ in range(rng.choice([1, 1, 3, 20])):
+                key = rng.randrange(KEYS)
+                value = None if rng.random() < 0.2 else json.dumps(event(rng))
+                cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(key)))
+            cursor.execute("SELECT * FROM millrace.run_stream('feed')")
+            if rng.random() < 0.1:
+                cursor.execute("SELECT * FROM millrace.rebuild(%s::regclass)", (f"cdm.{rng.choice(made)}",))
+            for name in made:
+                good = check(cursor, name, step) and good
+            good = check_state(cursor, step) and good
+            if not good:
+                break
+        cursor.execute("SELECT count(*) FROM millrace.letter")
+        if cursor.fetchone()[0]:
+            print("there are dead letters")
+            good = False
+    finally:
+        connection.close()
+        if good:
+            admin.cursor().execute(f"DROP DATABASE {database} WITH (FORCE)")
+        admin.close()
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    for i in range(options.runs):
+        seed = options.seed + i
+        print(f"seed {seed}", flush=True)
+        if not run(seed, options.steps):
+            sys.exit(1)
+    print("marts equal their queries")
+
+
+if __name__ == "__main__":
+    main()
