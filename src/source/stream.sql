@@ -415,11 +415,12 @@ CREATE FUNCTION millrace_internal.drop_stream(caller regrole, name text, cascade
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    dropped millrace.stream := millrace_internal.own_stream(caller, name);
+    dropped millrace.stream;
     staging record;
 BEGIN
     -- A batch in progress ends first; the worker then finds the stream gone.
-    PERFORM millrace_internal.lock_stream(dropped.id, true);
+    PERFORM millrace_internal.lock_own_stream(caller, name);
+    dropped := millrace_internal.own_stream(caller, name);
     FOR staging IN SELECT t.relation FROM millrace.staging t WHERE t.stream_id = dropped.id ORDER BY t.id LOOP
         IF NOT coalesce(cascade, false) THEN
             RAISE EXCEPTION 'cannot drop stream "%" because staging table % is kept from it', name, staging.relation
