@@ -129,7 +129,8 @@ need_packages() {
 	say "installing" $missing
 	apt_update
 	# shellcheck disable=SC2086 -- one word a package
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2 </dev/null
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing \
+		>/dev/null </dev/null || die "these packages could not be installed:" $missing
 }
 
 # ---- PostgreSQL --------------------------------------------------------------------------------------------

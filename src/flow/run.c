@@ -381,6 +381,7 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 Datum
 millrace_run_stream(PG_FUNCTION_ARGS)
 {
+	MemoryContext context = CurrentMemoryContext;
 	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	int32 id;
 	int64 limit = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
@@ -404,6 +405,8 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	nest_level = mr_settings_pin("UTC");
 	SPI_connect();
 	id = own_stream(name);
+	/* It outlives the connection to SPI. */
+	MemoryContextSwitchTo(context);
 	flow = create_flow(id, 0, 1);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	PG_TRY();
