@@ -103,7 +103,7 @@ static bool
 tells_the_moment(Oid function, const char *name)
 {
 	static const char *const names[] = {
-		"now", "transaction_timestamp", "statement_timestamp", "current_setting", "current_user",
+		"now", "clock_timestamp", "timeofday", "transaction_timestamp", "statement_timestamp", "current_setting", "current_user",
 		"session_user", "getpgusername", "current_schema", "current_schemas", "current_database",
 		"current_query", "version", "obj_description", "col_description", "shobj_description"};
 	static const char *const prefixes[] = {"pg_", "txid_", "inet_", "has_", "to_reg",
@@ -134,14 +134,14 @@ function_checker(Oid function, void *context)
 		return false;
 	name = get_func_name(function);
 	schema = get_namespace_name(get_func_namespace(function));
-	if (volatility == PROVOLATILE_VOLATILE)
-		refuse(mart, stability->node, errmsg("a mart cannot call the volatile function %s", name),
-			   errdetail("What it returned for a row cannot be computed again to take it back."),
-			   errhint(TIME_HINT));
 	if (strcmp(schema, "pg_catalog") == 0 && tells_the_moment(function, name))
 		refuse(mart, stability->node,
 			   errmsg("a mart cannot call %s, whose result depends on when it is called", name),
 			   errhint(TIME_HINT));
+	if (volatility == PROVOLATILE_VOLATILE)
+		refuse(mart, stability->node, errmsg("a mart cannot call the volatile function %s", name),
+			   errdetail("What it returned for a row cannot be computed again to take it back."),
+			   errhint("Compute it in a view over the mart."));
 	if (strcmp(schema, "pg_catalog") != 0 && strcmp(schema, "millrace") != 0)
 		refuse(mart, stability->node,
 			   errmsg("a mart cannot call %s, which is only stable", name),

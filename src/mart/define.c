@@ -28,7 +28,6 @@
 
 PG_FUNCTION_INFO_V1(millrace_mart_query);
 PG_FUNCTION_INFO_V1(millrace_mart_layout);
-PG_FUNCTION_INFO_V1(millrace_mart_definition);
 PG_FUNCTION_INFO_V1(millrace_mart_rebuild);
 PG_FUNCTION_INFO_V1(millrace_run_as);
 
@@ -147,14 +146,6 @@ view_query(Oid view)
 
 	table_close(relation, NoLock);
 	return query;
-}
-
-/* mart_definition(view regclass): its query, as mart_query prints one. */
-Datum
-millrace_mart_definition(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_TEXT_P(
-		cstring_to_text(pg_get_querydef(view_query(PG_GETARG_OID(0)), false)));
 }
 
 /*

@@ -10,10 +10,6 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_query';
 COMMENT ON FUNCTION millrace_internal.mart_query(regrole, text) IS
     'parses the query of a mart as its author, refuses what cannot be maintained, and returns it with every name qualified';
 
-CREATE FUNCTION millrace_internal.mart_definition(view regclass) RETURNS text
-LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_mart_definition';
-COMMENT ON FUNCTION millrace_internal.mart_definition(regclass) IS 'the query of a definition view as mart_query prints it';
-
 CREATE FUNCTION millrace_internal.mart_layout(definition regclass, base text, order_by text, OUT ddl text[], OUT view text)
 LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_mart_layout';
 COMMENT ON FUNCTION millrace_internal.mart_layout(regclass, text, text) IS
@@ -183,7 +179,7 @@ DECLARE
     id integer;
     base text;
     view_query text;
-    definition json;
+    settings json;
     state name;
 BEGIN
     IF name IS NULL OR query IS NULL THEN
@@ -214,7 +210,7 @@ BEGIN
         END IF;
     END IF;
 
-    definition := json_build_object('query', query, 'stripes', stripes, 'order_by', order_by);
+    settings := json_build_object('query', query, 'stripes', stripes, 'order_by', order_by);
     IF existing IS NULL THEN
         qualified := millrace_internal.qualified_name(name);
         parsed := millrace_internal.mart_query(caller, query);
@@ -223,7 +219,7 @@ BEGIN
         view_query := millrace_internal.mart_build(caller, base, parsed.definition, order_by);
         PERFORM millrace_internal.run_as(caller, format('CREATE VIEW %s AS %s', qualified, view_query));
         INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
-        VALUES (id, 'mart', qualified::regclass, caller, definition, '-infinity');
+        VALUES (id, 'mart', qualified::regclass, caller, settings, '-infinity');
         INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (id, parsed.staging_id, 1);
         PERFORM millrace_internal.changed(s.stream_id) FROM millrace.staging s WHERE s.id = parsed.staging_id;
         RETURN;
@@ -232,24 +228,23 @@ BEGIN
     id := old.id;
     base := 'mart_' || id;
     parsed := millrace_internal.mart_query(old.owner, query);
-    IF to_regclass('millrace_def.' || base) IS NOT NULL
-       AND parsed.definition = millrace_internal.mart_definition(('millrace_def.' || base)::regclass)
-       AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by' THEN
-        RETURN;
-    END IF;
-
     -- The new state is built beside the old one and takes its place in this transaction: nobody sees it empty.
     PERFORM millrace_internal.lock_stream(s.stream_id, true)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g
           WHERE g.id IN (old.staging_id, parsed.staging_id) ORDER BY 1) AS s;
     view_query := millrace_internal.mart_build(old.owner, base || '_new', parsed.definition, order_by);
+    IF pg_get_viewdef(to_regclass('millrace_def.' || base)) = pg_get_viewdef(to_regclass('millrace_def.' || base || '_new'))
+       AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by' THEN
+        PERFORM millrace_internal.mart_unbuild(base || '_new');
+        RETURN;
+    END IF;
     existing := millrace_internal.mart_replace_view(existing, old.owner, format('millrace_def.%I', base || '_new')::regclass, view_query);
     PERFORM millrace_internal.mart_unbuild(base);
     FOR state IN SELECT relname FROM millrace_internal.mart_tables(base || '_new') LOOP
         EXECUTE format('ALTER TABLE millrace_state.%I RENAME TO %I', state, pg_catalog.replace(state, base || '_new', base));
     END LOOP;
     EXECUTE format('ALTER VIEW millrace_def.%I RENAME TO %I', base || '_new', base);
-    UPDATE millrace.target t SET relation = existing, definition = create_mart.definition, definition_no = t.definition_no + 1
+    UPDATE millrace.target t SET relation = existing, definition = settings, definition_no = t.definition_no + 1
     WHERE t.id = old.id;
     UPDATE millrace.target_source s SET staging_id = parsed.staging_id WHERE s.target_id = old.id;
     IF old.state = 'active' THEN
