@@ -27,26 +27,36 @@ COMMENT ON FUNCTION millrace_internal.compare(regrole, text, regclass, regclass)
     'compares the rows of two relations by value in one statement, as a role, under the settings of expressions';
 
 -- A …_current view of the vault by its keys: each a list of columns of which one row at most has the values.
--- NULL when it is no such view.
+-- NULL when it is no such view.  The view begins with the hash key; a link's goes on with those of its hubs; then
+-- come the business keys.
 CREATE FUNCTION millrace_internal.current_keys(view oid) RETURNS json
 LANGUAGE plpgsql STRICT STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     target record;
-    hub record;
-    keys json[];
+    parent record;
+    nhubs integer := 0;
+    nkeys integer;
 BEGIN
-    SELECT t.kind, t.definition INTO target
+    SELECT t.kind, t.definition, CASE t.kind WHEN 'satellite' THEN (t.definition #>> '{parent,id}')::integer ELSE t.id END AS parent_id INTO target
     FROM millrace.target t
-    JOIN pg_class r ON r.oid = t.relation
-    JOIN pg_class v ON v.relnamespace = r.relnamespace AND v.relname = r.relname || '_current'
-    WHERE v.oid = view AND t.kind IN ('hub', 'link', 'satellite');
+    WHERE t.kind IN ('hub', 'link', 'satellite') AND to_regclass(t.definition ->> 'current') = view;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    -- The hash key is the first column.
-    keys := ARRAY[(SELECT json_build_array(attname) FROM pg_attribute WHERE attrelid = view AND attnum = 1)];
-    RETURN array_to_json(keys);
+    SELECT t.kind, t.definition INTO STRICT parent FROM millrace.target t WHERE t.id = target.parent_id;
+    IF parent.kind = 'hub' THEN
+        nkeys := json_array_length(parent.definition -> 'business_key');
+    ELSE
+        SELECT sum(json_array_length(t.definition -> 'business_key')), count(*) INTO nkeys, nhubs
+        FROM json_array_elements(parent.definition -> 'hubs') AS h JOIN millrace.target t ON t.id = (h ->> 'id')::integer;
+        nhubs := CASE WHEN target.kind = 'link' THEN nhubs ELSE 0 END;
+    END IF;
+    RETURN (SELECT json_agg(k) FROM (
+                SELECT json_agg(a.attname ORDER BY a.attnum) AS k
+                FROM (VALUES (1, 1), (2, nhubs + 1), (nhubs + 2, nhubs + 1 + nkeys)) AS r (first, last)
+                JOIN pg_attribute a ON a.attrelid = view AND a.attnum BETWEEN r.first AND r.last
+                GROUP BY r.first ORDER BY r.first) AS keys);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.current_keys(oid) IS
@@ -228,16 +238,16 @@ BEGIN
     id := old.id;
     base := 'mart_' || id;
     parsed := millrace_internal.mart_query(old.owner, query);
-    -- The new state is built beside the old one and takes its place in this transaction: nobody sees it empty.
-    PERFORM millrace_internal.lock_stream(s.stream_id, true)
-    FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g
-          WHERE g.id IN (old.staging_id, parsed.staging_id) ORDER BY 1) AS s;
     view_query := millrace_internal.mart_build(old.owner, base || '_new', parsed.definition, order_by);
     IF pg_get_viewdef(to_regclass('millrace_def.' || base)) = pg_get_viewdef(to_regclass('millrace_def.' || base || '_new'))
        AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by' THEN
         PERFORM millrace_internal.mart_unbuild(base || '_new');
         RETURN;
     END IF;
+    -- The new state takes the place of the old one in this transaction, filled: nobody sees it empty.
+    PERFORM millrace_internal.lock_stream(s.stream_id, true)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g
+          WHERE g.id IN (old.staging_id, parsed.staging_id) ORDER BY 1) AS s;
     existing := millrace_internal.mart_replace_view(existing, old.owner, format('millrace_def.%I', base || '_new')::regclass, view_query);
     PERFORM millrace_internal.mart_unbuild(base);
     FOR state IN SELECT relname FROM millrace_internal.mart_tables(base || '_new') LOOP
