@@ -3,7 +3,8 @@
  *	  Hash keys: uuid (version 8) from the first 16 bytes of SHA-256 over an injective encoding.
  *
  * The encoding is, for each column in declared order, a 4-byte big-endian length and the text output in
- * UTF-8 under fixed settings; NULL is length -1.  ('a||b','c') and ('a','b||c') differ; 1.0 and 1.00 do not.
+ * UTF-8 under fixed settings (ISO, UTC, extra_float_digits 1, bytea hex, numeric without trailing zeros, char
+ * without its padding); NULL is length -1.  ('a||b','c') and ('a','b||c') differ; 1.0 and 1.00 do not.
  */
 #ifndef MR_CORE_HASH_H
 #define MR_CORE_HASH_H
@@ -11,7 +12,7 @@
 #include "fmgr.h"
 #include "utils/uuid.h"
 
-/* How values of one type become text in a hash; compiled once. */
+/* How values of one type become text in a hash; compiled once, in CurrentMemoryContext. */
 typedef struct MrHashColumn
 {
 	Oid type;
@@ -31,7 +32,10 @@ extern void mr_hasher_add_int32(MrHasher *hasher, int32 number); /* e.g. an attr
 extern void mr_hasher_add_bytes(MrHasher *hasher, const char *bytes, int length); /* length, then bytes */
 extern void mr_hasher_end(MrHasher *hasher, pg_uuid_t *result);
 
-/* The key that stands for NULL (zero key). */
+/* The key that stands for NULL (zero key).  No hash equals it. */
 extern const pg_uuid_t mr_zero_key;
+
+/* What a delete has in the place of a hash of content: greater than any hash.  No hash equals it. */
+extern const pg_uuid_t mr_deleted_hash;
 
 #endif							/* MR_CORE_HASH_H */

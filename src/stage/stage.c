@@ -57,6 +57,7 @@ append_log(MrStaged *staged)
 		{
 			rows->values[plan->ncolumns][r] = Int32GetDatum(version->nrows);
 			rows->values[plan->ncolumns + 1][r] = BoolGetDatum(version->deleted);
+			rows->values[plan->ncolumns + 2][r] = TimestampTzGetDatum(version->message->time);
 		}
 	}
 	mr_table_append(plan->log, rows);

@@ -309,7 +309,7 @@ prepare_tables(Compilation *c, Oid log)
 
 	if (OidIsValid(log))
 	{
-		AttrNumber *log_attnums = palloc(sizeof(AttrNumber) * (n + 2));
+		AttrNumber *log_attnums = palloc(sizeof(AttrNumber) * (n + 3));
 
 		for (int i = 0; i < n; i++)
 		{
@@ -324,7 +324,8 @@ prepare_tables(Compilation *c, Oid log)
 		}
 		log_attnums[n] = get_attnum(log, "_rows");
 		log_attnums[n + 1] = get_attnum(log, "_deleted");
-		plan->log = mr_table_create(log, staging->owner, n + 2, log_attnums, 0);
+		log_attnums[n + 2] = get_attnum(log, "_message_time");
+		plan->log = mr_table_create(log, staging->owner, n + 3, log_attnums, 0);
 	}
 }
 

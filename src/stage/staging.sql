@@ -390,7 +390,7 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     SELECT format('%I.%I', n.nspname, c.relname || '_log') INTO log_name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = staging.relation;
-    PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, _rows integer NOT NULL, _deleted boolean NOT NULL)', log_name,
+    PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, _rows integer NOT NULL, _deleted boolean NOT NULL, _message_time timestamptz NOT NULL)', log_name,
         (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n))));
     EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
     UPDATE millrace.staging s SET log = log_name::regclass, log_since = CASE WHEN EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END

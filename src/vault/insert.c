@@ -1,0 +1,102 @@
+/*
+ * insert.c
+ *	  Hubs and links: tables of keys that are inserted once and never change.
+ *
+ * Every row of every version that a batch holds names a key, also those of versions older than the staged one.
+ * Most of them are in the table already: known ones are left out before anything is written.
+ */
+#include "postgres.h"
+
+#include "core/millrace.h"
+#include "utils/timestamp.h"
+#include "vault/insert.h"
+
+void
+mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const char *prefix,
+				  int nmiddle)
+{
+	Jsonb *definition = mr_vault_json(base->definition);
+	AttrNumber *attnums = palloc(sizeof(AttrNumber) * (nmiddle + 3));
+	MrVaultTable columns;
+	int n = 0;
+
+	table->base = *base;
+	table->record_source = mr_vault_json_text(mr_vault_json_member(definition, "record_source"));
+	table->key = key;
+	table->nmiddle = nmiddle;
+
+	mr_vault_table_open(&columns, base);
+	attnums[n++] = mr_vault_attribute(&columns, "hash_key");
+	for (int i = 1; i <= nmiddle; i++)
+		attnums[n++] = mr_vault_attribute(&columns, psprintf("%s_%d", prefix, i));
+	attnums[n++] = mr_vault_attribute(&columns, "load_at");
+	attnums[n++] = mr_vault_attribute(&columns, "record_source");
+	table->table = mr_table_create(base->relid, base->owner, n, attnums, 1);
+	table->known = mr_known_create(base->relid);
+	table->readers = mr_key_readers_create(key, base);
+}
+
+/* Puts one row with the key that was read last into `rows`, unless it is known. */
+static void
+add_row(MrKeyTable *table, MrKeyReader *reader, MrKeySet *seen, MrRows *rows,
+		TimestampTz loaded_at, Datum record_source)
+{
+	pg_uuid_t key;
+	pg_uuid_t *kept;
+	int row;
+
+	mr_key_hash(reader, &key);
+	if (mr_known_contains(table->known, &key) || !mr_key_set_add(seen, &key))
+		return;
+
+	row = rows->nrows++;
+	kept = palloc(sizeof(pg_uuid_t));
+	*kept = key;
+	rows->values[0][row] = UUIDPGetDatum(kept);
+	for (int i = 0; i < table->nmiddle; i++)
+		rows->values[1 + i][row] = table->middle(reader, i);
+	rows->values[1 + table->nmiddle][row] = TimestampTzGetDatum(loaded_at);
+	rows->values[2 + table->nmiddle][row] = record_source;
+}
+
+void
+mr_key_table_apply(MrTarget *target, MrBatch *batch)
+{
+	MrKeyTable *table = (MrKeyTable *) target;
+	Datum record_source = mr_vault_record_source(table->record_source, batch);
+	int capacity = mr_vault_count_rows(target, batch);
+	int64 skipped = 0;
+	MrKeySet *seen;
+	MrRows *rows;
+
+	if (capacity == 0)
+		return;
+
+	mr_known_refresh(table->known);
+	seen = mr_key_set_create(Min(capacity, 65536));
+	rows = mr_rows_create(table->table, capacity);
+	for (int s = 0; s < target->nsources; s++)
+	{
+		MrKeyReader *reader = table->readers[s];
+		const MrStaged *staged;
+
+		if (reader == NULL)
+			continue;
+		staged = &batch->staged[target->sources[s].staging->ordinal];
+		for (int v = 0; v < staged->nversions; v++)
+		{
+			const MrVersion *version = &staged->versions[v];
+
+			for (int r = 0; r < version->nrows; r++)
+			{
+				if (mr_key_read(reader, version->rows[r].values, version->rows[r].nulls) > 0)
+					add_row(table, reader, seen, rows, batch->loaded_at, record_source);
+				else
+					skipped++;
+			}
+		}
+	}
+	(void) mr_table_insert_new(table->table, rows);
+	mr_known_note(table->known, rows);
+	mr_vault_count_skipped(target->id, skipped);
+}

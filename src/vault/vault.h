@@ -1,0 +1,133 @@
+/*
+ * vault.h
+ *	  What hubs, links and satellites share: keys, what is known to exist, what was skipped.
+ *
+ * A key consists of parts, one for each hub: a hub's key has one part, a link's as many as it has hubs, a
+ * satellite's is its parent's.
+ */
+#ifndef MR_VAULT_VAULT_H
+#define MR_VAULT_VAULT_H
+
+#include "core/cast.h"
+#include "core/hash.h"
+#include "core/statement.h"
+#include "core/writer.h"
+#include "nodes/parsenodes.h"
+#include "stage/staging.h"
+#include "utils/jsonb.h"
+
+extern const MrTargetKind mr_hub_kind;
+extern const MrTargetKind mr_link_kind;
+extern const MrTargetKind mr_satellite_kind;
+
+/* ---- keys (key.c) ------------------------------------------------------------------------------------ */
+
+/* A hub's business key: the types belong to the hub. */
+typedef struct MrKeyPart
+{
+	int32 hub_id;
+	int ncolumns;
+	Oid *types;
+	int32 *typmods;
+	MrHashColumn *columns;
+} MrKeyPart;
+
+typedef struct MrKey
+{
+	int nparts;
+	MrKeyPart *parts;
+	int ncolumns; /* of all parts */
+	MrHasher *hasher;
+} MrKey;
+
+/* The key of a hub; of the hubs that the definition of a link names; of a satellite's parent. */
+extern MrKey *mr_key_of_hub(int32 hub_id);
+extern MrKey *mr_key_of_hubs(Jsonb *link_definition);
+extern MrKey *mr_key_of_parent(Jsonb *parent);
+
+/* Which columns of a staging table a key is read from, and how they become the hub's types. */
+typedef struct MrKeyReader
+{
+	MrKey *key;
+	AttrNumber *attnums; /* of all parts' columns */
+	MrCast **casts;
+	Datum *values; /* what was read last; a part with a NULL column is NULL as a whole */
+	bool *nulls;
+	bool *part_nulls;
+} MrKeyReader;
+
+/* `columns` is millrace.target_source.columns: {"key": [["declared name", …], …], …}. */
+extern MrKeyReader *mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns);
+
+/* One for each source of a target; NULL for those of other streams. */
+extern MrKeyReader **mr_key_readers_create(MrKey *key, const MrTarget *target);
+
+/* Reads the key of a row; returns how many parts are not NULL. */
+extern int mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nulls);
+
+/* Is a satellite's parent keyed by the staging's own key: do deletes name it? */
+extern bool mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging);
+
+/* Hashes of what was read last: of one part (its hub's key), of the whole. */
+extern void mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result);
+extern void mr_key_hash(MrKeyReader *reader, pg_uuid_t *result);
+
+/* ---- known keys (known.c) ---------------------------------------------------------------------------- */
+
+/*
+ * A bounded cache of keys that are in a table for good.  Keys are noted when a batch has inserted or met
+ * them, and believed once its transaction has committed; forgotten when somebody truncates, deletes or
+ * alters.
+ */
+typedef struct MrKnownKeys MrKnownKeys;
+
+extern MrKnownKeys *mr_known_create(Oid relid);
+/* Before a batch: takes over what the last one noted if it has committed, looks whether somebody deleted. */
+extern void mr_known_refresh(MrKnownKeys *known);
+extern bool mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key);
+/* After the insert: the first column of `rows` is in the table if this transaction commits. */
+extern void mr_known_note(MrKnownKeys *known, const MrRows *rows);
+
+/* ---- common to the kinds (vault.c) ------------------------------------------------------------------- */
+
+/* A vault table as its definition shows it: where the columns are now. */
+typedef struct MrVaultTable
+{
+	Oid relid;
+	TupleDesc desc;
+	Query *definition;
+} MrVaultTable;
+
+extern void mr_vault_table_open(MrVaultTable *table, const MrTarget *target);
+/* The attribute that the definition calls `name`; an error when it is gone. */
+extern AttrNumber mr_vault_attribute(const MrVaultTable *table, const char *name);
+
+/* A JSON text of the configuration, and what is in it; NULL when it is not there. */
+extern Jsonb *mr_vault_json(const char *text);
+extern Jsonb *mr_vault_json_member(Jsonb *object, const char *name);
+extern Jsonb *mr_vault_json_element(Jsonb *array, int i);
+extern int mr_vault_json_length(Jsonb *array);
+extern char *mr_vault_json_text(Jsonb *scalar);
+
+/* What a target writes as record_source: its own, or the stream's name. */
+extern Datum mr_vault_record_source(const char *own, const MrBatch *batch);
+
+/* How many rows of its sources a batch holds, those without an object's rows (deletes) not counted. */
+extern int mr_vault_count_rows(const MrTarget *target, const MrBatch *batch);
+
+/* Counts rows that were skipped for a NULL key, in the batch's transaction. */
+extern void mr_vault_count_skipped(int32 target_id, int64 rows);
+
+/* The set of keys of one batch. */
+typedef struct MrKeySet MrKeySet;
+
+extern MrKeySet *mr_key_set_create(int capacity);
+/* True when it was not there yet. */
+extern bool mr_key_set_add(MrKeySet *set, const pg_uuid_t *key);
+
+/* ---- filling from a log (fill.c) --------------------------------------------------------------------- */
+
+/* Reads the logs of the target's sources and applies them in chunks. */
+extern void mr_vault_fill(MrTarget *target);
+
+#endif							/* MR_VAULT_VAULT_H */
