@@ -115,7 +115,7 @@ create_statements(MrSatellite *satellite, const MrVaultTable *table, const AttrN
 	/* One probe of the unique index for each run: the row before its end. */
 	satellite->find_predecessors = mr_statement_create(
 		psprintf("SELECT u.n, p.applied, p.confirmed "
-				 "FROM pg_catalog.unnest($1, $2, $3, $4, $5) AS u(n, parent, first, last, hash) "
+				 "FROM unnest($1, $2, $3, $4, $5) AS u(n, parent, first, last, hash) "
 				 "CROSS JOIN LATERAL (SELECT s.%s AS applied, s.%s AS hash, s.%s AS confirmed "
 				 "FROM %s s WHERE s.%s = u.parent AND (s.%s, s.%s) <= (u.last, u.hash) "
 				 "ORDER BY s.%s DESC, s.%s DESC LIMIT 1) p "
@@ -127,7 +127,7 @@ create_statements(MrSatellite *satellite, const MrVaultTable *table, const AttrN
 
 	satellite->confirm = mr_statement_create(
 		psprintf("WITH locked AS MATERIALIZED (SELECT u.n, u.parent, u.applied, u.last, u.hash "
-				 "FROM pg_catalog.unnest($1, $2, $3, $4, $5) AS u(n, parent, applied, last, hash) "
+				 "FROM unnest($1, $2, $3, $4, $5) AS u(n, parent, applied, last, hash) "
 				 "JOIN %s s ON s.%s = u.parent AND s.%s = u.applied AND s.%s = u.hash "
 				 "FOR NO KEY UPDATE OF s SKIP LOCKED) "
 				 "UPDATE %s s SET %s = greatest(s.%s, l.last) FROM locked l "
