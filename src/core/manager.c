@@ -42,7 +42,7 @@
 #define STOPPING_PATIENCE 10000 /* ms until a process that was asked to end is terminated */
 #define STABLE 60000 /* ms of running after which earlier failures are forgotten */
 
-/* A worker that should run, or a row that says how one did. */
+/* A worker that should run, and what its row says of the last one. */
 typedef struct Wanted
 {
 	int32 stream_id;
@@ -50,8 +50,8 @@ typedef struct Wanted
 	int worker;
 	int workers;
 	Oid owner;
-	bool recorded; /* there is a row */
-	char *state;
+	const char *problem; /* why its owner cannot log in, or NULL */
+	const char *hint;
 	int pid; /* of the row, 0: none */
 	int failures;
 	TimestampTz failed_at;
@@ -64,7 +64,7 @@ static bool said_no_extension = false;
 static bool said_no_worker = false;
 
 static const char *const wanted_sql =
-	"SELECT s.id, s.name, n, s.workers, s.owner::oid, w.stream_id IS NOT NULL, w.state, w.pid,"
+	"SELECT s.id, s.name, n, s.workers, s.owner::oid, w.pid,"
 	" coalesce(w.failures, 0), w.last_error_at, w.started_at"
 	" FROM millrace.stream s CROSS JOIN generate_series(0, s.workers - 1) n"
 	" LEFT JOIN millrace.worker w ON w.stream_id = s.id AND w.worker = n"
@@ -95,20 +95,16 @@ read_wanted(MemoryContext context, Wanted **result)
 	for (int i = 0; i < n; i++)
 	{
 		Wanted *wanted = &(*result)[i];
-		char *state = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 7);
-
 		wanted->stream_id = DatumGetInt32(column_of(i, 1));
 		wanted->stream = MemoryContextStrdup(
 			context, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2));
 		wanted->worker = DatumGetInt32(column_of(i, 3));
 		wanted->workers = DatumGetInt32(column_of(i, 4));
 		wanted->owner = DatumGetObjectId(column_of(i, 5));
-		wanted->recorded = DatumGetBool(column_of(i, 6));
-		wanted->state = state ? MemoryContextStrdup(context, state) : NULL;
-		wanted->pid = DatumGetInt32(column_of(i, 8));
-		wanted->failures = DatumGetInt32(column_of(i, 9));
-		wanted->failed_at = DatumGetTimestampTz(column_of(i, 10));
-		wanted->started_at = DatumGetTimestampTz(column_of(i, 11));
+		wanted->pid = DatumGetInt32(column_of(i, 6));
+		wanted->failures = DatumGetInt32(column_of(i, 7));
+		wanted->failed_at = DatumGetTimestampTz(column_of(i, 8));
+		wanted->started_at = DatumGetTimestampTz(column_of(i, 9));
 	}
 	PopActiveSnapshot();
 	SPI_finish();
@@ -133,6 +129,7 @@ record_end(const MrSlot *slot, Wanted *wanted, bool lost)
 {
 	MrWorkerError error = {0};
 	bool failed = lost || (slot->exit_code != 0 && !slot->held);
+	int failures;
 
 	if (slot->held)
 		error.message = "stopped for a command that needs the database for itself";
@@ -159,18 +156,14 @@ record_end(const MrSlot *slot, Wanted *wanted, bool lost)
 	if (failed && wanted && TimestampDifferenceExceeds(slot->started, slot->since, STABLE))
 		(void) mr_worker_record(slot->stream_id, slot->worker, MR_STATE_WAITING, 0, NULL,
 								MR_FAILURES_CLEAR);
+	failures = mr_worker_record(slot->stream_id, slot->worker,
+								slot->held ? MR_STATE_STOPPED : MR_STATE_WAITING, 0, &error,
+								failed ? MR_FAILURES_ADD : MR_FAILURES_KEEP);
+	if (wanted)
 	{
-		int failures =
-			mr_worker_record(slot->stream_id, slot->worker,
-							 slot->held ? MR_STATE_STOPPED : MR_STATE_WAITING, 0, &error,
-							 failed ? MR_FAILURES_ADD : MR_FAILURES_KEEP);
-
-		if (wanted)
-		{
-			wanted->failures = failed ? failures : 0;
-			wanted->failed_at = GetCurrentTimestamp();
-			wanted->pid = 0;
-		}
+		wanted->failures = failed ? failures : 0;
+		wanted->failed_at = GetCurrentTimestamp();
+		wanted->pid = 0;
 	}
 }
 
@@ -280,7 +273,7 @@ review_slots(MrSlot *slots, int nslots, Wanted *wanted, int nwanted, bool *stopp
 			ended = lappend(ended, slot);
 			continue;
 		}
-		if (want == NULL || want->owner != slot->owner || want->workers != slot->workers)
+		if (want == NULL || want->problem || want->owner != slot->owner || want->workers != slot->workers)
 		{
 			mr_slot_stop(slot, slot->stop && TimestampDifferenceExceeds(slot->since, now,
 																		STOPPING_PATIENCE));
@@ -388,21 +381,19 @@ take_turn(MemoryContext context)
 	/* Rows first: a process that starts later then has a slot, one that ended has an ended one. */
 	nwanted = read_wanted(context, &wanted);
 	MemoryContextSwitchTo(context);
+	for (int i = 0; i < nwanted; i++)
+		wanted[i].problem = owner_problem(wanted[i].owner, &wanted[i].hint);
 	nslots = mr_slot_list(MR_SLOT_STREAM, my_database, &slots);
 	ended = review_slots(slots, nslots, wanted, nwanted, &stopping);
 	for (int i = 0; i < nwanted; i++)
 	{
-		const char *hint = NULL;
-		const char *problem;
-
 		if (wanted[i].present)
 			continue;
 		if (wanted[i].pid != 0)
 			record_vanished(&wanted[i]);
-		problem = owner_problem(wanted[i].owner, &hint);
-		if (problem)
+		if (wanted[i].problem)
 		{
-			MrWorkerError error = {.message = problem, .hint = hint,
+			MrWorkerError error = {.message = wanted[i].problem, .hint = wanted[i].hint,
 								   .sqlstate = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION};
 
 			(void) mr_worker_record(wanted[i].stream_id, wanted[i].worker, MR_STATE_FAILED, 0, &error,

@@ -142,7 +142,8 @@ prepare_for(Node *parsetree, ProcessUtilityContext context)
 				mr_manager_wake_at_commit();
 			break;
 		case T_AlterRoleStmt:
-			mr_manager_wake_at_commit(); /* LOGIN */
+		case T_DropRoleStmt:
+			mr_manager_wake_at_commit(); /* LOGIN, owners */
 			break;
 		default:
 			break;

@@ -201,7 +201,7 @@ DECLARE
 BEGIN
     RETURN QUERY SELECT 'error', label, 'it belongs to another instance: this database was restored or copied', 'When the original does not run any more, call millrace.adopt().'
     WHERE stream.fence <> millrace_internal.fence();
-    RETURN QUERY SELECT 'error', label, p.message, p.hint FROM millrace_internal.owner_problem(stream.owner) p;
+    RETURN QUERY SELECT 'error', label, p.message, p.hint FROM millrace_internal.owner_problem(stream.owner) p WHERE p.message IS NOT NULL;
     RETURN QUERY SELECT 'warning', label, 'it does not run in the background: ' || p.message, p.hint
     FROM millrace_internal.background_problem() p WHERE p.message IS NOT NULL;
     RETURN QUERY SELECT 'info', label, 'it is stopped', format('Start it with millrace.start_stream(%L).', stream.name) WHERE NOT stream.enabled;
