@@ -442,7 +442,6 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	PopActiveSnapshot();
-	/* The flow's memory is SPI's, and goes with it. */
 	mr_flow_close(flow);
 	SPI_finish();
 	mr_settings_unpin(nest_level);
