@@ -118,4 +118,4 @@ typedef enum MrStage
 	MR_STAGES
 } MrStage;
 
-#endif							/* MR_CORE_BATCH_H */
+#endif /* MR_CORE_BATCH_H */

@@ -40,9 +40,9 @@ mr_cast_create(Oid from, int32 from_typmod, Oid to, int32 to_typmod)
 	expression = coerce_to_target_type(NULL, (Node *) placeholder, from, to, to_typmod,
 									   COERCION_PLPGSQL, COERCE_IMPLICIT_CAST, -1);
 	if (expression == NULL)
-		ereport(ERROR, (errcode(ERRCODE_CANNOT_COERCE),
-						errmsg("cannot cast type %s to %s", format_type_be(from),
-							   format_type_be(to))));
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_COERCE),
+				 errmsg("cannot cast type %s to %s", format_type_be(from), format_type_be(to))));
 	/* Nothing but a new label: the value itself stays. */
 	while (IsA(expression, RelabelType))
 		expression = (Node *) ((RelabelType *) expression)->arg;

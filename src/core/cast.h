@@ -18,4 +18,4 @@ extern MrCast *mr_cast_create(Oid from, int32 from_typmod, Oid to, int32 to_typm
 /* The value in the type it is cast to, in CurrentMemoryContext; a NULL cast returns it unchanged. */
 extern Datum mr_cast_value(MrCast *cast, Datum value, bool *isnull);
 
-#endif							/* MR_CORE_CAST_H */
+#endif /* MR_CORE_CAST_H */

@@ -32,13 +32,12 @@ mr_definition_query(const char *kind, int32 id)
 	Query *query;
 
 	if (!OidIsValid(view))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("the definition millrace_def.%s_%d is gone", kind, id),
-				 errdetail("Something that it needs was dropped with CASCADE."),
-				 errhint("Create the %s again with replace => true, or drop it with "
-						 "millrace.drop_table().",
-						 kind)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the definition millrace_def.%s_%d is gone", kind, id),
+						errdetail("Something that it needs was dropped with CASCADE."),
+						errhint("Create the %s again with replace => true, or drop it with "
+								"millrace.drop_table().",
+								kind)));
 	relation = table_open(view, AccessShareLock);
 	query = copyObject(get_view_query(relation));
 	table_close(relation, NoLock);

@@ -28,4 +28,4 @@ extern AttrNumber mr_definition_attribute(const Query *query, Oid relid, const c
  */
 extern Query *mr_definition_expressions(Query *query);
 
-#endif							/* MR_CORE_CATALOG_H */
+#endif /* MR_CORE_CATALOG_H */

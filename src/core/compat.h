@@ -68,7 +68,7 @@
 #if PG_VERSION_NUM >= 170000
 #define mr_json_lexer(text, length) makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
 #else
-#define mr_json_lexer(text, length)                                                                \
+#define mr_json_lexer(text, length) \
 	makeJsonLexContextCstringLen((char *) (text), length, PG_UTF8, true)
 #endif
 
@@ -81,7 +81,7 @@
 
 /* 16: one function checks the ownership of objects of any catalog. */
 #if PG_VERSION_NUM < 160000
-#define object_ownercheck(classid, objectid, roleid)                                               \
+#define object_ownercheck(classid, objectid, roleid) \
 	((classid) == DatabaseRelationId ? pg_database_ownercheck(objectid, roleid) \
 									 : pg_extension_ownercheck(objectid, roleid))
 #endif
@@ -121,4 +121,4 @@
 #define mr_check_privileges(query) ((void) ExecCheckRTPerms((query)->rtable, true))
 #endif
 
-#endif							/* MR_CORE_COMPAT_H */
+#endif /* MR_CORE_COMPAT_H */

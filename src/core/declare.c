@@ -54,9 +54,9 @@ internal_half(FmgrInfo *trampoline)
 	types[0] = REGROLEOID;
 	for (int i = 0; i < proc->pronargs; i++)
 		types[i + 1] = proc->proargtypes.values[i];
-	function = LookupFuncName(list_make2(makeString("millrace_internal"),
-										 makeString(pstrdup(NameStr(proc->proname)))),
-							  proc->pronargs + 1, types, false);
+	function = LookupFuncName(
+		list_make2(makeString("millrace_internal"), makeString(pstrdup(NameStr(proc->proname)))),
+		proc->pronargs + 1, types, false);
 	ReleaseSysCache(tuple);
 
 	half = MemoryContextAllocZero(trampoline->fn_mcxt, sizeof(FmgrInfo));
@@ -160,8 +160,8 @@ millrace_qualified_name(PG_FUNCTION_ARGS)
 	Oid namespace = RangeVarGetCreationNamespace(name);
 
 	AtEOXact_GUC(true, nest_level);
-	PG_RETURN_TEXT_P(cstring_to_text(
-		quote_qualified_identifier(get_namespace_name(namespace), name->relname)));
+	PG_RETURN_TEXT_P(
+		cstring_to_text(quote_qualified_identifier(get_namespace_name(namespace), name->relname)));
 }
 
 Datum
@@ -195,9 +195,9 @@ millrace_nearest(PG_FUNCTION_ARGS)
 	for (int i = 0; i < nknown; i++)
 	{
 		text *candidate = DatumGetTextPP(known[i]);
-		int distance =
-			varstr_levenshtein(VARDATA_ANY(word), VARSIZE_ANY_EXHDR(word), VARDATA_ANY(candidate),
-							   VARSIZE_ANY_EXHDR(candidate), 1, 1, 1, true);
+		int distance = varstr_levenshtein(VARDATA_ANY(word), VARSIZE_ANY_EXHDR(word),
+										  VARDATA_ANY(candidate), VARSIZE_ANY_EXHDR(candidate), 1,
+										  1, 1, true);
 
 		if (distance < best_distance)
 		{

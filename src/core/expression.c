@@ -134,10 +134,10 @@ stable_walker(Node *node, void *context)
 				 errhint("Group by day, say, and filter by the current time in a view over the "
 						 "result.")));
 	if (IsA(node, SubLink))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("%s has a sub-select", what),
-						errhint("An expression is about one row. What other tables know comes in by "
-								"enrichment or in a mart.")));
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("%s has a sub-select", what),
+				 errhint("An expression is about one row. What other tables know comes in by "
+						 "enrichment or in a mart.")));
 	if (IsA(node, NextValueExpr))
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						errmsg("%s takes values from a sequence", what)));
@@ -158,17 +158,17 @@ millrace_check_expression(PG_FUNCTION_ARGS)
 	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char *expression = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	List *parsed = raw_parser(expression, RAW_PARSE_PLPGSQL_EXPR);
-	SelectStmt *select =
-		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+	SelectStmt *select = list_length(parsed) == 1
+							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
+							 : NULL;
 
 	if (select == NULL || !IsA(select, SelectStmt) || list_length(select->targetList) != 1 ||
 		linitial_node(ResTarget, select->targetList)->name != NULL ||
-		select->distinctClause != NIL || select->fromClause != NIL ||
-		select->whereClause != NULL || select->groupClause != NIL ||
-		select->havingClause != NULL || select->windowClause != NIL ||
+		select->distinctClause != NIL || select->fromClause != NIL || select->whereClause != NULL ||
+		select->groupClause != NIL || select->havingClause != NULL || select->windowClause != NIL ||
 		select->valuesLists != NIL || select->sortClause != NIL || select->limitOffset != NULL ||
-		select->limitCount != NULL || select->lockingClause != NIL ||
-		select->withClause != NULL || select->op != SETOP_NONE)
+		select->limitCount != NULL || select->lockingClause != NIL || select->withClause != NULL ||
+		select->op != SETOP_NONE)
 		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
 						errmsg("%s is not one SQL expression: %s", what, expression)));
 	PG_RETURN_VOID();
@@ -181,12 +181,13 @@ millrace_check_query(PG_FUNCTION_ARGS)
 	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char *query = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	List *parsed = raw_parser(query, RAW_PARSE_DEFAULT);
-	SelectStmt *select =
-		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+	SelectStmt *select = list_length(parsed) == 1
+							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
+							 : NULL;
 
 	if (select == NULL || !IsA(select, SelectStmt) || select->intoClause != NULL)
-		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
-						errmsg("%s is not one SELECT statement", what)));
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR), errmsg("%s is not one SELECT statement", what)));
 	PG_RETURN_VOID();
 }
 
@@ -203,12 +204,11 @@ millrace_check_stable(PG_FUNCTION_ARGS)
 	ListCell *lc;
 
 	if (query->hasAggs || query->hasWindowFuncs || query->hasTargetSRFs)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("an expression of the %s has an aggregate, a window function or a "
-						"function that returns a set",
-						kind),
-				 errhint("An expression is about one row.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("an expression of the %s has an aggregate, a window function or a "
+							   "function that returns a set",
+							   kind),
+						errhint("An expression is about one row.")));
 	foreach(lc, query->targetList)
 	{
 		TargetEntry *entry = lfirst_node(TargetEntry, lc);

@@ -32,4 +32,4 @@ extern bool mr_expression_true(MrExpression *expression, ExprContext *context);
 /* Refuses what would not give the same result tomorrow; `what` names the expression in the error. */
 extern void mr_expression_check_stable(Node *expression, const char *what);
 
-#endif							/* MR_CORE_EXPRESSION_H */
+#endif /* MR_CORE_EXPRESSION_H */

@@ -48,8 +48,8 @@ struct MrHasher
 };
 
 const pg_uuid_t mr_zero_key = {{0}};
-const pg_uuid_t mr_deleted_hash = {{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-									0xff, 0xff, 0xff, 0xff, 0xff}};
+const pg_uuid_t mr_deleted_hash = {{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+									0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
 
 /* Which way a type's values take into the buffer. */
 static Shortcut
@@ -166,8 +166,8 @@ add_timestamp(MrHasher *hasher, Timestamp value, bool with_zone)
 	if (TIMESTAMP_NOT_FINITE(value))
 		EncodeSpecialTimestamp(value, buffer);
 	else if (timestamp2tm(value, NULL, &tm, &fraction, NULL, NULL) != 0)
-		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-						errmsg("timestamp out of range")));
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 	else
 	{
 		tm.tm_isdst = 0; /* else no zone is written */

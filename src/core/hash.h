@@ -29,7 +29,8 @@ extern MrHasher *mr_hasher_create(void);
 extern void mr_hasher_begin(MrHasher *hasher);
 extern void mr_hasher_add(MrHasher *hasher, MrHashColumn *column, Datum value, bool isnull);
 extern void mr_hasher_add_int32(MrHasher *hasher, int32 number); /* e.g. an attribute's number */
-extern void mr_hasher_add_bytes(MrHasher *hasher, const char *bytes, int length); /* length, then bytes */
+extern void mr_hasher_add_bytes(MrHasher *hasher, const char *bytes,
+								int length); /* length, then bytes */
 extern void mr_hasher_end(MrHasher *hasher, pg_uuid_t *result);
 
 /* The key that stands for NULL (zero key).  No hash equals it. */
@@ -38,4 +39,4 @@ extern const pg_uuid_t mr_zero_key;
 /* What a delete has in the place of a hash of content: greater than any hash.  No hash equals it. */
 extern const pg_uuid_t mr_deleted_hash;
 
-#endif							/* MR_CORE_HASH_H */
+#endif /* MR_CORE_HASH_H */

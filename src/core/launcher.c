@@ -69,12 +69,12 @@ read_setting(void)
 	List *fresh = NIL;
 	ListCell *cell;
 
-	foreach (cell, names)
+	foreach(cell, names)
 	{
 		Managed *entry = NULL;
 		ListCell *known;
 
-		foreach (known, managed)
+		foreach(known, managed)
 		{
 			if (strcmp(((Managed *) lfirst(known))->name, lfirst(cell)) == 0)
 				entry = lfirst(known);
@@ -101,7 +101,7 @@ find_databases(void)
 	HeapTuple tuple;
 	ListCell *cell;
 
-	foreach (cell, managed)
+	foreach(cell, managed)
 		((Managed *) lfirst(cell))->oid = InvalidOid;
 
 	StartTransactionCommand();
@@ -112,7 +112,7 @@ find_databases(void)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
-		foreach (cell, managed)
+		foreach(cell, managed)
 		{
 			Managed *entry = lfirst(cell);
 
@@ -126,15 +126,16 @@ find_databases(void)
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
 
-	foreach (cell, managed)
+	foreach(cell, managed)
 	{
 		Managed *entry = lfirst(cell);
 
 		if (!OidIsValid(entry->oid) && !entry->said)
-			ereport(LOG, (errmsg("millrace cannot connect to database \"%s\"", entry->name),
-						  errdetail("It does not exist or does not allow connections."),
-						  errhint("Millrace works there as soon as it can; else take the name out of "
-								  "millrace.databases.")));
+			ereport(LOG,
+					(errmsg("millrace cannot connect to database \"%s\"", entry->name),
+					 errdetail("It does not exist or does not allow connections."),
+					 errhint("Millrace works there as soon as it can; else take the name out of "
+							 "millrace.databases.")));
 		entry->said = !OidIsValid(entry->oid);
 	}
 }
@@ -145,7 +146,7 @@ find_managed(Oid database)
 {
 	ListCell *cell;
 
-	foreach (cell, managed)
+	foreach(cell, managed)
 	{
 		if (((Managed *) lfirst(cell))->oid == database)
 			return lfirst(cell);
@@ -176,15 +177,15 @@ review_managers(void)
 				if (TimestampDifferenceExceeds(slot->started, slot->since, STABLE))
 					entry->failures = 0;
 				entry->failures++;
-				entry->not_before = TimestampTzPlusMilliseconds(
-					now, mr_worker_backoff(entry->failures));
+				entry->not_before = TimestampTzPlusMilliseconds(now,
+																mr_worker_backoff(entry->failures));
 			}
 			mr_slot_free(slot);
 			continue;
 		}
 		if (entry == NULL)
-			mr_slot_stop(slot, slot->stop && TimestampDifferenceExceeds(slot->since, now,
-																		STOPPING_PATIENCE));
+			mr_slot_stop(slot, slot->stop &&
+								   TimestampDifferenceExceeds(slot->since, now, STOPPING_PATIENCE));
 		present = lappend_oid(present, slot->database);
 	}
 	pfree(slots);
@@ -208,8 +209,8 @@ review_orphans(List *present)
 		if (slot->state == MR_SLOT_ENDED)
 			mr_slot_free(slot);
 		else
-			mr_slot_stop(slot, slot->stop && TimestampDifferenceExceeds(slot->since, now,
-																		STOPPING_PATIENCE));
+			mr_slot_stop(slot, slot->stop &&
+								   TimestampDifferenceExceeds(slot->since, now, STOPPING_PATIENCE));
 	}
 	pfree(slots);
 }
@@ -222,7 +223,7 @@ start_managers(List *present)
 	long wait = TICK;
 	ListCell *cell;
 
-	foreach (cell, managed)
+	foreach(cell, managed)
 	{
 		Managed *entry = lfirst(cell);
 		char name[BGW_MAXLEN];
@@ -242,16 +243,17 @@ start_managers(List *present)
 		if (!mr_slot_start(&wanted, "mr_manager_main", name, "millrace manager"))
 		{
 			entry->failures++;
-			entry->not_before = TimestampTzPlusMilliseconds(
-				now, mr_worker_backoff(Max(entry->failures, 5)));
+			entry->not_before =
+				TimestampTzPlusMilliseconds(now, mr_worker_backoff(Max(entry->failures, 5)));
 			wait = Min(wait, TimestampDifferenceMilliseconds(now, entry->not_before) + 1);
 			if (entry->failures == 1 && !mr_database_held(entry->oid))
-				ereport(LOG,
-						(errmsg("millrace found no free background worker for its manager of database "
-								"\"%s\"",
-								entry->name),
-						 errhint("Raise max_worker_processes; one is needed for the launcher, one for "
-								 "each database and one for each worker of a stream.")));
+				ereport(
+					LOG,
+					(errmsg("millrace found no free background worker for its manager of database "
+							"\"%s\"",
+							entry->name),
+					 errhint("Raise max_worker_processes; one is needed for the launcher, one for "
+							 "each database and one for each worker of a stream.")));
 		}
 	}
 	return wait;
@@ -273,7 +275,8 @@ mr_launcher_main(Datum arg)
 
 	launcher_context = AllocSetContextCreate(TopMemoryContext, "millrace launcher",
 											 ALLOCSET_SMALL_SIZES);
-	turn = AllocSetContextCreate(TopMemoryContext, "millrace launcher's turn", ALLOCSET_SMALL_SIZES);
+	turn = AllocSetContextCreate(TopMemoryContext, "millrace launcher's turn",
+								 ALLOCSET_SMALL_SIZES);
 	read_setting();
 
 	for (;;)

@@ -201,7 +201,8 @@ owner_problem(Oid owner, const char **hint)
 
 	if (!HeapTupleIsValid(tuple))
 	{
-		*hint = "Drop the stream, or give it to another role with create_stream(..., replace => true).";
+		*hint =
+			"Drop the stream, or give it to another role with create_stream(..., replace => true).";
 		return "the owner of the stream does not exist any more";
 	}
 	login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
@@ -238,12 +239,13 @@ tidy_rows(const MrSlot *slots, int nslots)
 	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_execute_with_args("UPDATE millrace.worker w SET state = 'stopped', pid = NULL,"
-						  " since = clock_timestamp() FROM millrace.stream s"
-						  " WHERE s.id = w.stream_id AND (w.pid IS NOT NULL OR w.state <> 'stopped')"
-						  " AND NOT (s.enabled AND s.fence = millrace_internal.fence())"
-						  " AND (w.pid IS NULL OR NOT w.pid = ANY ($1))",
-						  1, &type, &value, NULL, false, 0);
+	SPI_execute_with_args(
+		"UPDATE millrace.worker w SET state = 'stopped', pid = NULL,"
+		" since = clock_timestamp() FROM millrace.stream s"
+		" WHERE s.id = w.stream_id AND (w.pid IS NOT NULL OR w.state <> 'stopped')"
+		" AND NOT (s.enabled AND s.fence = millrace_internal.fence())"
+		" AND (w.pid IS NULL OR NOT w.pid = ANY ($1))",
+		1, &type, &value, NULL, false, 0);
 	SPI_execute_with_args("DELETE FROM millrace.worker w USING millrace.stream s"
 						  " WHERE s.id = w.stream_id AND w.worker >= s.workers"
 						  " AND (w.pid IS NULL OR NOT w.pid = ANY ($1))",
@@ -273,10 +275,11 @@ review_slots(MrSlot *slots, int nslots, Wanted *wanted, int nwanted, bool *stopp
 			ended = lappend(ended, slot);
 			continue;
 		}
-		if (want == NULL || want->problem || want->owner != slot->owner || want->workers != slot->workers)
+		if (want == NULL || want->problem || want->owner != slot->owner ||
+			want->workers != slot->workers)
 		{
-			mr_slot_stop(slot, slot->stop && TimestampDifferenceExceeds(slot->since, now,
-																		STOPPING_PATIENCE));
+			mr_slot_stop(slot, slot->stop &&
+								   TimestampDifferenceExceeds(slot->since, now, STOPPING_PATIENCE));
 			*stopping = true;
 		}
 		if (want)
@@ -296,8 +299,8 @@ start_workers(Wanted *wanted, int nwanted, MrSlot *slots, int nslots)
 	{
 		Wanted *want = &wanted[i];
 		MrSlot slot = {0};
-		TimestampTz not_before =
-			TimestampTzPlusMilliseconds(want->failed_at, mr_worker_backoff(want->failures));
+		TimestampTz not_before = TimestampTzPlusMilliseconds(want->failed_at,
+															 mr_worker_backoff(want->failures));
 		char name[BGW_MAXLEN];
 		bool old_shape = false;
 
@@ -329,11 +332,12 @@ start_workers(Wanted *wanted, int nwanted, MrSlot *slots, int nslots)
 		{
 			wait = Min(wait, 2000);
 			if (!said_no_worker && !mr_database_held(my_database))
-				ereport(LOG,
-						(errmsg("millrace found no free background worker for stream \"%s\"",
-								want->stream),
-						 errhint("Raise max_worker_processes; one is needed for the launcher, one for "
-								 "each database and one for each worker of a stream.")));
+				ereport(
+					LOG,
+					(errmsg("millrace found no free background worker for stream \"%s\"",
+							want->stream),
+					 errhint("Raise max_worker_processes; one is needed for the launcher, one for "
+							 "each database and one for each worker of a stream.")));
 			said_no_worker = true;
 			break;
 		}
@@ -360,10 +364,11 @@ take_turn(MemoryContext context)
 	{
 		CommitTransactionCommand();
 		if (!said_no_extension)
-			ereport(LOG, (errmsg("millrace has nothing to do in this database: the extension is not "
-								 "installed"),
-						  errhint("CREATE EXTENSION millrace, or take the database out of "
-								  "millrace.databases.")));
+			ereport(LOG,
+					(errmsg("millrace has nothing to do in this database: the extension is not "
+							"installed"),
+					 errhint("CREATE EXTENSION millrace, or take the database out of "
+							 "millrace.databases.")));
 		said_no_extension = true;
 		MemoryContextSwitchTo(context);
 		nslots = mr_slot_list(MR_SLOT_STREAM, my_database, &slots);
@@ -393,11 +398,12 @@ take_turn(MemoryContext context)
 			record_vanished(&wanted[i]);
 		if (wanted[i].problem)
 		{
-			MrWorkerError error = {.message = wanted[i].problem, .hint = wanted[i].hint,
+			MrWorkerError error = {.message = wanted[i].problem,
+								   .hint = wanted[i].hint,
 								   .sqlstate = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION};
 
-			(void) mr_worker_record(wanted[i].stream_id, wanted[i].worker, MR_STATE_FAILED, 0, &error,
-									MR_FAILURES_KEEP);
+			(void) mr_worker_record(wanted[i].stream_id, wanted[i].worker, MR_STATE_FAILED, 0,
+									&error, MR_FAILURES_KEEP);
 			continue;
 		}
 		wanted[kept++] = wanted[i];
@@ -407,7 +413,7 @@ take_turn(MemoryContext context)
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(context);
 
-	foreach (cell, ended)
+	foreach(cell, ended)
 		mr_slot_free(lfirst(cell));
 
 	/* Those that cannot run were skipped, those that run were skipped too: only the missing are left. */
@@ -434,10 +440,9 @@ stop_workers(MemoryContext context)
 			if (slots[i].state == MR_SLOT_ENDED)
 				continue;
 			running++;
-			mr_slot_stop(&slots[i], slots[i].stop &&
-										TimestampDifferenceExceeds(slots[i].since,
-																   GetCurrentTimestamp(),
-																   STOPPING_PATIENCE / 2));
+			mr_slot_stop(&slots[i], slots[i].stop && TimestampDifferenceExceeds(
+														 slots[i].since, GetCurrentTimestamp(),
+														 STOPPING_PATIENCE / 2));
 		}
 		if (running == 0)
 			break;

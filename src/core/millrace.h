@@ -61,4 +61,4 @@ extern void mr_debug_point(const char *name);
 #define mr_debug_point(name) ((void) 0)
 #endif
 
-#endif							/* MR_CORE_MILLRACE_H */
+#endif /* MR_CORE_MILLRACE_H */

@@ -69,16 +69,18 @@ mr_worker_record(int32 stream_id, int worker, const char *state, int pid,
 	set_text(6, error ? error->detail : NULL, values, nulls);
 	set_text(7, error ? error->hint : NULL, values, nulls);
 	set_text(8, error ? error->context : NULL, values, nulls);
-	values[9] = Int32GetDatum(failures == MR_FAILURES_ADD ? 1 :
-							  failures == MR_FAILURES_CLEAR ? -1 : 0);
-	if (SPI_execute_with_args(record_sql, 10, types, values, nulls, false, 1) != SPI_OK_INSERT_RETURNING)
+	values[9] = Int32GetDatum(failures == MR_FAILURES_ADD     ? 1
+							  : failures == MR_FAILURES_CLEAR ? -1
+															  : 0);
+	if (SPI_execute_with_args(record_sql, 10, types, values, nulls, false, 1) !=
+		SPI_OK_INSERT_RETURNING)
 		elog(ERROR, "could not write the row of a worker");
 	if (SPI_processed > 0)
 	{
 		bool isnull;
 
-		count = DatumGetInt32(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		count =
+			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	PopActiveSnapshot();
 	SPI_finish();

@@ -37,4 +37,4 @@ typedef struct MrWorkerError
 extern int mr_worker_record(int32 stream_id, int worker, const char *state, int pid,
 							const MrWorkerError *error, MrFailures failures);
 
-#endif							/* MR_CORE_RECORD_H */
+#endif /* MR_CORE_RECORD_H */

@@ -35,10 +35,10 @@ secrets_directory(void)
 static void
 report_outside(const char *option)
 {
-	ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					errmsg("the file of option \"%s\" is not within millrace.secrets_directory",
-						   option),
-					errhint("Give its name relative to that directory.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("the file of option \"%s\" is not within millrace.secrets_directory", option),
+			 errhint("Give its name relative to that directory.")));
 }
 
 /* Is `path` the directory itself or something in it, as the strings say? */

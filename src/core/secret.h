@@ -14,4 +14,4 @@ extern char *mr_secret_path(const char *option, const char *name);
 /* What the file holds, without the newline at its end. */
 extern char *mr_secret_read(const char *option, const char *name);
 
-#endif							/* MR_CORE_SECRET_H */
+#endif /* MR_CORE_SECRET_H */

@@ -32,4 +32,4 @@ extern char *mr_sql_text(uint64 row, int column); /* palloc'd, NULL when null */
 /* "schema"."table", quoted where needed. */
 extern char *mr_relation_name(Oid relid);
 
-#endif							/* MR_CORE_STATEMENT_H */
+#endif /* MR_CORE_STATEMENT_H */

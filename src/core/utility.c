@@ -32,7 +32,7 @@ database_option(List *options, const char *name, const char *otherwise)
 {
 	ListCell *cell;
 
-	foreach (cell, options)
+	foreach(cell, options)
 	{
 		DefElem *option = lfirst(cell);
 
@@ -76,8 +76,7 @@ leave_database(const char *name, bool copied)
 
 	if (!OidIsValid(database) || (database == MyDatabaseId && !copied))
 		return; /* the command itself says what is wrong */
-	if (copied ? may_copy(database)
-			   : object_ownercheck(DatabaseRelationId, database, GetUserId()))
+	if (copied ? may_copy(database) : object_ownercheck(DatabaseRelationId, database, GetUserId()))
 		mr_database_hold(database);
 }
 
@@ -87,7 +86,7 @@ leave_extension(DropStmt *stmt)
 {
 	ListCell *cell;
 
-	foreach (cell, stmt->objects)
+	foreach(cell, stmt->objects)
 	{
 		const char *name = strVal(lfirst(cell));
 		Oid extension;
@@ -95,8 +94,7 @@ leave_extension(DropStmt *stmt)
 		if (strcmp(name, "millrace") != 0)
 			continue;
 		extension = get_extension_oid(name, true);
-		if (OidIsValid(extension) &&
-			object_ownercheck(ExtensionRelationId, extension, GetUserId()))
+		if (OidIsValid(extension) && object_ownercheck(ExtensionRelationId, extension, GetUserId()))
 			mr_database_hold(MyDatabaseId);
 	}
 }
@@ -115,14 +113,14 @@ prepare_for(Node *parsetree, ProcessUtilityContext context)
 			break;
 		case T_CreatedbStmt:
 			if (alone)
-				leave_database(database_option(((CreatedbStmt *) parsetree)->options, "template",
-											   "template1"),
-							   true);
+				leave_database(
+					database_option(((CreatedbStmt *) parsetree)->options, "template", "template1"),
+					true);
 			mr_launcher_wake_at_commit();
 			break;
 		case T_AlterDatabaseStmt:
-			if (alone && database_option(((AlterDatabaseStmt *) parsetree)->options, "tablespace",
-										 NULL))
+			if (alone &&
+				database_option(((AlterDatabaseStmt *) parsetree)->options, "tablespace", NULL))
 				leave_database(((AlterDatabaseStmt *) parsetree)->dbname, false);
 			mr_launcher_wake_at_commit(); /* ALLOW_CONNECTIONS */
 			break;

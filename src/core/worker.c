@@ -682,7 +682,7 @@ mr_worker_databases(void)
 					  errmsg("millrace.databases is not a list of names: \"%s\"", mr_databases)));
 		names = NIL;
 	}
-	foreach (cell, names)
+	foreach(cell, names)
 		copies = lappend(copies, pstrdup(lfirst(cell)));
 	list_free(names);
 	pfree(raw);

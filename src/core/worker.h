@@ -94,4 +94,4 @@ extern int mr_worker_backoff(int failures);
 extern PGDLLEXPORT void mr_launcher_main(Datum arg);
 extern PGDLLEXPORT void mr_manager_main(Datum slot);
 
-#endif							/* MR_CORE_WORKER_H */
+#endif /* MR_CORE_WORKER_H */

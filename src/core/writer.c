@@ -75,8 +75,7 @@ column_init(MrColumn *column, TupleDesc desc, AttrNumber attnum)
 		column->as_text = true;
 		column->transport = TEXTOID;
 	}
-	get_typlenbyvalalign(column->transport, &column->length, &column->by_value,
-						 &column->alignment);
+	get_typlenbyvalalign(column->transport, &column->length, &column->by_value, &column->alignment);
 }
 
 MrTable *
@@ -103,10 +102,10 @@ mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, in
 		TypeCacheEntry *type = lookup_type_cache(table->columns[i].type, TYPECACHE_LT_OPR);
 
 		if (!OidIsValid(type->lt_opr))
-			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-							errmsg("type %s of key column %s has no order",
-								   format_type_be(table->columns[i].type),
-								   table->columns[i].name)));
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("type %s of key column %s has no order",
+							format_type_be(table->columns[i].type), table->columns[i].name)));
 		sort->ssup_cxt = CurrentMemoryContext;
 		sort->ssup_collation = table->columns[i].collation;
 		sort->ssup_nulls_first = false;
@@ -196,8 +195,7 @@ column_array(MrColumn *column, const Datum *values, const bool *nulls, const int
 			ordered[i] = (Datum) 0;
 		}
 		else if (column->as_text)
-			ordered[i] =
-				CStringGetTextDatum(OutputFunctionCall(&column->output, values[row]));
+			ordered[i] = CStringGetTextDatum(OutputFunctionCall(&column->output, values[row]));
 		else
 			ordered[i] = values[row];
 	}

@@ -25,7 +25,8 @@ typedef struct MrRows
  * A table to write into, as its owner-to-be `role`: `attnums` are the written columns, of which the first
  * `nkeys` are the unique key that conflicts are judged by (in that order).
  */
-extern MrTable *mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, int nkeys);
+extern MrTable *mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
+								int nkeys);
 
 /* Rows for `capacity` rows in CurrentMemoryContext. */
 extern MrRows *mr_rows_create(const MrTable *table, int capacity);
@@ -43,6 +44,7 @@ extern void mr_table_append(MrTable *table, MrRows *rows);
  * Deletes all rows whose first `nkeys_given` key columns equal a row of `keys` and returns them in
  * CurrentMemoryContext as heap tuples of the table's descriptor.
  */
-extern HeapTuple *mr_table_delete_returning(MrTable *table, int nkeys_given, MrRows *keys, int *ndeleted);
+extern HeapTuple *mr_table_delete_returning(MrTable *table, int nkeys_given, MrRows *keys,
+											int *ndeleted);
 
-#endif							/* MR_CORE_WRITER_H */
+#endif /* MR_CORE_WRITER_H */

@@ -247,12 +247,12 @@ mr_value_json(const MrValue *value, int *length)
 			*length = value->length;
 			return value->text;
 		case MR_FORM_UNESCAPED:
-		{
-			const MrUnescaped *source = (const MrUnescaped *) value->text - 1;
+			{
+				const MrUnescaped *source = (const MrUnescaped *) value->text - 1;
 
-			*length = source->length;
-			return source->json;
-		}
+				*length = source->length;
+				return source->json;
+			}
 		default:
 			return NULL;
 	}

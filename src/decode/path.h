@@ -8,27 +8,27 @@
 /* What a path starts from. */
 typedef enum MrRoot
 {
-	MR_ROOT_VALUE,   /* $ */
-	MR_ROOT_KEY,     /* $key: the raw key; with members, the key as JSON */
+	MR_ROOT_VALUE, /* $ */
+	MR_ROOT_KEY, /* $key: the raw key; with members, the key as JSON */
 	MR_ROOT_HEADERS, /* $headers */
-	MR_ROOT_BEFORE,  /* $before: a change's old row */
+	MR_ROOT_BEFORE, /* $before: a change's old row */
 	MR_ROOT_TOPIC,
 	MR_ROOT_PARTITION,
 	MR_ROOT_OFFSET,
 	MR_ROOT_TIMESTAMP,
 	MR_ROOT_OP,
 	MR_ROOT_TABLE,
-	MR_ROOT_DICT,        /* $dict: what enrichment found for the message */
-	MR_ROOT_ELEMENT,     /* @ */
-	MR_ROOT_OUTER,       /* @@: the element around @ */
+	MR_ROOT_DICT, /* $dict: what enrichment found for the message */
+	MR_ROOT_ELEMENT, /* @ */
+	MR_ROOT_OUTER, /* @@: the element around @ */
 	MR_ROOT_ELEMENT_DICT /* @dict: what enrichment found for the element */
 } MrRoot;
 
 typedef enum MrStepKind
 {
 	MR_STEP_MEMBER, /* .name, ."name", ["name"] */
-	MR_STEP_INDEX,  /* [n], from 0 */
-	MR_STEP_EACH    /* [*] */
+	MR_STEP_INDEX, /* [n], from 0 */
+	MR_STEP_EACH /* [*] */
 } MrStepKind;
 
 typedef struct MrStep

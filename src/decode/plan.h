@@ -31,18 +31,18 @@ typedef enum MrKind
 {
 	MR_ABSENT, /* the message has no such member */
 	MR_NULL,
-	MR_STRING,   /* the text has no escapes left */
-	MR_NUMBER,   /* the text as it was sent */
-	MR_BOOLEAN,  /* true or false */
+	MR_STRING, /* the text has no escapes left */
+	MR_NUMBER, /* the text as it was sent */
+	MR_BOOLEAN, /* true or false */
 	MR_CONTAINER /* an object or array: the text is its JSON as it was sent */
 } MrKind;
 
 /* Where the text of a value stands; see mr_value_json. */
 typedef enum MrForm
 {
-	MR_FORM_SLICE,     /* in the message */
+	MR_FORM_SLICE, /* in the message */
 	MR_FORM_UNESCAPED, /* in memory of its own, after a note of its JSON */
-	MR_FORM_PLAIN      /* it did not come from JSON */
+	MR_FORM_PLAIN /* it did not come from JSON */
 } MrForm;
 
 /*
@@ -71,7 +71,7 @@ typedef struct MrElements
 	int nslots;
 	int count;
 	MrValue *values; /* nslots for each element */
-	int32 *outer;    /* for each element, the number of its element in the scope around it */
+	int32 *outer; /* for each element, the number of its element in the scope around it */
 } MrElements;
 
 typedef struct MrDocument

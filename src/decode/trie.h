@@ -12,7 +12,7 @@ typedef struct MrNode
 {
 	/* Its children: by name, by number, and the one for all elements. */
 	int nmembers;
-	int next;     /* the member that probably comes next */
+	int next; /* the member that probably comes next */
 	uint32 *tags; /* of the members' names, to compare before the names */
 	struct MrNode **members;
 	int nindexes;
@@ -23,9 +23,9 @@ typedef struct MrNode
 	int length;
 	int index;
 	bool element; /* it is the [*] that its scope is of */
-	int scope;    /* whose slots are here */
-	int slot;     /* -1: no path ends here */
-	uint64 seen;  /* the last container which had this member; a second time is a duplicate */
+	int scope; /* whose slots are here */
+	int slot; /* -1: no path ends here */
+	uint64 seen; /* the last container which had this member; a second time is a duplicate */
 } MrNode;
 
 /* The message, or the elements of one for_each. */
@@ -39,7 +39,7 @@ typedef struct MrScope
 	/* While a message is walked: its elements so far. */
 	int count;
 	int capacity; /* in elements */
-	int width;    /* the slots that the capacity was made for */
+	int width; /* the slots that the capacity was made for */
 	MrValue *values;
 	int32 *outer;
 } MrScope;
@@ -48,10 +48,10 @@ typedef struct MrScope
 typedef struct MrFrame
 {
 	const char *start; /* of its text */
-	uint64 serial;     /* unique among the containers of a plan */
-	int first;         /* its nodes in the plan's stack of them */
+	uint64 serial; /* unique among the containers of a plan */
+	int first; /* its nodes in the plan's stack of them */
 	int count;
-	int elements;  /* of it, seen so far */
+	int elements; /* of it, seen so far */
 	bool skipping; /* nothing inside is asked for */
 } MrFrame;
 

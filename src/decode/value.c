@@ -276,8 +276,8 @@ convert_formatted_time(MrConverter *converter, const MrValue *value)
 			PointerGetDatum(cstring_to_text_with_len(value->text, value->length)),
 			converter->pattern);
 	else
-		instant = TimestampTzGetDatum(
-			mr_time_since_epoch(value->text, value->length, converter->unit));
+		instant =
+			TimestampTzGetDatum(mr_time_since_epoch(value->text, value->length, converter->unit));
 
 	/* A timestamp has the same representation: the day that was counted, without a zone. */
 	if (converter->base == DATEOID)

@@ -35,7 +35,7 @@ typedef struct Walk
 	JsonLexContext *lex;
 	StringInfo buffer; /* the lexer's, while unescaping is off */
 	JsonSemAction actions;
-	bool escapes;       /* there is a backslash somewhere */
+	bool escapes; /* there is a backslash somewhere */
 	const char *scalar; /* the last one, unescaped */
 } Walk;
 

@@ -49,4 +49,4 @@ extern void mr_flow_close(MrFlow *flow);
 /* Entry point of the stream worker. */
 extern PGDLLEXPORT void mr_stream_worker_main(Datum slot);
 
-#endif							/* MR_FLOW_FLOW_H */
+#endif /* MR_FLOW_FLOW_H */

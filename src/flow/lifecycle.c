@@ -21,7 +21,7 @@ millrace_background(PG_FUNCTION_ARGS)
 
 	if (!mr_worker_ready())
 		PG_RETURN_TEXT_P(cstring_to_text("preload"));
-	foreach (cell, mr_worker_databases())
+	foreach(cell, mr_worker_databases())
 	{
 		if (strcmp(lfirst(cell), database) == 0)
 			PG_RETURN_NULL();

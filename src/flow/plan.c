@@ -57,10 +57,9 @@ staging_by_id(const MrStream *stream, int32 id)
 static void
 load_sources(const MrStream *stream, MrTarget *target)
 {
-	target->nsources =
-		(int) mr_sql("SELECT staging_id, columns::text FROM millrace.target_source "
-					 "WHERE target_id = %d ORDER BY ordinal",
-					 target->id);
+	target->nsources = (int) mr_sql("SELECT staging_id, columns::text FROM millrace.target_source "
+									"WHERE target_id = %d ORDER BY ordinal",
+									target->id);
 	target->sources = palloc0(sizeof(MrTargetSource) * Max(target->nsources, 1));
 	for (int i = 0; i < target->nsources; i++)
 	{

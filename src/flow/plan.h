@@ -40,4 +40,4 @@ typedef struct MrStageTime
 extern void mr_flow_stats_add(MrStage stage, instr_time start, int64 rows);
 extern void mr_flow_stats_write(MrStream *stream, int worker, bool now);
 
-#endif							/* MR_FLOW_PLAN_H */
+#endif /* MR_FLOW_PLAN_H */

@@ -38,8 +38,8 @@ mr_flow_prepare(MrStream *stream, MrBatch *batch)
 	batch->stream = stream;
 	batch->loaded_at = GetCurrentTimestamp();
 	batch->nstaged = list_length(stream->stagings);
-	batch->staged =
-		MemoryContextAllocZero(batch->context, sizeof(MrStaged) * Max(batch->nstaged, 1));
+	batch->staged = MemoryContextAllocZero(batch->context,
+										   sizeof(MrStaged) * Max(batch->nstaged, 1));
 	foreach(lc, stream->stagings)
 	{
 		MrStaging *staging = lfirst(lc);

@@ -77,8 +77,8 @@ compile(MrFlow *flow)
 {
 	MrStream *before = flow->stream;
 
-	flow->stream =
-		mr_flow_compile(flow->context, flow->stream_id, &flow->extraction, &flow->pending);
+	flow->stream = mr_flow_compile(flow->context, flow->stream_id, &flow->extraction,
+								   &flow->pending);
 	if (before != NULL)
 		MemoryContextDelete(before->context);
 	return flow->stream != NULL;
@@ -124,8 +124,8 @@ open_in_transaction(MrFlow *flow)
 static MrFlow *
 create_flow(int32 stream_id, int worker, int workers)
 {
-	MemoryContext context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace flow", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace flow",
+												  ALLOCSET_DEFAULT_SIZES);
 	MrFlow *flow = MemoryContextAllocZero(context, sizeof(MrFlow));
 
 	flow->context = context;
@@ -165,8 +165,7 @@ mr_flow_close(MrFlow *flow)
 pgsocket
 mr_flow_descriptor(MrFlow *flow)
 {
-	return flow->kind->descriptor != NULL ? flow->kind->descriptor(flow->source)
-										  : PGINVALID_SOCKET;
+	return flow->kind->descriptor != NULL ? flow->kind->descriptor(flow->source) : PGINVALID_SOCKET;
 }
 
 const char *
@@ -301,8 +300,8 @@ own_stream(const char *name)
 	stream = id == 0 ? NULL : mr_stream_load(CurrentMemoryContext, id);
 	mr_run_back(&saved);
 	if (stream == NULL)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("stream \"%s\" does not exist", name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", name)));
 	if (!has_privs_of_role(GetUserId(), stream->owner))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("must be owner of stream \"%s\"", name)));
@@ -416,8 +415,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		mr_run_as(&saved, flow->stream->owner);
 		while (messages < limit)
 		{
-			int64 consumed =
-				run_batch(flow, (int) Min(limit - messages, BATCH_MESSAGES), &letters);
+			int64 consumed = run_batch(flow, (int) Min(limit - messages, BATCH_MESSAGES), &letters);
 
 			CHECK_FOR_INTERRUPTS();
 			messages += consumed;

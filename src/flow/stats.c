@@ -12,8 +12,8 @@
 #include "flow/plan.h"
 #include "portability/instr_time.h"
 
-static const char *const stage_names[MR_STAGES] = {"fetch",	  "decode", "map",		"staging",
-												   "vault", "mart",	"position", "commit"};
+static const char *const stage_names[MR_STAGES] = {"fetch", "decode", "map",      "staging",
+												   "vault", "mart",   "position", "commit"};
 
 static MrStageTime counted[MR_STAGES];
 static TimestampTz written_at;
@@ -43,13 +43,14 @@ mr_flow_stats_write(MrStream *stream, int worker, bool now)
 	{
 		if (counted[i].batches == 0)
 			continue;
-		(void) mr_sql("INSERT INTO millrace.stage_time AS t (stream_id, worker, stage, batches, rows, "
-					  "seconds) VALUES (%d, %d, '%s', " INT64_FORMAT ", " INT64_FORMAT ", %.6f) "
-					  "ON CONFLICT (stream_id, worker, stage) DO UPDATE SET "
-					  "batches = t.batches + EXCLUDED.batches, rows = t.rows + EXCLUDED.rows, "
-					  "seconds = t.seconds + EXCLUDED.seconds",
-					  stream->id, worker, stage_names[i], counted[i].batches, counted[i].rows,
-					  counted[i].seconds);
+		(void) mr_sql(
+			"INSERT INTO millrace.stage_time AS t (stream_id, worker, stage, batches, rows, "
+			"seconds) VALUES (%d, %d, '%s', " INT64_FORMAT ", " INT64_FORMAT ", %.6f) "
+			"ON CONFLICT (stream_id, worker, stage) DO UPDATE SET "
+			"batches = t.batches + EXCLUDED.batches, rows = t.rows + EXCLUDED.rows, "
+			"seconds = t.seconds + EXCLUDED.seconds",
+			stream->id, worker, stage_names[i], counted[i].batches, counted[i].rows,
+			counted[i].seconds);
 	}
 	memset(counted, 0, sizeof(counted));
 	written_at = moment;

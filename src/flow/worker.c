@@ -92,8 +92,8 @@ definition_changed(Datum arg, int cacheid, uint32 hashvalue)
 static void
 watch_definitions(void)
 {
-	const int caches[] = {PROCOID, TYPEOID, AUTHOID, AUTHMEMMEMROLE, NAMESPACEOID, FOREIGNSERVEROID,
-						  USERMAPPINGOID};
+	const int caches[] = {PROCOID,      TYPEOID,          AUTHOID,       AUTHMEMMEMROLE,
+						  NAMESPACEOID, FOREIGNSERVEROID, USERMAPPINGOID};
 
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 	for (int i = 0; i < lengthof(caches); i++)
@@ -244,8 +244,7 @@ record_progress(int64 consumed, TimestampTz opened)
 {
 	const char *problem = consumed > 0 ? NULL : mr_flow_problem(flow);
 	bool over = failures > 0 &&
-				(consumed > 0 ||
-				 TimestampDifferenceExceeds(opened, GetCurrentTimestamp(), STABLE));
+				(consumed > 0 || TimestampDifferenceExceeds(opened, GetCurrentTimestamp(), STABLE));
 
 	if (problem && (!recorded_as(MR_STATE_WAITING) || last_message == NULL ||
 					strcmp(last_message, problem) != 0))
@@ -346,14 +345,14 @@ report(const ErrorData *error, MrErrorClass class)
 
 	if (last_message == NULL || strcmp(last_message, row.message) != 0)
 	{
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 environment
-					 ? errmsg("stream \"%s\" waits after an error: %s", stream_name, row.message)
-					 : errmsg("stream \"%s\" has stopped on an error: %s", stream_name, row.message),
-				 error->detail ? errdetail_internal("%s", error->detail) : 0,
-				 error->hint ? errhint("%s", error->hint) : 0,
-				 error->context ? errcontext("%s", error->context) : 0));
+		ereport(LOG, (errcode(error->sqlerrcode),
+					  environment ? errmsg("stream \"%s\" waits after an error: %s", stream_name,
+										   row.message)
+								  : errmsg("stream \"%s\" has stopped on an error: %s", stream_name,
+										   row.message),
+					  error->detail ? errdetail_internal("%s", error->detail) : 0,
+					  error->hint ? errhint("%s", error->hint) : 0,
+					  error->context ? errcontext("%s", error->context) : 0));
 		remember_message(row.message);
 	}
 	record(environment ? MR_STATE_WAITING : MR_STATE_FAILED, &row, MR_FAILURES_ADD);

@@ -78,8 +78,9 @@ columns_of(MrMartQuery *mart, Node *expression)
 
 	(void) columns_walker(expression, &columns);
 	if (columns.whole)
-		refuse(mart, expression, errmsg("a mart cannot use rows as a whole or system columns: %s",
-										mr_mart_describe(mart, expression)),
+		refuse(mart, expression,
+			   errmsg("a mart cannot use rows as a whole or system columns: %s",
+					  mr_mart_describe(mart, expression)),
 			   errhint("Name the columns."));
 	return columns;
 }
@@ -102,12 +103,25 @@ typedef struct Stability
 static bool
 tells_the_moment(Oid function, const char *name)
 {
-	static const char *const names[] = {
-		"now", "clock_timestamp", "timeofday", "transaction_timestamp", "statement_timestamp", "current_setting", "current_user",
-		"session_user", "getpgusername", "current_schema", "current_schemas", "current_database",
-		"current_query", "version", "obj_description", "col_description", "shobj_description"};
-	static const char *const prefixes[] = {"pg_", "txid_", "inet_", "has_", "to_reg",
-										   "table_to_", "query_to_", "schema_to_",
+	static const char *const names[] = {"now",
+										"clock_timestamp",
+										"timeofday",
+										"transaction_timestamp",
+										"statement_timestamp",
+										"current_setting",
+										"current_user",
+										"session_user",
+										"getpgusername",
+										"current_schema",
+										"current_schemas",
+										"current_database",
+										"current_query",
+										"version",
+										"obj_description",
+										"col_description",
+										"shobj_description"};
+	static const char *const prefixes[] = {"pg_",          "txid_",     "inet_",     "has_",
+										   "to_reg",       "table_to_", "query_to_", "schema_to_",
 										   "database_to_", "cursor_to_"};
 
 	if (function == F_AGE_TIMESTAMP || function == F_AGE_TIMESTAMPTZ || function == F_AGE_XID)
@@ -143,8 +157,7 @@ function_checker(Oid function, void *context)
 			   errdetail("What it returned for a row cannot be computed again to take it back."),
 			   errhint("Compute it in a view over the mart."));
 	if (strcmp(schema, "pg_catalog") != 0 && strcmp(schema, "millrace") != 0)
-		refuse(mart, stability->node,
-			   errmsg("a mart cannot call %s, which is only stable", name),
+		refuse(mart, stability->node, errmsg("a mart cannot call %s, which is only stable", name),
 			   errdetail("It may read tables, and a change there would not be seen."),
 			   errhint("If its result depends on nothing but its arguments, ALTER FUNCTION … "
 					   "IMMUTABLE."));
@@ -248,15 +261,13 @@ check_clauses(MrMartQuery *mart)
 		refuse(mart, NULL, errmsg("a mart cannot have GROUPING SETS, ROLLUP or CUBE"),
 			   errhint("Make a mart of each grouping."));
 	if (query->hasWindowFuncs || query->windowClause != NIL)
-		refuse(mart, find_node(query, T_WindowFunc),
-			   errmsg("a mart cannot have a window function"),
+		refuse(mart, find_node(query, T_WindowFunc), errmsg("a mart cannot have a window function"),
 			   errdetail("One changed row would change the result of many groups."),
 			   errhint("Compute it in a view over the mart."));
 	if (query->hasTargetSRFs)
 		refuse(mart, NULL, errmsg("a mart cannot call a function that returns a set"));
 	if (query->sortClause != NIL)
-		refuse(mart,
-			   get_sortgroupclause_expr(linitial(query->sortClause), query->targetList),
+		refuse(mart, get_sortgroupclause_expr(linitial(query->sortClause), query->targetList),
 			   errmsg("a mart cannot have ORDER BY"),
 			   errhint("Order when the mart is read; order_by => makes an index for it."));
 	if (query->limitOffset != NULL || query->limitCount != NULL)
@@ -288,9 +299,9 @@ take_staging(MrMartQuery *mart, Index rti, Oid relid)
 		Query *definition;
 
 		if (mart->staging != 0)
-			refuse(mart, NULL, errmsg("a mart cannot read two staging tables: %s and %s",
-									  mr_relation_name(mart->staging_relid),
-									  mr_relation_name(relid)),
+			refuse(mart, NULL,
+				   errmsg("a mart cannot read two staging tables: %s and %s",
+						  mr_relation_name(mart->staging_relid), mr_relation_name(relid)),
 				   errhint("Make a mart of each, and join them in a view."));
 		mart->staging = rti;
 		mart->staging_relid = relid;
@@ -302,8 +313,8 @@ take_staging(MrMartQuery *mart, Index rti, Oid relid)
 		mart->keys = palloc(sizeof(AttrNumber) * Max(mart->nkeys, 1));
 		definition = mr_definition_expressions(mr_definition_query("staging", mart->staging_id));
 		for (int i = 0; i < mart->nkeys; i++)
-			mart->keys[i] =
-				mr_definition_attribute(definition, relid, TextDatumGetCString(names[i]));
+			mart->keys[i] = mr_definition_attribute(definition, relid,
+													TextDatumGetCString(names[i]));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return found;
@@ -316,8 +327,8 @@ take_table(MrMartQuery *mart, Index rti)
 	RangeTblEntry *entry = rt_fetch(rti, mart->query->rtable);
 
 	if (entry->rtekind == RTE_SUBQUERY)
-		refuse(mart, NULL, errmsg("a mart cannot have a sub-query in FROM: %s",
-								  entry->eref->aliasname));
+		refuse(mart, NULL,
+			   errmsg("a mart cannot have a sub-query in FROM: %s", entry->eref->aliasname));
 	if (entry->rtekind != RTE_RELATION)
 		refuse(mart, NULL, errmsg("a mart reads tables only, not %s", entry->eref->aliasname));
 	if (entry->tablesample != NULL)
@@ -506,8 +517,7 @@ take_groups(MrMartQuery *mart)
 static bool
 is_object_key(MrMartQuery *mart, Node *argument)
 {
-	List *parts =
-		IsA(argument, RowExpr) ? ((RowExpr *) argument)->args : list_make1(argument);
+	List *parts = IsA(argument, RowExpr) ? ((RowExpr *) argument)->args : list_make1(argument);
 
 	if (mart->nkeys == 0 || list_length(parts) != mart->nkeys)
 		return false;
@@ -520,8 +530,7 @@ is_object_key(MrMartQuery *mart, Node *argument)
 		{
 			Var *var = (Var *) strip_implicit_coercions(lfirst(lc));
 
-			found |= IsA(var, Var) && var->varno == mart->staging &&
-					 var->varattno == mart->keys[i];
+			found |= IsA(var, Var) && var->varno == mart->staging && var->varattno == mart->keys[i];
 		}
 		if (!found)
 			return false;
@@ -587,25 +596,28 @@ check_aggregate(MrMartQuery *mart, Aggref *aggregate)
 		case F_SUM_FLOAT8:
 		case F_AVG_FLOAT4:
 		case F_AVG_FLOAT8:
-			refuse(mart, aggregate, errmsg("a mart cannot maintain %s of floating point numbers",
-										   mr_mart_describe(mart, (Node *) aggregate)),
+			refuse(mart, aggregate,
+				   errmsg("a mart cannot maintain %s of floating point numbers",
+						  mr_mart_describe(mart, (Node *) aggregate)),
 				   errdetail("Their sum depends on the order in which they are added, so it cannot "
 							 "be taken back exactly."),
 				   errhint("Cast the argument to numeric."));
 			break;
 		default:
 			if (ours && (strcmp(name, "min") == 0 || strcmp(name, "max") == 0))
-				refuse(mart, aggregate, errmsg("%s cannot be maintained yet",
-											   mr_mart_describe(mart, (Node *) aggregate)),
+				refuse(mart, aggregate,
+					   errmsg("%s cannot be maintained yet",
+							  mr_mart_describe(mart, (Node *) aggregate)),
 					   errdetail("When the row that has it goes, the next one is not known."));
-			refuse(mart, aggregate, errmsg("a mart cannot maintain the aggregate %s",
-										   mr_mart_describe(mart, (Node *) aggregate)),
+			refuse(mart, aggregate,
+				   errmsg("a mart cannot maintain the aggregate %s",
+						  mr_mart_describe(mart, (Node *) aggregate)),
 				   errhint("It can maintain count, sum, avg, bool_and, bool_or and every, the "
 						   "sums over integers and numeric."));
 	}
 	if (aggregate->aggdistinct != NIL && aggregate->aggfnoid != F_COUNT_ANY)
-		refuse(mart, aggregate, errmsg("a mart cannot maintain %s",
-									   mr_mart_describe(mart, (Node *) aggregate)),
+		refuse(mart, aggregate,
+			   errmsg("a mart cannot maintain %s", mr_mart_describe(mart, (Node *) aggregate)),
 			   errdetail("DISTINCT is maintained for count only."));
 }
 
@@ -627,8 +639,9 @@ mr_mart_slot(MrMartQuery *mart, Aggref *aggregate, bool add)
 		if (columns.joined == NULL)
 			columns = columns_of(mart, filter);
 		if (columns.joined != NULL)
-			refuse(mart, columns.joined, errmsg("a mart cannot aggregate over %s",
-												mr_mart_describe(mart, (Node *) columns.joined)),
+			refuse(mart, columns.joined,
+				   errmsg("a mart cannot aggregate over %s",
+						  mr_mart_describe(mart, (Node *) columns.joined)),
 				   errdetail("Columns of …_current views are joined when the mart is read."),
 				   errhint("Aggregate over columns of the staging table."));
 		check_aggregate(mart, aggregate);
@@ -658,8 +671,8 @@ mr_mart_slot(MrMartQuery *mart, Aggref *aggregate, bool add)
 		return find_slot(mart, MR_SLOT_OBJECTS, argument, filter, add);
 	if (add && (type_is_rowtype(exprType(argument)) ||
 				!OidIsValid(lookup_type_cache(exprType(argument), TYPECACHE_CMP_PROC)->cmp_proc)))
-		refuse(mart, aggregate, errmsg("a mart cannot maintain %s",
-									   mr_mart_describe(mart, (Node *) aggregate)),
+		refuse(mart, aggregate,
+			   errmsg("a mart cannot maintain %s", mr_mart_describe(mart, (Node *) aggregate)),
 			   errdetail("Different values of type %s cannot be kept in an index.",
 						 format_type_be(exprType(argument))));
 	return find_slot(mart, MR_SLOT_DISTINCT, argument, filter, add);
@@ -704,8 +717,9 @@ outputs_walker(Node *node, void *context)
 			if (equal(((MrMartColumn *) lfirst(lc))->expression, node))
 				return false;
 		if (get_typtype(column->type) == TYPTYPE_PSEUDO)
-			refuse(mart, node, errmsg("a mart cannot store %s of type %s",
-									  mr_mart_describe(mart, node), format_type_be(column->type)));
+			refuse(mart, node,
+				   errmsg("a mart cannot store %s of type %s", mr_mart_describe(mart, node),
+						  format_type_be(column->type)));
 		mart->extras = lappend(mart->extras, column);
 		return false;
 	}
@@ -731,8 +745,9 @@ take_outputs(MrMartQuery *mart)
 			continue;
 		(void) columns_of(mart, (Node *) entry->expr);
 		if ((ungrouped = find_ungrouped(mart, (Node *) entry->expr)) != NULL)
-			refuse(mart, ungrouped, errmsg("%s must be in GROUP BY or in an aggregate",
-										   mr_mart_describe(mart, ungrouped)));
+			refuse(mart, ungrouped,
+				   errmsg("%s must be in GROUP BY or in an aggregate",
+						  mr_mart_describe(mart, ungrouped)));
 		(void) outputs_walker((Node *) entry->expr, mart);
 		if (mart->text != NULL && exprType((Node *) entry->expr) == NUMERICOID &&
 			exprTypmod((Node *) entry->expr) == -1)
@@ -742,8 +757,9 @@ take_outputs(MrMartQuery *mart)
 					 errhint("Cast it, for example (…)::numeric(18,2).")));
 	}
 	if ((ungrouped = find_ungrouped(mart, query->havingQual)) != NULL)
-		refuse(mart, ungrouped, errmsg("%s must be in GROUP BY or in an aggregate",
-									   mr_mart_describe(mart, ungrouped)));
+		refuse(
+			mart, ungrouped,
+			errmsg("%s must be in GROUP BY or in an aggregate", mr_mart_describe(mart, ungrouped)));
 	(void) outputs_walker(query->havingQual, mart);
 }
 
@@ -822,14 +838,12 @@ take_joins(MrMartQuery *mart)
 				   "FROM (SELECT ARRAY(SELECT json_array_elements_text(e)) AS k "
 				   "FROM json_array_elements(millrace_internal.current_keys(%u)) AS e) AS keys "
 				   "HAVING NOT bool_or(k <@ %s::text[])",
-				   entry->relid,
-				   quote_literal_cstr(
-					   OidOutputFunctionCall(F_ARRAY_OUT, array))) > 0)
+				   entry->relid, quote_literal_cstr(OidOutputFunctionCall(F_ARRAY_OUT, array))) > 0)
 			keys = mr_sql_text(0, 1);
 		SPI_freetuptable(SPI_tuptable);
 		if (keys != NULL)
-			refuse(mart, from, errmsg("a mart must join %s by its whole key",
-									  mr_relation_name(entry->relid)),
+			refuse(mart, from,
+				   errmsg("a mart must join %s by its whole key", mr_relation_name(entry->relid)),
 				   errdetail("Otherwise one group could have several rows."),
 				   errhint("Join it by %s.", keys));
 	}
@@ -858,8 +872,9 @@ mr_mart_analyze(Query *query, const char *text, Oid owner)
 		refuse(mart, NULL, errmsg("a mart must read a staging table"),
 			   errhint("Make one with millrace.create_staging()."));
 	if (check_enable_rls(mart->staging_relid, owner, true) == RLS_ENABLED)
-		refuse(mart, NULL, errmsg("a mart cannot read %s, which has row security for its owner",
-								  mr_relation_name(mart->staging_relid)),
+		refuse(mart, NULL,
+			   errmsg("a mart cannot read %s, which has row security for its owner",
+					  mr_relation_name(mart->staging_relid)),
 			   errdetail("The difference of a batch would not follow the policies."));
 
 	query->targetList = (List *) mr_flatten_vars(query, (Node *) query->targetList);
@@ -867,11 +882,12 @@ mr_mart_analyze(Query *query, const char *text, Oid owner)
 	mart->where = mr_flatten_vars(query, query->jointree->quals);
 	columns = columns_of(mart, mart->where);
 	if (columns.joined != NULL)
-		refuse(mart, columns.joined, errmsg("a mart cannot filter by %s",
-											mr_mart_describe(mart, (Node *) columns.joined)),
-			   errdetail("Columns of …_current views are joined when the mart is read, and change "
-						 "without a row of the staging table."),
-			   errhint("Put it into GROUP BY and filter in HAVING, or in a view over the mart."));
+		refuse(
+			mart, columns.joined,
+			errmsg("a mart cannot filter by %s", mr_mart_describe(mart, (Node *) columns.joined)),
+			errdetail("Columns of …_current views are joined when the mart is read, and change "
+					  "without a row of the staging table."),
+			errhint("Put it into GROUP BY and filter in HAVING, or in a view over the mart."));
 	check_stability(mart, mart->where, false);
 
 	take_groups(mart);

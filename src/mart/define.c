@@ -94,8 +94,7 @@ check_names(Query *query)
 				break;
 			if (!other->resjunk && strcmp(other->resname, entry->resname) == 0)
 				ereport(ERROR, (errcode(ERRCODE_DUPLICATE_COLUMN),
-								errmsg("two columns of the mart are called \"%s\"",
-									   entry->resname),
+								errmsg("two columns of the mart are called \"%s\"", entry->resname),
 								errhint("Name one of them with AS.")));
 		}
 	}

@@ -138,8 +138,7 @@ run_saved(Saved *saved, char *name, TupleDesc *desc)
 /* ---- loading ---------------------------------------------------------------------------------- */
 
 static StateTable
-make_table(char *state, char *input, char *output, char *changes, char *whole,
-		   char *upsert)
+make_table(char *state, char *input, char *output, char *changes, char *whole, char *upsert)
 {
 	Oid types[1] = {TIDARRAYOID};
 	StateTable table = {.name = state, .input = input, .output = output};
@@ -148,8 +147,8 @@ make_table(char *state, char *input, char *output, char *changes, char *whole,
 	table.delta[LARGE] = save(changes);
 	table.delta[WHOLE] = save(whole);
 	table.write = save(upsert);
-	table.remove = mr_statement_create(
-		psprintf("DELETE FROM %s WHERE ctid = ANY ($1)", state), 1, types);
+	table.remove = mr_statement_create(psprintf("DELETE FROM %s WHERE ctid = ANY ($1)", state), 1,
+									   types);
 	return table;
 }
 
@@ -182,13 +181,11 @@ mart_load(const MrTarget *base)
 	{
 		MrMartSlot *slot = lfirst(lc);
 
-		mart->tables[mart->ntables++] =
-			make_table(mr_mart_state_name(state, slot),
-					   psprintf("mr_side_%d_%d", base->id, slot->number),
-					   psprintf("mr_distinct_%d_%d", base->id, slot->number),
-					   mr_mart_side_delta(query, slot, false),
-					   mr_mart_side_delta(query, slot, true),
-					   mr_mart_side_upsert(query, base->id, slot));
+		mart->tables[mart->ntables++] = make_table(
+			mr_mart_state_name(state, slot), psprintf("mr_side_%d_%d", base->id, slot->number),
+			psprintf("mr_distinct_%d_%d", base->id, slot->number),
+			mr_mart_side_delta(query, slot, false), mr_mart_side_delta(query, slot, true),
+			mr_mart_side_upsert(query, base->id, slot));
 	}
 	mart->tables[mart->ntables++] =
 		make_table(mr_mart_state_name(state, NULL), psprintf("mr_delta_%d", base->id), NULL,
@@ -234,8 +231,8 @@ remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDes
 	ExecDropSingleTupleTableSlot(slot);
 	if (nplaces == 0)
 		return;
-	array = PointerGetDatum(construct_array(places, nplaces, TIDOID, sizeof(ItemPointerData),
-											false, TYPALIGN_SHORT));
+	array = PointerGetDatum(
+		construct_array(places, nplaces, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
 	(void) mr_statement_run(table->remove, &array, NULL);
 }
 

@@ -97,4 +97,4 @@ extern const MrTargetKind mr_mart_kind;
 extern MrTarget *mr_mart_open(int32 target_id);
 extern void mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after);
 
-#endif							/* MR_MART_MART_H */
+#endif /* MR_MART_MART_H */

@@ -95,24 +95,21 @@ slot_columns(MrMartQuery *mart, MrMartSlot *slot, List *columns)
 	if (slot->type == NUMERICOID)
 		/* NaN is greater than infinity. */
 		finite = psprintf("(%s) < 'Infinity'::numeric AND (%s) > '-Infinity'::numeric", x, x);
-	columns = add_column(columns, psprintf("a%d_sum", slot->number),
-						 slot->type == INT2OID || slot->type == INT4OID ? "bigint" : "numeric",
-						 ADDED,
-						 psprintf("coalesce(sum(%s)%s, 0)", x, filter_clause(filter, finite)),
-						 slot);
+	columns =
+		add_column(columns, psprintf("a%d_sum", slot->number),
+				   slot->type == INT2OID || slot->type == INT4OID ? "bigint" : "numeric", ADDED,
+				   psprintf("coalesce(sum(%s)%s, 0)", x, filter_clause(filter, finite)), slot);
 	if (slot->type == NUMERICOID)
 	{
 		static const char *const specials[][2] = {
 			{"nan", "NaN"}, {"pinf", "Infinity"}, {"ninf", "-Infinity"}};
 
 		for (int i = 0; i < lengthof(specials); i++)
-			columns =
-				add_column(columns, psprintf("a%d_%s", slot->number, specials[i][0]), "bigint",
-						   ADDED_RARELY,
-						   psprintf("count(*)%s",
-									filter_clause(filter, psprintf("(%s) = '%s'::numeric", x,
-																   specials[i][1]))),
-						   slot);
+			columns = add_column(
+				columns, psprintf("a%d_%s", slot->number, specials[i][0]), "bigint", ADDED_RARELY,
+				psprintf("count(*)%s", filter_clause(filter, psprintf("(%s) = '%s'::numeric", x,
+																	  specials[i][1]))),
+				slot);
 	}
 	return columns;
 }
@@ -206,8 +203,7 @@ append_columns(StringInfo sql, List *columns, char letter)
 		MrMartColumn *column = lfirst(lc);
 
 		appendStringInfo(sql, "%s, ",
-						 column_definition(psprintf("%c%d", letter,
-													foreach_current_index(lc) + 1),
+						 column_definition(psprintf("%c%d", letter, foreach_current_index(lc) + 1),
 										   column->type, column->typmod, column->collation));
 	}
 }
@@ -217,8 +213,9 @@ static char *
 index_columns(MrMartQuery *mart, const char *order_by)
 {
 	List *parsed = raw_parser(psprintf("SELECT ORDER BY %s", order_by), RAW_PARSE_DEFAULT);
-	SelectStmt *select =
-		list_length(parsed) == 1 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt : NULL;
+	SelectStmt *select = list_length(parsed) == 1
+							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
+							 : NULL;
 	StringInfoData result;
 	ListCell *lc;
 
@@ -244,8 +241,7 @@ index_columns(MrMartQuery *mart, const char *order_by)
 		{
 			TargetEntry *entry = lfirst_node(TargetEntry, lc2);
 
-			if (!entry->resjunk &&
-				strcmp(entry->resname, strVal(linitial(column->fields))) == 0)
+			if (!entry->resjunk && strcmp(entry->resname, strVal(linitial(column->fields))) == 0)
 				found = entry;
 		}
 		if (found == NULL)
@@ -260,9 +256,9 @@ index_columns(MrMartQuery *mart, const char *order_by)
 		appendStringInfo(&result, "%s(%s)%s%s", result.len == 0 ? "" : ", ",
 						 mr_mart_text(mart, (Node *) found->expr, MR_PLACE_INDEX),
 						 item->sortby_dir == SORTBY_DESC ? " DESC" : "",
-						 item->sortby_nulls == SORTBY_NULLS_FIRST	? " NULLS FIRST"
+						 item->sortby_nulls == SORTBY_NULLS_FIRST  ? " NULLS FIRST"
 						 : item->sortby_nulls == SORTBY_NULLS_LAST ? " NULLS LAST"
-																	: "");
+																   : "");
 	}
 	return result.data;
 }
@@ -294,8 +290,8 @@ mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
 	ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s) NULLS NOT DISTINCT", state,
 								group_list(mart, "")));
 	if (order_by != NULL)
-		ddl = lappend(ddl, psprintf("CREATE INDEX ON %s (%s)", state,
-									index_columns(mart, order_by)));
+		ddl = lappend(ddl,
+					  psprintf("CREATE INDEX ON %s (%s)", state, index_columns(mart, order_by)));
 
 	foreach(lc, mr_mart_distinct_slots(mart))
 	{
@@ -306,8 +302,9 @@ mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
 		appendStringInfo(&sql, "CREATE TABLE %s (", side);
 		append_columns(&sql, mart->groups, 'g');
 		/* d is what was added last: with n it tells whether the value is new to its group. */
-		appendStringInfo(&sql, "%s NOT NULL, n bigint NOT NULL, d bigint NOT NULL) "
-							   "WITH (fillfactor = 90)",
+		appendStringInfo(&sql,
+						 "%s NOT NULL, n bigint NOT NULL, d bigint NOT NULL) "
+						 "WITH (fillfactor = 90)",
 						 column_definition("v", slot->type, slot->typmod, slot->collation));
 		ddl = lappend(ddl, sql.data);
 		ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s, v) NULLS NOT DISTINCT", side,
@@ -370,9 +367,8 @@ append_rows(StringInfo sql, MrMartQuery *mart, List *columns, const char *relati
 	appendStringInfo(sql, " FROM %s AS r%s GROUP BY %s", relation, where_clause(mart, NULL),
 					 numbers(list_length(mart->groups)));
 	for (int i = 0; by_object && i < mart->nkeys; i++)
-		appendStringInfo(
-			sql, ", r.%s",
-			quote_identifier(get_attname(mart->staging_relid, mart->keys[i], false)));
+		appendStringInfo(sql, ", r.%s",
+						 quote_identifier(get_attname(mart->staging_relid, mart->keys[i], false)));
 }
 
 /* What the batch, or with `whole` the staging table, adds to each group, in the order of groups. */
@@ -388,10 +384,10 @@ mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT %s", group_list(mart, "d."));
 	foreach(lc, mart->extras)
-		appendStringInfo(&sql, ", %s AS e%d",
-						 mr_mart_text(mart, ((MrMartColumn *) lfirst(lc))->expression,
-									  MR_PLACE_GROUPS),
-						 foreach_current_index(lc) + 1);
+		appendStringInfo(
+			&sql, ", %s AS e%d",
+			mr_mart_text(mart, ((MrMartColumn *) lfirst(lc))->expression, MR_PLACE_GROUPS),
+			foreach_current_index(lc) + 1);
 	foreach(lc, columns)
 	{
 		StateColumn *column = lfirst(lc);
@@ -483,14 +479,12 @@ mr_mart_side_delta(MrMartQuery *mart, const MrMartSlot *slot, bool whole)
 	if (whole)
 		relations[0] = mr_relation_name(mart->staging_relid);
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s, d.v, sum(d.n)::bigint AS n FROM (",
-					 group_list(mart, "d."));
+	appendStringInfo(&sql, "SELECT %s, d.v, sum(d.n)::bigint AS n FROM (", group_list(mart, "d."));
 	for (int old = 0; old < (whole ? 1 : 2); old++)
 		appendStringInfo(&sql, "%sSELECT %s, %s AS v, %scount(*) AS n FROM %s AS r%s GROUP BY %s",
 						 old ? " UNION ALL " : "", group_expressions(mart), x, old ? "- " : "",
 						 relations[old], where_clause(mart, condition), columns);
-	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING sum(d.n) <> 0 ORDER BY %s", columns,
-					 columns);
+	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING sum(d.n) <> 0 ORDER BY %s", columns, columns);
 	return sql.data;
 }
 
@@ -532,8 +526,8 @@ mr_mart_empty_row(MrMartQuery *mart, const char *base)
 			appendStringInfoString(&values, ", 0");
 		}
 	}
-	return psprintf("INSERT INTO %s (g1%s) VALUES (0%s)",
-					mr_mart_state_name(base, NULL), names.data, values.data);
+	return psprintf("INSERT INTO %s (g1%s) VALUES (0%s)", mr_mart_state_name(base, NULL),
+					names.data, values.data);
 }
 
 /* ---- the view --------------------------------------------------------------------------------- */
@@ -557,8 +551,7 @@ from_text(MrMartQuery *mart, Node *item, const char *base)
 	return psprintf("(%s %s %s ON %s)", from_text(mart, join->larg, base),
 					join->jointype == JOIN_LEFT ? "LEFT JOIN" : "JOIN",
 					from_text(mart, join->rarg, base),
-					join->quals == NULL ? "true"
-										: mr_mart_text(mart, join->quals, MR_PLACE_VIEW));
+					join->quals == NULL ? "true" : mr_mart_text(mart, join->quals, MR_PLACE_VIEW));
 }
 
 /* The query of the mart's view. */
@@ -582,7 +575,6 @@ mr_mart_view(MrMartQuery *mart, const char *base)
 	}
 	appendStringInfo(&sql, " FROM %s", from_text(mart, linitial(query->jointree->fromlist), base));
 	if (query->havingQual != NULL)
-		appendStringInfo(&sql, " WHERE %s",
-						 mr_mart_text(mart, query->havingQual, MR_PLACE_VIEW));
+		appendStringInfo(&sql, " WHERE %s", mr_mart_text(mart, query->havingQual, MR_PLACE_VIEW));
 	return sql.data;
 }

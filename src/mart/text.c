@@ -85,12 +85,11 @@ aggregate_text(const Printing *printing, Aggref *aggregate)
 			return n;
 		case F_BOOL_AND:
 		case F_EVERY:
-			value = psprintf("%s = %s",
-							 state_column(printing, psprintf("a%d_true", slot->number)), n);
+			value = psprintf("%s = %s", state_column(printing, psprintf("a%d_true", slot->number)),
+							 n);
 			break;
 		case F_BOOL_OR:
-			value =
-				psprintf("%s > 0", state_column(printing, psprintf("a%d_true", slot->number)));
+			value = psprintf("%s > 0", state_column(printing, psprintf("a%d_true", slot->number)));
 			break;
 		case F_AVG_INT2:
 		case F_AVG_INT4:
@@ -147,11 +146,9 @@ printing_mutator(Node *node, void *context)
 	if (over_state && !IsA(node, List) && !IsA(node, TargetEntry))
 	{
 		if ((number = column_of(mart->groups, node)) > 0)
-			return placeholder(printing, node,
-							   state_column(printing, psprintf("g%d", number)));
+			return placeholder(printing, node, state_column(printing, psprintf("g%d", number)));
 		if (printing->place != MR_PLACE_GROUPS && (number = column_of(mart->extras, node)) > 0)
-			return placeholder(printing, node,
-							   state_column(printing, psprintf("e%d", number)));
+			return placeholder(printing, node, state_column(printing, psprintf("e%d", number)));
 		if (IsA(node, Aggref))
 			return placeholder(printing, node, aggregate_text(printing, (Aggref *) node));
 	}
@@ -162,8 +159,7 @@ printing_mutator(Node *node, void *context)
 		const char *name;
 
 		if (var->varno == mart->staging && over_state)
-			elog(ERROR, "column %d of the staging table is not in the mart's state",
-				 var->varattno);
+			elog(ERROR, "column %d of the staging table is not in the mart's state", var->varattno);
 		if (var->varattno == InvalidAttrNumber)
 			return placeholder(printing, node, psprintf("%s.*", entry->eref->aliasname));
 		name = quote_identifier(get_attname(entry->relid, var->varattno, false));

@@ -15,4 +15,4 @@
 #define MR_INBOX_HEADERS 6
 #define MR_INBOX_COLUMNS 7
 
-#endif							/* MR_SOURCE_INBOX_H */
+#endif /* MR_SOURCE_INBOX_H */

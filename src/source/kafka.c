@@ -208,7 +208,7 @@ is_suspect(KafkaSource *source, const MrPosition *position)
 {
 	ListCell *cell;
 
-	foreach (cell, source->suspects)
+	foreach(cell, source->suspects)
 	{
 		Suspect *suspect = lfirst(cell);
 
@@ -401,8 +401,8 @@ try_to_assign(KafkaSource *source, int timeout_ms)
 	source->assigned = true;
 	source->look_again = false;
 	source->failures = 0;
-	source->next_refresh =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), source->options->refresh_ms);
+	source->next_refresh = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   source->options->refresh_ms);
 	set_problem(source, NULL);
 	MemoryContextSwitchTo(old);
 	return;
@@ -417,8 +417,8 @@ failed:
 static MrSource *
 kafka_open(MrStream *stream, int worker, int workers)
 {
-	MemoryContext context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace kafka", ALLOCSET_SMALL_SIZES);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace kafka",
+												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	KafkaSource *source = palloc0(sizeof(KafkaSource));
 	ListCell *cell;
@@ -428,12 +428,12 @@ kafka_open(MrStream *stream, int worker, int workers)
 	source->base.worker = worker;
 	source->base.workers = workers;
 	source->context = context;
-	source->reading =
-		AllocSetContextCreate(context, "millrace kafka client", ALLOCSET_DEFAULT_SIZES);
+	source->reading = AllocSetContextCreate(context, "millrace kafka client",
+											ALLOCSET_DEFAULT_SIZES);
 	source->descriptor = mr_kafka_descriptor();
 	source->options = mr_kafka_options(stream);
 	source->topics = palloc0(sizeof(KafkaTopic) * list_length(source->options->topics));
-	foreach (cell, source->options->topics)
+	foreach(cell, source->options->topics)
 		source->topics[source->ntopics++].name = lfirst(cell);
 	MemoryContextSwitchTo(old);
 
@@ -454,8 +454,7 @@ find_partition(KafkaSource *source, const char *topic, int32 number)
 {
 	KafkaPartition *recent = source->recent;
 
-	if (recent != NULL && recent->position.partition == number &&
-		strcmp(recent->topic, topic) == 0)
+	if (recent != NULL && recent->position.partition == number && strcmp(recent->topic, topic) == 0)
 		return recent;
 	for (int i = 0; i < source->npartitions; i++)
 	{
@@ -474,14 +473,14 @@ find_partition(KafkaSource *source, const char *topic, int32 number)
 static TimestampTz
 record_time(int64 milliseconds)
 {
-	const int64 epoch =
-		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * INT64CONST(1000);
+	const int64 epoch = (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY *
+						INT64CONST(1000);
 	int64 time;
 
 	if (milliseconds == -1)
 		return DT_NOBEGIN;
-	if (pg_sub_s64_overflow(milliseconds, epoch, &time) ||
-		pg_mul_s64_overflow(time, 1000, &time) || !IS_VALID_TIMESTAMP(time))
+	if (pg_sub_s64_overflow(milliseconds, epoch, &time) || pg_mul_s64_overflow(time, 1000, &time) ||
+		!IS_VALID_TIMESTAMP(time))
 		return milliseconds < 0 ? DT_NOBEGIN : DT_NOEND;
 	return time;
 }
@@ -688,8 +687,8 @@ store(KafkaSource *source, MrBatch *batch)
 			MrMessage *last = &batch->messages[partition->last];
 
 			position->last_time = last->time;
-			position->last_checksum =
-				checksum(last->key, last->key_length, last->value, last->value_length);
+			position->last_checksum = checksum(last->key, last->key_length, last->value,
+											   last->value_length);
 			(void) end_has_moved(source, partition);
 		}
 		else if (!ends || !end_has_moved(source, partition))
@@ -785,8 +784,8 @@ kafka_tick(MrSource *base)
 		try_to_assign(source, TICK_TIMEOUT_MS);
 		if (!source->assigned)
 			source->failures++;
-		source->next_try = TimestampTzPlusMilliseconds(
-			GetCurrentTimestamp(), Min(5000, 500 * (source->failures + 1)));
+		source->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   Min(5000, 500 * (source->failures + 1)));
 		return;
 	}
 

@@ -138,13 +138,14 @@ note_error(MrKafkaClient *client, rd_kafka_resp_err_t error, const char *topic, 
 		case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
 			set_problem(
 				client, "authentication",
-				psprintf("the broker refuses the user name or the password: %s%s", reason,
-						 client->scram && mr_kafka_scram_is_broken()
-							 ? psprintf("; with SCRAM this fails with the right password, too, when "
-										"the broker is Kafka 4 or later and librdkafka (%s here) is "
-										"older than 2.6.1",
-										rd_kafka_version_str())
-							 : ""));
+				psprintf(
+					"the broker refuses the user name or the password: %s%s", reason,
+					client->scram && mr_kafka_scram_is_broken()
+						? psprintf("; with SCRAM this fails with the right password, too, when "
+								   "the broker is Kafka 4 or later and librdkafka (%s here) is "
+								   "older than 2.6.1",
+								   rd_kafka_version_str())
+						: ""));
 			break;
 		case RD_KAFKA_RESP_ERR__SSL:
 			set_problem(client, "tls",
@@ -153,7 +154,8 @@ note_error(MrKafkaClient *client, rd_kafka_resp_err_t error, const char *topic, 
 		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
 			/* Whatever made them so has been told already, and better. */
 			if (client->problem == NULL)
-				set_problem(client, "unreachable", psprintf("no broker can be reached: %s", reason));
+				set_problem(client, "unreachable",
+							psprintf("no broker can be reached: %s", reason));
 			break;
 		case RD_KAFKA_RESP_ERR__TRANSPORT:
 		case RD_KAFKA_RESP_ERR__RESOLVE:
@@ -170,10 +172,11 @@ note_error(MrKafkaClient *client, rd_kafka_resp_err_t error, const char *topic, 
 									  : psprintf("the topic does not exist: %s", reason));
 			break;
 		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
-			set_problem(client, "denied",
-						topic != NULL
-							? psprintf("the broker does not allow this user to read topic \"%s\"", topic)
-							: psprintf("the broker does not allow this user to read: %s", reason));
+			set_problem(
+				client, "denied",
+				topic != NULL
+					? psprintf("the broker does not allow this user to read topic \"%s\"", topic)
+					: psprintf("the broker does not allow this user to read: %s", reason));
 			break;
 		case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
 		case RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE:
@@ -261,7 +264,7 @@ configure(rd_kafka_conf_t *conf, List *properties, char *error, size_t size)
 	}
 	if (!set_memory(conf, error, size))
 		return false;
-	foreach (cell, properties)
+	foreach(cell, properties)
 	{
 		MrProperty *property = lfirst(cell);
 
@@ -273,8 +276,8 @@ configure(rd_kafka_conf_t *conf, List *properties, char *error, size_t size)
 			return false;
 		}
 	}
-	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_FETCH | RD_KAFKA_EVENT_ERROR |
-									   RD_KAFKA_EVENT_LOG);
+	rd_kafka_conf_set_events(conf,
+							 RD_KAFKA_EVENT_FETCH | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_LOG);
 	return true;
 }
 
@@ -633,7 +636,8 @@ mr_kafka_watermarks(MrKafkaClient *client, const char *topic, int32 partition, i
 	begin_patience(&patience, timeout_ms);
 	while ((slice = next_slice(&patience)) > 0)
 	{
-		error = rd_kafka_query_watermark_offsets(client->handle, topic, partition, low, high, slice);
+		error = rd_kafka_query_watermark_offsets(client->handle, topic, partition, low, high,
+												 slice);
 		if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
 			return true;
 		if (!may_pass(client, error))
@@ -656,8 +660,8 @@ mr_kafka_offset_at(MrKafkaClient *client, const char *topic, int32 partition, in
 	while ((slice = next_slice(&patience)) > 0)
 	{
 		rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-		rd_kafka_topic_partition_t *element =
-			rd_kafka_topic_partition_list_add(list, topic, partition);
+		rd_kafka_topic_partition_t *element = rd_kafka_topic_partition_list_add(list, topic,
+																				partition);
 
 		element->offset = time;
 		error = rd_kafka_offsets_for_times(client->handle, list, slice);
@@ -745,8 +749,8 @@ mr_kafka_headers(MrKafkaClient *client)
 		return NULL;
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
-	for (size_t i = 0; rd_kafka_header_get_all(headers, i, &name, &value, &size) ==
-					   RD_KAFKA_RESP_ERR_NO_ERROR;
+	for (size_t i = 0;
+		 rd_kafka_header_get_all(headers, i, &name, &value, &size) == RD_KAFKA_RESP_ERR_NO_ERROR;
 		 i++)
 	{
 		if (i > 0)

@@ -95,4 +95,4 @@ extern void mr_kafka_commit(MrKafkaClient *client, const MrKafkaBegin *offsets, 
 extern const char *mr_kafka_library_version(void);
 extern bool mr_kafka_scram_is_broken(void);
 
-#endif							/* MR_SOURCE_KAFKA_CLIENT_H */
+#endif /* MR_SOURCE_KAFKA_CLIENT_H */

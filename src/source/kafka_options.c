@@ -79,8 +79,7 @@ read_start(MrKafkaOptions *options, const MrStream *stream, JsonbContainer *root
 	char *word;
 
 	if (stream->start != NULL)
-		start =
-			DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(stream->start)));
+		start = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(stream->start)));
 	else
 	{
 		JsonbValue *given = member(root, "start");
@@ -107,14 +106,13 @@ read_start(MrKafkaOptions *options, const MrStream *stream, JsonbContainer *root
 		/* A time without a zone is UTC, whatever the session's is. */
 		int nest_level = mr_settings_pin("UTC");
 		TimestampTz time = DatumGetTimestampTz(
-			DirectFunctionCall3(timestamptz_in, CStringGetDatum(word),
-								ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+			DirectFunctionCall3(timestamptz_in, CStringGetDatum(word), ObjectIdGetDatum(InvalidOid),
+								Int32GetDatum(-1)));
 
 		mr_settings_unpin(nest_level);
 		options->start = MR_START_TIME;
-		options->start_time =
-			time / 1000 +
-			(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * INT64CONST(1000);
+		options->start_time = time / 1000 + (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) *
+												SECS_PER_DAY * INT64CONST(1000);
 		if (options->start_time < 0)
 			options->start = MR_START_EARLIEST;
 	}
@@ -124,10 +122,10 @@ read_start(MrKafkaOptions *options, const MrStream *stream, JsonbContainer *root
 static int
 milliseconds(const char *interval)
 {
-	Interval *span = DatumGetIntervalP(
-		DirectFunctionCall3(interval_in, CStringGetDatum(interval), ObjectIdGetDatum(InvalidOid),
-							Int32GetDatum(-1)));
-	int64 total = span->time / 1000 + (span->day + span->month * INT64CONST(30)) * INT64CONST(86400000);
+	Interval *span = DatumGetIntervalP(DirectFunctionCall3(
+		interval_in, CStringGetDatum(interval), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+	int64 total = span->time / 1000 +
+				  (span->day + span->month * INT64CONST(30)) * INT64CONST(86400000);
 
 	return (int) Min(Max(total, 1000), PG_INT32_MAX);
 }
@@ -136,28 +134,28 @@ MrKafkaOptions *
 mr_kafka_options(const MrStream *stream)
 {
 	MrKafkaOptions *options = palloc0(sizeof(MrKafkaOptions));
-	Jsonb *json =
-		DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(stream->options)));
+	Jsonb *json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(stream->options)));
 	JsonbContainer *root = &json->root;
 	JsonbValue *value;
 	char *word;
 	ListCell *cell;
 
 	options->topics = texts(member(root, "topic"));
-	foreach (cell, texts(member(root, "partitions")))
+	foreach(cell, texts(member(root, "partitions")))
 		options->partitions = lappend_int(options->partitions, pg_strtoint32(lfirst(cell)));
 	read_start(options, stream, root);
 
 	word = member_text(root, "on_lost");
 	options->on_lost = word == NULL || strcmp(word, "stop") == 0 ? MR_ON_LOST_STOP
-					   : strcmp(word, "earliest") == 0			 ? MR_ON_LOST_EARLIEST
+					   : strcmp(word, "earliest") == 0           ? MR_ON_LOST_EARLIEST
 																 : MR_ON_LOST_LATEST;
 
 	value = member(root, "group");
 	options->commit = value == NULL || value->type == jbvString;
 	options->group = value != NULL && value->type == jbvString
 						 ? scalar_text(value)
-						 : psprintf("millrace-%s-%s", get_database_name(MyDatabaseId), stream->name);
+						 : psprintf("millrace-%s-%s", get_database_name(MyDatabaseId),
+									stream->name);
 
 	word = member_text(root, "refresh");
 	options->refresh_ms = word == NULL ? 10000 : milliseconds(word);

@@ -48,4 +48,4 @@ extern bool mr_kafka_start_offset(const MrKafkaOptions *options, const char *top
 /* Is the partition one of those wanted? */
 extern bool mr_kafka_wants(const MrKafkaOptions *options, int32 partition);
 
-#endif							/* MR_SOURCE_KAFKA_OPTIONS_H */
+#endif /* MR_SOURCE_KAFKA_OPTIONS_H */

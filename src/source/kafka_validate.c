@@ -98,8 +98,8 @@ static void
 sample_messages(Report *to, List *properties, pgsocket descriptor, const char *topic,
 				MrKafkaBegin *begins, int count)
 {
-	TimestampTz deadline =
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), Min(to->timeout_ms, 3000));
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   Min(to->timeout_ms, 3000));
 	MrKafkaClient *client;
 	MrKafkaRecord record;
 	char *problem;
@@ -142,23 +142,26 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 	mr_kafka_disconnect(client);
 
 	if (keyless > 0)
-		report(to, "warning",
-			   psprintf("%d of %d messages looked at in topic \"%s\" have no key", keyless, seen,
-						topic),
-			   "Messages about one object may then lie in several partitions, where only their times "
-			   "tell which is newer: declare a version from the message, and take the staging's key "
-			   "from the payload.");
+		report(
+			to, "warning",
+			psprintf("%d of %d messages looked at in topic \"%s\" have no key", keyless, seen,
+					 topic),
+			"Messages about one object may then lie in several partitions, where only their times "
+			"tell which is newer: declare a version from the message, and take the staging's key "
+			"from the payload.");
 	if (not_json > 0)
-		report(to, "warning",
-			   psprintf("%d of %d messages looked at in topic \"%s\" are neither a JSON object nor an "
-						"array",
-						not_json, seen, topic),
-			   "They will become dead letters.");
+		report(
+			to, "warning",
+			psprintf("%d of %d messages looked at in topic \"%s\" are neither a JSON object nor an "
+					 "array",
+					 not_json, seen, topic),
+			"They will become dead letters.");
 	if (tombstones > 0)
-		report(to, "info",
-			   psprintf("%d of %d messages looked at in topic \"%s\" are tombstones", tombstones, seen,
-						topic),
-			   "They delete objects by the message's key: the staging's key must be found in $key.");
+		report(
+			to, "info",
+			psprintf("%d of %d messages looked at in topic \"%s\" are tombstones", tombstones, seen,
+					 topic),
+			"They delete objects by the message's key: the staging's key must be found in $key.");
 }
 
 /* One topic: is it there, can it be read, what is in it. */
@@ -177,7 +180,7 @@ validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List 
 		report_problem(to, client, properties);
 		return false;
 	}
-	foreach (cell, options->partitions)
+	foreach(cell, options->partitions)
 	{
 		if (lfirst_int(cell) >= count)
 			report(to, "error",
@@ -206,8 +209,8 @@ validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List 
 		}
 	}
 	report(to, "info",
-		   psprintf("topic \"%s\" has %d partition%s, about " INT64_FORMAT " messages", topic, count,
-					count == 1 ? "" : "s", messages),
+		   psprintf("topic \"%s\" has %d partition%s, about " INT64_FORMAT " messages", topic,
+					count, count == 1 ? "" : "s", messages),
 		   NULL);
 	if (nbegins > 0)
 		sample_messages(to, properties, descriptor, topic, begins, nbegins);
@@ -237,7 +240,7 @@ validate_kafka(Report *to, MrStream *stream)
 		report(to, "error", problem, "Check the options of the server and its user mapping.");
 		return;
 	}
-	foreach (cell, options->topics)
+	foreach(cell, options->topics)
 	{
 		if (!validate_topic(to, client, options, properties, descriptor, lfirst(cell)))
 		{
@@ -276,7 +279,8 @@ millrace_validate_source(PG_FUNCTION_ARGS)
 	to.timeout_ms = (int) Min(Max(timeout->time / 1000, 100), 60000);
 
 	/* All that is made here goes with this context, whatever happens. */
-	context = AllocSetContextCreate(CurrentMemoryContext, "millrace validate", ALLOCSET_SMALL_SIZES);
+	context = AllocSetContextCreate(CurrentMemoryContext, "millrace validate",
+									ALLOCSET_SMALL_SIZES);
 	SPI_connect();
 	stream = mr_stream_load(context, id);
 	SPI_finish();

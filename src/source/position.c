@@ -52,12 +52,13 @@ mr_positions_take(const MrStream *stream, int worker, int workers, int *count)
 	static MrStatement *statement = NULL;
 	const Oid types[] = {INT4OID, INT4OID, INT4OID};
 	Datum values[] = {Int32GetDatum(stream->id), Int32GetDatum(worker), Int32GetDatum(workers)};
-	uint64 n = run(&statement,
-				   "WITH taken AS (UPDATE millrace.stream_position p SET generation = p.generation + 1"
-				   " WHERE p.stream_id = $1 AND p.partition % $3 = $2 RETURNING p.*)"
-				   " SELECT t.topic, t.partition, t.epoch, t.position, t.generation, t.last_time,"
-				   " t.last_checksum FROM taken t ORDER BY t.topic, t.partition",
-				   lengthof(types), types, values, NULL);
+	uint64 n =
+		run(&statement,
+			"WITH taken AS (UPDATE millrace.stream_position p SET generation = p.generation + 1"
+			" WHERE p.stream_id = $1 AND p.partition % $3 = $2 RETURNING p.*)"
+			" SELECT t.topic, t.partition, t.epoch, t.position, t.generation, t.last_time,"
+			" t.last_checksum FROM taken t ORDER BY t.topic, t.partition",
+			lengthof(types), types, values, NULL);
 	MrPosition *positions = palloc0(sizeof(MrPosition) * Max(n, 1));
 
 	for (uint64 i = 0; i < n; i++)
@@ -89,10 +90,11 @@ mr_positions_known(const MrStream *stream, const char *topic)
 	static MrStatement *statement = NULL;
 	const Oid types[] = {INT4OID, TEXTOID};
 	Datum values[] = {Int32GetDatum(stream->id), CStringGetTextDatum(topic)};
-	bool known = run(&statement,
-					 "SELECT FROM millrace.stream_position p WHERE p.stream_id = $1 AND p.topic = $2"
-					 " LIMIT 1",
-					 lengthof(types), types, values, NULL) > 0;
+	bool known =
+		run(&statement,
+			"SELECT FROM millrace.stream_position p WHERE p.stream_id = $1 AND p.topic = $2"
+			" LIMIT 1",
+			lengthof(types), types, values, NULL) > 0;
 
 	SPI_freetuptable(SPI_tuptable);
 	return known;
@@ -119,12 +121,9 @@ mr_position_claim(const MrStream *stream, const MrPosition *position)
 {
 	static MrStatement *statement = NULL;
 	const Oid types[] = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT4OID};
-	Datum values[] = {Int32GetDatum(stream->id),
-					  CStringGetTextDatum(position->topic),
-					  Int32GetDatum(position->partition),
-					  Int64GetDatum(position->position),
-					  Int64GetDatum(position->generation),
-					  Int32GetDatum(position->epoch)};
+	Datum values[] = {Int32GetDatum(stream->id),           CStringGetTextDatum(position->topic),
+					  Int32GetDatum(position->partition),  Int64GetDatum(position->position),
+					  Int64GetDatum(position->generation), Int32GetDatum(position->epoch)};
 
 	if (run(&statement,
 			"SELECT FROM millrace.stream_position p WHERE p.stream_id = $1 AND p.topic = $2"
@@ -139,10 +138,10 @@ void
 mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 {
 	static MrStatement *statement = NULL;
-	const Oid element[] = {TEXTOID,		   INT4OID, INT8OID, INT8OID, INT4OID,
-						   INT8OID,		   INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
-	const Oid types[] = {INT4OID,	   TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID,
-						 INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID,
+	const Oid element[] = {TEXTOID, INT4OID, INT8OID, INT8OID, INT4OID,
+						   INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
+	const Oid types[] = {INT4OID,      TEXTARRAYOID, INT4ARRAYOID,       INT8ARRAYOID,
+						 INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID,       INT8ARRAYOID,
 						 INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
 	Datum values[lengthof(types)];
 	Datum *columns[lengthof(element)];
@@ -173,9 +172,9 @@ mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 		int length = element[c] == TEXTOID ? -1 : element[c] == INT4OID ? 4 : 8;
 		char alignment = length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT;
 
-		values[c + 1] = PointerGetDatum(construct_array(
-			columns[c], count, element[c], length, length == 8 ? FLOAT8PASSBYVAL : by_value,
-			alignment));
+		values[c + 1] = PointerGetDatum(construct_array(columns[c], count, element[c], length,
+														length == 8 ? FLOAT8PASSBYVAL : by_value,
+														alignment));
 	}
 
 	if (run(&statement,
@@ -198,12 +197,9 @@ mr_position_put(const MrStream *stream, MrPosition *position, int64 value)
 {
 	static MrStatement *statement = NULL;
 	const Oid types[] = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID};
-	Datum values[] = {Int32GetDatum(stream->id),
-					  CStringGetTextDatum(position->topic),
-					  Int32GetDatum(position->partition),
-					  Int64GetDatum(position->position),
-					  Int64GetDatum(position->generation),
-					  Int64GetDatum(value)};
+	Datum values[] = {Int32GetDatum(stream->id),           CStringGetTextDatum(position->topic),
+					  Int32GetDatum(position->partition),  Int64GetDatum(position->position),
+					  Int64GetDatum(position->generation), Int64GetDatum(value)};
 
 	if (run(&statement,
 			"UPDATE millrace.stream_position p SET position = $6, last_time = NULL,"
@@ -224,10 +220,11 @@ mr_stream_raise_epoch(const MrStream *stream)
 	const Oid types[] = {INT4OID};
 	Datum values[] = {Int32GetDatum(stream->id)};
 
-	(void) run(&statement,
-			   "WITH raised AS (UPDATE millrace.stream s SET epoch = s.epoch + 1 WHERE s.id = $1"
-			   " RETURNING s.id, s.epoch)"
-			   " UPDATE millrace.stream_position p SET epoch = r.epoch, generation = p.generation + 1"
-			   " FROM raised r WHERE p.stream_id = r.id",
-			   lengthof(types), types, values, NULL);
+	(void) run(
+		&statement,
+		"WITH raised AS (UPDATE millrace.stream s SET epoch = s.epoch + 1 WHERE s.id = $1"
+		" RETURNING s.id, s.epoch)"
+		" UPDATE millrace.stream_position p SET epoch = r.epoch, generation = p.generation + 1"
+		" FROM raised r WHERE p.stream_id = r.id",
+		lengthof(types), types, values, NULL);
 }

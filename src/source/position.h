@@ -54,4 +54,4 @@ extern void mr_position_put(const MrStream *stream, MrPosition *position, int64 
 /* Raises the epoch of the stream and all its rows, and their generation: everybody opens again. */
 extern void mr_stream_raise_epoch(const MrStream *stream);
 
-#endif							/* MR_SOURCE_POSITION_H */
+#endif /* MR_SOURCE_POSITION_H */

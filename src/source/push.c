@@ -141,8 +141,8 @@ check_inbox(const char *name, Oid role)
 	SPI_finish();
 
 	if (id == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("stream \"%s\" does not exist", name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("stream \"%s\" does not exist", name)));
 	if (!allowed)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied to push to stream \"%s\"", name),
@@ -253,8 +253,8 @@ push(FunctionCallInfo fcinfo, bytea *value)
 							errmsg("headers must be a JSON object")));
 		values[MR_INBOX_HEADERS] = PointerGetDatum(headers);
 	}
-	values[MR_INBOX_MESSAGE_TIME] =
-		PG_ARGISNULL(4) ? TimestampTzGetDatum(GetCurrentTimestamp()) : PG_GETARG_DATUM(4);
+	values[MR_INBOX_MESSAGE_TIME] = PG_ARGISNULL(4) ? TimestampTzGetDatum(GetCurrentTimestamp())
+													: PG_GETARG_DATUM(4);
 
 	tuple = heap_form_tuple(RelationGetDescr(inbox), values, nulls);
 	CatalogTupleInsert(inbox, tuple);

@@ -95,11 +95,11 @@ report_unknown(const char *name, Oid catalog)
 			nearest = option->name;
 		}
 	}
-	ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-					errmsg("unknown option \"%s\"", name),
-					nearest != NULL ? errhint("Perhaps you meant \"%s\".", nearest)
-					: all.len > 0	? errhint("Known are: %s.", all.data)
-									: errhint("There are no options here.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND), errmsg("unknown option \"%s\"", name),
+			 nearest != NULL ? errhint("Perhaps you meant \"%s\".", nearest)
+			 : all.len > 0   ? errhint("Known are: %s.", all.data)
+							 : errhint("There are no options here.")));
 }
 
 /* The value must be one of an option's words. */
@@ -136,7 +136,7 @@ has_option(List *options, const char *name)
 {
 	ListCell *cell;
 
-	foreach (cell, options)
+	foreach(cell, options)
 	{
 		if (strcmp(((DefElem *) lfirst(cell))->defname, name) == 0)
 			return true;
@@ -152,7 +152,7 @@ millrace_kafka_validator(PG_FUNCTION_ARGS)
 	Oid catalog = PG_GETARG_OID(1);
 	ListCell *cell;
 
-	foreach (cell, options)
+	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
 		const Option *option = find_option(given->defname, catalog);
@@ -194,7 +194,7 @@ mr_property(List *properties, const char *name)
 {
 	ListCell *cell;
 
-	foreach (cell, properties)
+	foreach(cell, properties)
 	{
 		MrProperty *property = lfirst(cell);
 
@@ -210,7 +210,7 @@ add_properties(List *properties, List *options, Oid catalog)
 {
 	ListCell *cell;
 
-	foreach (cell, options)
+	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
 		const Option *option = find_option(given->defname, catalog);
@@ -265,8 +265,8 @@ mr_server_properties(const char *name, Oid role)
 						errmsg("permission denied for foreign server %s", name)));
 
 	properties = add_properties(NIL, server->options, ForeignServerRelationId);
-	properties =
-		add_properties(properties, mapping_options(role, server->serverid), UserMappingRelationId);
+	properties = add_properties(properties, mapping_options(role, server->serverid),
+								UserMappingRelationId);
 
 	protocol = mr_property(properties, "security.protocol");
 	if (!superuser_arg(server->owner))
@@ -278,11 +278,10 @@ mr_server_properties(const char *name, Oid role)
 
 		/* Else whoever may create servers could use what the network trusts this host with. */
 		if (!password && !key)
-			ereport(ERROR,
-					(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
-					 errmsg("server \"%s\" of a non-superuser must use a password", name),
-					 errhint("Set security_protocol to SASL_SSL and give the user mapping a "
-							 "password, or let a superuser own the server.")));
+			ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+							errmsg("server \"%s\" of a non-superuser must use a password", name),
+							errhint("Set security_protocol to SASL_SSL and give the user mapping a "
+									"password, or let a superuser own the server.")));
 	}
 	return properties;
 }

@@ -23,4 +23,4 @@ extern List *mr_server_properties(const char *server, Oid role);
 /* A property of such a list, or NULL. */
 extern const char *mr_property(List *properties, const char *name);
 
-#endif							/* MR_SOURCE_SERVER_H */
+#endif /* MR_SOURCE_SERVER_H */

@@ -112,4 +112,4 @@ extern const char *mr_source_problem(const MrSource *source);
 /* Records that something happened which loses or may lose messages, or needs somebody's attention. */
 extern void mr_incident(int32 stream_id, const char *kind, const char *detail);
 
-#endif							/* MR_SOURCE_SOURCE_H */
+#endif /* MR_SOURCE_SOURCE_H */

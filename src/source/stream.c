@@ -177,12 +177,13 @@ mr_incident(int32 stream_id, const char *kind, const char *detail)
 	Datum values[] = {Int32GetDatum(stream_id), CStringGetTextDatum(kind),
 					  CStringGetTextDatum(detail)};
 
-	(void) run_as_owner(&statement,
-						"INSERT INTO millrace.stream_incident (stream_id, kind, detail)"
-						" SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM millrace.stream_incident i"
-						" WHERE i.stream_id = $1 AND i.kind = $2 AND i.detail = $3"
-						" AND i.at > pg_catalog.clock_timestamp() - interval '1 hour')",
-						lengthof(types), types, values);
+	(void) run_as_owner(
+		&statement,
+		"INSERT INTO millrace.stream_incident (stream_id, kind, detail)"
+		" SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM millrace.stream_incident i"
+		" WHERE i.stream_id = $1 AND i.kind = $2 AND i.detail = $3"
+		" AND i.at > pg_catalog.clock_timestamp() - interval '1 hour')",
+		lengthof(types), types, values);
 }
 
 /* millrace_internal.lock_stream(id, exclusive) */
@@ -206,9 +207,9 @@ millrace_wake(PG_FUNCTION_ARGS)
 Datum
 millrace_fence(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u/%s", GetSystemIdentifier(),
-											  MyDatabaseId,
-											  mr_instance == NULL ? "" : mr_instance)));
+	PG_RETURN_TEXT_P(
+		cstring_to_text(psprintf(UINT64_FORMAT "/%u/%s", GetSystemIdentifier(), MyDatabaseId,
+								 mr_instance == NULL ? "" : mr_instance)));
 }
 
 /* Trigger: what backends remember of the table's rows is forgotten. */

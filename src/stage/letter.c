@@ -28,24 +28,22 @@ bytes_value(const char *bytes, int length)
 static void
 stop_at(const MrStream *stream, const MrFailure *failure)
 {
-	ereport(ERROR,
-			(errcode(failure->sqlstate),
-			 errmsg("stream %s stops at a message that cannot be taken: %s", stream->name,
-					failure->text),
-			 errdetail("Topic \"%s\", partition %d, position " INT64_FORMAT ".",
-					   failure->message->topic != NULL ? failure->message->topic : "",
-					   failure->message->partition, failure->message->position),
-			 errhint("Declare what can take it, or create the stream with on_error => "
-					 "'dead_letter'.")));
+	ereport(ERROR, (errcode(failure->sqlstate),
+					errmsg("stream %s stops at a message that cannot be taken: %s", stream->name,
+						   failure->text),
+					errdetail("Topic \"%s\", partition %d, position " INT64_FORMAT ".",
+							  failure->message->topic != NULL ? failure->message->topic : "",
+							  failure->message->partition, failure->message->position),
+					errhint("Declare what can take it, or create the stream with on_error => "
+							"'dead_letter'.")));
 }
 
 int64
 mr_letter_write(MrStream *stream, const List *failures)
 {
-	static const Oid types[] = {INT4OID,		INT4OID,  TEXTOID,	INT4OID,  TEXTOID, TEXTOID,
-								INT4OID,		INT4OID,  INT8OID,	TIMESTAMPTZOID,
-								BYTEAOID,		BYTEAOID, TEXTOID,	TEXTOID,  TEXTOID, TEXTOID,
-								TEXTOID};
+	static const Oid types[] = {INT4OID, INT4OID, TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
+								INT4OID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
+								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID};
 	MrStatement *insert = NULL;
 	int64 written = 0;
 	ListCell *lc;
@@ -79,7 +77,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 #define SET_TEXT(n, string) SET(n, (string) == NULL, CStringGetTextDatum(string))
 		SET(0, false, Int32GetDatum(stream->id));
 		SET(1, failure->staging == NULL, Int32GetDatum(failure->staging->id));
-		SET_TEXT(2, failure->staging == NULL		  ? kind_message
+		SET_TEXT(2, failure->staging == NULL       ? kind_message
 					: failure->expectation != NULL ? kind_row
 												   : kind_object);
 		SET(3, failure->element == 0, Int32GetDatum(failure->element));
@@ -249,14 +247,14 @@ mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
 			continue;
 		if (superseded(batch, message))
 		{
-			(void) mr_sql("UPDATE millrace.letter SET state = 'superseded' WHERE id = " INT64_FORMAT,
-						  message->letter);
+			(void) mr_sql(
+				"UPDATE millrace.letter SET state = 'superseded' WHERE id = " INT64_FORMAT,
+				message->letter);
 			(*closed)++;
 		}
 		else
 		{
-			(void) mr_sql("DELETE FROM millrace.letter WHERE id = " INT64_FORMAT,
-						  message->letter);
+			(void) mr_sql("DELETE FROM millrace.letter WHERE id = " INT64_FORMAT, message->letter);
 			(*taken)++;
 		}
 	}

@@ -183,8 +183,7 @@ map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 		}
 		if (plan->tombstone == MR_TOMBSTONE_REFUSE || !staging->version_is_time)
 			ereport(ERROR,
-					(errcode(ERRCODE_DATA_EXCEPTION),
-					 errmsg("a tombstone has no version"),
+					(errcode(ERRCODE_DATA_EXCEPTION), errmsg("a tombstone has no version"),
 					 errdetail("The version of %s comes from the payload, and cannot be compared "
 							   "with the time of a message without one.",
 							   staging->name),
@@ -196,11 +195,10 @@ map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 	version->version = mapped_value(e, plan, plan->version, -1, &version->version_null);
 	if (!version->version_null && staging->version_is_time &&
 		DatumGetTimestampTz(version->version) - e->batch->loaded_at > plan->max_ahead)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("version %s lies further ahead than max_ahead allows",
-						timestamptz_to_str(DatumGetTimestampTz(version->version))),
-				 errdetail("It would win over every later version of its object.")));
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+						errmsg("version %s lies further ahead than max_ahead allows",
+							   timestamptz_to_str(DatumGetTimestampTz(version->version))),
+						errdetail("It would win over every later version of its object.")));
 }
 
 /* A row that fails an expectation goes to the dead letters alone. */
@@ -231,8 +229,8 @@ evaluate_row(const Evaluation *e, const MrStaging *staging, MrMessage *message, 
 		const MrComputed *computed = &plan->computed[i];
 		int attribute = computed->attnum - 1;
 
-		plan->row->tts_values[attribute] = mr_expression_value(
-			computed->expression, plan->context, &plan->row->tts_isnull[attribute]);
+		plan->row->tts_values[attribute] = mr_expression_value(computed->expression, plan->context,
+															   &plan->row->tts_isnull[attribute]);
 	}
 	if (plan->filter != NULL && !mr_expression_true(plan->filter, plan->context))
 		return false;
@@ -270,8 +268,7 @@ keep_row(const MrStaging *staging, MrVersion *version, int32 element, Datum payl
 	row->nulls = palloc(natts);
 	memcpy(row->values, plan->row->tts_values, sizeof(Datum) * natts);
 	memcpy(row->nulls, plan->row->tts_isnull, natts);
-#define SET(attnum, value) \
-	(row->values[(attnum) - 1] = (value), row->nulls[(attnum) - 1] = false)
+#define SET(attnum, value) (row->values[(attnum) -1] = (value), row->nulls[(attnum) -1] = false)
 	if (staging->element != InvalidAttrNumber)
 		SET(staging->element, Int32GetDatum(element));
 	if (!version->version_null)
@@ -351,10 +348,9 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	for (int i = 0; i < staging->nkeys; i++)
 	{
 		if (plan->raw->tts_isnull[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NOT_NULL_VIOLATION),
-					 errmsg("the message has no key: \"%s\" of %s is missing",
-							plan->mapped[i].name, staging->name)));
+			ereport(ERROR, (errcode(ERRCODE_NOT_NULL_VIOLATION),
+							errmsg("the message has no key: \"%s\" of %s is missing",
+								   plan->mapped[i].name, staging->name)));
 		version->key[i] = plan->raw->tts_values[i];
 	}
 	map_version(e, staging, version);
@@ -371,8 +367,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	if (plan->event_time != NULL)
 		version->event_time = DatumGetTimestampTz(
 			mapped_value(e, plan, plan->event_time, -1, &version->event_time_null));
-	version->deleted =
-		plan->deleted != NULL && mr_expression_true(plan->deleted, plan->context);
+	version->deleted = plan->deleted != NULL && mr_expression_true(plan->deleted, plan->context);
 	if (!version->deleted)
 		map_rows(e, staging, version);
 	ResetExprContext(plan->context);
@@ -389,8 +384,7 @@ mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStag
 	{
 		const MrFailure *failure = lfirst(lc);
 
-		if (failure->message == message && failure->element == 0 &&
-			failure->expectation == NULL &&
+		if (failure->message == message && failure->element == 0 && failure->expectation == NULL &&
 			(failure->staging == NULL || failure->staging == staging))
 			return true;
 	}
@@ -400,8 +394,8 @@ mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStag
 void
 mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 {
-	MemoryContext document_context =
-		AllocSetContextCreate(batch->context, "millrace document", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext document_context = AllocSetContextCreate(batch->context, "millrace document",
+														   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext previous = MemoryContextSwitchTo(batch->context);
 	Evaluation e = {0};
 
@@ -441,8 +435,7 @@ mr_map_forget(MrBatch *batch, int from)
 	{
 		MrStaged *staged = &batch->staged[s];
 
-		while (staged->nversions > 0 &&
-			   staged->versions[staged->nversions - 1].message >= first)
+		while (staged->nversions > 0 && staged->versions[staged->nversions - 1].message >= first)
 			staged->nversions--;
 	}
 	/* Expectations will be judged again. */

@@ -160,4 +160,4 @@ extern void mr_letter_read(MrBatch *batch, ArrayType *ids);
 /* After the batch was applied: letters that did not fail again are deleted, or closed as superseded. */
 extern void mr_letter_close(MrBatch *batch, int64 *taken, int64 *superseded);
 
-#endif							/* MR_STAGE_MAPPING_H */
+#endif /* MR_STAGE_MAPPING_H */

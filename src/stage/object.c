@@ -103,8 +103,7 @@ mr_object_statement(const MrStaging *staging)
 	initStringInfo(&sql);
 	for (int i = 0; i < nkeys; i++)
 	{
-		types[i] = get_array_type(
-			TupleDescAttr(staging->desc, staging->key[i] - 1)->atttypid);
+		types[i] = get_array_type(TupleDescAttr(staging->desc, staging->key[i] - 1)->atttypid);
 		appendStringInfo(&keys, "k%d, ", i + 1);
 	}
 	types[nkeys] = get_array_type(plan->version_type);
@@ -165,8 +164,8 @@ static MrVersion **
 newest_versions(MrStaged *staged, int *count)
 {
 	const MrStaging *staging = staged->staging;
-	MrVersion **newest =
-		MemoryContextAllocHuge(CurrentMemoryContext, sizeof(MrVersion *) * staged->nversions);
+	MrVersion **newest = MemoryContextAllocHuge(CurrentMemoryContext,
+												sizeof(MrVersion *) * staged->nversions);
 	int n = 0;
 
 	for (int i = 0; i < staged->nversions; i++)
@@ -291,10 +290,10 @@ mark_accepted(MrBatch *batch, MrStaged *staged, MrVersion **newest, int count)
 			elog(ERROR, "the table of objects of %s returned a key that it was not given",
 				 staging->name);
 		newest[next]->accepted = true;
-		newest[next]->known = DatumGetBool(SPI_getbinval(
-			returned->vals[r], returned->tupdesc, staging->nkeys + 1, &isnull));
-		if (DatumGetInt16(SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 2,
-										&isnull)) &
+		newest[next]->known = DatumGetBool(
+			SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 1, &isnull));
+		if (DatumGetInt16(
+				SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 2, &isnull)) &
 			OBJECT_MOVED)
 			moved = true;
 		staged->accepted[staged->naccepted++] = newest[next++];

@@ -72,8 +72,7 @@ mr_version_empty_row(const MrStaging *staging, const MrVersion *version)
 	row.values = palloc0(sizeof(Datum) * natts);
 	row.nulls = palloc(natts);
 	memset(row.nulls, true, natts);
-#define SET(attnum, value) \
-	(row.values[(attnum) - 1] = (value), row.nulls[(attnum) - 1] = false)
+#define SET(attnum, value) (row.values[(attnum) -1] = (value), row.nulls[(attnum) -1] = false)
 	for (int k = 0; k < staging->nkeys; k++)
 		SET(staging->key[k], version->key[k]);
 	if (staging->element != InvalidAttrNumber)
@@ -220,8 +219,8 @@ replace_rows(MrStaged *staged)
 
 	rows = mr_rows_create(plan->table, nrows);
 	staged->old_rows = palloc(sizeof(HeapTuple) * Max(ndeleted, 1));
-	staged->new_rows =
-		MemoryContextAllocHuge(CurrentMemoryContext, sizeof(MrRow *) * Max(nrows, 1));
+	staged->new_rows = MemoryContextAllocHuge(CurrentMemoryContext,
+											  sizeof(MrRow *) * Max(nrows, 1));
 	for (int i = 0; i < staged->naccepted; i++)
 	{
 		MrVersion *version = staged->accepted[i];

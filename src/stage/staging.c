@@ -55,10 +55,10 @@ required_attribute(const Compilation *c, const char *declared)
 	AttrNumber attnum = mr_staging_attribute(c->staging, declared);
 
 	if (attnum == InvalidAttrNumber)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-						errmsg("column \"%s\" of staging table %s is gone", declared,
-							   c->staging->name),
-						errhint("Create the staging table again with replace => true.")));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of staging table %s is gone", declared, c->staging->name),
+				 errhint("Create the staging table again with replace => true.")));
 	return attnum;
 }
 
@@ -393,13 +393,14 @@ mr_staging_load(MrStream *stream, MrPlan **extraction)
 	uint64 nrows;
 
 	*extraction = mr_plan_create();
-	nrows = mr_sql("SELECT id, relation::oid, owner::oid, timezone, definition_no, "
-				   "definition ->> 'for_each', definition ->> 'tombstone', "
-				   "definition ->> 'payload', "
-				   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
-				   "log::oid "
-				   "FROM millrace.staging WHERE stream_id = %d ORDER BY id",
-				   stream->id);
+	nrows =
+		mr_sql("SELECT id, relation::oid, owner::oid, timezone, definition_no, "
+			   "definition ->> 'for_each', definition ->> 'tombstone', "
+			   "definition ->> 'payload', "
+			   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
+			   "log::oid "
+			   "FROM millrace.staging WHERE stream_id = %d ORDER BY id",
+			   stream->id);
 	rows = SPI_tuptable;
 	for (uint64 i = 0; i < nrows; i++)
 	{
@@ -423,11 +424,11 @@ mr_staging_load(MrStream *stream, MrPlan **extraction)
 		c.plan->definition_no = DatumGetInt32(mr_sql_value(i, 5, &isnull));
 		for_each = mr_sql_text(i, 6);
 		word = mr_sql_text(i, 7);
-		c.plan->tombstone = strcmp(word, "refuse") == 0	  ? MR_TOMBSTONE_REFUSE
+		c.plan->tombstone = strcmp(word, "refuse") == 0   ? MR_TOMBSTONE_REFUSE
 							: strcmp(word, "always") == 0 ? MR_TOMBSTONE_ALWAYS
 														  : MR_TOMBSTONE_TIMESTAMP;
 		word = mr_sql_text(i, 8);
-		c.plan->payload = strcmp(word, "json") == 0	   ? MR_PAYLOAD_JSON
+		c.plan->payload = strcmp(word, "json") == 0    ? MR_PAYLOAD_JSON
 						  : strcmp(word, "jsonb") == 0 ? MR_PAYLOAD_JSONB
 													   : MR_PAYLOAD_NONE;
 		c.plan->max_ahead = DatumGetInt64(mr_sql_value(i, 9, &isnull));

@@ -105,4 +105,4 @@ typedef struct MrTarget
  */
 extern void mr_staged_register(MrStaged *staged);
 
-#endif							/* MR_STAGE_STAGING_H */
+#endif /* MR_STAGE_STAGING_H */

@@ -161,8 +161,7 @@ static void
 fill_from(MrTarget *target, LogReader *reader)
 {
 	MemoryContext previous = CurrentMemoryContext;
-	MemoryContext chunk =
-		AllocSetContextCreate(previous, "millrace fill", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext chunk = AllocSetContextCreate(previous, "millrace fill", ALLOCSET_DEFAULT_SIZES);
 	MrRunAs saved;
 	SPIPlanPtr plan;
 	Portal portal;

@@ -117,10 +117,9 @@ prepare_call(HashKeyCall *call, Oid relid, int n, const Oid *given)
 	call->generation = generation;
 	key = key_of_table(relid);
 	if (n != key->ncolumns)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the business key of %s has %d columns, but %d values are given",
-						mr_relation_name(relid), key->ncolumns, n)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("the business key of %s has %d columns, but %d values are given",
+							   mr_relation_name(relid), key->ncolumns, n)));
 
 	call->reader.key = key;
 	call->reader.attnums = palloc(sizeof(AttrNumber) * n);
@@ -138,8 +137,8 @@ prepare_call(HashKeyCall *call, Oid relid, int n, const Oid *given)
 
 			call->given[column] = given[column];
 			call->reader.attnums[column] = column + 1;
-			call->reader.casts[column] =
-				mr_cast_create(from, -1, key->parts[p].types[c], key->parts[p].typmods[c]);
+			call->reader.casts[column] = mr_cast_create(from, -1, key->parts[p].types[c],
+														key->parts[p].typmods[c]);
 		}
 	}
 	MemoryContextSwitchTo(previous);

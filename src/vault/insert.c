@@ -38,8 +38,8 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 
 /* Puts one row with the key that was read last into `rows`, unless it is known. */
 static void
-add_row(MrKeyTable *table, MrKeyReader *reader, MrKeySet *seen, MrRows *rows,
-		TimestampTz loaded_at, Datum record_source)
+add_row(MrKeyTable *table, MrKeyReader *reader, MrKeySet *seen, MrRows *rows, TimestampTz loaded_at,
+		Datum record_source)
 {
 	pg_uuid_t key;
 	pg_uuid_t *kept;

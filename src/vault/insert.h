@@ -24,4 +24,4 @@ extern void mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *ke
 							  const char *prefix, int nmiddle);
 extern void mr_key_table_apply(MrTarget *target, MrBatch *batch);
 
-#endif							/* MR_VAULT_INSERT_H */
+#endif /* MR_VAULT_INSERT_H */

@@ -109,14 +109,14 @@ mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns)
 			Form_pg_attribute attribute;
 
 			if (attnum == InvalidAttrNumber)
-				ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-								errmsg("column \"%s\" of staging table %s is gone", name,
-									   staging->name)));
+				ereport(ERROR,
+						(errcode(ERRCODE_UNDEFINED_COLUMN),
+						 errmsg("column \"%s\" of staging table %s is gone", name, staging->name)));
 			attribute = TupleDescAttr(staging->desc, attnum - 1);
 			reader->attnums[column] = attnum;
-			reader->casts[column] =
-				mr_cast_create(attribute->atttypid, attribute->atttypmod, key->parts[p].types[c],
-							   key->parts[p].typmods[c]);
+			reader->casts[column] = mr_cast_create(attribute->atttypid, attribute->atttypmod,
+												   key->parts[p].types[c],
+												   key->parts[p].typmods[c]);
 		}
 	}
 	return reader;

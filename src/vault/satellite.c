@@ -72,9 +72,9 @@ enum
 	COLUMNS
 };
 
-static const char *const column_names[COLUMNS] = {
-	"hash_key", "applied_at", "hashdiff", "confirmed_at", "position", "is_deleted", "load_at",
-	"record_source"};
+static const char *const column_names[COLUMNS] = {"hash_key",     "applied_at",   "hashdiff",
+												  "confirmed_at", "position",     "is_deleted",
+												  "load_at",      "record_source"};
 
 typedef struct Assertion
 {
@@ -109,8 +109,8 @@ create_statements(MrSatellite *satellite, const MrVaultTable *table, const AttrN
 	const char *names[COLUMNS];
 
 	for (int i = 0; i < COLUMNS; i++)
-		names[i] = pstrdup(
-			quote_identifier(NameStr(TupleDescAttr(table->desc, attnums[i] - 1)->attname)));
+		names[i] =
+			pstrdup(quote_identifier(NameStr(TupleDescAttr(table->desc, attnums[i] - 1)->attname)));
 
 	/* One probe of the unique index for each run: the row before its end. */
 	satellite->find_predecessors = mr_statement_create(
@@ -164,9 +164,9 @@ load_source(MrSatellite *satellite, SatelliteSource *source, const MrTargetSourc
 			continue;
 		source->attnums[i] = mr_staging_attribute(staging, name);
 		if (source->attnums[i] == InvalidAttrNumber)
-			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-							errmsg("column \"%s\" of staging table %s is gone", name,
-								   staging->name)));
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of staging table %s is gone", name, staging->name)));
 		column = TupleDescAttr(staging->desc, source->attnums[i] - 1);
 		source->casts[i] = mr_cast_create(column->atttypid, column->atttypmod, attribute->type,
 										  attribute->typmod);
@@ -204,15 +204,15 @@ satellite_load(const MrTarget *base)
 
 		attribute->number =
 			pg_strtoint32(mr_vault_json_text(mr_vault_json_member(described, "number")));
-		attnums[COLUMNS + i] =
-			mr_vault_attribute(&table, psprintf("attribute_%d", attribute->number));
+		attnums[COLUMNS + i] = mr_vault_attribute(&table,
+												  psprintf("attribute_%d", attribute->number));
 		column = TupleDescAttr(table.desc, attnums[COLUMNS + i] - 1);
 		attribute->type = column->atttypid;
 		attribute->typmod = column->atttypmod;
 		mr_hash_column_init(&attribute->hash, column->atttypid);
 	}
-	satellite->table = mr_table_create(base->relid, base->owner,
-									   COLUMNS + satellite->nattributes, attnums, 3);
+	satellite->table = mr_table_create(base->relid, base->owner, COLUMNS + satellite->nattributes,
+									   attnums, 3);
 	create_statements(satellite, &table, attnums);
 
 	satellite->sources = palloc0(sizeof(SatelliteSource) * Max(base->nsources, 1));
@@ -492,8 +492,8 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 			if (assertion->row == NULL)
 				rows->nulls[COLUMNS + a][n] = true;
 			else
-				rows->values[COLUMNS + a][n] = attribute_value(
-					source, a, assertion->row, &rows->nulls[COLUMNS + a][n]);
+				rows->values[COLUMNS + a][n] = attribute_value(source, a, assertion->row,
+															   &rows->nulls[COLUMNS + a][n]);
 		}
 	}
 	return rows->nrows - mr_table_insert_new(satellite->table, rows);

@@ -130,4 +130,4 @@ extern bool mr_key_set_add(MrKeySet *set, const pg_uuid_t *key);
 /* Reads the logs of the target's sources and applies them in chunks. */
 extern void mr_vault_fill(MrTarget *target);
 
-#endif							/* MR_VAULT_VAULT_H */
+#endif /* MR_VAULT_VAULT_H */
