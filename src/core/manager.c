@@ -201,8 +201,7 @@ owner_problem(Oid owner, const char **hint)
 
 	if (!HeapTupleIsValid(tuple))
 	{
-		*hint =
-			"Drop the stream, or give it to another role with create_stream(..., replace => true).";
+		*hint = "Drop the stream and create it again as another role.";
 		return "the owner of the stream does not exist any more";
 	}
 	login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
