@@ -25,16 +25,16 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#define TICK 10000              /* ms: a safety net, whatever matters sets the latch */
+#define TICK 10000 /* ms: a safety net, whatever matters sets the latch */
 #define STARTING_PATIENCE 30000 /* ms until a process that was registered counts as lost */
 #define STOPPING_PATIENCE 10000 /* ms until a process that was asked to end is terminated */
-#define STABLE 60000            /* ms after which a manager's earlier failures are forgotten */
+#define STABLE 60000 /* ms after which a manager's earlier failures are forgotten */
 
 /* A database of the setting. */
 typedef struct Managed
 {
 	char *name;
-	Oid oid;   /* InvalidOid: there is none that one can connect to */
+	Oid oid; /* InvalidOid: there is none that one can connect to */
 	bool said; /* that there is none */
 	int failures;
 	TimestampTz not_before;

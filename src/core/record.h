@@ -9,7 +9,7 @@
 #define MR_STATE_STARTING "starting"
 #define MR_STATE_RUNNING "running"
 #define MR_STATE_WAITING "waiting" /* for the next attempt after an error of the environment */
-#define MR_STATE_FAILED "failed"   /* until somebody changes something */
+#define MR_STATE_FAILED "failed" /* until somebody changes something */
 #define MR_STATE_STOPPED "stopped"
 
 typedef enum MrFailures

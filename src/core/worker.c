@@ -51,7 +51,7 @@ typedef struct Hold
 
 typedef struct WorkerShared
 {
-	struct Latch *launcher;  /* NULL while it does not run */
+	struct Latch *launcher; /* NULL while it does not run */
 	ConditionVariable ended; /* a process has ended */
 	Hold holds[MAX_HOLDS];
 	int nslots;

@@ -57,12 +57,12 @@ typedef struct MrSlot
 	int worker;
 	int workers;
 	Oid owner;
-	int pid;             /* 0 until it runs */
+	int pid; /* 0 until it runs */
 	struct Latch *latch; /* of the process, while it runs */
 	TimestampTz started; /* when the slot was given away */
-	TimestampTz since;   /* of the state, or of being asked to end */
-	bool stop;           /* asked to end between batches */
-	bool held;           /* ended because a command wants the database for itself */
+	TimestampTz since; /* of the state, or of being asked to end */
+	bool stop; /* asked to end between batches */
+	bool held; /* ended because a command wants the database for itself */
 	int exit_code;
 	int sqlstate; /* of the last error that it reported before its end, 0: none */
 	char reason[MR_REASON_LENGTH];
@@ -76,8 +76,8 @@ extern MrSlot *mr_slot_attach(Datum index, MrSlotKind kind);
 extern bool mr_slot_stopping(void);
 
 /* What a parent does; a slot is named by a copy of it. */
-extern bool
-mr_slot_start(const MrSlot *wanted, const char *function, const char *name, const char *type);
+extern bool mr_slot_start(const MrSlot *wanted, const char *function, const char *name,
+						  const char *type);
 extern int mr_slot_list(MrSlotKind kind, Oid database, MrSlot **slots);
 extern void mr_slot_free(const MrSlot *copy);
 extern void mr_slot_stop(const MrSlot *copy, bool terminate);

@@ -41,9 +41,9 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-#define TICK 1000          /* ms: a safety net while there is nothing to do */
-#define STABLE 10000       /* ms without an error after which earlier failures are forgotten */
-#define DDL_PAUSE 2000     /* ms between attempts that DDL sets off */
+#define TICK 1000 /* ms: a safety net while there is nothing to do */
+#define STABLE 10000 /* ms without an error after which earlier failures are forgotten */
+#define DDL_PAUSE 2000 /* ms between attempts that DDL sets off */
 #define FAILED_PAUSE 60000 /* ms between attempts that nothing sets off */
 
 static MrSlot *my;
@@ -54,8 +54,8 @@ static WaitEventSet *wait_set = NULL;
 static MemoryContext flow_context;
 static MemoryContext error_context;
 static const char *recorded_state = NULL; /* MR_STATE_..., what our row says */
-static int failures = 0;                  /* in a row, as committed in our row */
-static char *last_message = NULL;         /* of the error that was logged last */
+static int failures = 0; /* in a row, as committed in our row */
+static char *last_message = NULL; /* of the error that was logged last */
 static volatile bool definitions_changed = false;
 
 /* Says in an error's context what the worker was at. */
