@@ -151,6 +151,7 @@ mr_flow_activate(MrStream *stream)
 	uint64 count;
 	MrRunAs saved;
 
+	mr_run_as(&saved, mr_extension_owner());
 	/* Streams that feed a target together are locked in one order. */
 	count = mr_sql("SELECT DISTINCT o.stream_id FROM millrace.target t "
 				   "JOIN millrace.target_source s ON s.target_id = t.id "
@@ -170,7 +171,6 @@ mr_flow_activate(MrStream *stream)
 	for (uint64 i = 0; i < count; i++)
 		mr_stream_lock(ids[i], true);
 
-	mr_run_as(&saved, mr_extension_owner());
 	count = mr_sql("SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
 				   "WHEN 'satellite' THEN 3 ELSE 4 END AS phase FROM millrace.target t "
 				   "JOIN millrace.target_source s ON s.target_id = t.id "

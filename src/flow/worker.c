@@ -342,7 +342,10 @@ report(const ErrorData *error, MrErrorClass class)
 						 .context = error->context,
 						 .sqlstate = error->sqlerrcode};
 	bool environment = class == MR_ERROR_ENVIRONMENT;
+	ErrorContextCallback *callbacks = error_context_stack;
 
+	/* The error has its own context already. */
+	error_context_stack = NULL;
 	if (last_message == NULL || strcmp(last_message, row.message) != 0)
 	{
 		ereport(LOG, (errcode(error->sqlerrcode),
@@ -355,6 +358,7 @@ report(const ErrorData *error, MrErrorClass class)
 					  error->context ? errcontext("%s", error->context) : 0));
 		remember_message(row.message);
 	}
+	error_context_stack = callbacks;
 	record(environment ? MR_STATE_WAITING : MR_STATE_FAILED, &row, MR_FAILURES_ADD);
 }
 
