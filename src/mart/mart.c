@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -26,6 +27,9 @@
 
 /* From so many changed rows on a batch has plans of its own. */
 #define LARGE_BATCH 1000
+
+/* kB, at least: the groups of a batch are sorted in memory. */
+#define DELTA_WORK_MEM (32 * 1024)
 
 /* A saved statement whose result goes to a tuplestore. */
 typedef struct Saved
@@ -240,6 +244,8 @@ remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDes
 static void
 write_deltas(MrMart *mart, DeltaSize size)
 {
+	List *stores = NIL;
+	ListCell *lc;
 	MrRunAs saved;
 	TupleDesc desc;
 
@@ -252,16 +258,21 @@ write_deltas(MrMart *mart, DeltaSize size)
 		mr_run_as_restricted(&saved, mart->base.owner);
 		mr_check_privileges(mart->definition);
 		delta = run_saved(table->delta[size], table->input, &desc);
+		stores = lappend(stores, delta);
 		mr_run_back(&saved);
 		if (tuplestore_tuple_count(delta) == 0 && table->output == NULL)
 			continue;
 
 		mr_run_as(&saved, mr_extension_owner());
 		written = run_saved(table->write, table->output, &desc);
+		stores = lappend(stores, written);
 		if (table->output != NULL || !mart->global)
 			remove_empty(mart, table, written, desc);
 		mr_run_back(&saved);
 	}
+	/* They may have files. */
+	foreach(lc, stores)
+		tuplestore_end(lfirst(lc));
 }
 
 /* An error of the data in a mart's expression is one of its configuration: no letter would help (C10). */
@@ -290,13 +301,20 @@ maintain(MrMart *mart, MrStaged *staged)
 
 	SPI_connect();
 	nest_level = mr_settings_pin(mart->timezone);
+	if (work_mem < DELTA_WORK_MEM)
+		(void) set_config_option("work_mem", psprintf("%dkB", DELTA_WORK_MEM), PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	PG_TRY();
 	{
 		if (staged == NULL)
 			write_deltas(mart, WHOLE);
 		else
 		{
+			/* The rows are copied once for all marts of the batch. */
+			MemoryContext spi = MemoryContextSwitchTo(context);
+
 			mr_staged_register(staged);
+			MemoryContextSwitchTo(spi);
 			write_deltas(mart, staged->nold + staged->nnew < LARGE_BATCH ? SMALL : LARGE);
 		}
 	}

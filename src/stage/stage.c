@@ -9,6 +9,7 @@
 #include "core/millrace.h"
 #include "stage/mapping.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/queryenvironment.h"
 #include "utils/rel.h"
@@ -279,14 +280,18 @@ void
 mr_staged_register(MrStaged *staged)
 {
 	const MrStaging *staging = staged->staging;
-	Tuplestorestate *old_store = tuplestore_begin_heap(false, false, work_mem);
-	Tuplestorestate *new_store = tuplestore_begin_heap(false, false, work_mem);
 
-	for (int i = 0; i < staged->nold; i++)
-		tuplestore_puttuple(old_store, staged->old_rows[i]);
-	for (int i = 0; i < staged->nnew; i++)
-		tuplestore_putvalues(new_store, staging->desc, staged->new_rows[i]->values,
-							 staged->new_rows[i]->nulls);
-	register_rows(psprintf("mr_old_%d", staging->id), staging, old_store, staged->nold);
-	register_rows(psprintf("mr_new_%d", staging->id), staging, new_store, staged->nnew);
+	/* They stay in memory, as the rows do, so that nobody has files to close. */
+	if (staged->new_store == NULL)
+	{
+		staged->old_store = tuplestore_begin_heap(false, false, MAX_KILOBYTES);
+		staged->new_store = tuplestore_begin_heap(false, false, MAX_KILOBYTES);
+		for (int i = 0; i < staged->nold; i++)
+			tuplestore_puttuple(staged->old_store, staged->old_rows[i]);
+		for (int i = 0; i < staged->nnew; i++)
+			tuplestore_putvalues(staged->new_store, staging->desc, staged->new_rows[i]->values,
+								 staged->new_rows[i]->nulls);
+	}
+	register_rows(psprintf("mr_old_%d", staging->id), staging, staged->old_store, staged->nold);
+	register_rows(psprintf("mr_new_%d", staging->id), staging, staged->new_store, staged->nnew);
 }

@@ -101,7 +101,8 @@ typedef struct MrTarget
 /*
  * Makes the batch's old and new rows of a staging table readable for SQL run through SPI by the caller,
  * under the names mr_old_<staging id> and mr_new_<staging id> (ephemeral named relations, as transition
- * tables are).  The caller is connected to SPI; registration ends with that connection.
+ * tables are).  The caller is connected to SPI; registration ends with that connection, but the copies of the
+ * rows are made in CurrentMemoryContext once for the batch and must live as long as it.
  */
 extern void mr_staged_register(MrStaged *staged);
 
