@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# Builds, installs and tests millrace on this machine.
+#
+#	scripts/test.sh                 everything
+#	scripts/test.sh regress tap     these groups only
+#
+#	check      static checks (scripts/check.sh)
+#	regress    make installcheck: sql/ against expected/
+#	decode     the decode stage alone: its own module, and random documents
+#	tap        test/t/*.pl: processes, crashes, dumps
+#	property   test/property/*.py: random histories
+#	kafka      test/kafka/*.sh: a real broker
+#	kill       test/kill/*: everything is killed, nothing is lost
+#
+# What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=600 seconds is what one
+# script may take. The last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/lib.sh"
+
+all_groups=(check regress decode tap property kafka kill)
+limit=${LIMIT:-600}
+passed=0
+failed=0
+child=
+
+# Ends the test that runs when we are interrupted: it cleans up after itself.
+end_child() {
+	[ -n "$child" ] || return 0
+	kill "$child" 2>/dev/null || true
+	wait "$child" 2>/dev/null || true
+	child=
+}
+
+# The lines by which a test says what it found, pg_regress's in the same form.
+findings() {
+	sed -E -e 's/^(test| +) *([^ ]+) +\.\.\. ok +([0-9]+ ms)?$/ok - \2/' \
+		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+)?( |$)' || true
+}
+
+# Runs one test, counts what it says, and shows all of its output when something failed.
+run() {
+	local name=$1 log="$work/output" code=0 start=$SECONDS good bad
+	shift
+	timeout --kill-after=60 "$limit" "$@" >"$log" 2>&1 </dev/null &
+	child=$!
+	wait "$child" || code=$?
+	child=
+	good=$(findings "$log" | grep -cE '^ok|# TODO' || true)
+	bad=$(findings "$log" | grep -E '^not ok' | grep -cv '# TODO' || true)
+	if [ "$code" = 124 ] || [ "$code" = 137 ]; then
+		echo "took longer than $limit seconds" >>"$log"
+	fi
+	if [ "$code" != 0 ] && [ "$bad" = 0 ]; then
+		bad=1
+	elif [ "$code" = 0 ] && [ "$good" = 0 ] && [ "$bad" = 0 ]; then
+		good=1
+	fi
+	passed=$((passed + good))
+	failed=$((failed + bad))
+	if [ "$bad" = 0 ]; then
+		grep -iE '^#? ?seed' "$log" | sed 's/^#* */  # /' || true
+		findings "$log" | sed 's/^/  /'
+		echo "ok - $name: $good passed ($((SECONDS - start)) s)"
+	else
+		sed 's/^/  | /' "$log"
+		echo "not ok - $name: $bad failed, $good passed (exit code $code, $((SECONDS - start)) s)"
+	fi
+}
+
+# A copy of the sources that the server's user may read and write; set once.
+tree=
+copy_tree() {
+	[ -z "$tree" ] || return 0
+	tree=$work/tree
+	mkdir "$tree"
+	tar -C "$root" --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' --exclude=./tmp_check -cf - . | tar -C "$tree" -xf -
+	[ "$(id -u)" != 0 ] || chown -R postgres: "$tree"
+}
+
+# One private server for the tests that need no other.
+server=
+start_server() {
+	[ -z "$server" ] || return 0
+	server=$work/server
+	pg_start "$server" "fsync = off" "max_worker_processes = 16" "millrace.databases = ''"
+}
+
+test_check() { run check "$root/scripts/check.sh"; }
+
+test_regress() {
+	copy_tree
+	run regress "${unprivileged[@]}" bash -c '
+		make -s -C "$1" installcheck || { cat "$1/regression.diffs"; tail -n 50 "$1/tmp_check/log/postmaster.log"; exit 1; }
+		' regress "$tree" 2>&1
+}
+
+# The module of this group is installed for as long as the test runs.
+test_decode() {
+	start_server
+	copy_tree
+	on_exit uninstall_decode
+	as_root make -s -C "$tree/test/decode" with_llvm=no install >"$work/output" 2>&1 ||
+		{ cat "$work/output"; die "test/decode does not build"; }
+	run decode/regress "${unprivileged[@]}" bash -c '
+		make -s -C "$1" installcheck || { cat "$1/regression.diffs"; exit 1; }' decode "$tree/test/decode"
+	run fuzz/decode_properties.py "$PYTHON" "$root/test/fuzz/decode_properties.py"
+}
+
+uninstall_decode() { as_root make -s -C "$tree/test/decode" with_llvm=no uninstall >/dev/null 2>&1 || true; }
+
+test_tap() {
+	local file
+	copy_tree
+	for file in "$tree"/test/t/*.pl; do
+		run "t/$(basename "$file")" env PROVE_FLAGS=-v "$tree/test/tap.sh" "$file"
+	done
+}
+
+test_property() {
+	local file
+	start_server
+	for file in "$root"/test/property/*.py; do
+		run "property/$(basename "$file")" "$PYTHON" "$file"
+	done
+}
+
+# What is executable in a folder; it starts servers of its own.
+run_folder() {
+	local file
+	for file in "$root/test/$1"/*; do
+		if [ -f "$file" ] && [ -x "$file" ]; then
+			run "$1/$(basename "$file")" "$file"
+		fi
+	done
+}
+test_kafka() { run_folder kafka; }
+test_kill() { run_folder kill; }
+
+# What was started in our temporary folder is gone.
+test_processes() {
+	local process left=
+	[ -z "$server" ] || pg_stop "$server"
+	for process in /proc/[0-9]*; do
+		if [[ "$(readlink "$process/cwd" 2>/dev/null)" == "$work"/* ]] || tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF "$work/"; then
+			left+="$(basename "$process") $(tr '\0' ' ' <"$process/cmdline" 2>/dev/null)"$'\n'
+		fi
+	done
+	run processes bash -c 'printf %s "$1"; [ -z "$1" ]' processes "$left"
+}
+
+groups=("$@")
+[ $# -gt 0 ] || groups=("${all_groups[@]}")
+for group in "${groups[@]}"; do
+	[[ " ${all_groups[*]} " == *" $group "* ]] || die "there is no group \"$group\": ${all_groups[*]}"
+done
+
+if [[ " ${groups[*]} " =~ \ (kafka|kill)\  ]]; then
+	need_packages build test kafka
+else
+	need_packages build test
+fi
+if [ "${BUILD:-1}" = 1 ]; then
+	say "building"
+	make -s -C "$root" clean >/dev/null
+	make -s -C "$root" -j "$(nproc)" WERROR=1 >/dev/null
+	as_root make -s -C "$root" WERROR=1 install >/dev/null
+fi
+
+temp_dir work
+mkdir -m 1777 "$work/tmp"
+export TMPDIR=$work/tmp
+unprivileged=()
+[ "$(id -u)" != 0 ] || unprivileged=(runuser -u postgres --)
+on_exit end_child
+start=$SECONDS
+shopt -s nullglob
+for group in "${groups[@]}"; do
+	"test_$group"
+done
+test_processes
+say "$((SECONDS - start)) seconds"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
