@@ -100,6 +100,27 @@ activate(MrFlow *flow)
 	return compile(flow);
 }
 
+/*
+ * Will the stream have to be activated?  Asked before its lock is taken: workers that all hold it shared and
+ * then all want it exclusively would be in each other's way.
+ */
+static bool
+activation_pending(int32 stream_id)
+{
+	MrRunAs saved;
+	bool pending;
+
+	mr_run_as(&saved, mr_extension_owner());
+	pending =
+		mr_sql("SELECT FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id "
+			   "JOIN millrace.staging g ON g.id = s.staging_id "
+			   "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
+			   stream_id) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return pending;
+}
+
 /* Compiles, activates and opens the source, in the transaction that is open; false when the stream is gone. */
 static bool
 open_in_transaction(MrFlow *flow)
@@ -107,7 +128,7 @@ open_in_transaction(MrFlow *flow)
 	MemoryContext previous = MemoryContextSwitchTo(flow->context);
 	bool there;
 
-	mr_stream_lock(flow->stream_id, false);
+	mr_stream_lock(flow->stream_id, activation_pending(flow->stream_id));
 	there = compile(flow);
 	if (there && flow->pending)
 		there = activate(flow);
