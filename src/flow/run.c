@@ -207,18 +207,40 @@ mr_flow_message(const MrFlow *flow)
 	return message < flow->batch->nmessages ? &flow->batch->messages[message] : NULL;
 }
 
-/* Gives the source its turn between batches, about once a second. */
-static void
+/*
+ * Is what was compiled still what the stream says?  Compiles again when not; false when the stream was
+ * stopped, dropped, or needs its source opened anew.
+ */
+static bool
+still_current(MrFlow *flow)
+{
+	bool enabled;
+	int64 version = mr_stream_config_version(flow->stream_id, &enabled);
+
+	if (version == 0 || !enabled)
+		return false;
+	return version == flow->stream->config_version;
+}
+
+/*
+ * Gives the source its turn between batches, about once a second.  False when the stream is not what it was:
+ * a source that has nothing would not find out.
+ */
+static bool
 tick(MrFlow *flow)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool current;
 
-	if (flow->kind->tick == NULL || now - flow->ticked_at < USECS_PER_SEC)
-		return;
+	if (now - flow->ticked_at < USECS_PER_SEC)
+		return true;
 	begin_transaction();
-	flow->kind->tick(flow->source);
+	current = still_current(flow);
+	if (current && flow->kind->tick != NULL)
+		flow->kind->tick(flow->source);
 	commit_transaction();
 	flow->ticked_at = now;
+	return current;
 }
 
 /* Fetches into the empty batch; adds to the stage's time only when something came. */
@@ -247,21 +269,6 @@ process_and_advance(MrFlow *flow)
 	mr_flow_stats_add(MR_STAGE_POSITION, start, flow->batch->nmessages);
 }
 
-/*
- * Is what was compiled still what the stream says?  Compiles again when not; false when the stream was
- * stopped, dropped, or needs its source opened anew.
- */
-static bool
-still_current(MrFlow *flow)
-{
-	bool enabled;
-	int64 version = mr_stream_config_version(flow->stream_id, &enabled);
-
-	if (version == 0 || !enabled)
-		return false;
-	return version == flow->stream->config_version;
-}
-
 int64
 mr_flow_step(MrFlow *flow, int wait_ms)
 {
@@ -269,7 +276,12 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	int64 consumed = 0;
 	instr_time start;
 
-	tick(flow);
+	if (!tick(flow))
+	{
+		MemoryContextSwitchTo(previous);
+		return MR_FLOW_CHANGED;
+	}
+	MemoryContextSwitchTo(previous);
 	mr_batch_reset(flow->batch);
 	if (!flow->kind->in_transaction)
 	{
@@ -441,10 +453,10 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 			CHECK_FOR_INTERRUPTS();
 			messages += consumed;
 			batches += consumed > 0;
-			if (consumed == 0 && flow->kind->drained(flow->source))
-				break;
 			if (consumed == 0)
 				flow->kind->tick(flow->source);
+			if (consumed == 0 && flow->kind->drained(flow->source))
+				break;
 			if (consumed == 0 && mr_source_problem(flow->source) != NULL)
 				ereport(ERROR, (errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
 								errmsg("stream \"%s\" cannot be read: %s", flow->stream->name,

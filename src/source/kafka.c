@@ -668,13 +668,13 @@ end_has_moved(KafkaSource *source, KafkaPartition *partition)
 		   (position->reached > position->next && position->reached != partition->stored_reached);
 }
 
-/* Stores positions that have moved, and ends that have, at most once a second. */
+/* Stores positions that have moved; ends that have, too, at most once a second while batches come. */
 static void
 store(KafkaSource *source, MrBatch *batch)
 {
 	MrPosition **moved = palloc(sizeof(MrPosition *) * Max(source->npartitions, 1));
 	TimestampTz now = GetCurrentTimestamp();
-	bool ends = now >= source->next_store;
+	bool ends = batch == NULL || now >= source->next_store;
 	int count = 0;
 
 	for (int i = 0; i < source->npartitions; i++)
