@@ -147,6 +147,34 @@ SELECT messages, dead_letters FROM millrace.run_stream('mart_feed');
 SELECT * FROM late;
 SELECT * FROM millrace.verify('late');
 
+-- Joins to what is current in the vault: made when the mart is read, by what it is grouped by.
+SELECT millrace.create_hub('h_product', source => 'mstg.orders', business_key => '{product_name}');
+SELECT millrace.create_satellite('s_product', source => 'mstg.orders', parent => 'h_product', attributes => '{status}');
+SELECT millrace.create_mart('by_product', $$
+  SELECT o.product_name, millrace.hash_key('mcdm.h_product', o.product_name) IS NOT NULL AS has_key, upper(p.status) AS status, count(DISTINCT o.id) AS orders
+  FROM mstg.orders o LEFT JOIN s_product_current p USING (product_name) GROUP BY o.product_name, upper(p.status) $$);
+SELECT millrace.create_mart('x', 'SELECT customer_id, count(*) AS n FROM mstg.orders LEFT JOIN s_product_current p USING (product_name) WHERE p.status = ''new'' GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT p.status, count(*) AS n FROM mstg.orders LEFT JOIN s_product_current p USING (product_name) GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT customer_id, count(*) AS n FROM mstg.orders o JOIN s_product_current p ON p.product_name = o.product_name GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT customer_id || p.status AS cs, count(*) AS n FROM mstg.orders LEFT JOIN s_product_current p USING (product_name) GROUP BY 1, product_name');
+SELECT millrace.create_mart('x', 'SELECT product_name, count(p.status) AS n FROM mstg.orders LEFT JOIN s_product_current p USING (product_name) GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT o.status, count(*) AS n FROM mstg.orders o LEFT JOIN s_product_current p ON p.status = o.status GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT product_name, count(*) AS n FROM s_product_current LEFT JOIN mstg.orders o USING (product_name) GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT product_name, p.status, count(*) AS n FROM mstg.orders LEFT JOIN s_product_current p USING (product_name) GROUP BY 1, 2', order_by => 'status');
+SELECT millrace.push('mart_feed', '{"product": "p6", "status": "new"}', key => '60') IS NOT NULL AS pushed;
+SELECT messages, dead_letters FROM millrace.run_stream('mart_feed');
+SELECT * FROM by_product WHERE product_name = 'p6';
+SELECT millrace.push('mart_feed', '{"product": "p6", "status": "old"}', key => '60') IS NOT NULL AS pushed;
+ALTER TABLE mstg.orders RENAME COLUMN product_name TO product;
+SELECT messages, dead_letters FROM millrace.run_stream('mart_feed');
+SELECT * FROM by_product WHERE product_name = 'p6';
+SELECT * FROM millrace.verify('by_product');
+\set VERBOSITY terse
+ALTER TABLE mstg.orders DROP COLUMN status;
+ALTER TABLE mstg.orders ALTER COLUMN product TYPE varchar(5);
+\set VERBOSITY default
+SELECT millrace.drop_table('s_product');
+
 -- An error in a mart's expression is one of its configuration.
 SELECT millrace.create_mart('fragile', 'SELECT 1 / quantity AS q, count(*) AS n FROM mstg.orders GROUP BY 1');
 SELECT millrace.push('mart_feed', '{"quantity": 0}', key => '50') IS NOT NULL AS pushed;
@@ -190,6 +218,7 @@ SELECT millrace.run_stream('mart_feed');
 -- Dropping.
 SELECT millrace.drop_table('mine');
 SELECT messages, dead_letters FROM millrace.run_stream('mart_feed');
+SELECT millrace.drop_table('h_product', cascade => true);
 SELECT millrace.drop_table(relation::text) FROM millrace.target WHERE kind = 'mart' ORDER BY id;
 SELECT relname FROM pg_class WHERE relname LIKE 'mart\_%' AND relnamespace::regnamespace::text LIKE 'millrace%';
 DROP OWNED BY mart_owner, mart_reader;
