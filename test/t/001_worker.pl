@@ -67,6 +67,14 @@ $node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('event
 ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.worker_status w JOIN pg_stat_activity USING (pid) WHERE w.state = 'running'", 3), 'three workers');
 push_rows($node, 'postgres', 132, 200);
 ok(poll_rows($node, 'postgres', 200), 'that share the work');
+
+# Targets that are declared while they run are filled and kept, by an owner who is no superuser.
+for my $i (1 .. 5)
+{
+	$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_mart('stg.mart$i', 'SELECT length(v) AS l, count(*) AS n FROM stg.event GROUP BY length(v)')");
+}
+ok(poll($node, 'postgres', "SELECT string_agg(l || ' ' || n, ', ' ORDER BY l) FROM stg.mart5", '2 9, 3 90, 4 101'), 'marts are filled while workers run');
+ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.worker_status WHERE state = 'running' AND sqlstate IS DISTINCT FROM '40P01'", 3), 'and no worker was in another one\'s way');
 $node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', workers => 1, replace => true)");
 ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.worker_status", 1), 'and one again');
 $pid = worker_pid($node, 'postgres');
@@ -86,6 +94,14 @@ ok(poll_rows($node, 'postgres', 201, 20), 'GRANT mends it');
 ok(poll($node, 'postgres', 'SELECT state FROM millrace.stream_status', 'running'), 'the stream runs again');
 is(log_count($node, qr/has stopped on an error/, $offset), 1, 'the log says it once');
 
+# on_error => 'stop': stops with the reason, and goes on when that is declared otherwise.
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', on_error => 'stop', replace => true)");
+$node->safe_psql('postgres', q{SELECT millrace.push('events', '{"id": "x", "v": 1}'::json)});
+ok(poll($node, 'postgres', "SELECT state, lag_messages, dead_letters FROM millrace.stream_status", 'failed|1|0'), 'a stream that is to stop on bad data stops');
+like($node->safe_psql('postgres', 'SELECT sqlstate, last_error FROM millrace.stream_status'), qr/^22P02\|.*"x"/, 'with the reason');
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', replace => true)");
+ok(poll($node, 'postgres', "SELECT state, lag_messages, dead_letters FROM millrace.stream_status", 'running|0|1'), 'and goes on when it is to make dead letters');
+
 # Settings of the role change no result; a terrible one does not keep the worker from running.
 $node->safe_psql('postgres', q{
 	ALTER ROLE etl SET datestyle = 'German';
@@ -99,6 +115,8 @@ $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 ok(poll($node, 'postgres', "SELECT pid <> $pid AND state = 'running' FROM millrace.worker_status"), 'comes back under other role settings');
 push_rows($node, 'postgres', 202, 210);
 ok(poll_rows($node, 'postgres', 210), 'and works under them');
+
+is(log_count($node, qr/cannot connect to database "not there"/), 2, 'a missing database is said once in each life of the launcher');
 
 # kill -9: the server starts again, and everything comes back by itself.
 for my $round (1 .. 3)
@@ -114,6 +132,18 @@ for my $round (1 .. 3)
 like($node->safe_psql('postgres', 'SELECT last_error FROM millrace.worker_status'), qr/process $pid ended without a word/, 'its row says so');
 ok(poll($node, 'postgres', 'SELECT failures FROM millrace.worker_status', 0), 'work ends the row of failures');
 
+# ... in the middle of batches, nothing is lost or doubled.
+push_rows($node, 'postgres', 1000, 40999);
+for my $round (1 .. 5)
+{
+	my ($code, $victim) = $node->psql('postgres', 'SELECT pid FROM millrace.worker_status WHERE pid IS NOT NULL');
+
+	kill 'KILL', $victim if defined $victim && $victim =~ /^\d+$/;
+	Time::HiRes::usleep(300_000);
+}
+ok(poll($node, 'postgres', 'SELECT count(*) FROM stg.event WHERE id >= 1000', 40000), 'all there after kills in the middle of batches');
+is($node->safe_psql('postgres', 'SELECT sum(n) - (SELECT count(*) FROM stg.event) FROM stg.mart1'), '0', 'and counted once');
+
 # Dropped stream.
 $node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.drop_stream('events', cascade => true)");
 ok(poll($node, 'postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'", 0), 'the worker of a dropped stream ends');
@@ -128,9 +158,6 @@ cmp_ok(time - $start, '<', 10, 'fast shutdown is prompt');
 $node->start;
 ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.worker_status WHERE state = 'running'", 2), 'workers are back after a restart');
 is($node->safe_psql('postgres', "SELECT count(*) FROM millrace.worker_status WHERE last_error IS NOT NULL OR failures > 0"), '0', 'which is no failure');
-
-is(log_count($node, qr/cannot connect to database "not there"/), 2 + 3 + 1 + 0, 'a missing database is said once for each life of the launcher')
-  or diag('lives of the launcher: first, terminated, three crashes, restart');
 $node->stop;
 done_testing();
 
