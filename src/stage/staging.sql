@@ -35,7 +35,8 @@ CREATE TABLE millrace.target_source (
     staging_id integer NOT NULL REFERENCES millrace.staging,
     ordinal integer NOT NULL,
     columns json,
-    PRIMARY KEY (target_id, staging_id)
+    -- One staging table may feed a target several times, from different columns.
+    PRIMARY KEY (target_id, ordinal)
 );
 COMMENT ON TABLE millrace.target_source IS 'the staging tables that feed a target';
 CREATE INDEX ON millrace.target_source (staging_id);

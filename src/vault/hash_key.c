@@ -72,7 +72,7 @@ key_of_table(Oid relid)
 	mr_run_as(&saved, mr_extension_owner());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute_with_args("SELECT id, kind, definition::text FROM millrace.target "
+	if (SPI_execute_with_args("SELECT id, kind, definition::pg_catalog.text FROM millrace.target "
 							  "WHERE relation OPERATOR(pg_catalog.=) $1",
 							  lengthof(types), types, values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "cannot read the configuration of %s", mr_relation_name(relid));
@@ -118,7 +118,7 @@ prepare_call(HashKeyCall *call, Oid relid, int n, const Oid *given)
 	key = key_of_table(relid);
 	if (n != key->ncolumns)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("the business key of %s has %d columns, but %d values are given",
+						errmsg("the key of %s needs %d values, but %d are given",
 							   mr_relation_name(relid), key->ncolumns, n)));
 
 	call->reader.key = key;

@@ -68,6 +68,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	int64 skipped = 0;
 	MrKeySet *seen;
 	MrRows *rows;
+	MrRunAs saved;
 
 	if (capacity == 0)
 		return;
@@ -75,6 +76,8 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	mr_known_refresh(table->known);
 	seen = mr_key_set_create(Min(capacity, 65536));
 	rows = mr_rows_create(table->table, capacity);
+	/* Casts and output functions are of types that the owner has chosen. */
+	mr_run_as_restricted(&saved, target->owner);
 	for (int s = 0; s < target->nsources; s++)
 	{
 		MrKeyReader *reader = table->readers[s];
@@ -96,6 +99,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 			}
 		}
 	}
+	mr_run_back(&saved);
 	(void) mr_table_insert_new(table->table, rows);
 	mr_known_note(table->known, rows);
 	mr_vault_count_skipped(target->id, skipped);

@@ -468,7 +468,9 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 {
 	MrRows *rows = mr_rows_create(satellite->table, nleft);
 	Datum record_source = mr_vault_record_source(satellite->record_source, batch);
+	MrRunAs saved;
 
+	mr_run_as_restricted(&saved, satellite->base.owner);
 	for (int i = 0; i < nruns; i++)
 	{
 		const Run *run = &runs[i];
@@ -496,6 +498,7 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 															   &rows->nulls[COLUMNS + a][n]);
 		}
 	}
+	mr_run_back(&saved);
 	return rows->nrows - mr_table_insert_new(satellite->table, rows);
 }
 
@@ -509,6 +512,7 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 	int n = 0;
 	int nruns;
 	int nleft = 0;
+	MrRunAs saved;
 
 	for (int s = 0; s < target->nsources; s++)
 	{
@@ -519,6 +523,8 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		return;
 
 	assertions = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Assertion) * capacity);
+	/* Casts and output functions are of types that the owner has chosen. */
+	mr_run_as_restricted(&saved, target->owner);
 	for (int s = 0; s < target->nsources; s++)
 	{
 		const MrStaged *staged;
@@ -529,6 +535,7 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		for (int v = 0; v < staged->nversions; v++)
 			n = assert_version(satellite, s, &staged->versions[v], assertions, n);
 	}
+	mr_run_back(&saved);
 	if (n == 0)
 		return;
 

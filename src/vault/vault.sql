@@ -59,7 +59,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_source(regrole, regclass) IS 'the staging table that the caller may read from, or an error';
 
--- Columns of a staging table as the user names them today, under their declared names.
+-- Columns of a staging table under their declared names.
 CREATE FUNCTION millrace_internal.vault_columns(staging millrace.staging, names text[]) RETURNS text[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -70,7 +70,9 @@ DECLARE
     near text;
 BEGIN
     FOREACH name IN ARRAY names LOOP
-        declared := millrace_internal.declared_column('staging', staging.id, name);
+        -- A column that was renamed answers to the name under which it was declared, too.
+        declared := coalesce(millrace_internal.declared_column('staging', staging.id, name),
+                             CASE WHEN millrace_internal.definition_column('staging', staging.id, name) IS NOT NULL THEN name END);
         IF declared IS NULL THEN
             near := millrace_internal.nearest(coalesce(name, ''), ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = staging.relation AND a.attnum > 0 AND NOT a.attisdropped));
             RAISE EXCEPTION 'staging table % has no column "%"', staging.relation, coalesce(name, 'NULL')
@@ -139,7 +141,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     qualified text := millrace_internal.qualified_name(name);
-    relation regclass := millrace_internal.relation(name);
+    present regclass := millrace_internal.relation(name);
     wrong record;
     twice text;
     keys text[] := columns[:nkeys];
@@ -157,53 +159,53 @@ BEGIN
             USING ERRCODE = 'duplicate_table';
     END IF;
 
-    IF relation IS NULL THEN
+    IF present IS NULL THEN
         PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, PRIMARY KEY (%s))%s', qualified,
             (SELECT string_agg(format('%I %s%s', c, t, CASE WHEN c = ANY (nullable) THEN '' ELSE ' NOT NULL' END), ', ' ORDER BY n) FROM unnest(columns, types) WITH ORDINALITY AS u (c, t, n)),
             (SELECT string_agg(format('%I', k), ', ' ORDER BY n) FROM unnest(keys) WITH ORDINALITY AS u (k, n)), storage));
         RETURN qualified::regclass;
     END IF;
 
-    IF EXISTS (SELECT FROM millrace.staging s WHERE s.relation = vault_table.relation) OR EXISTS (SELECT FROM millrace.target t WHERE t.relation = vault_table.relation) THEN
-        RAISE EXCEPTION '% is already kept by millrace', relation USING ERRCODE = 'duplicate_table';
+    IF EXISTS (SELECT FROM millrace.staging s WHERE s.relation = present) OR EXISTS (SELECT FROM millrace.target t WHERE t.relation = present) THEN
+        RAISE EXCEPTION '% is already kept by millrace', present USING ERRCODE = 'duplicate_table';
     END IF;
-    IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = relation) THEN
-        RAISE EXCEPTION '% is not a table', relation USING ERRCODE = 'wrong_object_type';
+    IF (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = present) THEN
+        RAISE EXCEPTION '% is not a table', present USING ERRCODE = 'wrong_object_type';
     END IF;
-    IF NOT pg_has_role(caller, (SELECT c.relowner FROM pg_class c WHERE c.oid = relation), 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of table %', relation USING ERRCODE = 'insufficient_privilege';
+    IF NOT pg_has_role(caller, (SELECT c.relowner FROM pg_class c WHERE c.oid = present), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', present USING ERRCODE = 'insufficient_privilege';
     END IF;
     FOR wrong IN
         SELECT u.c, u.t, a.attname, format_type(a.atttypid, a.atttypmod) AS is_type, a.attnotnull, a.attgenerated, a.attidentity
         FROM unnest(columns, adopted_types) WITH ORDINALITY AS u (c, t, n)
-        LEFT JOIN pg_attribute a ON a.attrelid = relation AND a.attname = u.c AND a.attnum > 0 AND NOT a.attisdropped ORDER BY u.n
+        LEFT JOIN pg_attribute a ON a.attrelid = present AND a.attname = u.c AND a.attnum > 0 AND NOT a.attisdropped ORDER BY u.n
     LOOP
         IF wrong.attname IS NULL THEN
-            RAISE EXCEPTION 'table % cannot be adopted: it has no column "%"', relation, wrong.c
+            RAISE EXCEPTION 'table % cannot be adopted: it has no column "%"', present, wrong.c
                 USING ERRCODE = 'invalid_table_definition', HINT = 'names => ''{…}'' says what technical columns are called.';
         ELSIF wrong.t IS NOT NULL AND wrong.is_type <> format_type(wrong.t::regtype, NULL) THEN
-            RAISE EXCEPTION 'table % cannot be adopted: column "%" is %, not %', relation, wrong.c, wrong.is_type, format_type(wrong.t::regtype, NULL) USING ERRCODE = 'invalid_table_definition';
+            RAISE EXCEPTION 'table % cannot be adopted: column "%" is %, not %', present, wrong.c, wrong.is_type, format_type(wrong.t::regtype, NULL) USING ERRCODE = 'invalid_table_definition';
         ELSIF wrong.attgenerated <> '' OR wrong.attidentity = 'a' THEN
-            RAISE EXCEPTION 'table % cannot be adopted: column "%" is generated', relation, wrong.c USING ERRCODE = 'invalid_table_definition';
+            RAISE EXCEPTION 'table % cannot be adopted: column "%" is generated', present, wrong.c USING ERRCODE = 'invalid_table_definition';
         ELSIF wrong.attnotnull AND wrong.c = ANY (nullable) THEN
-            RAISE EXCEPTION 'table % cannot be adopted: column "%" is NOT NULL, but some rows have nothing there', relation, wrong.c
+            RAISE EXCEPTION 'table % cannot be adopted: column "%" is NOT NULL, but some rows have nothing there', present, wrong.c
                 USING ERRCODE = 'invalid_table_definition', DETAIL = 'A zero key or ghost record has no business key and no attributes; a deleted row has no attributes.',
-                      HINT = format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', relation, wrong.c);
+                      HINT = format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', present, wrong.c);
         END IF;
     END LOOP;
     SELECT a.attname INTO wrong FROM pg_attribute a
-    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attname <> ALL (columns) LIMIT 1;
+    WHERE a.attrelid = present AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attname <> ALL (columns) LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'table % cannot be adopted: nothing would fill column "%", which is NOT NULL and has no default', relation, wrong.attname USING ERRCODE = 'invalid_table_definition';
+        RAISE EXCEPTION 'table % cannot be adopted: nothing would fill column "%", which is NOT NULL and has no default', present, wrong.attname USING ERRCODE = 'invalid_table_definition';
     END IF;
     IF NOT EXISTS (
         SELECT FROM pg_index i
-        WHERE i.indrelid = relation AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate AND i.indisvalid
+        WHERE i.indrelid = present AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate AND i.indisvalid
           AND (SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(i.indkey::int[]) WITH ORDINALITY AS k (attnum, n)
-               JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts) = keys) THEN
-        RAISE EXCEPTION 'table % cannot be adopted: it has no unique index on (%)', relation, array_to_string(keys, ', ') USING ERRCODE = 'invalid_table_definition';
+               JOIN pg_attribute a ON a.attrelid = present AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts) = keys) THEN
+        RAISE EXCEPTION 'table % cannot be adopted: it has no unique index on (%)', present, array_to_string(keys, ', ') USING ERRCODE = 'invalid_table_definition';
     END IF;
-    RETURN relation;
+    RETURN present;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_table(regrole, text, text[], text[], text[], integer, text[], text) IS 'makes or adopts the table of a hub, link or satellite';
@@ -300,7 +302,7 @@ BEGIN
         SELECT concat_ws(', ', hash_key, string_agg(format('k.%I', c), ', ' ORDER BY n)) INTO selected
         FROM unnest(millrace_internal.hub_columns(target.id)) WITH ORDINALITY AS u (c, n);
     ELSE
-        SELECT format('%s AS k', target.relation) || string_agg(format(' JOIN %s AS k%s ON k%s.%I = k.%I', t.relation, h.n, h.n,
+        SELECT format('%s AS k', target.relation) || string_agg(format(' LEFT JOIN %s AS k%s ON k%s.%I = k.%I', t.relation, h.n, h.n,
                    millrace_internal.definition_column('hub', t.id, 'hash_key'), millrace_internal.definition_column('link', target.id, 'hub_' || h.n)), '' ORDER BY h.n),
                CASE WHEN with_hubs THEN string_agg(format('k.%I', millrace_internal.definition_column('link', target.id, 'hub_' || h.n)), ', ' ORDER BY h.n) END
         INTO from_clause, selected
@@ -450,6 +452,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     keys text[] := millrace_internal.hub_columns(hub.id);
     own text[];
+    name text;
+    declared text;
     result text[] := '{}';
 BEGIN
     PERFORM millrace_internal.check_members(what, given, keys);
@@ -460,12 +464,16 @@ BEGIN
         ELSIF own IS NOT NULL THEN
             result := result || own[i];
         ELSE
-            BEGIN
-                result := result || millrace_internal.vault_columns(staging, ARRAY[keys[i]]);
-            EXCEPTION WHEN undefined_column THEN
+            FOREACH name IN ARRAY ARRAY[keys[i], hub.definition #>> ARRAY['business_key', (i - 1)::text]] LOOP
+                declared := coalesce(millrace_internal.declared_column('staging', staging.id, name),
+                                     CASE WHEN millrace_internal.definition_column('staging', staging.id, name) IS NOT NULL THEN name END);
+                EXIT WHEN declared IS NOT NULL;
+            END LOOP;
+            IF declared IS NULL THEN
                 RAISE EXCEPTION 'staging table % has no column "%", which is the business key of %', staging.relation, keys[i], hub.relation
                     USING ERRCODE = 'undefined_column', HINT = 'columns => ''{…}'' says from which column it is read.';
-            END;
+            END IF;
+            result := result || declared;
         END IF;
     END LOOP;
     RETURN to_json(result);
