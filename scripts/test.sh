@@ -35,7 +35,7 @@ end_child() {
 # The lines by which a test says what it found, pg_regress's in the same form.
 findings() {
 	sed -E -e 's/^(test| +) *([^ ]+) +\.\.\. ok +([0-9]+ ms)?$/ok - \2/' \
-		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+)?( |$)' || true
+		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+| -)' || true
 }
 
 # Runs one test, counts what it says, and shows all of its output when something failed.
@@ -91,8 +91,8 @@ test_check() { run check "$root/scripts/check.sh"; }
 test_regress() {
 	copy_tree
 	run regress "${unprivileged[@]}" bash -c '
-		make -s -C "$1" installcheck || { cat "$1/regression.diffs"; tail -n 50 "$1/tmp_check/log/postmaster.log"; exit 1; }
-		' regress "$tree" 2>&1
+		make -s -C "$1" installcheck || { cat "$1/regression.diffs"; tail -n 50 "$1"/log/postmaster.log "$1"/tmp_check/log/postmaster.log 2>/dev/null; exit 1; }
+		' regress "$tree"
 }
 
 # The module of this group is installed for as long as the test runs.
@@ -139,11 +139,12 @@ test_kill() { run_folder kill; }
 
 # What was started in our temporary folder is gone.
 test_processes() {
-	local process left=
+	local process command left=
 	[ -z "$server" ] || pg_stop "$server"
-	for process in /proc/[0-9]*; do
-		if [[ "$(readlink "$process/cwd" 2>/dev/null)" == "$work"/* ]] || tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF "$work/"; then
-			left+="$(basename "$process") $(tr '\0' ' ' <"$process/cmdline" 2>/dev/null)"$'\n'
+	for process in $(ls /proc | grep -E '^[0-9]+$'); do
+		command=$(cat "/proc/$process/cmdline" 2>/dev/null | tr '\0' ' ') || continue
+		if [[ "$(readlink "/proc/$process/cwd" 2>/dev/null)" == "$work"/* || "$command" == *"$work/"* ]]; then
+			left+="$process $command"$'\n'
 		fi
 	done
 	run processes bash -c 'printf %s "$1"; [ -z "$1" ]' processes "$left"

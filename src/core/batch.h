@@ -78,7 +78,8 @@ typedef struct MrStaged
 	HeapTuple *old_rows;
 	int nnew;
 	MrRow **new_rows;
-	struct Tuplestorestate *old_store; /* the same for ephemeral relations; see mr_staged_register */
+	struct Tuplestorestate
+		*old_store; /* the same for ephemeral relations; see mr_staged_register */
 	struct Tuplestorestate *new_store;
 	int naccepted; /* versions that were accepted, sorted by key */
 	MrVersion **accepted;
