@@ -167,6 +167,18 @@ SELECT vs.say(3, '11:00', '{"place": "b"}');
 SELECT dead_letters FROM millrace.run_stream('vault_orders');
 SELECT place FROM vd.h_adopted;
 
+-- A value that the hub's type cannot take is a dead letter; what came with it is not lost.
+SELECT millrace.drop_table('vd.h_adopted');
+CREATE TABLE vd.h_number (h_number_hk uuid PRIMARY KEY, place integer, load_at timestamptz, record_source text);
+SELECT millrace.create_hub('vd.h_number', source => 'vs.orders', business_key => '{place}');
+SELECT vs.say(4, '10:00', '{"place": "12"}');
+SELECT vs.say(5, '10:00', '{"place": "x12"}');
+SELECT vs.say(6, '10:00', '{"place": " 13"}');
+SELECT dead_letters FROM millrace.run_stream('vault_orders');
+SELECT place, h_number_hk = millrace.hash_key('vd.h_number', place) AS same FROM vd.h_number ORDER BY 1;
+SELECT staging, kind, sqlstate, message FROM millrace.dead_letter WHERE stream = 'vault_orders';
+SELECT number FROM vd.h_order WHERE number > 3 ORDER BY 1;
+
 -- ---- dropping
 SELECT millrace.drop_table('vd.h_order');
 SELECT millrace.drop_table('vd.s_status');

@@ -5,8 +5,6 @@
 #ifndef MR_CORE_CAST_H
 #define MR_CORE_CAST_H
 
-#include "postgres.h"
-
 typedef struct MrCast MrCast;
 
 /*

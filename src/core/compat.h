@@ -13,6 +13,11 @@
 #error "millrace needs PostgreSQL 15 or later"
 #endif
 
+/* 16 moved VARDATA_ANY() and its kind out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* 16 exports the functions that PG_FUNCTION_INFO_V1 names; before, -fvisibility=hidden would hide them. */
 #if PG_VERSION_NUM < 160000
 #undef PG_FUNCTION_INFO_V1

@@ -17,7 +17,6 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
-#include "core/compat.h"
 #include "core/millrace.h"
 #include "lib/ilist.h"
 #include "pgstat.h"
