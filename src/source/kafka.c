@@ -77,6 +77,7 @@ typedef struct KafkaSource
 	KafkaPartition *partitions;
 	int npartitions;
 	KafkaPartition *recent; /* of the message before */
+	int nudged; /* the partition whose leader was made to look at the queue last */
 	List *suspects;
 	bool assigned;
 	bool look_again;
@@ -637,6 +638,13 @@ kafka_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, in
 		if (batch->nmessages == 0 && wait_ms > 0 && !source->look_again &&
 			mr_kafka_wait(source->client, wait_ms))
 			more = take_messages(source, batch, max_messages, max_bytes);
+		if (more)
+		{
+			/* The queue has room now. */
+			source->nudged = (source->nudged + 1) % source->npartitions;
+			mr_kafka_nudge(source->client, source->partitions[source->nudged].topic,
+						   source->partitions[source->nudged].position.partition);
+		}
 		copy_problem(source);
 	}
 	else if (wait_ms > 0)

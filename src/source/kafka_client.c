@@ -233,16 +233,13 @@ static const char *const fixed_properties[][2] = {
 	{"receive.message.max.bytes", "120000000"},
 };
 
-/*
- * Of the worker's memory a quarter waits in the queue and a sixteenth in each answer that is on its way.
- * Less would starve the worker: a full queue is looked at again after a second only.
- */
+/* Of the worker's memory an eighth waits in the queue, and a sixteenth in each answer that is on its way. */
 static bool
 set_memory(rd_kafka_conf_t *conf, char *error, size_t size)
 {
 	char value[32];
 
-	snprintf(value, sizeof(value), "%d", Max(1024, mr_worker_memory / 4));
+	snprintf(value, sizeof(value), "%d", Max(1024, mr_worker_memory / 8));
 	if (rd_kafka_conf_set(conf, "queued.max.messages.kbytes", value, error, size) !=
 		RD_KAFKA_CONF_OK)
 		return false;
@@ -777,6 +774,16 @@ mr_kafka_known_end(MrKafkaClient *client, const char *topic, int32 partition)
 		high < 0)
 		return -1;
 	return high;
+}
+
+void
+mr_kafka_nudge(MrKafkaClient *client, const char *topic, int32 partition)
+{
+	int64 low;
+	int64 high;
+
+	/* Anything sent to the broker wakes the thread that decides whether to fetch. */
+	(void) rd_kafka_query_watermark_offsets(client->handle, topic, partition, &low, &high, 100);
 }
 
 void
