@@ -107,6 +107,7 @@ missing_packages() {
 	for group in "$@"; do
 		case $group in
 			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev) ;;
+			demo) wanted+=(python3) ;;
 			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
 			kafka)
 				wanted+=(kcat maven openssl)
@@ -119,7 +120,7 @@ missing_packages() {
 	done
 }
 
-# Installs what is missing of the groups build, test and kafka. A complete machine is left alone.
+# Installs what is missing of the groups build, demo, test and kafka. A complete machine is left alone.
 need_packages() {
 	local missing
 	command -v apt-get >/dev/null || die "this needs Debian or Ubuntu (apt-get); elsewhere install by hand: see README"

@@ -238,6 +238,8 @@ tick(MrFlow *flow)
 	current = still_current(flow);
 	if (current && flow->kind->tick != NULL)
 		flow->kind->tick(flow->source);
+	if (current)
+		mr_flow_stats_write(flow->stream, flow->worker, false);
 	commit_transaction();
 	flow->ticked_at = now;
 	return current;
@@ -245,12 +247,12 @@ tick(MrFlow *flow)
 
 /* Fetches into the empty batch; adds to the stage's time only when something came. */
 static void
-fetch(MrFlow *flow, int wait_ms)
+fetch(MrFlow *flow, int max_messages, int wait_ms)
 {
 	instr_time start;
 
 	INSTR_TIME_SET_CURRENT(start);
-	(void) flow->kind->fetch(flow->source, flow->batch, BATCH_MESSAGES, batch_bytes(), wait_ms);
+	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(), wait_ms);
 	if (flow->batch->nmessages > 0)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
 }
@@ -285,7 +287,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	mr_batch_reset(flow->batch);
 	if (!flow->kind->in_transaction)
 	{
-		fetch(flow, wait_ms);
+		fetch(flow, BATCH_MESSAGES, wait_ms);
 		if (flow->batch->nmessages == 0)
 			return 0;
 	}
@@ -299,7 +301,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 		return MR_FLOW_CHANGED;
 	}
 	if (flow->kind->in_transaction)
-		fetch(flow, 0);
+		fetch(flow, BATCH_MESSAGES, 0);
 	consumed = flow->batch->nmessages;
 	if (consumed > 0)
 	{
@@ -381,8 +383,7 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 	PG_TRY();
 	{
 		mr_batch_reset(flow->batch);
-		(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(),
-								 flow->kind->in_transaction ? 0 : 1000);
+		fetch(flow, max_messages, flow->kind->in_transaction ? 0 : 1000);
 		consumed = flow->batch->nmessages;
 		if (consumed > 0)
 			process_and_advance(flow);

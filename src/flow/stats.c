@@ -2,8 +2,8 @@
  * stats.c
  *	  Where the time of batches goes, by stage of the flow.
  *
- * Counted in the process, and added to millrace.stage_time within a batch's transaction about once a second,
- * so that counting does not cost a small batch its speed.
+ * Counted in the process, and added to millrace.stage_time about once a second, within a batch's transaction
+ * or the tick's, so that counting does not cost a small batch its speed.
  */
 #include "postgres.h"
 

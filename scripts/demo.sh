@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Shows millrace at work: installs what is missing, builds, starts a private PostgreSQL in a temporary folder, and runs the
+# restaurant example on a stream of orders for some seconds. At the end there is a psql prompt, and nothing is left behind.
+#
+#	scripts/demo.sh                 orders are pushed to an inbox
+#	scripts/demo.sh --kafka         orders come through a real Apache Kafka
+#	scripts/demo.sh --keep          what was started goes on running; says how to connect and how to stop it
+#
+# RATE=300 messages a second, SECONDS_TO_RUN=15, BUILD=0 to take the millrace that is installed.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/lib.sh"
+
+rate=${RATE:-300}
+seconds=${SECONDS_TO_RUN:-15}
+kafka=
+keep=
+for argument in "$@"; do
+	case $argument in
+		--kafka) kafka=1 ;;
+		--keep) keep=1 ;;
+		*) die "unknown argument \"$argument\": scripts/demo.sh [--kafka] [--keep]" ;;
+	esac
+done
+
+bold= dim= plain=
+if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
+title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+value() { psql -qXAt -v ON_ERROR_STOP=1 -c "$1"; }
+table() { psql -qX -v ON_ERROR_STOP=1 -P footer=off -c "$1"; }
+
+# ---- install, build, start ---------------------------------------------------------------------------------
+
+if [ -n "$kafka" ]; then need_packages build demo kafka; else need_packages build demo; fi
+if [ "${BUILD:-1}" = 1 ]; then
+	say "building millrace for PostgreSQL $(pg_major)"
+	make -s -C "$root" -j "$(nproc)" >/dev/null
+	as_root make -s -C "$root" install >/dev/null
+fi
+temp_dir work
+say "starting PostgreSQL in $work"
+pg_start "$work/pg" "millrace.databases = 'demo'"
+psql -qX -c 'CREATE DATABASE demo'
+export PGDATABASE=demo
+
+example=(-v start=1)
+if [ -n "$kafka" ]; then
+	say "starting Apache Kafka"
+	make -s -C "$root/bench" produce
+	kafka_start "$work/kafka"
+	kafka_topic orders 4
+	example+=(-v broker="$KAFKA_BOOTSTRAP" -v topic=orders)
+fi
+title "examples/restaurant/restaurant.sql: a stream, 2 staging tables, 5 hubs, 4 links, 5 satellites, 2 marts"
+sed -n "/create_mart('cdm.user_product/,/;/p" "$root/examples/restaurant/restaurant.sql" | sed "s/^/  $dim/; s/\$/$plain/"
+psql -qXAt -o /dev/null "${example[@]}" -f "$root/examples/restaurant/restaurant.sql"
+
+# ---- orders ------------------------------------------------------------------------------------------------
+
+# Prints statements that push, so many messages a second.
+push_statements() {
+	"$PYTHON" - "$root/bench" "$rate" "$((rate * seconds))" <<-'PYTHON'
+		import itertools, sys, time
+		sys.path.insert(0, sys.argv[1])
+		import gen_orders
+		rate, total = int(sys.argv[2]), int(sys.argv[3])
+		quote = lambda text: "'" + text.replace("'", "''") + "'"
+		messages = itertools.islice(gen_orders.messages(total, lifecycle=True), total)
+		begin, sent = time.monotonic(), 0
+		while sent < total:
+		    time.sleep(0.02)
+		    due = min(total, int((time.monotonic() - begin) * rate))
+		    rows = [f'({quote(m.key)}, {quote(m.value)})' for m in itertools.islice(messages, due - sent)]
+		    sent = due
+		    if rows:
+		        print("SELECT count(millrace.push('orders', value, key => key)) FROM (VALUES", ', '.join(rows), ') AS m (key, value);', flush=True)
+	PYTHON
+}
+
+# Sends the orders, to the inbox or to the topic.
+feed() {
+	if [ -n "$kafka" ]; then
+		{ "$PYTHON" "$root/bench/gen_orders.py" "$((rate * seconds))" --lifecycle --partitions 4 --timestamps || true; } |
+			head -n "$((rate * seconds))" | "$root/bench/produce" "$KAFKA_BOOTSTRAP" orders --rate "$rate" >/dev/null
+	else
+		push_statements | psql -qXAt -v ON_ERROR_STOP=1 -o /dev/null
+	fi
+}
+
+end_feed() {
+	[ -z "${feeder:-}" ] || kill "$feeder" 2>/dev/null || true
+	wait "${feeder:-}" 2>/dev/null || true
+	feeder=
+}
+
+# One line of figures. A position is the number of the next message: from 1 in an inbox, from 0 in a partition.
+figures_sql="
+	SELECT format('%s|%s|%s|%s|%s|%s|%s|%s',
+		(SELECT coalesce(sum(position - CASE WHEN topic IS NULL THEN 1 ELSE 0 END), 0) FROM millrace.stream_partition),
+		coalesce(lag_messages, 0), coalesce(round(lag_seconds * 1000), 0),
+		(SELECT count(*) FROM stg.order_events), (SELECT count(*) FROM stg.order_items), (SELECT count(*) FROM dds.s_order_status),
+		(SELECT count(*) FROM cdm.user_product_counters), (SELECT coalesce(sum(order_cnt), 0) FROM cdm.user_category_counters))
+	FROM millrace.stream_status WHERE stream = 'orders'"
+row() { printf '%6s │%9s %6s %7s %7s │%8s %8s │%12s │%10s %10s\n' "$@"; }
+
+title "$rate messages a second for $seconds seconds${kafka:+, through Apache Kafka at $KAFKA_BOOTSTRAP}"
+printf %s "$dim"
+row time messages '' behind lag staged staged order_status product orders
+row '' consumed /s by ms orders items rows counters counted
+printf %s "$plain"
+feed &
+feeder=$!
+on_exit end_feed
+before=0
+for ((tick = 1; tick <= seconds; tick++)); do
+	sleep 1
+	IFS='|' read -r messages lag lag_ms orders items satellite products counted < <(value "$figures_sql")
+	row "$tick s" "$messages" "$((messages - before))" "$lag" "$lag_ms" "$orders" "$items" "$satellite" "$products" "$counted"
+	before=$messages
+done
+wait "$feeder" || die "the orders could not be sent"
+feeder=
+
+# All is consumed when as many messages as were sent have gone through.
+caught_up() { [[ "$(value "$figures_sql")" == "$((rate * seconds))|0|"* ]]; }
+wait_for 60 caught_up || { table 'SELECT * FROM millrace.stream_status' >&2; die "the stream does not catch up"; }
+
+# ---- what came out -----------------------------------------------------------------------------------------
+
+title "cdm.user_product_counters: what a customer has bought"
+table 'SELECT left(user_id, 8) AS user_id, left(product_id, 8) AS product_id, product_name, order_cnt
+	FROM cdm.user_product_counters ORDER BY order_cnt DESC, user_id COLLATE "C", product_id COLLATE "C" LIMIT 5'
+title "from a message to what is visible: seconds and rows by stage (millrace.stage_stats)"
+table "SELECT stage, batches, rows,
+		round(seconds::numeric, 2) AS seconds, round((100 * seconds / sum(seconds) OVER ())::numeric) AS percent
+	FROM millrace.stage_stats WHERE stream = 'orders'"
+title "the marts against a plain recompute (millrace.verify)"
+table "SELECT v.* FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v"
+differences=$(value "SELECT sum(v.missing + v.unexpected) FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v")
+[ "$differences" = 0 ] || die "$differences differences"
+echo "${bold}0 differences${plain}"
+
+# ---- and now ------------------------------------------------------------------------------------------------
+
+connect="psql -h $PGHOST -p $PGPORT -U $PGUSER $PGDATABASE"
+if [ -n "$keep" ]; then
+	{
+		echo '#!/bin/sh'
+		[ -z "$kafka" ] || echo "kill $KAFKA_PID"
+		printf '%q ' "$([ "$(id -u)" != 0 ] || echo runuser)" | sed "s/^'' //"
+		[ "$(id -u)" != 0 ] || printf -- '-u postgres -- '
+		printf '%q -D %q -m fast -w stop\n' "$(pg_bin pg_ctl)" "$work/pg/data"
+		printf 'rm -rf %q\n' "$work"
+	} >"$work/stop"
+	chmod 755 "$work/stop"
+	on_exit_commands=()
+	title "PostgreSQL goes on running"
+	echo "  $connect"
+	echo "  $work/stop          stops it and removes the folder"
+elif [ -t 0 ]; then
+	title "look around; \\q ends the demonstration and removes everything"
+	cat <<-'TEXT'
+		  SELECT * FROM millrace.stream_status \gx
+		  SELECT millrace.push('orders', '{"no": "order"}', key => '1');   SELECT id, kind, message FROM millrace.dead_letter;
+		  SELECT * FROM dds.s_user_names_current LIMIT 5;
+		  SELECT millrace.validate('orders');
+	TEXT
+	psql -X || true
+else
+	title "for a psql prompt run this in a terminal, or type: scripts/demo.sh${kafka:+ --kafka} --keep"
+	echo "  then: psql -h FOLDER -p PORT -U $PGUSER $PGDATABASE     (it prints them)"
+fi
