@@ -14,6 +14,18 @@ LANGUAGE sql AS $$ SELECT millrace.push(stream, payload, key => key, headers => 
 CREATE FUNCTION run(stream text) RETURNS TABLE (messages bigint, dead_letters bigint)
 LANGUAGE sql AS 'SELECT messages, dead_letters FROM millrace.run_stream(stream)';
 
+-- What a statement says when it fails, without numbers that are others the next time.
+CREATE FUNCTION try(statement text) RETURNS TABLE (sqlstate text, message text, detail text, hint text) LANGUAGE plpgsql AS $$
+BEGIN
+  EXECUTE statement;
+  message := 'ok';
+  RETURN NEXT;
+EXCEPTION WHEN OTHERS THEN
+  GET STACKED DIAGNOSTICS sqlstate = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+  SELECT regexp_replace(message, '\d+', '…', 'g'), regexp_replace(detail, '\d+', '…', 'g'), regexp_replace(hint, '\d+', '…', 'g') INTO message, detail, hint;
+  RETURN NEXT;
+END $$;
+
 -- ---- one object a message, with everything -----------------------------------------------------------------
 SELECT millrace.create_stream('feed');
 SELECT millrace.create_staging('orders', stream => 'feed',
@@ -73,15 +85,15 @@ SELECT millrace.create_staging('lines', stream => 'baskets', for_each => '$.orde
                "whole": "@"}',
   computed => '{"double": ["quantity * 2", "integer"], "quantity": ["coalesce(raw.quantity, 1)", "integer"], "number": ["_element", "integer"]}', filter => $$ product <> 'hidden' $$,
   expect => '{"small": "quantity < 100", "named": "product <> ''''"}');
-SELECT millrace.create_staging('baskets', stream => 'baskets', key => '{"basket": ["$.id", "bigint"]}', columns => '{"customer": "$.customer", "v": ["$.v", "integer"]}', payload => 'none');
-SELECT millrace.create_staging('raw', stream => 'baskets', key => '{"basket": "$.id"}', tombstone => 'refuse', version => '["$.v", "integer"]');
+SELECT millrace.create_staging('baskets', stream => 'baskets', key => '{"basket": [["$.id", "$key"], "bigint"]}', columns => '{"customer": "$.customer", "v": ["$.v", "integer"]}', payload => 'none');
+SELECT millrace.create_staging('raw', stream => 'baskets', key => '{"basket": [["$.id", "$key"], "text"]}', tombstone => 'refuse', version => '["$.v", "integer"]');
 CALL send('baskets', 1, '{"id": 1, "customer": "c1", "v": 1, "note": "whole", "orders": [{"no": 1, "where": {"city": "Riga"}, "items": [{"product": "p1", "quantity": 2, "note": "mine"}, {"product": "hidden"}]},
   {"no": 2, "note": "order", "items": []}, {"no": 3, "note": "order", "items": [{"product": "p2"}, {"product": "", "quantity": 1}, {"product": "p3", "quantity": 100}, {"product": "p4"}]}]}');
 CALL send('baskets', 2, '{"id": 2, "customer": "c2", "v": 1, "orders": []}');
 CALL send('baskets', 3, '{"id": 3, "customer": "c3", "v": 1}');
 CALL send('baskets', 4, '{"id": 4, "customer": "c4", "v": 1, "orders": {"no": 1, "items": "none"}}');
 SELECT * FROM run('baskets');
-SELECT * FROM lines ORDER BY basket, _element;
+SELECT basket, _element, customer, order_no, place, product, quantity, either, whole, double, number, _version, _event_time FROM lines ORDER BY basket, _element;
 SELECT basket, customer, v, _version = _position AS own_order FROM baskets ORDER BY 1;
 SELECT staging, kind, element, expectation, message FROM millrace.dead_letter WHERE stream = 'baskets' ORDER BY 1, 3;
 -- A newer version replaces all elements of its object; one without elements leaves none.
@@ -96,7 +108,7 @@ CALL send('baskets', 8, NULL, '1');
 SELECT * FROM run('baskets');
 SELECT count(*) FROM lines;
 SELECT basket FROM baskets ORDER BY 1;
-SELECT staging, sqlstate, message FROM millrace.dead_letter WHERE stream = 'baskets' AND element IS NULL ORDER BY id;
+SELECT staging, sqlstate, message, detail, hint FROM millrace.dead_letter WHERE stream = 'baskets' AND element IS NULL ORDER BY id;
 
 -- ---- the source's own order: whatever comes later is newer ---------------------------------------------------
 SELECT millrace.create_stream('plain');
@@ -129,6 +141,16 @@ SELECT id, a, more FROM adopted ORDER BY 1;
 CALL send('plain', 1, '{"a": "replaced"}', '9');
 SELECT * FROM run('plain');
 SELECT id, a, more FROM adopted ORDER BY 1;
+-- With a declared version the rows have the one that they tell.
+CREATE TABLE adopted_items (id integer, _element integer, a text, _version integer, _event_time timestamptz, _partition integer, _position bigint, _loaded_at timestamptz, PRIMARY KEY (id, _element));
+INSERT INTO adopted_items (id, _element, a, _version) VALUES (1, 1, 'was there', 5), (1, 2, 'was there', 5), (2, 1, 'was there', 5), (3, 1, 'was there', NULL);
+SELECT millrace.create_staging('adopted_items', stream => 'plain', for_each => '$.i[*]', key => '{"id": ["$key", "integer"]}', version => '["$.v", "integer"]', columns => '{"a": "@"}', payload => 'none');
+CALL send('plain', 1, '{"v": 6, "i": ["new"]}', '1');
+CALL send('plain', 1, '{"v": 4, "i": ["late"]}', '2');
+CALL send('plain', 1, '{"i": ["same", "new"]}', '3');
+SELECT * FROM run('plain');
+SELECT id, _element, a, _version FROM adopted_items ORDER BY 1, 2;
+SELECT millrace.drop_table('adopted_items');
 
 -- ---- replacing -----------------------------------------------------------------------------------------------
 SELECT millrace.create_staging('plain', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"a": "$.a"}');
@@ -145,7 +167,7 @@ SELECT millrace.create_staging('plain', stream => 'plain', key => '{"id": ["$key
 SELECT millrace.create_staging('plain', stream => 'plain', key => '{"id": ["$key", "integer"]}', version => '["$.v", "bigint"]', columns => '{"a": "$.a"}', replace => true);
 SELECT millrace.create_staging('plain', stream => 'plain', key => '{"id": ["$key", "integer"]}', for_each => '$.a[*]', columns => '{"a": "$.a"}', payload => 'none', replace => true);
 SELECT millrace.create_staging('plain', stream => 'feed', key => '{"id": ["$key", "integer"]}', columns => '{"a": "$.a"}', replace => true);
--- A column that is not mapped any more stays as it is, and is not written.
+-- A column that is not mapped any more stays in the table, and is not written.
 SELECT millrace.create_staging('plain', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"b": ["$.b", "integer"]}', replace => true);
 CALL send('plain', 1, '{"a": "not read", "b": 8}', '1');
 SELECT * FROM run('plain');
@@ -162,25 +184,47 @@ CALL send('plain', 1, '{"b": 9}', '1');
 CALL send('plain', 1, '{"b": 9}', '4');
 SELECT * FROM run('plain');
 SELECT key_renamed, renamed FROM elsewhere.renamed ORDER BY 1;
-ALTER TABLE elsewhere.renamed DROP COLUMN renamed;
-ALTER TABLE elsewhere.renamed ALTER COLUMN renamed TYPE bigint;
-DROP TABLE elsewhere.renamed;
+SELECT millrace.create_staging('elsewhere.renamed', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"b": ["$.b", "integer"]}', replace => true);
+SELECT millrace.create_staging('elsewhere.renamed', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"b": ["$.b", "integer"], "c": "$.c"}', replace => true);
+BEGIN;
+ALTER TABLE elsewhere.renamed RENAME COLUMN renamed TO b;
+ALTER TABLE elsewhere.renamed RENAME COLUMN key_renamed TO id;
+ALTER TABLE elsewhere.renamed RENAME COLUMN version_renamed TO _version;
+SELECT millrace.create_staging('elsewhere.renamed', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"b": ["$.b", "integer"], "c": "$.c"}', replace => true);
+ALTER TABLE elsewhere.renamed RENAME COLUMN b TO renamed;
+ALTER TABLE elsewhere.renamed RENAME COLUMN id TO key_renamed;
+COMMIT;
+CALL send('plain', 1, '{"b": 9, "c": "x"}', '4');
+SELECT * FROM run('plain');
+SELECT key_renamed, renamed, c FROM elsewhere.renamed WHERE key_renamed = 4;
+SET client_min_messages = warning;
+SELECT * FROM try('ALTER TABLE elsewhere.renamed DROP COLUMN renamed');
+SELECT * FROM try('ALTER TABLE elsewhere.renamed ALTER COLUMN renamed TYPE bigint');
+SELECT * FROM try('DROP TABLE elsewhere.renamed');
 -- With CASCADE the stream stops at what is gone, until it is declared again.
 ALTER TABLE adopted DROP COLUMN a CASCADE;
 CALL send('plain', 1, '{"b": 10}', '1');
-SELECT * FROM run('plain');
+SELECT * FROM try($$ SELECT * FROM run('plain') $$);
 SELECT severity, subject, message, hint FROM millrace.validate('plain') WHERE severity = 'error';
+SELECT millrace.create_staging('adopted', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"a": "$.a"}', payload => 'none', replace => true);
+SELECT * FROM run('plain');
+SELECT id, a, more FROM adopted ORDER BY 1;
+ALTER TABLE adopted DROP COLUMN id CASCADE;
+SELECT * FROM try($$ SELECT * FROM run('plain') $$);
+SELECT millrace.create_staging('adopted', stream => 'plain', key => '{"id": ["$key", "integer"]}', columns => '{"a": "$.a"}', payload => 'none', replace => true);
 SELECT millrace.drop_table('adopted');
 SELECT * FROM run('plain');
 SELECT key_renamed, renamed FROM elsewhere.renamed ORDER BY 1;
 DROP TABLE elsewhere.renamed CASCADE;
 CALL send('plain', 1, '{"b": 11}', '1');
-SELECT * FROM run('plain');
+SELECT * FROM try($$ SELECT * FROM run('plain') $$);
 SELECT severity, subject ~ '^staging \d+$' AS by_number, message, hint FROM millrace.validate('plain') WHERE severity = 'error';
 SELECT millrace.drop_table((SELECT relation::oid::text FROM millrace.staging s JOIN millrace.stream f ON f.id = s.stream_id WHERE f.name = 'plain'));
 SELECT count(*) FROM millrace.staging s JOIN millrace.stream f ON f.id = s.stream_id WHERE f.name = 'plain';
 SELECT * FROM run('plain');
 SELECT to_regclass('plain_log');
+
+SET client_min_messages = notice;
 
 -- ---- dropping ------------------------------------------------------------------------------------------------
 SELECT millrace.create_mart('by_customer', 'SELECT customer, count(*) AS n FROM st.baskets GROUP BY customer');
@@ -278,7 +322,7 @@ SELECT count(millrace.push('careful', json_build_object('id', i, 'v', 1, 'n', CA
 SELECT * FROM run('careful');
 SELECT id, n FROM careful WHERE id >= 20 ORDER BY 1;
 SELECT id, n FROM other WHERE id >= 20 ORDER BY 1;
-SELECT staging, kind, sqlstate, message, detail FROM millrace.dead_letter WHERE stream = 'careful' AND sqlstate LIKE '23%' ORDER BY position;
+SELECT staging, kind, sqlstate, message FROM millrace.dead_letter WHERE stream = 'careful' AND sqlstate LIKE '23%' ORDER BY position;
 UPDATE careful SET wide = -8 WHERE id = 8;
 SELECT * FROM millrace.retry(ARRAY(SELECT id FROM millrace.dead_letter WHERE stream = 'careful' AND sqlstate LIKE '23%'));
 SELECT id, n FROM careful WHERE id >= 20 ORDER BY 1;

@@ -348,9 +348,14 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	for (int i = 0; i < staging->nkeys; i++)
 	{
 		if (plan->raw->tts_isnull[i])
-			ereport(ERROR, (errcode(ERRCODE_NOT_NULL_VIOLATION),
-							errmsg("the message has no key: \"%s\" of %s is missing",
-								   plan->mapped[i].name, staging->name)));
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("the message has no key: \"%s\" of %s is missing",
+							plan->mapped[i].name, staging->name),
+					 message->value != NULL
+						 ? 0
+						 : errhint("A tombstone has no payload: let the key come from $key, too, "
+								   "as in [[\"$.id\", \"$key\"], \"bigint\"].")));
 		version->key[i] = plan->raw->tts_values[i];
 	}
 	map_version(e, staging, version);

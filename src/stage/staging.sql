@@ -296,6 +296,7 @@ DECLARE
     definition json;
     present millrace.staging;
     staging_id integer;
+    adopted boolean := kept IS NOT NULL;
 BEGIN
     IF source_table IS NOT NULL THEN
         RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
@@ -338,6 +339,9 @@ BEGIN
         (SELECT string_agg(format('k%s', n), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical));
     EXECUTE format('GRANT SELECT ON millrace_state.object_%s TO %s', staging_id, caller);
     PERFORM millrace_internal.define_staging(staging_id);
+    IF adopted THEN
+        PERFORM millrace_internal.adopt_rows(staging_id);
+    END IF;
     IF log THEN
         PERFORM millrace_internal.create_log(caller, staging_id);
     END IF;
@@ -374,12 +378,37 @@ BEGIN
               = ARRAY(SELECT k FROM unnest(keys) k ORDER BY k COLLATE "C")) THEN
         RAISE EXCEPTION 'table % cannot be adopted: it has no unique index on (%)', relation, array_to_string(keys, ', ') USING ERRCODE = 'invalid_table_definition';
     END IF;
-    IF (SELECT reltuples > 0 FROM pg_class WHERE oid = relation) THEN
-        RAISE NOTICE 'rows that are in % already are kept until their objects come', relation;
-    END IF;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_adopted(regrole, regclass, json) IS 'raises an error when an existing table cannot become a staging table';
+
+-- What is in an adopted table is known as objects: of the version that it has when that is declared, else older than all
+-- that comes.
+CREATE FUNCTION millrace_internal.adopt_rows(staging_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staging millrace.staging;
+    own_order boolean;
+    keys text;
+    names text;
+    adopted bigint;
+BEGIN
+    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    own_order := staging.definition #>> '{version,type}' IS NULL;
+    SELECT string_agg(format('k%s', n), ', ' ORDER BY n), string_agg(format('%I', c.name), ', ' ORDER BY n) INTO keys, names
+    FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical;
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', staging.relation);
+    EXECUTE format('INSERT INTO millrace_state.object_%s (%s, version, epoch, digest, flags, definition%s) SELECT DISTINCT ON (%s) %s, %s, 0, %L, 0, 0%s FROM %s ORDER BY %s, _version DESC NULLS LAST',
+        staging_id, keys, CASE WHEN own_order THEN ', partition, message_time' ELSE '' END, names, names, CASE WHEN own_order THEN '0' ELSE '_version' END,
+        '00000000-0000-0000-0000-000000000000', CASE WHEN own_order THEN ', 0, ''-infinity''' ELSE '' END, staging.relation, names);
+    GET DIAGNOSTICS adopted = ROW_COUNT;
+    IF adopted > 0 THEN
+        RAISE NOTICE 'what is in % already (% objects) is kept until newer versions of it come', staging.relation, adopted;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.adopt_rows(integer) IS 'remembers the objects of an adopted table';
 
 -- The log: every version that came, as it was mapped; plain append.
 CREATE FUNCTION millrace_internal.create_log(caller regrole, staging_id integer) RETURNS void
@@ -406,10 +435,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     member text;
+    renamed record;
     added record;
     log_relation regclass := present.log;
+    broken boolean := to_regclass(format('millrace_def.staging_%s', present.id)) IS NULL;
 BEGIN
-    IF definition::text = present.definition::text AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
+    IF NOT broken AND definition::text = present.definition::text AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
         RETURN;
     END IF;
     FOREACH member IN ARRAY '{for_each, version, payload}'::text[] LOOP
@@ -423,11 +454,26 @@ BEGIN
         RAISE EXCEPTION 'the key of staging table % cannot change', present.relation
             USING ERRCODE = 'feature_not_supported', HINT = 'Drop the staging table and create it again.';
     END IF;
+    -- What hangs on the table knows columns by their declared names, and expressions by their present ones: they must be the same.
+    FOR renamed IN
+        SELECT c.name, millrace_internal.definition_column('staging', present.id, c.name) AS now FROM millrace_internal.staging_columns(present.definition) c WHERE NOT broken
+    LOOP
+        IF renamed.now <> renamed.name THEN
+            RAISE EXCEPTION 'column "%" of staging table % is called "%" now', renamed.name, present.relation, renamed.now
+                USING ERRCODE = 'feature_not_supported', HINT = 'Rename it back, replace the definition, and rename it again, in one transaction.';
+        END IF;
+    END LOOP;
+    IF EXISTS (SELECT FROM millrace_internal.staging_columns(definition) c
+               WHERE c.in_key AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = present.relation AND a.attname = c.name AND NOT a.attisdropped)) THEN
+        RAISE EXCEPTION 'a key column of staging table % is gone', present.relation
+            USING ERRCODE = 'undefined_column', HINT = 'Drop the staging table and create it again.';
+    END IF;
     FOR added IN
         SELECT c.name, c.type, o.type AS old_type FROM millrace_internal.staging_columns(definition) c
-        LEFT JOIN millrace_internal.staging_columns(present.definition) o ON o.name = c.name WHERE o.type IS DISTINCT FROM c.type
+        LEFT JOIN millrace_internal.staging_columns(present.definition) o ON o.name = c.name
+        WHERE o.type IS DISTINCT FROM c.type OR NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = present.relation AND a.attname = c.name AND NOT a.attisdropped)
     LOOP
-        IF added.old_type IS NOT NULL THEN
+        IF added.old_type <> added.type THEN
             RAISE EXCEPTION 'column "%" of staging table % cannot become %: it is %', added.name, present.relation, added.type, added.old_type
                 USING ERRCODE = 'feature_not_supported', HINT = 'Map the value to another column.';
         END IF;
@@ -436,6 +482,10 @@ BEGIN
             PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', log_relation, added.name, added.type));
         END IF;
     END LOOP;
+    IF millrace_internal.misfit(present.relation, definition) IS NOT NULL THEN
+        RAISE EXCEPTION 'staging table % does not fit its new definition: %', present.relation, millrace_internal.misfit(present.relation, definition)
+            USING ERRCODE = 'invalid_table_definition';
+    END IF;
     -- Columns that are no longer mapped stay in the table; they are no longer written.
     UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;
     IF log AND present.log IS NULL THEN
@@ -496,8 +546,10 @@ BEGIN
             PERFORM millrace_internal.drop_target(caller, dependent.id, true);
         END IF;
     END LOOP;
-    EXECUTE format('DROP VIEW IF EXISTS millrace_def.staging_%s', staging.id);
-    EXECUTE format('DROP TABLE IF EXISTS millrace_state.object_%s', staging.id);
+    IF to_regclass(format('millrace_def.staging_%s', staging.id)) IS NOT NULL THEN
+        EXECUTE format('DROP VIEW millrace_def.staging_%s', staging.id);
+    END IF;
+    EXECUTE format('DROP TABLE millrace_state.object_%s', staging.id);
     DELETE FROM millrace.letter l WHERE l.staging_id = staging.id;
     DELETE FROM millrace.staging s WHERE s.id = staging.id;
     PERFORM millrace_internal.changed(staging.stream_id);
