@@ -31,6 +31,7 @@ typedef struct Report
 	ReturnSetInfo *result;
 	const char *subject;
 	int timeout_ms;
+	bool sample;
 } Report;
 
 /* One row of the result. */
@@ -212,7 +213,7 @@ validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List 
 		   psprintf("topic \"%s\" has %d partition%s, about " INT64_FORMAT " messages", topic,
 					count, count == 1 ? "" : "s", messages),
 		   NULL);
-	if (nbegins > 0)
+	if (nbegins > 0 && to->sample)
 		sample_messages(to, properties, descriptor, topic, begins, nbegins);
 	return true;
 }
@@ -264,7 +265,7 @@ validate_kafka(Report *to, MrStream *stream)
 	mr_kafka_disconnect(client);
 }
 
-/* millrace_internal.validate_source(stream_id, timeout) */
+/* millrace_internal.validate_source(stream_id, timeout, sample) */
 Datum
 millrace_validate_source(PG_FUNCTION_ARGS)
 {
@@ -276,6 +277,7 @@ millrace_validate_source(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	to.result = (ReturnSetInfo *) fcinfo->resultinfo;
+	to.sample = PG_GETARG_BOOL(2);
 	to.timeout_ms = (int) Min(Max(timeout->time / 1000, 100), 60000);
 
 	/* All that is made here goes with this context, whatever happens. */

@@ -290,11 +290,11 @@ COMMENT ON FUNCTION millrace_internal.check_kafka_options(json) IS
     'raises an error for options that a stream of Kafka does not have';
 
 -- What is wrong with a stream's endpoint: connects and looks.
-CREATE FUNCTION millrace_internal.validate_source(stream_id integer, timeout interval DEFAULT '10 seconds',
+CREATE FUNCTION millrace_internal.validate_source(stream_id integer, timeout interval DEFAULT '10 seconds', sample boolean DEFAULT true,
     OUT severity text, OUT subject text, OUT message text, OUT hint text) RETURNS SETOF record
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_validate_source';
-COMMENT ON FUNCTION millrace_internal.validate_source(integer, interval) IS
-    'connects to the endpoint of a stream and tells what is wrong: severity is error, warning or info';
+COMMENT ON FUNCTION millrace_internal.validate_source(integer, interval, boolean) IS
+    'connects to the endpoint of a stream, looks at a sample of messages, and tells what is wrong: severity is error, warning or info';
 
 -- An endpoint that does not answer is no reason to refuse a declaration.
 CREATE FUNCTION millrace_internal.warn_of_source(stream_id integer) RETURNS void
@@ -303,8 +303,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     finding record;
 BEGIN
-    FOR finding IN SELECT * FROM millrace_internal.validate_source(stream_id, '3 seconds') f
-                   WHERE f.severity IN ('error', 'warning') LOOP
+    FOR finding IN SELECT * FROM millrace_internal.validate_source(stream_id, '3 seconds', false) f WHERE f.severity = 'error' LOOP
         IF finding.hint IS NULL THEN
             RAISE WARNING '%: %', finding.subject, finding.message;
         ELSE
@@ -388,7 +387,9 @@ BEGIN
         END IF;
         UPDATE millrace.stream s
         SET server = create_stream.server::name, format = create_stream.format, options = create_stream.options,
-            workers = create_stream.workers, on_error = create_stream.on_error
+            workers = create_stream.workers, on_error = create_stream.on_error,
+            -- What reset_stream said holds until the options say something else.
+            start = CASE WHEN s.options::jsonb = create_stream.options::jsonb THEN s.start END
         WHERE s.id = existing.id;
         created := existing.id;
     ELSE
