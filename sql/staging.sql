@@ -15,13 +15,13 @@ CREATE FUNCTION run(stream text) RETURNS TABLE (messages bigint, dead_letters bi
 LANGUAGE sql AS 'SELECT messages, dead_letters FROM millrace.run_stream(stream)';
 
 -- What a statement says when it fails, without numbers that are others the next time.
-CREATE FUNCTION try(statement text) RETURNS TABLE (sqlstate text, message text, detail text, hint text) LANGUAGE plpgsql AS $$
+CREATE FUNCTION try(statement text) RETURNS TABLE (state text, message text, detail text, hint text) LANGUAGE plpgsql AS $$
 BEGIN
   EXECUTE statement;
   message := 'ok';
   RETURN NEXT;
 EXCEPTION WHEN OTHERS THEN
-  GET STACKED DIAGNOSTICS sqlstate = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+  GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
   SELECT regexp_replace(message, '\d+', '…', 'g'), regexp_replace(detail, '\d+', '…', 'g'), regexp_replace(hint, '\d+', '…', 'g') INTO message, detail, hint;
   RETURN NEXT;
 END $$;
