@@ -1,8 +1,8 @@
 /*
  * writer.c
- *	  The bulk writer over saved, set-based SPI statements.
+ *	  The bulk writer's verbs: directly where the table allows it (direct.c), else by saved statements.
  *
- * Rows travel as one array per column through unnest(), so that a statement's plan does not depend on their
+ * For statements, rows travel as one array per column through unnest(), so that a statement's plan does not depend on their
  * number and works on partitioned tables, tables with triggers, row security or generated columns alike.
  */
 #include "postgres.h"
@@ -13,6 +13,7 @@
 #include "access/tupdesc.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
+#include "core/direct.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "core/writer.h"
@@ -46,6 +47,7 @@ struct MrTable
 	int ncolumns;
 	int nkeys;
 	MrColumn *columns;
+	AttrNumber *attnums;
 	SortSupport sort; /* by the key columns */
 	MrStatement *insert_new;
 	MrStatement *append;
@@ -91,6 +93,8 @@ mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, in
 	table->ncolumns = ncolumns;
 	table->nkeys = nkeys;
 	table->columns = palloc0(sizeof(MrColumn) * ncolumns);
+	table->attnums = palloc(sizeof(AttrNumber) * ncolumns);
+	memcpy(table->attnums, attnums, sizeof(AttrNumber) * ncolumns);
 	for (int i = 0; i < ncolumns; i++)
 		column_init(&table->columns[i], desc, attnums[i]);
 	table_close(relation, NoLock);
@@ -175,7 +179,7 @@ sorted_order(const MrTable *table, const MrRows *rows, int nkeys)
 
 /* One column of the rows, in the given order, as an array. */
 static Datum
-column_array(MrColumn *column, const Datum *values, const bool *nulls, const int *order, int nrows)
+column_array(const MrColumn *column, const Datum *values, const bool *nulls, const int *order, int nrows)
 {
 	Datum *ordered = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * Max(nrows, 1));
 	bool *ordered_nulls = palloc0(Max(nrows, 1));
@@ -195,7 +199,7 @@ column_array(MrColumn *column, const Datum *values, const bool *nulls, const int
 			ordered[i] = (Datum) 0;
 		}
 		else if (column->as_text)
-			ordered[i] = CStringGetTextDatum(OutputFunctionCall(&column->output, values[row]));
+			ordered[i] = CStringGetTextDatum(OutputFunctionCall((FmgrInfo *) &column->output, values[row]));
 		else
 			ordered[i] = values[row];
 	}
@@ -295,6 +299,15 @@ delete_statement(const MrTable *table, int nkeys)
 	return statement_create(table, sql.data, nkeys);
 }
 
+void
+mr_table_arrays(const MrTable *table, const MrRows *rows, const int *chosen, int nchosen,
+				int ncolumns, Datum *arrays)
+{
+	for (int i = 0; i < ncolumns; i++)
+		arrays[i] = column_array(&table->columns[i], rows->values[i],
+								 rows->nulls != NULL ? rows->nulls[i] : NULL, chosen, nchosen);
+}
+
 /* Runs a statement whose parameters are the first n columns of the rows, as the table's role. */
 static uint64
 run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, int ncolumns)
@@ -304,9 +317,7 @@ run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, 
 	MrRunAs saved;
 	uint64 processed;
 
-	for (int i = 0; i < ncolumns; i++)
-		arrays[i] = column_array(&table->columns[i], rows->values[i],
-								 rows->nulls != NULL ? rows->nulls[i] : NULL, order, rows->nrows);
+	mr_table_arrays(table, rows, order, rows->nrows, ncolumns, arrays);
 	mr_run_as(&saved, table->role);
 	processed = mr_statement_run(statement, arrays, NULL);
 	mr_run_back(&saved);
@@ -317,20 +328,72 @@ run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, 
 	return processed;
 }
 
+/* One row through the statement that waits for transactions in progress. */
+static int64
+insert_waiting(void *argument, int row)
+{
+	const SortArgument *inserted = argument;
+	const MrTable *table = inserted->table;
+	MrRows one = {1, palloc(sizeof(Datum *) * table->ncolumns),
+				  palloc(sizeof(bool *) * table->ncolumns)};
+
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		one.values[i] = &inserted->rows->values[i][row];
+		one.nulls[i] = &inserted->rows->nulls[i][row];
+	}
+	return run_with_rows(table, table->insert_new, &one, table->ncolumns);
+}
+
+/* Inserts directly; -1 when the table is not plain enough for that. */
+static int64
+insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
+{
+	SortArgument argument = {table, rows, table->nkeys};
+	int64 inserted = -1;
+	MrDirect *direct;
+	MrRunAs saved;
+	int *order;
+
+	mr_run_as(&saved, table->role);
+	direct = mr_direct_open(table->relid, table->ncolumns, table->attnums, table->nkeys);
+	if (direct != NULL)
+	{
+		order = sorted_order(table, rows, table->nkeys);
+		inserted =
+			mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting, &argument);
+		mr_direct_close(direct);
+		pfree(order);
+	}
+	mr_run_back(&saved);
+	return inserted;
+}
+
 int64
 mr_table_insert_new(MrTable *table, MrRows *rows)
 {
+	int64 inserted;
+
 	if (rows->nrows == 0)
 		return 0;
 	if (table->insert_new == NULL)
 		table->insert_new = insert_statement(table, true);
-	return run_with_rows(table, table->insert_new, rows, table->ncolumns);
+	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, NULL);
+	if (inserted < 0)
+		inserted = run_with_rows(table, table->insert_new, rows, table->ncolumns);
+	return inserted;
+}
+
+bool
+mr_table_insert_free(MrTable *table, MrRows *rows, bool *conflicts)
+{
+	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_REPORT, conflicts) >= 0;
 }
 
 void
 mr_table_append(MrTable *table, MrRows *rows)
 {
-	if (rows->nrows == 0)
+	if (rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_ERROR, NULL) >= 0)
 		return;
 	if (table->append == NULL)
 		table->append = insert_statement(table, false);

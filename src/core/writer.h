@@ -37,7 +37,20 @@ extern MrRows *mr_rows_create(const MrTable *table, int capacity);
  */
 extern int64 mr_table_insert_new(MrTable *table, MrRows *rows);
 
-/* Plain append, no key. */
+/*
+ * Inserts the rows whose key is free at once, and tells by row which of them were not: what to do with these
+ * is the caller's business.  False, and nothing inserted, when the table takes no direct inserts.
+ */
+extern bool mr_table_insert_free(MrTable *table, MrRows *rows, bool *conflicts);
+
+/*
+ * The first columns of chosen rows as arrays, for statements of the
+ * caller's own.
+ */
+extern void mr_table_arrays(const MrTable *table, const MrRows *rows, const int *chosen,
+							int nchosen, int ncolumns, Datum *arrays);
+
+/* Plain append: a key that is there already is an error. */
 extern void mr_table_append(MrTable *table, MrRows *rows);
 
 /*

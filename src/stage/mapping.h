@@ -90,7 +90,10 @@ typedef struct MrStagingPlan
 	int16 *key_length;
 	bool *key_by_value;
 
-	MrStatement *fence; /* on the table of objects */
+	MrTable *objects; /* the table of objects */
+	MrStatement *fence; /* the upsert into it, whose parameters are its columns */
+	int fence_nargs;
+	int mostly_known; /* for so many batches, do not try objects as new ones */
 	int ncolumns;
 	AttrNumber *columns; /* that are written: key, element, then the others */
 	MrTable *table;
@@ -143,7 +146,7 @@ extern void mr_stage_apply(MrBatch *batch, MrStaging **writing_for);
 
 /* Marks MrVersion.newest of each object, then .accepted and .known by the table of objects. */
 extern void mr_object_fence(MrBatch *batch, MrStaged *staged);
-extern MrStatement *mr_object_statement(const MrStaging *staging);
+extern void mr_object_prepare(const MrStaging *staging);
 
 /*
  * Writes what failed as dead letters, or as the stream's on_error says.  Returns how many.  The caller is

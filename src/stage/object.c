@@ -13,10 +13,12 @@
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
 #include "stage/mapping.h"
-#include "utils/array.h"
+#include "catalog/namespace.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/lsyscache.h"
+
+/* For so many batches known objects are not tried as new ones, after a batch that had many of them. */
+#define KNOWN_BATCHES 16
 
 /* Flags of an object. */
 #define OBJECT_DELETED 1
@@ -81,66 +83,48 @@ compare_versions_by_key(const void *left, const void *right, void *staging)
 	return order != 0 ? order : COMPARE(l, r);
 }
 
-/*
- * The upsert.  Parameters are arrays: the key's columns, version, epoch, digest, flags and, when the order is
- * the source's own, partition and message time.
- */
-MrStatement *
-mr_object_statement(const MrStaging *staging)
+/* The condition under which what comes is newer than what is there (C1). */
+static const char *
+newer_condition(const MrStagingPlan *plan)
 {
-	const MrStagingPlan *plan = staging->plan;
+	if (plan->version == NULL)
+		return "EXCLUDED.epoch > o.epoch OR (EXCLUDED.epoch = o.epoch AND "
+			   "CASE WHEN EXCLUDED.partition = o.partition "
+			   "THEN EXCLUDED.version > o.version OR (EXCLUDED.version = o.version "
+			   "AND EXCLUDED.definition > o.definition) "
+			   "ELSE (EXCLUDED.message_time, EXCLUDED.partition) > "
+			   "(o.message_time, o.partition) END)";
+	return "EXCLUDED.flags & 64 <> 0 "
+		   "OR (o.version IS NULL AND EXCLUDED.version IS NOT NULL) "
+		   "OR EXCLUDED.version > o.version "
+		   "OR (EXCLUDED.version IS NOT DISTINCT FROM o.version "
+		   "AND (EXCLUDED.flags & 1, EXCLUDED.digest, EXCLUDED.definition) > "
+		   "(o.flags & 1, o.digest, CASE WHEN (EXCLUDED.flags & 1, EXCLUDED.digest) = "
+		   "(o.flags & 1, o.digest) THEN o.definition ELSE 2147483647 END))";
+}
+
+/* The upsert, whose parameters are arrays of the columns; returns keys, whether known, and flags. */
+static void
+prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const Oid *types)
+{
+	MrStagingPlan *plan = staging->plan;
 	bool own_order = plan->version == NULL;
-	int nkeys = staging->nkeys;
-	int nargs = nkeys + 4 + (own_order ? 2 : 0);
-	Oid *types = palloc(sizeof(Oid) * nargs);
 	StringInfoData keys;
 	StringInfoData arrays;
 	StringInfoData sql;
-	const char *newer;
 
 	initStringInfo(&keys);
 	initStringInfo(&arrays);
 	initStringInfo(&sql);
-	for (int i = 0; i < nkeys; i++)
-	{
-		types[i] = get_array_type(TupleDescAttr(staging->desc, staging->key[i] - 1)->atttypid);
+	for (int i = 0; i < staging->nkeys; i++)
 		appendStringInfo(&keys, "k%d, ", i + 1);
-	}
-	types[nkeys] = get_array_type(plan->version_type);
-	types[nkeys + 1] = INT4ARRAYOID;
-	types[nkeys + 2] = get_array_type(UUIDOID);
-	types[nkeys + 3] = INT2ARRAYOID;
-	if (own_order)
-	{
-		types[nkeys + 4] = INT4ARRAYOID;
-		types[nkeys + 5] = get_array_type(TIMESTAMPTZOID);
-	}
 	for (int i = 0; i < nargs; i++)
 		appendStringInfo(&arrays, "%s$%d", i > 0 ? ", " : "", i + 1);
 
-	if (own_order)
-		newer = "EXCLUDED.epoch > o.epoch OR (EXCLUDED.epoch = o.epoch AND "
-				"CASE WHEN EXCLUDED.partition = o.partition "
-				"THEN EXCLUDED.version > o.version OR (EXCLUDED.version = o.version "
-				"AND EXCLUDED.definition > o.definition) "
-				"ELSE (EXCLUDED.message_time, EXCLUDED.partition) > "
-				"(o.message_time, o.partition) END)";
-	else
-		newer = "EXCLUDED.flags & 64 <> 0 "
-				"OR (o.version IS NULL AND EXCLUDED.version IS NOT NULL) "
-				"OR EXCLUDED.version > o.version "
-				"OR (EXCLUDED.version IS NOT DISTINCT FROM o.version "
-				"AND (EXCLUDED.flags & 1, EXCLUDED.digest, EXCLUDED.definition) > "
-				"(o.flags & 1, o.digest, CASE WHEN (EXCLUDED.flags & 1, EXCLUDED.digest) = "
-				"(o.flags & 1, o.digest) THEN o.definition ELSE 2147483647 END))";
-
 	appendStringInfo(&sql,
-					 "INSERT INTO millrace_state.object_%d AS o "
-					 "(%sversion, epoch, digest, flags%s, definition) "
-					 "SELECT u.*, %d FROM unnest(%s) AS u "
-					 "ON CONFLICT (",
-					 staging->id, keys.data, own_order ? ", partition, message_time" : "",
-					 plan->definition_no, arrays.data);
+					 "INSERT INTO millrace_state.object_%d AS o (%s) SELECT u.* FROM unnest(%s) "
+					 "AS u ON CONFLICT (",
+					 staging->id, columns, arrays.data);
 	appendBinaryStringInfo(&sql, keys.data, keys.len - 2);
 	appendStringInfo(&sql,
 					 ") DO UPDATE SET version = CASE WHEN EXCLUDED.flags & 64 <> 0 "
@@ -155,8 +139,38 @@ mr_object_statement(const MrStaging *staging)
 					 own_order ? ", partition = EXCLUDED.partition, "
 								 "message_time = EXCLUDED.message_time"
 							   : "",
-					 newer, keys.data);
-	return mr_statement_create(sql.data, nargs, types);
+					 newer_condition(plan), keys.data);
+	plan->fence = mr_statement_create(sql.data, nargs, types);
+	plan->fence_nargs = nargs;
+}
+
+void
+mr_object_prepare(const MrStaging *staging)
+{
+	MrStagingPlan *plan = staging->plan;
+	Oid relid = get_relname_relid(psprintf("object_%d", staging->id),
+								  get_namespace_oid("millrace_state", false));
+	int ncolumns = staging->nkeys + (plan->version == NULL ? 7 : 5);
+	AttrNumber *attnums = palloc(sizeof(AttrNumber) * ncolumns);
+	Oid *types = palloc(sizeof(Oid) * ncolumns);
+	StringInfoData columns;
+
+	if (!OidIsValid(relid))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("millrace_state.object_%d, which remembers the objects of %s, is gone",
+							   staging->id, staging->name)));
+	initStringInfo(&columns);
+	for (int i = 0; i < ncolumns; i++)
+	{
+		/* The table is ours: its columns stand in the order in which they are written. */
+		attnums[i] = i + 1;
+		types[i] = get_array_type(get_atttype(relid, attnums[i]));
+		appendStringInfo(&columns, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(get_attname(relid, attnums[i], false)));
+	}
+	plan->objects =
+		mr_table_create(relid, mr_extension_owner(), ncolumns, attnums, staging->nkeys);
+	prepare_upsert(staging, columns.data, ncolumns, types);
 }
 
 /* Finds the newest version of each object in the batch; returns them in the order of keys. */
@@ -202,101 +216,117 @@ newest_versions(MrStaged *staged, int *count)
 	return newest;
 }
 
-/* One array parameter. */
-static Datum
-array_of(Datum *values, bool *nulls, int count, Oid type)
+/* The newest versions as rows of the table of objects. */
+static MrRows *
+object_rows(const MrStaging *staging, MrVersion **newest, int count)
 {
-	int dims[1] = {count};
-	int lower[1] = {1};
-	int16 length;
-	bool by_value;
-	char alignment;
-
-	get_typlenbyvalalign(type, &length, &by_value, &alignment);
-	return PointerGetDatum(
-		construct_md_array(values, nulls, 1, dims, lower, type, length, by_value, alignment));
-}
-
-/* Runs the upsert for the newest versions, in the order of keys. */
-static void
-upsert_objects(MrStaged *staged, MrVersion **newest, int count)
-{
-	const MrStaging *staging = staged->staging;
 	MrStagingPlan *plan = staging->plan;
+	MrRows *rows = mr_rows_create(plan->objects, count);
 	int nkeys = staging->nkeys;
-	Datum *arrays = palloc(sizeof(Datum) * (nkeys + 6));
-	Datum *values = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * count);
-	bool *nulls = palloc0(count);
-	MrRunAs saved;
 
-	for (int k = 0; k < nkeys; k++)
-	{
-		for (int i = 0; i < count; i++)
-			values[i] = newest[i]->key[k];
-		arrays[k] = array_of(values, NULL, count,
-							 TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid);
-	}
-#define FILL(n, type, value) \
-	do \
-	{ \
-		for (int i = 0; i < count; i++) \
-			values[i] = (value); \
-		arrays[nkeys + (n)] = array_of(values, (n) == 0 ? nulls : NULL, count, type); \
-	} while (0)
 	for (int i = 0; i < count; i++)
-		nulls[i] = newest[i]->version_null;
-	FILL(0, plan->version_type, newest[i]->version);
-	FILL(1, INT4OID, Int32GetDatum(newest[i]->message->epoch));
-	FILL(2, UUIDOID, UUIDPGetDatum(&newest[i]->digest));
-	FILL(3, INT2OID,
-		 Int16GetDatum((newest[i]->deleted ? OBJECT_DELETED : 0) |
-					   (newest[i]->always ? OBJECT_ALWAYS : 0) |
-					   (newest[i]->message->retried ? OBJECT_RETRIED : 0)));
-	if (plan->version == NULL)
 	{
-		FILL(4, INT4OID, Int32GetDatum(newest[i]->message->partition));
-		FILL(5, TIMESTAMPTZOID, TimestampTzGetDatum(newest[i]->message->time));
-	}
-#undef FILL
+		const MrVersion *version = newest[i];
+		const MrMessage *message = version->message;
+		Datum **values = rows->values;
+		int c = 0;
 
-	mr_run_as(&saved, mr_extension_owner());
-	(void) mr_statement_run(plan->fence, arrays, NULL);
-	mr_run_back(&saved);
+		for (int k = 0; k < nkeys; k++)
+			values[c++][i] = version->key[k];
+		rows->nulls[c][i] = version->version_null;
+		values[c++][i] = version->version;
+		values[c++][i] = Int32GetDatum(message->epoch);
+		values[c++][i] = UUIDPGetDatum(&version->digest);
+		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
+									   (version->always ? OBJECT_ALWAYS : 0) |
+									   (message->retried ? OBJECT_RETRIED : 0));
+		if (plan->version == NULL)
+		{
+			values[c++][i] = Int32GetDatum(message->partition);
+			values[c++][i] = TimestampTzGetDatum(message->time);
+		}
+		values[c][i] = Int32GetDatum(plan->definition_no);
+	}
+	rows->nrows = count;
+	return rows;
 }
 
 /*
- * What RETURNING gave are the accepted ones, in the order in which they were given: it is walked beside
- * them.
+ * Inserts the objects that nobody has seen; returns how many are left, whose places among the newest versions
+ * are put into `left`.  It costs more than it saves when most objects are known: then, for a while, it is
+ * not tried.
+ */
+static int
+insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, int *left)
+{
+	MrStagingPlan *plan = staged->staging->plan;
+	bool *conflicts;
+	int nleft = 0;
+	bool direct;
+
+	if (plan->mostly_known > 0)
+		plan->mostly_known--;
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		/* These have flags that are not for the table. */
+		if (newest[i]->always || newest[i]->message->retried)
+			plan->mostly_known = Max(plan->mostly_known, 1);
+	}
+	conflicts = palloc0(rows->nrows);
+	direct = plan->mostly_known == 0 && mr_table_insert_free(plan->objects, rows, conflicts);
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (direct && !conflicts[i])
+			newest[i]->accepted = true;
+		else
+			left[nleft++] = i;
+	}
+	if (direct && nleft * 5 > rows->nrows)
+		plan->mostly_known = KNOWN_BATCHES;
+	return nleft;
+}
+
+/*
+ * Upserts the objects that are left, in the order of keys.  What RETURNING gives are the accepted ones, in
+ * the order in which they were given: it is walked beside them.
  */
 static void
-mark_accepted(MrBatch *batch, MrStaged *staged, MrVersion **newest, int count)
+upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *rows,
+			const int *left, int nleft)
 {
 	const MrStaging *staging = staged->staging;
-	SPITupleTable *returned = SPI_tuptable;
+	MrStagingPlan *plan = staging->plan;
+	Datum *arrays = palloc(sizeof(Datum) * plan->fence_nargs);
 	Datum *key = palloc(sizeof(Datum) * staging->nkeys);
+	SPITupleTable *returned;
+	MrRunAs saved;
 	bool moved = false;
 	int next = 0;
 
-	staged->accepted = newest;
+	mr_table_arrays(plan->objects, rows, left, nleft, plan->fence_nargs, arrays);
+	mr_run_as(&saved, mr_extension_owner());
+	(void) mr_statement_run(plan->fence, arrays, NULL);
+	mr_run_back(&saved);
+	returned = SPI_tuptable;
 	for (uint64 r = 0; r < returned->numvals; r++)
 	{
 		bool isnull;
+		int16 flags;
 
 		for (int k = 0; k < staging->nkeys; k++)
 			key[k] = SPI_getbinval(returned->vals[r], returned->tupdesc, k + 1, &isnull);
-		while (next < count && compare_keys(staging, newest[next]->key, key) != 0)
+		while (next < nleft && compare_keys(staging, newest[left[next]]->key, key) != 0)
 			next++;
-		if (next == count)
+		if (next == nleft)
 			elog(ERROR, "the table of objects of %s returned a key that it was not given",
 				 staging->name);
-		newest[next]->accepted = true;
-		newest[next]->known = DatumGetBool(
+		newest[left[next]]->accepted = true;
+		newest[left[next]]->known = DatumGetBool(
 			SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 1, &isnull));
-		if (DatumGetInt16(
-				SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 2, &isnull)) &
-			OBJECT_MOVED)
-			moved = true;
-		staged->accepted[staged->naccepted++] = newest[next++];
+		flags = DatumGetInt16(
+			SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 2, &isnull));
+		moved |= (flags & OBJECT_MOVED) != 0;
+		next++;
 	}
 	SPI_freetuptable(returned);
 	if (moved)
@@ -310,12 +340,25 @@ void
 mr_object_fence(MrBatch *batch, MrStaged *staged)
 {
 	MrVersion **newest;
+	MrRows *rows;
+	int *left;
+	int nleft;
 	int count;
 
 	staged->naccepted = 0;
 	if (staged->nversions == 0)
 		return;
 	newest = newest_versions(staged, &count);
-	upsert_objects(staged, newest, count);
-	mark_accepted(batch, staged, newest, count);
+	rows = object_rows(staged->staging, newest, count);
+	left = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * count);
+	nleft = insert_unseen(staged, newest, rows, left);
+	if (nleft > 0)
+		upsert_left(batch, staged, newest, rows, left, nleft);
+
+	staged->accepted = newest;
+	for (int i = 0; i < count; i++)
+	{
+		if (newest[i]->accepted)
+			staged->accepted[staged->naccepted++] = newest[i];
+	}
 }

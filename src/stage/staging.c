@@ -382,7 +382,7 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 	plan->expected = compile_named(c, "expect", ":expect ", false, &plan->nexpected);
 
 	prepare_tables(c, log);
-	plan->fence = mr_object_statement(staging);
+	mr_object_prepare(staging);
 }
 
 List *

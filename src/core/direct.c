@@ -1,0 +1,348 @@
+/*
+ * direct.c
+ *	  Inserting straight through the table access method.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "core/direct.h"
+#include "core/millrace.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "rewrite/prs2lock.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+/* Rows that go to the heap in one call; also how far index entries may lag behind their tuples. */
+#define CHUNK 1000
+
+struct MrDirect
+{
+	Relation relation;
+	int ncolumns;
+	const AttrNumber *attnums;
+	int nkeys;
+	int nindexes;
+	Relation *indexes;
+	IndexInfo **infos;
+	int unique; /* which of them, or -1 */
+	ScanKey probe; /* equality on the unique index */
+	TupleTableSlot *slots[CHUNK];
+	int nslots;
+	MemoryContext chunk_context;
+};
+
+/* Does the table take rows without anything else having a say? */
+static bool
+is_plain_table(Relation relation, int ncolumns, const AttrNumber *attnums)
+{
+	TupleDesc desc = RelationGetDescr(relation);
+	TupleConstr *constraints = desc->constr;
+
+	if (relation->rd_rel->relkind != RELKIND_RELATION || relation->rd_rel->relispartition ||
+		relation->rd_rel->relam != HEAP_TABLE_AM_OID || relation->trigdesc != NULL ||
+		relation->rd_rules != NULL ||
+		check_enable_rls(RelationGetRelid(relation), InvalidOid, true) == RLS_ENABLED)
+		return false;
+	if (constraints != NULL && (constraints->num_check > 0 || constraints->has_generated_stored))
+		return false;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		bool given = false;
+
+		if (attribute->attisdropped)
+			continue;
+		for (int c = 0; c < ncolumns && !given; c++)
+			given = attnums[c] == i + 1;
+		if (!given && (attribute->atthasdef || attribute->attidentity || attribute->attnotnull))
+			return false;
+		if (get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN && !given)
+			return false;
+	}
+	return true;
+}
+
+/* Is the index over plain columns, and when it is unique, over exactly the key? */
+static bool
+is_plain_index(Relation index, const AttrNumber *attnums, int nkeys)
+{
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisvalid || !form->indisready || !form->indimmediate || form->indisexclusion ||
+		index->rd_indexprs != NIL || index->rd_indpred != NIL ||
+		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) ||
+		!heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL))
+		return false;
+	if (!form->indisunique)
+		return true;
+	if (form->indnkeyatts != nkeys || index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	for (int i = 0; i < nkeys; i++)
+	{
+		bool found = false;
+
+		for (int k = 0; k < nkeys && !found; k++)
+			found = form->indkey.values[i] == attnums[k];
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
+/* Scan keys that find a row by the unique index; their arguments are set for each probe. */
+static void
+prepare_probe(MrDirect *direct)
+{
+	Relation index = direct->indexes[direct->unique];
+
+	direct->probe = palloc0(sizeof(ScanKeyData) * direct->nkeys);
+	for (int i = 0; i < direct->nkeys; i++)
+	{
+		Oid operator= get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
+										  index->rd_opcintype[i], BTEqualStrategyNumber);
+
+		ScanKeyEntryInitialize(&direct->probe[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i], get_opcode(operator), (Datum) 0);
+	}
+}
+
+MrDirect *
+mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys)
+{
+	MrDirect *direct;
+	Relation relation = table_open(relid, RowExclusiveLock);
+	List *index_oids;
+	ListCell *lc;
+	bool plain = is_plain_table(relation, ncolumns, attnums);
+	AclResult allowed = pg_class_aclcheck(relid, GetUserId(), ACL_INSERT);
+
+	/* Privileges on columns are for the other way. */
+	if (!plain || allowed != ACLCHECK_OK)
+	{
+		table_close(relation, NoLock);
+		return NULL;
+	}
+	direct = palloc0(sizeof(MrDirect));
+	direct->relation = relation;
+	direct->ncolumns = ncolumns;
+	direct->attnums = attnums;
+	direct->nkeys = nkeys;
+	direct->unique = -1;
+	index_oids = RelationGetIndexList(relation);
+	direct->indexes = palloc(sizeof(Relation) * Max(list_length(index_oids), 1));
+	direct->infos = palloc(sizeof(IndexInfo *) * Max(list_length(index_oids), 1));
+	foreach(lc, index_oids)
+	{
+		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		int n = direct->nindexes++;
+
+		direct->indexes[n] = index;
+		if (!is_plain_index(index, attnums, nkeys) ||
+			(index->rd_index->indisunique && direct->unique >= 0))
+		{
+			mr_direct_close(direct);
+			return NULL;
+		}
+		direct->infos[n] = BuildIndexInfo(index);
+		if (index->rd_index->indisunique)
+			direct->unique = n;
+	}
+	if (direct->unique >= 0)
+		prepare_probe(direct);
+	direct->chunk_context =
+		AllocSetContextCreate(CurrentMemoryContext, "millrace chunk", ALLOCSET_DEFAULT_SIZES);
+	return direct;
+}
+
+void
+mr_direct_close(MrDirect *direct)
+{
+	for (int i = 0; i < direct->nslots; i++)
+		ExecDropSingleTupleTableSlot(direct->slots[i]);
+	for (int i = 0; i < direct->nindexes; i++)
+		index_close(direct->indexes[i], NoLock);
+	table_close(direct->relation, NoLock);
+	if (direct->chunk_context != NULL)
+		MemoryContextDelete(direct->chunk_context);
+	pfree(direct);
+}
+
+/* Puts a row into a slot. */
+static void
+fill_slot(MrDirect *direct, TupleTableSlot *slot, const MrRows *rows, int row)
+{
+	TupleDesc desc = RelationGetDescr(direct->relation);
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, desc->natts);
+	for (int c = 0; c < direct->ncolumns; c++)
+	{
+		int attribute = direct->attnums[c] - 1;
+		bool isnull = rows->nulls != NULL && rows->nulls[c] != NULL && rows->nulls[c][row];
+
+		if (isnull && TupleDescAttr(desc, attribute)->attnotnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in column \"%s\" of relation \"%s\" violates not-null "
+							"constraint",
+							NameStr(TupleDescAttr(desc, attribute)->attname),
+							RelationGetRelationName(direct->relation))));
+		slot->tts_values[attribute] = isnull ? (Datum) 0 : rows->values[c][row];
+		slot->tts_isnull[attribute] = isnull;
+	}
+	ExecStoreVirtualTuple(slot);
+}
+
+/* Puts the entry of one index; false when the key of a unique one may be there already. */
+static bool
+insert_entry(MrDirect *direct, int i, TupleTableSlot *slot, IndexUniqueCheck check)
+{
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+
+	FormIndexDatum(direct->infos[i], slot, NULL, values, nulls);
+	return index_insert(direct->indexes[i], values, nulls, &slot->tts_tid, direct->relation, check,
+						false, direct->infos[i]);
+}
+
+typedef enum Standing
+{
+	STANDING_NONE, /* there is no other row with the key after all */
+	STANDING_FOR_GOOD, /* its transaction has committed */
+	STANDING_IN_DOUBT /* it is being inserted or deleted */
+} Standing;
+
+/* How the other row with the slot's key stands. */
+static Standing
+probe_key(MrDirect *direct, TupleTableSlot *slot)
+{
+	Relation index = direct->indexes[direct->unique];
+	TupleTableSlot *found = table_slot_create(direct->relation, NULL);
+	Standing standing = STANDING_NONE;
+	SnapshotData dirty;
+	IndexScanDesc scan;
+
+	InitDirtySnapshot(dirty);
+	for (int i = 0; i < direct->nkeys; i++)
+	{
+		int attribute = index->rd_index->indkey.values[i] - 1;
+
+		direct->probe[i].sk_argument = slot->tts_values[attribute];
+		direct->probe[i].sk_flags = slot->tts_isnull[attribute] ? SK_ISNULL | SK_SEARCHNULL : 0;
+	}
+	scan = mr_index_beginscan(direct->relation, index, &dirty, direct->nkeys);
+	index_rescan(scan, direct->probe, direct->nkeys, NULL, 0);
+	while (standing == STANDING_NONE && index_getnext_slot(scan, ForwardScanDirection, found))
+	{
+		if (ItemPointerEquals(&found->tts_tid, &slot->tts_tid))
+			continue;
+		standing = TransactionIdIsValid(dirty.xmin) || TransactionIdIsValid(dirty.xmax)
+					   ? STANDING_IN_DOUBT
+					   : STANDING_FOR_GOOD;
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(found);
+	return standing;
+}
+
+/* Takes a heap tuple back that this command has inserted. */
+static void
+take_back(MrDirect *direct, TupleTableSlot *slot)
+{
+	CommandCounterIncrement();
+	simple_heap_delete(direct->relation, &slot->tts_tid);
+}
+
+/* Inserts one chunk of rows; those that are left out are marked. */
+static int64
+insert_chunk(MrDirect *direct, const MrRows *rows, const int *order, int n, MrConflict mode,
+			 bool *conflicts, int64 (*wait_for)(void *argument, int row), void *argument)
+{
+	TupleTableSlot *taken_back[CHUNK];
+	int ntaken_back = 0;
+	int64 inserted = 0;
+
+	for (int i = 0; i < n; i++)
+		fill_slot(direct, direct->slots[i], rows, order[i]);
+	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0, NULL);
+
+	for (int i = 0; i < n; i++)
+	{
+		TupleTableSlot *slot = direct->slots[i];
+
+		if (direct->unique >= 0 &&
+			!insert_entry(direct, direct->unique, slot,
+						  mode == MR_CONFLICT_ERROR ? UNIQUE_CHECK_YES : UNIQUE_CHECK_PARTIAL))
+		{
+			Standing standing = mode == MR_CONFLICT_REPORT ? STANDING_FOR_GOOD
+														   : probe_key(direct, slot);
+
+			if (standing == STANDING_IN_DOUBT)
+			{
+				/* Our tuple must be gone before the row is inserted in the way that waits. */
+				take_back(direct, slot);
+				inserted += wait_for(argument, order[i]);
+				continue;
+			}
+			if (standing == STANDING_FOR_GOOD)
+			{
+				if (conflicts != NULL)
+					conflicts[order[i]] = true;
+				taken_back[ntaken_back++] = slot;
+				continue;
+			}
+		}
+		for (int x = 0; x < direct->nindexes; x++)
+		{
+			if (x != direct->unique)
+				(void) insert_entry(direct, x, slot, UNIQUE_CHECK_NO);
+		}
+		inserted++;
+	}
+	if (ntaken_back > 0)
+		CommandCounterIncrement();
+	for (int i = 0; i < ntaken_back; i++)
+		simple_heap_delete(direct->relation, &taken_back[i]->tts_tid);
+	return inserted;
+}
+
+int64
+mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConflict mode,
+				 bool *conflicts, int64 (*wait_for)(void *argument, int row), void *argument)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	int64 inserted = 0;
+
+	for (int from = 0; from < rows->nrows; from += CHUNK)
+	{
+		int n = Min(CHUNK, rows->nrows - from);
+
+		CHECK_FOR_INTERRUPTS();
+		/* Slots outlive the chunk, its tuples do not. */
+		for (int i = direct->nslots; i < n; i++)
+			direct->slots[direct->nslots++] =
+				MakeSingleTupleTableSlot(RelationGetDescr(direct->relation), &TTSOpsVirtual);
+		MemoryContextSwitchTo(direct->chunk_context);
+		inserted +=
+			insert_chunk(direct, rows, order + from, n, mode, conflicts, wait_for, argument);
+		MemoryContextSwitchTo(previous);
+		MemoryContextReset(direct->chunk_context);
+	}
+	/* What comes next in the transaction sees the rows. */
+	CommandCounterIncrement();
+	return inserted;
+}

@@ -1,0 +1,41 @@
+/*
+ * direct.h
+ *	  Inserting straight through the table access method, for plain local tables (C12).
+ *
+ * Heap tuples go in by the page; then index entries, one by one in the order of the key.  A unique index is
+ * asked without waiting: a row whose key may be there already is taken back, and looked at more closely.
+ */
+#ifndef MR_CORE_DIRECT_H
+#define MR_CORE_DIRECT_H
+
+#include "core/writer.h"
+#include "utils/relcache.h"
+
+/* What becomes of a row whose key is in the unique index. */
+typedef enum MrConflict
+{
+	MR_CONFLICT_ERROR, /* it is an error, as for any INSERT */
+	MR_CONFLICT_SKIP, /* it is left out when the other row stays; for that we wait */
+	MR_CONFLICT_REPORT /* it is left out, whatever becomes of the other row */
+} MrConflict;
+
+typedef struct MrDirect MrDirect;
+
+/*
+ * Opens the table for direct inserts of those columns by the current user.  NULL when the table is not plain
+ * enough: partitioned, with triggers, rules, row security, generated columns, check constraints, defaults for
+ * columns that are not given, indexes over expressions or parts, or a unique index on anything but the key.
+ */
+extern MrDirect *mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys);
+extern void mr_direct_close(MrDirect *direct);
+
+/*
+ * Inserts the rows in the given order.  With MR_CONFLICT_SKIP, `wait_for` is called for a row whose key is
+ * being inserted by a transaction in progress: it inserts the row in the way that waits.  conflicts (may be
+ * NULL) tells by row which were left out.  Returns how many were inserted here or by wait_for.
+ */
+extern int64 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order,
+							  MrConflict mode, bool *conflicts,
+							  int64 (*wait_for)(void *argument, int row), void *argument);
+
+#endif /* MR_CORE_DIRECT_H */
