@@ -415,7 +415,7 @@ Datum
 millrace_run_stream(PG_FUNCTION_ARGS)
 {
 	MemoryContext context = CurrentMemoryContext;
-	char *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	char *name;
 	int32 id;
 	int64 limit = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
 	int64 messages = 0;
@@ -428,6 +428,10 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	MrRunAs saved;
 	MrFlow *flow;
 
+	if (PG_ARGISNULL(0))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("the stream to run must not be null")));
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	require_read_committed("run_stream()");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

@@ -356,6 +356,10 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 	compile_columns(c);
 	plan->version = compile_single(c, "version");
 	plan->event_time = compile_single(c, "event_time");
+	if (plan->event_time != NULL && plan->event_time->type != TIMESTAMPTZOID)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("event_time must be timestamptz, not %s",
+							   format_type_be(plan->event_time->type))));
 	prepare_slots(c);
 
 	attribute = TupleDescAttr(staging->desc, staging->version - 1);
@@ -385,8 +389,9 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 	mr_object_prepare(staging);
 }
 
-List *
-mr_staging_load(MrStream *stream, MrPlan **extraction)
+/* Compiles the stream's staging tables that a condition on millrace.staging finds. */
+static List *
+load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 {
 	List *stagings = NIL;
 	SPITupleTable *rows;
@@ -399,8 +404,8 @@ mr_staging_load(MrStream *stream, MrPlan **extraction)
 			   "definition ->> 'payload', "
 			   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
 			   "log::oid "
-			   "FROM millrace.staging WHERE stream_id = %d ORDER BY id",
-			   stream->id);
+			   "FROM millrace.staging WHERE stream_id = %d AND %s ORDER BY id",
+			   stream->id, condition);
 	rows = SPI_tuptable;
 	for (uint64 i = 0; i < nrows; i++)
 	{
@@ -453,6 +458,13 @@ mr_staging_load(MrStream *stream, MrPlan **extraction)
 	return stagings;
 }
 
+List *
+mr_staging_load(MrStream *stream, MrPlan **extraction)
+{
+	return load_where(stream, "true", extraction);
+}
+
+PG_FUNCTION_INFO_V1(millrace_check_staging);
 PG_FUNCTION_INFO_V1(millrace_check_path);
 PG_FUNCTION_INFO_V1(millrace_check_format);
 
@@ -474,5 +486,19 @@ millrace_check_format(PG_FUNCTION_ARGS)
 	mr_parse_type(text_to_cstring(PG_GETARG_TEXT_PP(0)), &type, &typmod);
 	(void) mr_converter_create(type, typmod,
 							   PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	PG_RETURN_VOID();
+}
+
+/* Compiles one staging table, so that what a worker could not compile is an error of the declaration. */
+Datum
+millrace_check_staging(PG_FUNCTION_ARGS)
+{
+	MrPlan *extraction;
+	MrStream *stream;
+
+	SPI_connect();
+	stream = mr_stream_load(CurrentMemoryContext, PG_GETARG_INT32(0));
+	(void) load_where(stream, psprintf("id = %d", PG_GETARG_INT32(1)), &extraction);
+	SPI_finish();
 	PG_RETURN_VOID();
 }

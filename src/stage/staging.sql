@@ -110,6 +110,10 @@ CREATE FUNCTION millrace_internal.check_format(type text, format text) RETURNS v
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_check_format';
 COMMENT ON FUNCTION millrace_internal.check_format(text, text) IS 'raises an error for a format that does not fit the type';
 
+CREATE FUNCTION millrace_internal.check_staging(stream_id integer, staging_id integer) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_check_staging';
+COMMENT ON FUNCTION millrace_internal.check_staging(integer, integer) IS 'raises an error for a staging table that a worker could not compile';
+
 -- The definition of a staging table as it is stored, from what the user gave.
 CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, route text, deleted text, computed json,
     filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
@@ -127,7 +131,12 @@ BEGIN
     PERFORM millrace_internal.check_members('columns', columns, NULL);
     PERFORM millrace_internal.check_members('computed', computed, NULL);
     PERFORM millrace_internal.check_members('expect', expect, NULL);
+    payload := coalesce(payload, CASE WHEN for_each IS NULL THEN 'json' ELSE 'none' END);
     PERFORM millrace_internal.check_word('payload', payload, '{json, jsonb, none}');
+    IF for_each IS NOT NULL AND payload <> 'none' THEN
+        RAISE EXCEPTION 'payload of a staging table with for_each must be none'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the whole message once, in a staging table without for_each.';
+    END IF;
     PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always}');
     IF key IS NULL OR NOT EXISTS (SELECT FROM json_each(key)) THEN
         RAISE EXCEPTION 'a staging table needs a key'
@@ -298,6 +307,11 @@ DECLARE
     staging_id integer;
     adopted boolean := kept IS NOT NULL;
 BEGIN
+    IF name IS NULL THEN
+        RAISE EXCEPTION 'a staging table needs a name' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    log := coalesce(log, false);
+    replace := coalesce(replace, false);
     IF source_table IS NOT NULL THEN
         RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
             USING ERRCODE = 'feature_not_supported', HINT = 'Use route to take some of the messages only.';
@@ -345,6 +359,7 @@ BEGIN
     IF log THEN
         PERFORM millrace_internal.create_log(caller, staging_id);
     END IF;
+    PERFORM millrace_internal.check_staging(feed.id, staging_id);
     PERFORM millrace_internal.changed(feed.id);
 END
 $$;
@@ -495,6 +510,7 @@ BEGIN
         RAISE NOTICE 'table % is no longer written; drop it when it is no longer needed', present.log;
     END IF;
     PERFORM millrace_internal.define_staging(present.id);
+    PERFORM millrace_internal.check_staging(present.stream_id, present.id);
     PERFORM millrace_internal.changed(present.stream_id);
     RAISE NOTICE 'the new definition of % is for messages from now on', present.relation
         USING HINT = 'millrace.reset_stream() reads what came before again.';
@@ -504,7 +520,7 @@ COMMENT ON FUNCTION millrace_internal.replace_staging(regrole, millrace.staging,
 
 CREATE FUNCTION millrace.create_staging(name text, stream text, key json DEFAULT NULL, columns json DEFAULT NULL, version json DEFAULT NULL, event_time json DEFAULT NULL,
     for_each text DEFAULT NULL, source_table text DEFAULT NULL, route text DEFAULT NULL, deleted text DEFAULT NULL, computed json DEFAULT NULL, filter text DEFAULT NULL,
-    expect json DEFAULT NULL, payload text DEFAULT 'json', max_ahead interval DEFAULT '1 day', tombstone text DEFAULT 'timestamp', log boolean DEFAULT false,
+    expect json DEFAULT NULL, payload text DEFAULT NULL, max_ahead interval DEFAULT '1 day', tombstone text DEFAULT 'timestamp', log boolean DEFAULT false,
     timezone text DEFAULT 'UTC', replace boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) IS
