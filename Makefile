@@ -21,7 +21,7 @@ REGRESS_OPTS = --temp-instance=tmp_check --temp-config=test/postgresql.conf --en
 
 # PostgreSQL 15 does not define PGDLLEXPORT as visible yet.
 PG_CPPFLAGS = -I$(CURDIR)/src '-DPGDLLEXPORT=__attribute__((visibility("default")))'
-PG_CFLAGS = -std=gnu99 -fvisibility=hidden -Wdeclaration-after-statement $(if $(WERROR),-Werror)
+PG_CFLAGS = -std=gnu99 -fvisibility=hidden -Wdeclaration-after-statement $(if $(WERROR),-Werror) $(if $(DEBUG_POINTS),-DMR_DEBUG_POINTS)
 SHLIB_LINK = -lrdkafka -lcrypto
 
 PG_CONFIG ?= pg_config

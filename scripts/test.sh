@@ -164,8 +164,8 @@ fi
 if [ "${BUILD:-1}" = 1 ]; then
 	say "building"
 	make -s -C "$root" clean >/dev/null
-	make -s -C "$root" -j "$(nproc)" WERROR=1 >/dev/null
-	as_root make -s -C "$root" WERROR=1 install >/dev/null
+	make -s -C "$root" -j "$(nproc)" WERROR=1 DEBUG_POINTS=1 >/dev/null
+	as_root make -s -C "$root" WERROR=1 DEBUG_POINTS=1 install >/dev/null
 fi
 
 temp_dir work

@@ -1,0 +1,139 @@
+#!/usr/bin/python3
+"""Kills the worker of an inbox at each named point of a batch: afterwards every message was taken exactly once.
+
+Needs a build with debug points (make DEBUG_POINTS=1 install), as scripts/test.sh makes it.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+import psycopg2                                     # noqa: E402
+from shell import Shell, wait_for                   # noqa: E402
+
+POINTS = ('before_advance', 'before_commit', 'after_commit')
+MESSAGES = 200
+SETUP = """
+CREATE EXTENSION millrace; CREATE SCHEMA k;
+SELECT millrace.create_stream('feed');
+SELECT millrace.create_staging('k.things', stream => 'feed', key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer"]',
+  columns => '{"name": "$.name", "n": ["$.n", "smallint"]}', log => true);
+SELECT millrace.create_hub('k.h_name', source => 'k.things', business_key => '{name}');
+SELECT millrace.create_hub('k.h_thing', source => 'k.things', business_key => '{id}');
+SELECT millrace.create_satellite('k.s_thing', source => 'k.things', parent => 'k.h_thing', attributes => '{n}');
+SELECT millrace.create_mart('k.by_name', 'SELECT name, count(*) AS n, sum(n) AS total FROM k.things GROUP BY name');
+"""
+
+
+class Server:
+    def __init__(self):
+        self.connection = None
+
+    def try_query(self, sql):
+        """Rows, or None when the server was away."""
+        try:
+            if self.connection is None:
+                self.connection = psycopg2.connect('', connect_timeout=5)
+                self.connection.autocommit = True
+            cursor = self.connection.cursor()
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg2.Error as error:
+            if error.pgcode and error.pgcode[:3] not in ('57P', '080'):
+                raise
+            self.connection = None
+            return None
+
+    def query(self, sql):
+        return wait_for(sql, lambda: (self.try_query(sql),) if self.connection or self.try_query('SELECT 1') else None)[0]
+
+    def one(self, sql):
+        return wait_for(sql, lambda: self.try_query(sql))[0][0]
+
+    def crashes(self):
+        """When the server was started or restarted last."""
+        rows = self.try_query("SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+        return rows[0][0] if rows else None
+
+
+def push(server, first):
+    """Every fifth message is a copy, every twentieth is broken, odd things get a second version."""
+    server.one(f"""SELECT count(millrace.push('feed', CASE WHEN i % 20 = 7 THEN '{{"id": ' ELSE
+        json_build_object('id', i / 2, 'v', i % 2 + 1, 'name', 'n' || i % 3, 'n', i % 50)::text END))
+        FROM (SELECT i - (i % 5 = 4)::integer AS i FROM generate_series({first}, {first + MESSAGES - 1}) i) i""")
+
+
+def expected(last):
+    things, log, letters = {}, 0, 0
+    for number in range(last):
+        i = number - (number % 5 == 4)
+        if i % 20 == 7:
+            letters += 1
+            continue
+        log += 1
+        things[i // 2] = max(things.get(i // 2, (0,)), (i % 2 + 1, f'n{i % 3}', i % 50))
+    return sorted((key,) + value for key, value in things.items()), log, letters
+
+
+def check(server, what, last):
+    things, log, letters = expected(last)
+    found = (server.query('SELECT id, _version, name, n FROM k.things ORDER BY 1'), server.one('SELECT count(*) FROM k.things_log'),
+             server.one('SELECT count(*) FROM millrace.letter'))
+    current = server.query('SELECT id, n FROM k.s_thing_current ORDER BY 1')
+    verified = server.query("SELECT missing, unexpected FROM millrace.verify('k.by_name')")
+    good = found == (things, log, letters) and current == [(t[0], t[3]) for t in things] and verified == [(0, 0)]
+    print(f"{'ok' if good else 'not ok'} - {what}")
+    if not good:
+        print(f'# {len(found[0])} things of {len(things)}, {found[1]} versions of {log}, {found[2]} letters of {letters}, verify {verified}')
+    return good
+
+
+def main():
+    good = True
+    with Shell() as shell:
+        shell.run('pg_start "$work/pg" "millrace.databases = \'postgres\'"')
+        shell.environ()
+        server = Server()
+        server.query(SETUP)
+        try:
+            server.query('SHOW millrace.debug_point')
+        except psycopg2.Error:
+            print('ok - killed at points # SKIP this build has no debug points')
+            return True
+
+        last = 0
+        # In a session of one's own: nothing of what it was doing is there.
+        push(server, last)
+        started = server.crashes()
+        for _ in range(2):
+            server.try_query("SET millrace.debug_point = 'before_advance'")
+            server.try_query("SELECT * FROM millrace.run_stream('feed')")
+        restarted = wait_for('the server is there again', server.crashes)
+        left = server.one('SELECT count(*) FROM millrace.inbox')
+        good = good and restarted != started and left == MESSAGES
+        print(f"{'ok' if restarted != started and left == MESSAGES else 'not ok'} - run_stream() killed before_advance leaves {left} messages")
+
+        server.query("SELECT millrace.start_stream('feed')")
+        last += MESSAGES
+        wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0)
+        good = check(server, 'what was left is taken', last) and good
+        for point in POINTS:
+            wait_for('the worker', lambda: server.one("SELECT count(*) FROM millrace.worker_status WHERE state = 'running'"))
+            started = server.crashes()
+            server.query(f"ALTER SYSTEM SET millrace.debug_point = '{point}'")
+            server.query('SELECT pg_reload_conf()')
+            wait_for('the setting', lambda: server.one('SHOW millrace.debug_point') == point)
+            for _ in range(3):
+                push(server, last)
+                last += MESSAGES
+            wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
+            server.query('ALTER SYSTEM RESET millrace.debug_point')
+            server.query('SELECT pg_reload_conf()')
+            wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0, 120)
+            good = check(server, f'killed {point}', last) and good
+        if not good:
+            shell.run('tail -n 40 "$work/pg/server.log"')
+    return good
+
+
+if __name__ == '__main__':
+    sys.exit(not main())
