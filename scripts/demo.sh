@@ -27,7 +27,7 @@ bold= dim= plain=
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 value() { psql -qXAt -v ON_ERROR_STOP=1 -c "$1"; }
-table() { psql -qX -v ON_ERROR_STOP=1 -P footer=off -c "$1"; }
+table() { psql -qX -P pager=off -v ON_ERROR_STOP=1 -P footer=off -c "$1"; }
 
 # ---- install, build, start ---------------------------------------------------------------------------------
 
