@@ -114,7 +114,7 @@ reference() {
 	local name
 	ask "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'millrace'::regnamespace
 		UNION SELECT relname FROM pg_class WHERE relnamespace = 'millrace'::regnamespace AND relkind IN ('v', 'm')
-		UNION SELECT name FROM pg_settings WHERE name LIKE 'millrace.%' ORDER BY 1" >"$work/names"
+		UNION SELECT name FROM pg_settings WHERE name LIKE 'millrace.%' AND name <> 'millrace.debug_point' ORDER BY 1" >"$work/names"
 	[ -s "$work/names" ] || echo "the server has nothing of millrace"
 	while read -r name; do
 		grep -qE "^#+ .*\`$name[\`(]" docs/reference.md || echo "docs/reference.md has no heading for $name"

@@ -35,7 +35,7 @@ end_child() {
 # The lines by which a test says what it found, pg_regress's in the same form.
 findings() {
 	sed -E -e 's/^(test| +) *([^ ]+) +\.\.\. ok +([0-9]+ ms)?$/ok - \2/' \
-		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+| -)' || true
+		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+| -|:)' || true
 }
 
 # Runs one test, counts what it says, and shows all of its output when something failed.
@@ -135,7 +135,17 @@ run_folder() {
 	done
 }
 test_kafka() { run_folder kafka; }
-test_kill() { run_folder kill; }
+
+# With named points at which processes can be killed; what is installed afterwards has none.
+test_kill() {
+	copy_tree
+	cp -r "$tree" "$work/debug"
+	make -s -C "$work/debug" clean >/dev/null
+	make -s -C "$work/debug" -j "$(nproc)" with_llvm=no DEBUG_POINTS=1 >"$work/output" 2>&1 || { cat "$work/output"; die "the build with debug points fails"; }
+	on_exit install_millrace
+	as_root make -s -C "$work/debug" with_llvm=no DEBUG_POINTS=1 install >/dev/null
+	run_folder kill
+}
 
 # What was started in our temporary folder is gone.
 test_processes() {
@@ -149,6 +159,8 @@ test_processes() {
 	done
 	run processes bash -c 'printf %s "$1"; [ -z "$1" ]' processes "$left"
 }
+
+install_millrace() { as_root make -s -C "$root" install >/dev/null; }
 
 groups=("$@")
 [ $# -gt 0 ] || groups=("${all_groups[@]}")
@@ -164,8 +176,8 @@ fi
 if [ "${BUILD:-1}" = 1 ]; then
 	say "building"
 	make -s -C "$root" clean >/dev/null
-	make -s -C "$root" -j "$(nproc)" WERROR=1 DEBUG_POINTS=1 >/dev/null
-	as_root make -s -C "$root" WERROR=1 DEBUG_POINTS=1 install >/dev/null
+	make -s -C "$root" -j "$(nproc)" WERROR=1 >/dev/null
+	install_millrace
 fi
 
 temp_dir work
