@@ -14,6 +14,7 @@
 #include "nodes/pg_list.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -27,6 +28,7 @@ static MrStaging *current_staging;
 typedef struct Evaluation
 {
 	MrBatch *batch;
+	MemoryContext document_context; /* reset for each message */
 	MrDocument *document;
 	MrHasher *hasher;
 	bool entered;
@@ -245,14 +247,20 @@ evaluate_row(const Evaluation *e, const MrStaging *staging, MrMessage *message, 
 	return true;
 }
 
-/* The payload as it came. */
+/* The payload as it came.  What making jsonb of it leaves behind goes with the document. */
 static Datum
-payload_value(const MrStagingPlan *plan, const MrMessage *message)
+payload_value(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *message)
 {
+	MemoryContext previous;
+	Datum jsonb;
+
 	if (plan->payload == MR_PAYLOAD_JSON)
 		return PointerGetDatum(cstring_to_text_with_len(message->value, message->value_length));
-	return DirectFunctionCall1(jsonb_in,
-							   CStringGetDatum(pnstrdup(message->value, message->value_length)));
+	previous = MemoryContextSwitchTo(e->document_context);
+	jsonb = DirectFunctionCall1(jsonb_in,
+								CStringGetDatum(pnstrdup(message->value, message->value_length)));
+	MemoryContextSwitchTo(previous);
+	return datumCopy(jsonb, false, -1);
 }
 
 /* Keeps the row that the slots hold, with its technical columns. */
@@ -295,7 +303,7 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 	if (nelements == 0)
 		return;
 	if (plan->payload != MR_PAYLOAD_NONE)
-		payload = payload_value(plan, version->message);
+		payload = payload_value(e, plan, version->message);
 	version->rows = palloc(sizeof(MrRow) * nelements);
 	for (int i = 0; i < nelements; i++)
 	{
@@ -399,12 +407,12 @@ mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStag
 void
 mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 {
-	MemoryContext document_context = AllocSetContextCreate(batch->context, "millrace document",
-														   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext previous = MemoryContextSwitchTo(batch->context);
 	Evaluation e = {0};
 
 	e.batch = batch;
+	e.document_context =
+		AllocSetContextCreate(batch->context, "millrace document", ALLOCSET_DEFAULT_SIZES);
 	e.hasher = mr_hasher_create();
 	for (int i = from; i < batch->nmessages; i++)
 	{
@@ -414,8 +422,8 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 		current_staging = NULL;
 		if (mr_message_left_out(batch, message, NULL))
 			continue;
-		MemoryContextReset(document_context);
-		MemoryContextSwitchTo(document_context);
+		MemoryContextReset(e.document_context);
+		MemoryContextSwitchTo(e.document_context);
 		e.document = mr_plan_run(extraction, message);
 		MemoryContextSwitchTo(batch->context);
 		for (int s = 0; s < batch->nstaged; s++)
@@ -427,7 +435,7 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 	}
 	leave(&e);
 	MemoryContextSwitchTo(previous);
-	MemoryContextDelete(document_context);
+	MemoryContextDelete(e.document_context);
 }
 
 void
