@@ -32,12 +32,6 @@ CREATE TABLE millrace.stage_time (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE millrace.stage_time IS 'batches, rows and seconds by stage of the flow';
 
--- May the current user see what concerns a role's streams?
-CREATE FUNCTION millrace_internal.may_watch(owner regrole) RETURNS boolean
-LANGUAGE sql STABLE
-RETURN pg_catalog.pg_has_role(owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_monitor', 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE');
-COMMENT ON FUNCTION millrace_internal.may_watch(regrole) IS 'the owner of a stream, his members, millrace_monitor and millrace_admin may watch it';
-
 CREATE VIEW millrace.worker_status WITH (security_barrier) AS
 SELECT s.name AS stream, w.worker, w.state, w.since, w.pid, w.started_at, w.failures, w.last_error, w.last_error_at, w.sqlstate, w.detail,
        w.hint, w.context

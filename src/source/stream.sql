@@ -552,8 +552,13 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'millrace_push_bytea';
 COMMENT ON FUNCTION millrace.push(text, bytea, text, json, timestamptz) IS
     'appends a message, bytes as they are, to an inbox in this transaction; returns its number';
 
--- Streams that a role may watch: its own, and all for millrace_monitor.
-CREATE VIEW millrace.stream_partition AS
+-- May the current user see what concerns a role's streams?
+CREATE FUNCTION millrace_internal.may_watch(owner regrole) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN pg_catalog.pg_has_role(owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_monitor', 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE');
+COMMENT ON FUNCTION millrace_internal.may_watch(regrole) IS 'the owner of a stream, his members, millrace_monitor and millrace_admin may watch it';
+
+CREATE VIEW millrace.stream_partition WITH (security_barrier) AS
 SELECT s.name AS stream, nullif(p.topic, '') AS topic, p.partition, p.epoch, p.position, p.high_watermark,
        CASE WHEN s.server IS NULL THEN i.messages
             ELSE greatest(p.high_watermark - greatest(p.position, p.reached), 0) END AS lag_messages,
@@ -568,14 +573,14 @@ LEFT JOIN LATERAL (
     SELECT count(*) AS messages, min(m.message_time) AS oldest FROM millrace.inbox m
     WHERE m.stream_id = s.id AND m.bucket % s.workers = p.partition
 ) i ON s.server IS NULL
-WHERE pg_has_role(s.owner, 'USAGE') OR pg_has_role('millrace_monitor', 'USAGE');
+WHERE millrace_internal.may_watch(s.owner);
 COMMENT ON VIEW millrace.stream_partition IS
     'how far each partition of each stream has been consumed, and how far it lies behind';
 
-CREATE VIEW millrace.incident AS
+CREATE VIEW millrace.incident WITH (security_barrier) AS
 SELECT i.id, s.name AS stream, i.kind, i.detail, i.at
 FROM millrace.stream_incident i JOIN millrace.stream s ON s.id = i.stream_id
-WHERE pg_has_role(s.owner, 'USAGE') OR pg_has_role('millrace_monitor', 'USAGE');
+WHERE millrace_internal.may_watch(s.owner);
 COMMENT ON VIEW millrace.incident IS 'what has lost or may have lost messages, or needs somebody''s attention';
 
 GRANT SELECT ON millrace.stream_partition, millrace.incident TO PUBLIC;
