@@ -163,8 +163,8 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys)
 	}
 	if (direct->unique >= 0)
 		prepare_probe(direct);
-	direct->chunk_context =
-		AllocSetContextCreate(CurrentMemoryContext, "millrace chunk", ALLOCSET_DEFAULT_SIZES);
+	direct->chunk_context = AllocSetContextCreate(CurrentMemoryContext, "millrace chunk",
+												  ALLOCSET_DEFAULT_SIZES);
 	return direct;
 }
 
@@ -337,8 +337,8 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 			direct->slots[direct->nslots++] =
 				MakeSingleTupleTableSlot(RelationGetDescr(direct->relation), &TTSOpsVirtual);
 		MemoryContextSwitchTo(direct->chunk_context);
-		inserted +=
-			insert_chunk(direct, rows, order + from, n, mode, conflicts, wait_for, argument);
+		inserted += insert_chunk(direct, rows, order + from, n, mode, conflicts, wait_for,
+								 argument);
 		MemoryContextSwitchTo(previous);
 		MemoryContextReset(direct->chunk_context);
 	}

@@ -179,7 +179,8 @@ sorted_order(const MrTable *table, const MrRows *rows, int nkeys)
 
 /* One column of the rows, in the given order, as an array. */
 static Datum
-column_array(const MrColumn *column, const Datum *values, const bool *nulls, const int *order, int nrows)
+column_array(const MrColumn *column, const Datum *values, const bool *nulls, const int *order,
+			 int nrows)
 {
 	Datum *ordered = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * Max(nrows, 1));
 	bool *ordered_nulls = palloc0(Max(nrows, 1));
@@ -199,7 +200,8 @@ column_array(const MrColumn *column, const Datum *values, const bool *nulls, con
 			ordered[i] = (Datum) 0;
 		}
 		else if (column->as_text)
-			ordered[i] = CStringGetTextDatum(OutputFunctionCall((FmgrInfo *) &column->output, values[row]));
+			ordered[i] =
+				CStringGetTextDatum(OutputFunctionCall((FmgrInfo *) &column->output, values[row]));
 		else
 			ordered[i] = values[row];
 	}
@@ -360,8 +362,8 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 	if (direct != NULL)
 	{
 		order = sorted_order(table, rows, table->nkeys);
-		inserted =
-			mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting, &argument);
+		inserted = mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting,
+									&argument);
 		mr_direct_close(direct);
 		pfree(order);
 	}

@@ -358,8 +358,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		if (plan->raw->tts_isnull[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
-					 errmsg("the message has no key: \"%s\" of %s is missing",
-							plan->mapped[i].name, staging->name),
+					 errmsg("the message has no key: \"%s\" of %s is missing", plan->mapped[i].name,
+							staging->name),
 					 message->value != NULL
 						 ? 0
 						 : errhint("A tombstone has no payload: let the key come from $key, too, "
@@ -411,8 +411,8 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 	Evaluation e = {0};
 
 	e.batch = batch;
-	e.document_context =
-		AllocSetContextCreate(batch->context, "millrace document", ALLOCSET_DEFAULT_SIZES);
+	e.document_context = AllocSetContextCreate(batch->context, "millrace document",
+											   ALLOCSET_DEFAULT_SIZES);
 	e.hasher = mr_hasher_create();
 	for (int i = from; i < batch->nmessages; i++)
 	{

@@ -156,9 +156,10 @@ mr_object_prepare(const MrStaging *staging)
 	StringInfoData columns;
 
 	if (!OidIsValid(relid))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("millrace_state.object_%d, which remembers the objects of %s, is gone",
-							   staging->id, staging->name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("millrace_state.object_%d, which remembers the objects of %s, is gone",
+						staging->id, staging->name)));
 	initStringInfo(&columns);
 	for (int i = 0; i < ncolumns; i++)
 	{
@@ -168,8 +169,7 @@ mr_object_prepare(const MrStaging *staging)
 		appendStringInfo(&columns, "%s%s", i > 0 ? ", " : "",
 						 quote_identifier(get_attname(relid, attnums[i], false)));
 	}
-	plan->objects =
-		mr_table_create(relid, mr_extension_owner(), ncolumns, attnums, staging->nkeys);
+	plan->objects = mr_table_create(relid, mr_extension_owner(), ncolumns, attnums, staging->nkeys);
 	prepare_upsert(staging, columns.data, ncolumns, types);
 }
 
