@@ -52,8 +52,11 @@
 #if PG_VERSION_NUM >= 160000
 #define mr_server_aclcheck(server, role) \
 	object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE)
+#define mr_schema_aclcheck(schema, role) \
+	object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE)
 #else
 #define mr_server_aclcheck(server, role) pg_foreign_server_aclcheck(server, role, ACL_USAGE)
+#define mr_schema_aclcheck(schema, role) pg_namespace_aclcheck(schema, role, ACL_USAGE)
 #endif
 
 /*

@@ -13,6 +13,8 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
+#include "core/compat.h"
 #include "core/direct.h"
 #include "core/millrace.h"
 #include "executor/executor.h"
@@ -112,11 +114,11 @@ prepare_probe(MrDirect *direct)
 	direct->probe = palloc0(sizeof(ScanKeyData) * direct->nkeys);
 	for (int i = 0; i < direct->nkeys; i++)
 	{
-		Oid operator= get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
-										  index->rd_opcintype[i], BTEqualStrategyNumber);
+		Oid equality = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
+										   index->rd_opcintype[i], BTEqualStrategyNumber);
 
 		ScanKeyEntryInitialize(&direct->probe[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
-							   index->rd_indcollation[i], get_opcode(operator), (Datum) 0);
+							   index->rd_indcollation[i], get_opcode(equality), (Datum) 0);
 	}
 }
 
@@ -128,10 +130,11 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys)
 	List *index_oids;
 	ListCell *lc;
 	bool plain = is_plain_table(relation, ncolumns, attnums);
-	AclResult allowed = pg_class_aclcheck(relid, GetUserId(), ACL_INSERT);
+	bool allowed = pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK &&
+				   mr_schema_aclcheck(RelationGetNamespace(relation), GetUserId()) == ACLCHECK_OK;
 
-	/* Privileges on columns are for the other way. */
-	if (!plain || allowed != ACLCHECK_OK)
+	/* Privileges on columns, and errors about missing ones, are for the other way. */
+	if (!plain || !allowed)
 	{
 		table_close(relation, NoLock);
 		return NULL;
