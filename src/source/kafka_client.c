@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include <librdkafka/rdkafka.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -66,13 +67,31 @@ forget_event(MrKafkaClient *client)
 	client->message = NULL;
 }
 
-/* Ends a client: events, queue, handle. */
+/* Handles that are being destroyed by threads of their own. */
+static volatile int endings = 0;
+
+/* A thread: destroys a handle.  Nothing of PostgreSQL is touched here. */
+static void *
+end_handle(void *handle)
+{
+	rd_kafka_destroy_flags(handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	(void) __sync_sub_and_fetch(&endings, 1);
+	return NULL;
+}
+
+/*
+ * Ends a client: events, queue, handle.  Destroying a handle may wait for the broker's answer to a request
+ * that is on its way, for a minute when there is no broker.  Nobody here has that time, so it is done aside,
+ * and after a moment not waited for.
+ */
 static void
 release_client(void *arg)
 {
 	MrKafkaClient *client = arg;
+	pthread_t thread;
 	sigset_t all;
 	sigset_t before;
+	int left;
 
 	if (client->handle == NULL)
 		return;
@@ -89,17 +108,35 @@ release_client(void *arg)
 	forget_event(client);
 	rd_kafka_queue_io_event_enable(client->queue, -1, NULL, 0);
 	rd_kafka_queue_destroy(client->queue);
-	rd_kafka_destroy_flags(client->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	left = __sync_add_and_fetch(&endings, 1) - 1;
+	if (pthread_create(&thread, NULL, end_handle, client->handle) == 0)
+		(void) pthread_detach(thread);
+	else
+		(void) end_handle(client->handle);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	client->handle = NULL;
+
+	for (int waited = 0; endings > left && waited < 500; waited += 5)
+		pg_usleep(5000);
 }
 
-/* Ends all clients before the process does: threads of a library must not outlive what they use. */
+/* Ends all clients before the process does. */
 static void
 release_all(int code, Datum arg)
 {
 	while (open_clients != NULL)
 		release_client(open_clients);
+}
+
+/*
+ * At the end, before exit(): a thread that is still busy must not meet the libraries that exit() takes down.
+ * Shared memory has been left by now.
+ */
+static void
+exit_at_once(int code, Datum arg)
+{
+	if (endings > 0)
+		_exit(code);
 }
 
 /* Remembers why nothing comes. */
@@ -125,9 +162,10 @@ clear_problem(MrKafkaClient *client)
 static void
 note_error(MrKafkaClient *client, rd_kafka_resp_err_t error, const char *topic, const char *reason)
 {
+	bool told = reason != NULL;
 	MemoryContext old;
 
-	if (reason == NULL)
+	if (!told)
 		reason = rd_kafka_err2str(error);
 
 	MemoryContextReset(client->words);
@@ -160,8 +198,8 @@ note_error(MrKafkaClient *client, rd_kafka_resp_err_t error, const char *topic, 
 		case RD_KAFKA_RESP_ERR__TRANSPORT:
 		case RD_KAFKA_RESP_ERR__RESOLVE:
 		case RD_KAFKA_RESP_ERR__TIMED_OUT:
-			/* A connection that is refused its password is closed, too. */
-			if (client->code == NULL || strcmp(client->code, "unreachable") == 0)
+			/* A connection that is refused its password is closed, too; and why is better than that. */
+			if (client->code == NULL || (told && strcmp(client->code, "unreachable") == 0))
 				set_problem(client, "unreachable", psprintf("cannot reach the broker: %s", reason));
 			break;
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
@@ -324,6 +362,7 @@ mr_kafka_connect(List *properties, pgsocket descriptor, char **problem)
 	if (!registered)
 	{
 		before_shmem_exit(release_all, (Datum) 0);
+		on_proc_exit(exit_at_once, (Datum) 0);
 		registered = true;
 	}
 
