@@ -274,6 +274,10 @@ kafka_start() {
 		transaction.state.log.min.isr=1
 		transaction.state.log.num.partitions=1
 		group.initial.rebalance.delay.ms=0
+		# a broker that was killed may come back at once
+		broker.session.timeout.ms=2000
+		broker.heartbeat.interval.ms=500
+		initial.broker.registration.timeout.ms=10000
 	CONF
 	[ "$scram" != --scram ] || cat >>"$KAFKA_DIR/server.properties" <<-CONF
 		listener.name.sasl_ssl.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN

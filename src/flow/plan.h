@@ -40,4 +40,10 @@ typedef struct MrStageTime
 extern void mr_flow_stats_add(MrStage stage, instr_time start, int64 rows);
 extern void mr_flow_stats_write(MrStream *stream, int worker, bool now);
 
+/* What others' DDL changes between these two and later makes mr_watch_changed true; see watch.c. */
+extern void mr_watch_begin(void);
+extern void mr_watch_end(const MrStream *stream);
+/* Locks the staging tables as for writing.  In the transaction of a batch. */
+extern bool mr_watch_changed(const MrStream *stream);
+
 #endif /* MR_FLOW_PLAN_H */

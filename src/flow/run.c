@@ -77,8 +77,11 @@ compile(MrFlow *flow)
 {
 	MrStream *before = flow->stream;
 
+	mr_watch_begin();
 	flow->stream = mr_flow_compile(flow->context, flow->stream_id, &flow->extraction,
 								   &flow->pending);
+	if (flow->stream != NULL)
+		mr_watch_end(flow->stream);
 	if (before != NULL)
 		MemoryContextDelete(before->context);
 	return flow->stream != NULL;
@@ -207,10 +210,7 @@ mr_flow_message(const MrFlow *flow)
 	return message < flow->batch->nmessages ? &flow->batch->messages[message] : NULL;
 }
 
-/*
- * Is what was compiled still what the stream says?  Compiles again when not; false when the stream was
- * stopped, dropped, or needs its source opened anew.
- */
+/* Is what was compiled still what the stream says?  False when it was stopped, dropped or declared anew. */
 static bool
 still_current(MrFlow *flow)
 {
@@ -220,6 +220,18 @@ still_current(MrFlow *flow)
 	if (version == 0 || !enabled)
 		return false;
 	return version == flow->stream->config_version;
+}
+
+/* Compiles again when somebody's DDL has changed what the stream stands on; false when it is to be opened anew. */
+static bool
+follow_definitions(MrFlow *flow)
+{
+	if (!mr_watch_changed(flow->stream))
+		return true;
+	if (!compile(flow) || flow->pending)
+		return false;
+	flow->source->stream = flow->stream;
+	return true;
 }
 
 /*
@@ -294,7 +306,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 
 	begin_transaction();
 	mr_stream_lock(flow->stream_id, false);
-	if (!still_current(flow))
+	if (!still_current(flow) || !follow_definitions(flow))
 	{
 		commit_transaction();
 		MemoryContextSwitchTo(previous);
