@@ -22,6 +22,6 @@ as_server env PATH="$(dirname "$(pg_bin psql)"):$PATH" PG_REGRESS="$regress" TES
 	TESTLOGDIR="$work/log" top_builddir="$work" with_icu=no PERL5LIB="$here/lib:$perl${PERL5LIB:+:$PERL5LIB}" \
 	prove ${PROVE_FLAGS:-} "${files[@]}" || code=$?
 if [ "$code" != 0 ]; then
-	tail -n 60 "$work"/log/*_*.log "$work"/tmp_check/log/*.log 2>/dev/null >&2 || true
+	tail -n 60 "$work"/log/*_*.log "$work"/tmp_check/log/*.log >&2 2>/dev/null || true
 fi
 exit "$code"
