@@ -243,11 +243,15 @@ class Run:
         pid = int(self.shell.value('$(head -n 1 "$work/pg/data/postmaster.pid")'))
         kill(pid)
         # The server can start when everybody who hangs on the shared memory has noticed.
+        start = time.monotonic()
         self.shell.run('start_again() { (pg_start "$work/pg"); }; wait_for 60 start_again')
+        say(f'the server took {time.monotonic() - start:.1f} s to come back')
         return True
 
     def kill_broker(self):
+        start = time.monotonic()
         self.shell.run(f'kafka_restart {self.rng.choice(["KILL", "TERM"])}')
+        say(f'the broker took {time.monotonic() - start:.1f} s to come back')
         return True
 
     def go(self, lines):
