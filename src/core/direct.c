@@ -42,6 +42,7 @@ struct MrDirect
 	IndexInfo **infos;
 	int unique; /* which of them, or -1 */
 	ScanKey probe; /* equality on the unique index */
+	TupleTableSlot *found; /* by a probe */
 	TupleTableSlot *slots[CHUNK];
 	int nslots;
 	MemoryContext chunk_context;
@@ -111,6 +112,7 @@ prepare_probe(MrDirect *direct)
 {
 	Relation index = direct->indexes[direct->unique];
 
+	direct->found = table_slot_create(direct->relation, NULL);
 	direct->probe = palloc0(sizeof(ScanKeyData) * direct->nkeys);
 	for (int i = 0; i < direct->nkeys; i++)
 	{
@@ -176,6 +178,8 @@ mr_direct_close(MrDirect *direct)
 {
 	for (int i = 0; i < direct->nslots; i++)
 		ExecDropSingleTupleTableSlot(direct->slots[i]);
+	if (direct->found != NULL)
+		ExecDropSingleTupleTableSlot(direct->found);
 	for (int i = 0; i < direct->nindexes; i++)
 		index_close(direct->indexes[i], NoLock);
 	table_close(direct->relation, NoLock);
@@ -234,7 +238,7 @@ static Standing
 probe_key(MrDirect *direct, TupleTableSlot *slot)
 {
 	Relation index = direct->indexes[direct->unique];
-	TupleTableSlot *found = table_slot_create(direct->relation, NULL);
+	TupleTableSlot *found = direct->found;
 	Standing standing = STANDING_NONE;
 	SnapshotData dirty;
 	IndexScanDesc scan;
@@ -257,8 +261,8 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 					   ? STANDING_IN_DOUBT
 					   : STANDING_FOR_GOOD;
 	}
+	ExecClearTuple(found);
 	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(found);
 	return standing;
 }
 

@@ -206,6 +206,9 @@ static void
 write_step(void *argument)
 {
 	WriteStep *step = argument;
+	/* What one target needs is gone before the next: a batch is large. */
+	MemoryContext context = AllocSetContextCreate(step->batch->context, "millrace target",
+												  ALLOCSET_DEFAULT_SIZES);
 	instr_time start;
 	int64 rows = 0;
 	ListCell *lc;
@@ -230,10 +233,14 @@ write_step(void *argument)
 				writing_for = target->sources[i].staging;
 		}
 		INSTR_TIME_SET_CURRENT(start);
+		MemoryContextSwitchTo(context);
 		target->kind->apply(target, step->part);
+		MemoryContextSwitchTo(step->batch->context);
+		MemoryContextReset(context);
 		mr_flow_stats_add(target->kind->stage, start, 0);
 	}
 	in_mart = false;
+	MemoryContextDelete(context);
 }
 
 /* Finds what makes the writing of messages [from, to) fail. */

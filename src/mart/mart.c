@@ -9,10 +9,12 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "core/writer.h"
 #include "executor/executor.h"
 #include "executor/tstoreReceiver.h"
 #include "mart/mart.h"
@@ -24,6 +26,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/regproc.h"
 
 /* From so many changed rows on a batch has plans of its own. */
 #define LARGE_BATCH 1000
@@ -56,7 +59,12 @@ typedef struct StateTable
 	Saved *delta[SIZES];
 	Saved *write;
 	MrStatement *remove; /* deletes the rows at the given places */
+	MrTable *direct; /* the groups, as the bulk writer takes them */
+	int mostly_known; /* for so many batches, do not try groups as new ones */
 } StateTable;
+
+/* For so many batches groups are not tried as new ones, after a batch that had few new ones. */
+#define KNOWN_BATCHES 16
 
 typedef struct MrMart
 {
@@ -64,6 +72,7 @@ typedef struct MrMart
 	Query *definition; /* for privileges */
 	char *timezone;
 	bool global;
+	int ngroups;
 	char *empty_row;
 	int ntables;
 	StateTable *tables; /* the mart's own is the last */
@@ -93,9 +102,27 @@ save(char *sql)
 	return saved;
 }
 
-/* Runs it and registers its result as an ephemeral relation; `name` NULL: does not. */
+/* Registers rows as an ephemeral relation. */
+static void
+publish(char *name, Tuplestorestate *store, TupleDesc desc)
+{
+	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
+	int result;
+
+	relation->md.name = name;
+	relation->md.reliddesc = InvalidOid;
+	relation->md.tupdesc = desc;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = (double) tuplestore_tuple_count(store);
+	relation->reldata = store;
+	result = SPI_register_relation(relation);
+	if (result != SPI_OK_REL_REGISTER)
+		elog(ERROR, "cannot register \"%s\": %s", name, SPI_result_code_string(result));
+}
+
+/* Runs it, and returns its result. */
 static Tuplestorestate *
-run_saved(Saved *saved, char *name, TupleDesc *desc)
+run_saved(Saved *saved, TupleDesc *desc)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
@@ -122,20 +149,6 @@ run_saved(Saved *saved, char *name, TupleDesc *desc)
 
 	source = (CachedPlanSource *) linitial(SPI_plan_get_plan_sources(saved->plan));
 	*desc = CreateTupleDescCopy(source->resultDesc);
-	if (name != NULL)
-	{
-		EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
-
-		relation->md.name = name;
-		relation->md.reliddesc = InvalidOid;
-		relation->md.tupdesc = *desc;
-		relation->md.enrtype = ENR_NAMED_TUPLESTORE;
-		relation->md.enrtuples = (double) tuplestore_tuple_count(store);
-		relation->reldata = store;
-		result = SPI_register_relation(relation);
-		if (result != SPI_OK_REL_REGISTER)
-			elog(ERROR, "cannot register \"%s\": %s", name, SPI_result_code_string(result));
-	}
 	return store;
 }
 
@@ -177,6 +190,7 @@ mart_load(const MrTarget *base)
 	query = mr_mart_analyze(copyObject(mart->definition), NULL, base->owner);
 	mart->timezone = query->timezone;
 	mart->global = query->global;
+	mart->ngroups = list_length(query->groups);
 	mart->empty_row = mr_mart_empty_row(query, state);
 
 	slots = mr_mart_distinct_slots(query);
@@ -240,6 +254,89 @@ remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDes
 	(void) mr_statement_run(table->remove, &array, NULL);
 }
 
+/* The table of groups as the bulk writer takes it, its columns in the order of the delta's. */
+static MrTable *
+open_groups(MrMart *mart, StateTable *table, TupleDesc desc)
+{
+	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(mart));
+	RangeVar *name = makeRangeVarFromNameList(stringToQualifiedNameList(table->name));
+	Oid relid = RangeVarGetRelid(name, NoLock, false);
+	AttrNumber *attnums = palloc(sizeof(AttrNumber) * desc->natts);
+	MrTable *groups;
+
+	for (int c = 0; c < desc->natts; c++)
+		attnums[c] = get_attnum(relid, NameStr(TupleDescAttr(desc, c)->attname));
+	groups = mr_table_create(relid, mr_extension_owner(), desc->natts, attnums, mart->ngroups);
+	MemoryContextSwitchTo(previous);
+	return groups;
+}
+
+/*
+ * Inserts the groups that nobody has seen, and returns what is left of the delta: groups that are there, or
+ * become fewer.  It costs more than it saves when most groups are known: then, for a while, it is not tried.
+ */
+static Tuplestorestate *
+insert_new_groups(MrMart *mart, StateTable *table, Tuplestorestate *delta, TupleDesc desc)
+{
+	Tuplestorestate *left = tuplestore_begin_heap(false, false, work_mem);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
+	int64 count = tuplestore_tuple_count(delta);
+	AttrNumber n_column = SPI_fnumber(desc, "n");
+	MrRows *rows;
+	bool *conflicts;
+
+	if (table->mostly_known > 0)
+		table->mostly_known--;
+	if (table->direct == NULL)
+		table->direct = open_groups(mart, table, desc);
+	rows = mr_rows_create(table->direct, (int) count);
+	conflicts = palloc0(count);
+	tuplestore_rescan(delta);
+	while (tuplestore_gettupleslot(delta, true, false, slot))
+	{
+		slot_getallattrs(slot);
+		if (table->mostly_known > 0 || DatumGetInt64(slot->tts_values[n_column - 1]) <= 0)
+		{
+			tuplestore_puttupleslot(left, slot);
+			continue;
+		}
+		for (int c = 0; c < desc->natts; c++)
+		{
+			Form_pg_attribute attribute = TupleDescAttr(desc, c);
+
+			rows->nulls[c][rows->nrows] = slot->tts_isnull[c];
+			if (!slot->tts_isnull[c])
+				rows->values[c][rows->nrows] =
+					datumCopy(slot->tts_values[c], attribute->attbyval, attribute->attlen);
+		}
+		rows->nrows++;
+	}
+	if (rows->nrows > 0)
+	{
+		Datum *values = palloc(sizeof(Datum) * desc->natts);
+		bool *nulls = palloc(desc->natts);
+		int nknown = 0;
+		bool direct = mr_table_insert_free(table->direct, rows, conflicts);
+
+		for (int r = 0; r < rows->nrows; r++)
+		{
+			if (direct && !conflicts[r])
+				continue;
+			for (int c = 0; c < desc->natts; c++)
+			{
+				values[c] = rows->values[c][r];
+				nulls[c] = rows->nulls[c][r];
+			}
+			tuplestore_putvalues(left, desc, values, nulls);
+			nknown++;
+		}
+		if (nknown * 2 > rows->nrows)
+			table->mostly_known = KNOWN_BATCHES;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return left;
+}
+
 /* Computes each table's delta as the mart's owner and writes it as the extension's. */
 static void
 write_deltas(MrMart *mart, DeltaSize size)
@@ -257,14 +354,22 @@ write_deltas(MrMart *mart, DeltaSize size)
 
 		mr_run_as_restricted(&saved, mart->base.owner);
 		mr_check_privileges(mart->definition);
-		delta = run_saved(table->delta[size], table->input, &desc);
+		delta = run_saved(table->delta[size], &desc);
 		stores = lappend(stores, delta);
 		mr_run_back(&saved);
 		if (tuplestore_tuple_count(delta) == 0 && table->output == NULL)
 			continue;
 
 		mr_run_as(&saved, mr_extension_owner());
-		written = run_saved(table->write, table->output, &desc);
+		if (table->output == NULL && !mart->global)
+		{
+			delta = insert_new_groups(mart, table, delta, desc);
+			stores = lappend(stores, delta);
+		}
+		publish(table->input, delta, desc);
+		written = run_saved(table->write, &desc);
+		if (table->output != NULL)
+			publish(table->output, written, desc);
 		stores = lappend(stores, written);
 		if (table->output != NULL || !mart->global)
 			remove_empty(mart, table, written, desc);
@@ -294,7 +399,7 @@ rethrow_as_configuration(MrMart *mart, MemoryContext context)
 
 /* Adds what a batch changed, or with NULL all that is staged, to the state. */
 static void
-maintain(MrMart *mart, MrStaged *staged)
+maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int nest_level;
@@ -311,7 +416,7 @@ maintain(MrMart *mart, MrStaged *staged)
 		else
 		{
 			/* The rows are copied once for all marts of the batch. */
-			MemoryContext spi = MemoryContextSwitchTo(context);
+			MemoryContext spi = MemoryContextSwitchTo(batch->context);
 
 			mr_staged_register(staged);
 			MemoryContextSwitchTo(spi);
@@ -339,14 +444,14 @@ mart_apply(MrTarget *target, MrBatch *batch)
 			continue;
 		staged = &batch->staged[staging->ordinal];
 		if (staged->nold > 0 || staged->nnew > 0)
-			maintain((MrMart *) target, staged);
+			maintain((MrMart *) target, batch, staged);
 	}
 }
 
 static void
 mart_fill(MrTarget *target)
 {
-	maintain((MrMart *) target, NULL);
+	maintain((MrMart *) target, NULL, NULL);
 }
 
 const MrTargetKind mr_mart_kind = {
@@ -398,7 +503,7 @@ mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after)
 		(void) mr_sql("%s", mart->empty_row);
 	mr_run_back(&saved);
 
-	maintain(mart, NULL);
+	maintain(mart, NULL, NULL);
 
 	mr_run_as(&saved, mr_extension_owner());
 	(void) mr_sql("SELECT count(*)::text FROM %s", state);
