@@ -23,7 +23,7 @@
  * A batch may take this part of a worker's memory as raw messages.  Parsed, mapped, hashed and on their way
  * into tables they take about ten times that much.
  */
-#define BATCH_SHARE 20
+#define BATCH_SHARE 26
 
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
