@@ -108,7 +108,8 @@ mr_settings_unpin(int nest_level)
 MrErrorClass
 mr_error_class(int sqlstate)
 {
-	if (sqlstate == ERRCODE_RAISE_EXCEPTION)
+	/* A value that is too large for an index is as bad as one that does not fit its type. */
+	if (sqlstate == ERRCODE_RAISE_EXCEPTION || sqlstate == ERRCODE_PROGRAM_LIMIT_EXCEEDED)
 		return MR_ERROR_DATA;
 
 	switch (ERRCODE_TO_CATEGORY(sqlstate))

@@ -26,8 +26,11 @@ static bool must_configure;
 MrErrorClass
 mr_flow_error_class(int sqlstate)
 {
+	bool configure = must_configure;
+
 	/* What a mart cannot add up, or a stream that stops at bad data, is nobody's message: see C10. */
-	return must_configure ? MR_ERROR_CONFIGURATION : mr_error_class(sqlstate);
+	must_configure = false;
+	return configure ? MR_ERROR_CONFIGURATION : mr_error_class(sqlstate);
 }
 
 void

@@ -88,40 +88,21 @@ compile(MrFlow *flow)
 }
 
 /*
- * Fills what has been declared since, under the stream's exclusive lock in the transaction that is open, and
- * compiles again.
+ * Locks and compiles the stream, and fills what has been declared since its last batch; false when it is
+ * gone.  The exclusive lock that this takes is asked for at once: of two workers that hold the shared one
+ * neither would get it.
  */
 static bool
-activate(MrFlow *flow)
+compile_active(MrFlow *flow)
 {
-	mr_stream_lock(flow->stream_id, true);
+	mr_stream_lock(flow->stream_id, activation_pending(flow->stream_id));
 	if (!compile(flow))
 		return false;
 	if (!flow->pending)
 		return true;
+	mr_stream_lock(flow->stream_id, true);
 	mr_flow_activate(flow->stream);
 	return compile(flow);
-}
-
-/*
- * Will the stream have to be activated?  Asked before its lock is taken: workers that all hold it shared and
- * then all want it exclusively would be in each other's way.
- */
-static bool
-activation_pending(int32 stream_id)
-{
-	MrRunAs saved;
-	bool pending;
-
-	mr_run_as(&saved, mr_extension_owner());
-	pending =
-		mr_sql("SELECT FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id "
-			   "JOIN millrace.staging g ON g.id = s.staging_id "
-			   "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
-			   stream_id) > 0;
-	SPI_freetuptable(SPI_tuptable);
-	mr_run_back(&saved);
-	return pending;
 }
 
 /* Compiles, activates and opens the source, in the transaction that is open; false when the stream is gone. */
@@ -131,10 +112,7 @@ open_in_transaction(MrFlow *flow)
 	MemoryContext previous = MemoryContextSwitchTo(flow->context);
 	bool there;
 
-	mr_stream_lock(flow->stream_id, activation_pending(flow->stream_id));
-	there = compile(flow);
-	if (there && flow->pending)
-		there = activate(flow);
+	there = compile_active(flow);
 	if (there)
 	{
 		flow->kind = mr_source_kind(flow->stream);
@@ -462,6 +440,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	{
 		if (!open_in_transaction(flow))
 			elog(ERROR, "stream \"%s\" was dropped", name);
+		mr_stream_check_fence(flow->stream);
 		mr_run_as(&saved, flow->stream->owner);
 		while (messages < limit)
 		{
@@ -508,9 +487,9 @@ retry_letters(int32 stream_id, ArrayType *ids, int64 *taken, int64 *superseded, 
 	MemoryContext previous = MemoryContextSwitchTo(flow->context);
 	MrRunAs saved;
 
-	mr_stream_lock(stream_id, false);
-	if (compile(flow) && (!flow->pending || activate(flow)))
+	if (compile_active(flow))
 	{
+		mr_stream_check_fence(flow->stream);
 		flow->batch = mr_batch_create(flow->context);
 		mr_flow_prepare(flow->stream, flow->batch);
 		MemoryContextSwitchTo(flow->batch->context);

@@ -41,6 +41,9 @@ extern MrStream *mr_stream_load(MemoryContext parent, int32 id);
 extern int32 mr_stream_id(const char *name); /* 0 when there is none */
 extern int64 mr_stream_config_version(int32 id, bool *enabled); /* 0 when it is gone */
 
+/* An error when the stream came here with a dump or a copy and nobody has adopted it (C15). */
+extern void mr_stream_check_fence(const MrStream *stream);
+
 /*
  * A stream's heavyweight lock (C11): batches take it shared, whatever changes their plan or reads everything
  * takes it exclusive.  Held to the end of the transaction.

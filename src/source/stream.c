@@ -203,13 +203,30 @@ millrace_wake(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* millrace_internal.fence(): which instance this is (C15). */
+/* Which instance this is (C15): the cluster, the database, and the name that the administrator gave. */
+static char *
+instance_fence(void)
+{
+	return psprintf(UINT64_FORMAT "/%u/%s", GetSystemIdentifier(), MyDatabaseId,
+					mr_instance == NULL ? "" : mr_instance);
+}
+
+void
+mr_stream_check_fence(const MrStream *stream)
+{
+	if (strcmp(stream->fence, instance_fence()) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("stream \"%s\" belongs to another database or server", stream->name),
+				 errdetail("It came here with a dump or a copy, and its original may still run."),
+				 errhint("Call millrace.adopt() to make it run here.")));
+}
+
+/* millrace_internal.fence() */
 Datum
 millrace_fence(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(
-		cstring_to_text(psprintf(UINT64_FORMAT "/%u/%s", GetSystemIdentifier(), MyDatabaseId,
-								 mr_instance == NULL ? "" : mr_instance)));
+	PG_RETURN_TEXT_P(cstring_to_text(instance_fence()));
 }
 
 /* Trigger: what backends remember of the table's rows is forgotten. */
