@@ -5,12 +5,23 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../scripts/lib.sh"
 
+# Ends servers whose test was ended before it could stop them.
+stop_servers() {
+	local file pids=()
+	while read -r file; do
+		pids+=("$(head -n 1 "$file")")
+	done < <(find "$work" -name postmaster.pid 2>/dev/null)
+	[ ${#pids[@]} = 0 ] || kill -QUIT "${pids[@]}" 2>/dev/null || true
+	[ ${#pids[@]} = 0 ] || wait_for 20 eval '! kill -0 "${pids[@]}"'
+}
+
 [ $# -gt 0 ] || set -- "$here"/t/*.pl
 files=()
 for file in "$@"; do
 	files+=("$(realpath "$file")")
 done
 temp_dir work
+on_exit stop_servers
 [ "$(id -u)" != 0 ] || chown postgres: "$work"
 regress=$("${PG_CONFIG:-pg_config}" --pgxs)
 regress=$(dirname "$regress")/../test/regress/pg_regress
