@@ -88,6 +88,27 @@ compile(MrFlow *flow)
 }
 
 /*
+ * Will the stream have to be activated?  Asked before its lock is taken: workers that all hold it shared and
+ * then all want it exclusively would be in each other's way.
+ */
+static bool
+activation_pending(int32 stream_id)
+{
+	MrRunAs saved;
+	bool pending;
+
+	mr_run_as(&saved, mr_extension_owner());
+	pending =
+		mr_sql("SELECT FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id "
+			   "JOIN millrace.staging g ON g.id = s.staging_id "
+			   "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
+			   stream_id) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return pending;
+}
+
+/*
  * Locks and compiles the stream, and fills what has been declared since its last batch; false when it is
  * gone.  The exclusive lock that this takes is asked for at once: of two workers that hold the shared one
  * neither would get it.
