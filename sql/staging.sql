@@ -316,6 +316,22 @@ SELECT millrace.create_stream('careful', on_error => 'dead_letter', replace => t
 SELECT * FROM run('careful');
 SELECT id, n FROM careful WHERE id > 8 ORDER BY 1;
 
+-- The same version again changes nothing, but under a newer definition it is applied again.
+CALL send('careful', 40, '{"id": 40, "v": 1, "n": 4}');
+CALL send('careful', 41, '{"id": 40, "v": 1, "n": 4}');
+SELECT * FROM run('careful');
+SELECT id, n, _position = (SELECT min(_position) FROM other WHERE id = 40) AS first_one FROM careful WHERE id = 40;
+SELECT millrace.create_staging('careful', stream => 'careful', key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer"]', columns => '{"n": ["$.n", "smallint"], "wide": ["$.n", "bigint"]}', replace => true,
+  computed => '{"n": ["least(abs(wide) * 10, 32767)", "smallint"]}', expect => '{"positive": "n > 0"}');
+CALL send('careful', 42, '{"id": 40, "v": 0, "n": 5}');
+CALL send('careful', 43, '{"id": 40, "v": 1, "n": 4}');
+SELECT * FROM run('careful');
+SELECT id, n FROM careful WHERE id = 40;
+SET client_min_messages = warning;
+SELECT millrace.create_staging('careful', stream => 'careful', key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer"]', columns => '{"n": ["$.n", "smallint"], "wide": ["$.n", "bigint"]}', replace => true,
+  computed => '{"n": ["least(abs(wide), 32767)", "smallint"]}', expect => '{"positive": "n > 0"}');
+SET client_min_messages = notice;
+
 -- ---- what the table itself refuses -------------------------------------------------------------------------------
 ALTER TABLE careful ADD CHECK (n <> 13), ADD UNIQUE (wide);
 SELECT count(millrace.push('careful', json_build_object('id', i, 'v', 1, 'n', CASE i WHEN 25 THEN 13 WHEN 28 THEN 22 WHEN 29 THEN 8 ELSE i END))) FROM generate_series(20, 30) i;

@@ -380,7 +380,8 @@ def compare(delivery, expected):
 def check(seed, mode):
     """One history, delivered in one way."""
     rng = random.Random(f'{seed} {mode}')
-    messages = history(random.Random(seed), random.Random(seed).choice([30, 100, 300]), random.Random(seed + 1).choice([3, 10, 60]))
+    made = random.Random(f'{seed} made')
+    messages = history(made, made.choice([30, 100, 300]), made.choice([3, 10, 40]))
     rng.shuffle(messages)
     admin = psycopg2.connect('')
     admin.autocommit = True
