@@ -13,7 +13,7 @@ from shell import Shell, wait_for                   # noqa: E402
 POINTS = ('before_advance', 'before_commit', 'after_commit')
 MESSAGES = 200
 SETUP = """
-CREATE EXTENSION millrace; CREATE SCHEMA k;
+CREATE EXTENSION millrace; CREATE SCHEMA k; CREATE TABLE k.pushed (first integer PRIMARY KEY);
 SELECT millrace.create_stream('feed');
 SELECT millrace.create_staging('k.things', stream => 'feed', key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer"]',
   columns => '{"name": "$.name", "n": ["$.n", "smallint"]}', log => true);
@@ -56,10 +56,13 @@ class Server:
 
 
 def push(server, first):
-    """Every fifth message is a copy, every twentieth is broken, odd things get a second version."""
-    server.one(f"""SELECT count(millrace.push('feed', CASE WHEN i % 20 = 7 THEN '{{"id": ' ELSE
+    """
+    Every fifth message is a copy, every twentieth is broken, odd things get a second version.  A crash may take the
+    answer away: what is pushed is noted, so that it is not pushed twice.
+    """
+    server.one(f"""WITH pushed AS (INSERT INTO k.pushed VALUES ({first}) ON CONFLICT DO NOTHING RETURNING first) SELECT count(millrace.push('feed', CASE WHEN i % 20 = 7 THEN '{{"id": ' ELSE
         json_build_object('id', i / 2, 'v', i % 2 + 1, 'name', 'n' || i % 3, 'n', i % 50)::text END))
-        FROM (SELECT i - (i % 5 = 4)::integer AS i FROM generate_series({first}, {first + MESSAGES - 1}) i) i""")
+        FROM (SELECT i - (i % 5 = 4)::integer AS i FROM pushed, generate_series({first}, {first + MESSAGES - 1}) i) i""")
 
 
 def expected(last):
