@@ -130,6 +130,7 @@ wait_for 60 caught_up || { table 'SELECT * FROM millrace.stream_status' >&2; die
 title "cdm.user_product_counters: what a customer has bought"
 table 'SELECT left(user_id, 8) AS user_id, left(product_id, 8) AS product_id, product_name, order_cnt
 	FROM cdm.user_product_counters ORDER BY order_cnt DESC, user_id COLLATE "C", product_id COLLATE "C" LIMIT 5'
+sleep 1.5             # figures are written once a second
 title "from a message to what is visible: seconds and rows by stage (millrace.stage_stats)"
 table "SELECT stage, batches, rows,
 		round(seconds::numeric, 2) AS seconds, round((100 * seconds / sum(seconds) OVER ())::numeric) AS percent

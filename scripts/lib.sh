@@ -122,7 +122,7 @@ missing_packages() {
 
 # Installs what is missing of the groups build, demo, test and kafka. A complete machine is left alone.
 need_packages() {
-	local missing
+	local missing said
 	command -v apt-get >/dev/null || die "this needs Debian or Ubuntu (apt-get); elsewhere install by hand: see README"
 	[ -n "$(pg_major)" ] || apt_update
 	missing=$(missing_packages "$@")
@@ -130,8 +130,8 @@ need_packages() {
 	say "installing" $missing
 	apt_update
 	# shellcheck disable=SC2086 -- one word a package
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing \
-		>/dev/null </dev/null || die "these packages could not be installed:" $missing
+	said=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing \
+		2>&1 </dev/null) || { say "$said"; die "these packages could not be installed:" $missing; }
 }
 
 # ---- PostgreSQL --------------------------------------------------------------------------------------------
