@@ -306,8 +306,8 @@ insert_new_groups(MrMart *mart, StateTable *table, Tuplestorestate *delta, Tuple
 
 			rows->nulls[c][rows->nrows] = slot->tts_isnull[c];
 			if (!slot->tts_isnull[c])
-				rows->values[c][rows->nrows] =
-					datumCopy(slot->tts_values[c], attribute->attbyval, attribute->attlen);
+				rows->values[c][rows->nrows] = datumCopy(slot->tts_values[c], attribute->attbyval,
+														 attribute->attlen);
 		}
 		rows->nrows++;
 	}
