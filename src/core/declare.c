@@ -134,7 +134,7 @@ millrace_execute_as(PG_FUNCTION_ARGS)
 	(void) mr_sql("%s", statement);
 	SPI_finish();
 	mr_run_back(&saved);
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_VOID();
 }
 
@@ -159,7 +159,7 @@ millrace_qualified_name(PG_FUNCTION_ARGS)
 	int nest_level = mr_enter_declaring_path();
 	Oid namespace = RangeVarGetCreationNamespace(name);
 
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_TEXT_P(
 		cstring_to_text(quote_qualified_identifier(get_namespace_name(namespace), name->relname)));
 }
@@ -171,7 +171,7 @@ millrace_relation(PG_FUNCTION_ARGS)
 	int nest_level = mr_enter_declaring_path();
 	Oid relid = RangeVarGetRelid(name, NoLock, true);
 
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	if (!OidIsValid(relid))
 		PG_RETURN_NULL();
 	PG_RETURN_OID(relid);

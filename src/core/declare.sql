@@ -6,6 +6,11 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_execute_as';
 COMMENT ON FUNCTION millrace_internal.execute_as(regrole, text) IS
     'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function';
 
+CREATE FUNCTION millrace_internal.qualified_query(role regrole, query text) RETURNS text
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_qualified_query';
+COMMENT ON FUNCTION millrace_internal.qualified_query(regrole, text) IS
+    'a SELECT as a role means it under the search_path of whoever called the declaring function, with every name qualified';
+
 CREATE FUNCTION millrace_internal.declaring_path() RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declaring_path';
 COMMENT ON FUNCTION millrace_internal.declaring_path() IS 'the search_path under which the declaring function was called';

@@ -16,6 +16,7 @@
 #include "nodes/nodeFuncs.h"
 #include "nodes/primnodes.h"
 #include "optimizer/optimizer.h"
+#include "parser/analyze.h"
 #include "parser/parse_type.h"
 #include "parser/parser.h"
 #include "utils/builtins.h"
@@ -23,11 +24,13 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/ruleutils.h"
 #include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(millrace_check_expression);
 PG_FUNCTION_INFO_V1(millrace_check_query);
 PG_FUNCTION_INFO_V1(millrace_check_stable);
+PG_FUNCTION_INFO_V1(millrace_qualified_query);
 PG_FUNCTION_INFO_V1(millrace_type_name);
 
 /* Vars of the row around become those of the outer tuple. */
@@ -191,6 +194,44 @@ millrace_check_query(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* Places of errors are places in this query, not in the statement that declares it. */
+static void
+query_error_callback(void *query)
+{
+	int position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(query);
+	}
+}
+
+/* A SELECT as a role means it, in a spelling that means the same everywhere. */
+Datum
+millrace_qualified_query(PG_FUNCTION_ARGS)
+{
+	char *typed = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	ErrorContextCallback callback = {
+		.previous = error_context_stack, .callback = query_error_callback, .arg = typed};
+	int nest_level = mr_enter_declaring_path();
+	MrRunAs saved;
+	List *parsed;
+	Query *query;
+
+	error_context_stack = &callback;
+	mr_run_as_restricted(&saved, PG_GETARG_OID(0));
+	parsed = raw_parser(typed, RAW_PARSE_DEFAULT);
+	query = parse_analyze_fixedparams(linitial_node(RawStmt, parsed), typed, NULL, 0, NULL);
+	mr_run_back(&saved);
+	error_context_stack = callback.previous;
+	AtEOXact_GUC(false, nest_level);
+	if (list_length(parsed) != 1 || query->commandType != CMD_SELECT)
+		elog(ERROR, "not one SELECT: %s", typed);
+	PG_RETURN_TEXT_P(cstring_to_text(pg_get_querydef(query, false)));
+}
+
 /*
  * Checks the expressions of a staging table's definition: those whose column name starts with a colon.  They
  * stand in the sub-select over the table.
@@ -229,7 +270,7 @@ millrace_type_name(PG_FUNCTION_ARGS)
 	int32 typmod;
 
 	mr_parse_type(name, &type, &typmod);
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	if (get_typtype(type) == TYPTYPE_PSEUDO)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("a column cannot have the pseudo-type %s", name)));

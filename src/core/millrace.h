@@ -36,6 +36,7 @@ typedef struct MrRunAs
 {
 	Oid user;
 	int sec_context;
+	int nest_level; /* of settings, or 0 */
 } MrRunAs;
 
 extern void mr_run_as(MrRunAs *saved, Oid role);

@@ -20,14 +20,19 @@
 void
 mr_run_as(MrRunAs *saved, Oid role)
 {
+	saved->nest_level = 0;
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
 	SetUserIdAndSecContext(role, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
-/* Becomes `role` for expressions and statements that it wrote: they may change no session state. */
+/*
+ * Becomes `role` for expressions, triggers and statements that it wrote: they may change no session state, and
+ * what they set, the search_path above all, does not outlast them.
+ */
 void
 mr_run_as_restricted(MrRunAs *saved, Oid role)
 {
+	saved->nest_level = NewGUCNestLevel();
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
 	SetUserIdAndSecContext(role, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
@@ -36,6 +41,8 @@ mr_run_as_restricted(MrRunAs *saved, Oid role)
 void
 mr_run_back(const MrRunAs *saved)
 {
+	if (saved->nest_level > 0)
+		AtEOXact_GUC(false, saved->nest_level);
 	SetUserIdAndSecContext(saved->user, saved->sec_context);
 }
 
@@ -101,7 +108,7 @@ mr_settings_pin(const char *timezone)
 void
 mr_settings_unpin(int nest_level)
 {
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 }
 
 /* Which of the three classes (C10) an SQLSTATE belongs to. */

@@ -320,7 +320,7 @@ run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, 
 	uint64 processed;
 
 	mr_table_arrays(table, rows, order, rows->nrows, ncolumns, arrays);
-	mr_run_as(&saved, table->role);
+	mr_run_as_restricted(&saved, table->role);
 	processed = mr_statement_run(statement, arrays, NULL);
 	mr_run_back(&saved);
 	for (int i = 0; i < ncolumns; i++)
@@ -357,7 +357,7 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 	MrRunAs saved;
 	int *order;
 
-	mr_run_as(&saved, table->role);
+	mr_run_as_restricted(&saved, table->role);
 	direct = mr_direct_open(table->relid, table->ncolumns, table->attnums, table->nkeys);
 	if (direct != NULL)
 	{

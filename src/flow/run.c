@@ -6,6 +6,7 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "flow/flow.h"
@@ -46,6 +47,19 @@ struct MrFlow
 PG_FUNCTION_INFO_V1(millrace_run_stream);
 PG_FUNCTION_INFO_V1(millrace_retry);
 
+/*
+ * Deferred constraints are checked by the statements that break them: only then is it known which message does,
+ * and triggers of a table run as the role that writes it, not as whoever commits.
+ */
+static void
+check_constraints_at_once(void)
+{
+	ConstraintsSetStmt *all = makeNode(ConstraintsSetStmt);
+
+	AfterTriggerSetState(all);
+	pfree(all);
+}
+
 /* A transaction as all of ours are: READ COMMITTED, connected to SPI, with a snapshot for expressions. */
 static void
 begin_transaction(void)
@@ -55,6 +69,7 @@ begin_transaction(void)
 	XactReadOnly = false;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	check_constraints_at_once();
 }
 
 static void
@@ -457,6 +472,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	MemoryContextSwitchTo(context);
 	flow = create_flow(id, 0, 1);
 	PushActiveSnapshot(GetTransactionSnapshot());
+	check_constraints_at_once();
 	PG_TRY();
 	{
 		if (!open_in_transaction(flow))
@@ -549,6 +565,7 @@ millrace_retry(PG_FUNCTION_ARGS)
 	nest_level = mr_settings_pin("UTC");
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	check_constraints_at_once();
 	mr_run_as(&saved, mr_extension_owner());
 	count = mr_statement_run(
 		mr_statement_create("SELECT DISTINCT l.stream_id FROM millrace.letter l "

@@ -118,3 +118,7 @@ LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.reset_stage_stats(text) IS 'counts time and rows by stage from now on, for one stream or all of one''s streams';
 REVOKE ALL ON FUNCTION millrace.reset_stage_stats(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.reset_stage_stats(text) TO millrace_admin;
+
+-- The other halves are for nobody but the extension's owner; what its views call is for those who read them.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA millrace_internal FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace_internal.fence(), millrace_internal.may_watch(regrole), millrace_internal.background() TO PUBLIC;

@@ -63,7 +63,7 @@ parse_query(Oid author, char *text)
 	query = parse_analyze_fixedparams(raw, text, NULL, 0, NULL);
 	mr_check_privileges(query);
 	mr_run_back(&saved);
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	return query;
 }
 

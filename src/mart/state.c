@@ -9,11 +9,13 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "core/statement.h"
 #include "lib/stringinfo.h"
 #include "mart/mart.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
 #include "parser/parser.h"
 #include "utils/builtins.h"
@@ -208,6 +210,26 @@ append_columns(StringInfo sql, List *columns, char letter)
 	}
 }
 
+static bool
+is_users_function(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId;
+}
+
+/*
+ * Would an index over the expression call what users have written?  It would do so as the owner of the state,
+ * who is the extension's and mostly a superuser.
+ */
+static bool
+runs_users_code(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, CoerceToDomain) || check_functions_in_node(node, is_users_function, NULL))
+		return true;
+	return expression_tree_walker(node, runs_users_code, context);
+}
+
 /* The columns of an index for order_by => 'column [ASC | DESC] [NULLS FIRST | LAST], …'. */
 static char *
 index_columns(MrMartQuery *mart, const char *order_by)
@@ -253,6 +275,12 @@ index_columns(MrMartQuery *mart, const char *order_by)
 							errmsg("order_by cannot use column \"%s\"", found->resname),
 							errdetail("It is joined when the mart is read, so no index can "
 									  "have it.")));
+		if (runs_users_code((Node *) found->expr, NULL))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("order_by cannot use column \"%s\"", found->resname),
+					 errdetail("It calls a function or checks a domain that is not built in, "
+							   "and an index over it would do that as its own owner.")));
 		appendStringInfo(&result, "%s(%s)%s%s", result.len == 0 ? "" : ", ",
 						 mr_mart_text(mart, (Node *) found->expr, MR_PLACE_INDEX),
 						 item->sortby_dir == SORTBY_DESC ? " DESC" : "",

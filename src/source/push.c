@@ -111,8 +111,11 @@ check_inbox(const char *name, Oid role)
 	Oid owner = InvalidOid;
 	MrRunAs saved;
 	bool isnull;
+	int nest_level;
 
 	SPI_connect();
+	/* The caller's search_path must not decide what the extension's owner runs. */
+	nest_level = mr_settings_pin("UTC");
 	mr_run_as(&saved, mr_extension_owner());
 	if (mr_sql("SELECT s.id, s.owner::oid, s.server::text FROM millrace.stream s WHERE s.name = %s",
 			   quote_literal_cstr(name)) > 0)
@@ -138,6 +141,7 @@ check_inbox(const char *name, Oid role)
 		}
 	}
 	mr_run_back(&saved);
+	mr_settings_unpin(nest_level);
 	SPI_finish();
 
 	if (id == 0)

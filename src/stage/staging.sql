@@ -164,7 +164,7 @@ BEGIN
             RAISE EXCEPTION 'column "%" stands in key and in columns', member.key USING ERRCODE = 'duplicate_column';
         END IF;
         spec := millrace_internal.mapping(format('column "%s"', member.key), member.value, for_each IS NOT NULL AND NOT member.is_key, 'text');
-        IF member.is_key AND spec ->> 'type' LIKE '%[]' THEN
+        IF member.is_key AND (SELECT t.typcategory = 'A' FROM pg_type t WHERE t.oid = (spec ->> 'type')::regtype) THEN
             RAISE EXCEPTION 'key column "%" cannot be an array', member.key USING ERRCODE = 'invalid_parameter_value';
         END IF;
         mapped := mapped || json_build_object('name', member.key, 'paths', spec -> 'paths', 'type', spec ->> 'type', 'format', spec ->> 'format', 'key', member.is_key);
@@ -191,6 +191,9 @@ BEGIN
         PERFORM millrace_internal.check_expression(format('expectation "%s"', member.key), member.value #>> '{}');
         expectations := expectations || json_build_object('name', member.key, 'expression', member.value #>> '{}');
     END LOOP;
+    IF (SELECT t.typcategory = 'A' FROM pg_type t WHERE t.oid = (millrace_internal.mapping('version', version, false, 'bigint') ->> 'type')::regtype) THEN
+        RAISE EXCEPTION 'version cannot be an array' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM millrace_internal.check_expression('route', route) WHERE route IS NOT NULL;
     PERFORM millrace_internal.check_expression('deleted', deleted) WHERE deleted IS NOT NULL;
     PERFORM millrace_internal.check_expression('filter', filter) WHERE filter IS NOT NULL;
@@ -257,7 +260,6 @@ DECLARE
     view_name text := format('millrace_def.staging_%s', staging_id);
     selected text;
     raw text;
-    owner_of_all regrole := current_user::regrole;
     wrong record;
 BEGIN
     SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
@@ -278,9 +280,10 @@ BEGIN
     IF to_regclass(view_name) IS NOT NULL THEN
         EXECUTE format('DROP VIEW %s', view_name);
     END IF;
-    PERFORM millrace_internal.execute_as(owner_of_all,
-        format(E'CREATE VIEW %s AS SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e',
-               view_name, raw, selected, staging.relation::text, relation_name));
+    -- The view is ours, what names mean in it is the owner's: he sees other schemas than we do.
+    EXECUTE format('CREATE VIEW %s AS %s', view_name, millrace_internal.qualified_query(staging.owner,
+        format(E'SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e',
+               raw, selected, staging.relation::text, relation_name)));
     SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type INTO wrong FROM pg_attribute a
     WHERE a.attrelid = view_name::regclass AND (a.attname IN (':route', ':deleted', ':filter') OR a.attname LIKE ':expect %') AND a.atttypid <> 'boolean'::regtype;
     IF FOUND THEN

@@ -166,7 +166,7 @@ fill_from(MrTarget *target, LogReader *reader)
 	SPIPlanPtr plan;
 	Portal portal;
 
-	mr_run_as(&saved, reader->staging->owner);
+	mr_run_as_restricted(&saved, reader->staging->owner);
 	plan = SPI_prepare(psprintf("SELECT * FROM %s", mr_relation_name(reader->log)), 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "cannot read the log of %s: %s", reader->staging->name,

@@ -399,10 +399,10 @@ run_statement(const MrSatellite *satellite, MrStatement *statement, const Run *r
 	arrays[4] =
 		PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 
-	mr_run_as(&saved, satellite->base.owner);
+	mr_run_as_restricted(&saved, satellite->base.owner);
 	processed = mr_statement_run(statement, arrays, NULL);
 	mr_run_back(&saved);
-	AtEOXact_GUC(true, nest_level);
+	AtEOXact_GUC(false, nest_level);
 	return processed;
 }
 
