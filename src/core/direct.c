@@ -43,9 +43,15 @@ struct MrDirect
 	int unique; /* which of them, or -1 */
 	ScanKey probe; /* equality on the unique index */
 	TupleTableSlot *found; /* by a probe */
+	SnapshotData dirty;
+	IndexScanDesc scan; /* of probes; NULL before the first */
+	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	TupleTableSlot *slots[CHUNK];
 	int nslots;
+	MemoryContext context;
 	MemoryContext chunk_context;
+	bool probe_first;
+	int64 nconflicts; /* rows that were left out */
 };
 
 /* Does the table take rows without anything else having a say? */
@@ -125,7 +131,7 @@ prepare_probe(MrDirect *direct)
 }
 
 MrDirect *
-mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys)
+mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bool probe_first)
 {
 	MrDirect *direct;
 	Relation relation = table_open(relid, RowExclusiveLock);
@@ -142,10 +148,13 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys)
 		return NULL;
 	}
 	direct = palloc0(sizeof(MrDirect));
+	direct->context = CurrentMemoryContext;
 	direct->relation = relation;
+	direct->desc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
 	direct->ncolumns = ncolumns;
 	direct->attnums = attnums;
 	direct->nkeys = nkeys;
+	direct->probe_first = probe_first;
 	direct->unique = -1;
 	index_oids = RelationGetIndexList(relation);
 	direct->indexes = palloc(sizeof(Relation) * Max(list_length(index_oids), 1));
@@ -178,6 +187,8 @@ mr_direct_close(MrDirect *direct)
 {
 	for (int i = 0; i < direct->nslots; i++)
 		ExecDropSingleTupleTableSlot(direct->slots[i]);
+	if (direct->scan != NULL)
+		index_endscan(direct->scan);
 	if (direct->found != NULL)
 		ExecDropSingleTupleTableSlot(direct->found);
 	for (int i = 0; i < direct->nindexes; i++)
@@ -192,7 +203,7 @@ mr_direct_close(MrDirect *direct)
 static void
 fill_slot(MrDirect *direct, TupleTableSlot *slot, const MrRows *rows, int row)
 {
-	TupleDesc desc = RelationGetDescr(direct->relation);
+	TupleDesc desc = direct->desc;
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, desc->natts);
@@ -238,12 +249,10 @@ static Standing
 probe_key(MrDirect *direct, TupleTableSlot *slot)
 {
 	Relation index = direct->indexes[direct->unique];
-	TupleTableSlot *found = direct->found;
+	/* The scan allocates what it keeps whenever it needs it, and outlives a chunk. */
+	MemoryContext previous = MemoryContextSwitchTo(direct->context);
 	Standing standing = STANDING_NONE;
-	SnapshotData dirty;
-	IndexScanDesc scan;
 
-	InitDirtySnapshot(dirty);
 	for (int i = 0; i < direct->nkeys; i++)
 	{
 		int attribute = index->rd_index->indkey.values[i] - 1;
@@ -251,18 +260,25 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 		direct->probe[i].sk_argument = slot->tts_values[attribute];
 		direct->probe[i].sk_flags = slot->tts_isnull[attribute] ? SK_ISNULL | SK_SEARCHNULL : 0;
 	}
-	scan = mr_index_beginscan(direct->relation, index, &dirty, direct->nkeys);
-	index_rescan(scan, direct->probe, direct->nkeys, NULL, 0);
-	while (standing == STANDING_NONE && index_getnext_slot(scan, ForwardScanDirection, found))
+	if (direct->scan == NULL)
 	{
-		if (ItemPointerEquals(&found->tts_tid, &slot->tts_tid))
+		InitDirtySnapshot(direct->dirty);
+		direct->scan =
+			mr_index_beginscan(direct->relation, index, &direct->dirty, direct->nkeys);
+	}
+	index_rescan(direct->scan, direct->probe, direct->nkeys, NULL, 0);
+	while (standing == STANDING_NONE &&
+		   index_getnext_slot(direct->scan, ForwardScanDirection, direct->found))
+	{
+		if (ItemPointerEquals(&direct->found->tts_tid, &slot->tts_tid))
 			continue;
-		standing = TransactionIdIsValid(dirty.xmin) || TransactionIdIsValid(dirty.xmax)
+		standing = TransactionIdIsValid(direct->dirty.xmin) ||
+						   TransactionIdIsValid(direct->dirty.xmax)
 					   ? STANDING_IN_DOUBT
 					   : STANDING_FOR_GOOD;
 	}
-	ExecClearTuple(found);
-	index_endscan(scan);
+	ExecClearTuple(direct->found);
+	MemoryContextSwitchTo(previous);
 	return standing;
 }
 
@@ -274,19 +290,25 @@ take_back(MrDirect *direct, TupleTableSlot *slot)
 	simple_heap_delete(direct->relation, &slot->tts_tid);
 }
 
-/* Inserts one chunk of rows; those that are left out are marked. */
+/* The row is left out: its key is there. */
+static void
+leave_out(MrDirect *direct, bool *conflicts, int row)
+{
+	if (conflicts != NULL)
+		conflicts[row] = true;
+	direct->nconflicts++;
+}
+
+/* Inserts the rows of one chunk, which stand in the slots; those that are left out are marked. */
 static int64
-insert_chunk(MrDirect *direct, const MrRows *rows, const int *order, int n, MrConflict mode,
-			 bool *conflicts, int64 (*wait_for)(void *argument, int row), void *argument)
+insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *conflicts,
+			 int64 (*wait_for)(void *argument, int row), void *argument)
 {
 	TupleTableSlot *taken_back[CHUNK];
 	int ntaken_back = 0;
 	int64 inserted = 0;
 
-	for (int i = 0; i < n; i++)
-		fill_slot(direct, direct->slots[i], rows, order[i]);
 	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0, NULL);
-
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot = direct->slots[i];
@@ -307,8 +329,7 @@ insert_chunk(MrDirect *direct, const MrRows *rows, const int *order, int n, MrCo
 			}
 			if (standing == STANDING_FOR_GOOD)
 			{
-				if (conflicts != NULL)
-					conflicts[order[i]] = true;
+				leave_out(direct, conflicts, order[i]);
 				taken_back[ntaken_back++] = slot;
 				continue;
 			}
@@ -332,24 +353,45 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 				 bool *conflicts, int64 (*wait_for)(void *argument, int row), void *argument)
 {
 	MemoryContext previous = CurrentMemoryContext;
+	bool probe_first = direct->probe_first && direct->unique >= 0 && mode != MR_CONFLICT_ERROR;
+	int chunk[CHUNK];
 	int64 inserted = 0;
+	int next = 0;
 
-	for (int from = 0; from < rows->nrows; from += CHUNK)
+	while (next < rows->nrows)
 	{
-		int n = Min(CHUNK, rows->nrows - from);
+		int n = 0;
 
 		CHECK_FOR_INTERRUPTS();
-		/* Slots outlive the chunk, its tuples do not. */
-		for (int i = direct->nslots; i < n; i++)
-			direct->slots[direct->nslots++] =
-				MakeSingleTupleTableSlot(RelationGetDescr(direct->relation), &TTSOpsVirtual);
+		while (next < rows->nrows && n < CHUNK)
+		{
+			int row = order[next++];
+
+			/* Slots outlive the chunk, its tuples do not. */
+			if (n == direct->nslots)
+				direct->slots[direct->nslots++] =
+					MakeSingleTupleTableSlot(direct->desc, &TTSOpsVirtual);
+			fill_slot(direct, direct->slots[n], rows, row);
+			ItemPointerSetInvalid(&direct->slots[n]->tts_tid);
+			if (probe_first && probe_key(direct, direct->slots[n]) == STANDING_FOR_GOOD)
+				leave_out(direct, conflicts, row);
+			else
+				chunk[n++] = row;
+		}
+		if (n == 0)
+			continue;
 		MemoryContextSwitchTo(direct->chunk_context);
-		inserted += insert_chunk(direct, rows, order + from, n, mode, conflicts, wait_for,
-								 argument);
+		inserted += insert_chunk(direct, chunk, n, mode, conflicts, wait_for, argument);
 		MemoryContextSwitchTo(previous);
 		MemoryContextReset(direct->chunk_context);
 	}
 	/* What comes next in the transaction sees the rows. */
 	CommandCounterIncrement();
 	return inserted;
+}
+
+bool
+mr_direct_many_conflicts(const MrDirect *direct, int nrows)
+{
+	return direct->nconflicts > nrows / 20;
 }

@@ -25,8 +25,10 @@ typedef struct MrDirect MrDirect;
  * Opens the table for direct inserts of those columns by the current user.  NULL when the table is not plain
  * enough: partitioned, with triggers, rules, row security, generated columns, check constraints, defaults for
  * columns that are not given, indexes over expressions or parts, or a unique index on anything but the key.
+ * With `probe_first` keys are looked up before they are inserted: worth it when many of them are there.
  */
-extern MrDirect *mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys);
+extern MrDirect *mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys,
+								bool probe_first);
 extern void mr_direct_close(MrDirect *direct);
 
 /*
@@ -37,5 +39,8 @@ extern void mr_direct_close(MrDirect *direct);
 extern int64 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order,
 							  MrConflict mode, bool *conflicts,
 							  int64 (*wait_for)(void *argument, int row), void *argument);
+
+/* Were so many of the rows left out that it is better to look first, next time? */
+extern bool mr_direct_many_conflicts(const MrDirect *direct, int nrows);
 
 #endif /* MR_CORE_DIRECT_H */

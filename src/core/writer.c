@@ -48,6 +48,7 @@ struct MrTable
 	int nkeys;
 	MrColumn *columns;
 	AttrNumber *attnums;
+	bool probe_first; /* many keys were there already, last time */
 	SortSupport sort; /* by the key columns */
 	MrStatement *insert_new;
 	MrStatement *append;
@@ -358,12 +359,14 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 	int *order;
 
 	mr_run_as_restricted(&saved, table->role);
-	direct = mr_direct_open(table->relid, table->ncolumns, table->attnums, table->nkeys);
+	direct = mr_direct_open(table->relid, table->ncolumns, table->attnums, table->nkeys,
+							table->probe_first);
 	if (direct != NULL)
 	{
 		order = sorted_order(table, rows, table->nkeys);
 		inserted = mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting,
 									&argument);
+		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
 		mr_direct_close(direct);
 		pfree(order);
 	}
