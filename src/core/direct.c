@@ -263,8 +263,7 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 	if (direct->scan == NULL)
 	{
 		InitDirtySnapshot(direct->dirty);
-		direct->scan =
-			mr_index_beginscan(direct->relation, index, &direct->dirty, direct->nkeys);
+		direct->scan = mr_index_beginscan(direct->relation, index, &direct->dirty, direct->nkeys);
 	}
 	index_rescan(direct->scan, direct->probe, direct->nkeys, NULL, 0);
 	while (standing == STANDING_NONE &&
@@ -369,8 +368,8 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 
 			/* Slots outlive the chunk, its tuples do not. */
 			if (n == direct->nslots)
-				direct->slots[direct->nslots++] =
-					MakeSingleTupleTableSlot(direct->desc, &TTSOpsVirtual);
+				direct->slots[direct->nslots++] = MakeSingleTupleTableSlot(direct->desc,
+																		   &TTSOpsVirtual);
 			fill_slot(direct, direct->slots[n], rows, row);
 			ItemPointerSetInvalid(&direct->slots[n]->tts_tid);
 			if (probe_first && probe_key(direct, direct->slots[n]) == STANDING_FOR_GOOD)
