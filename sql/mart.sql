@@ -223,3 +223,20 @@ SELECT millrace.drop_table(relation::text) FROM millrace.target WHERE kind = 'ma
 SELECT relname FROM pg_class WHERE relname LIKE 'mart\_%' AND relnamespace::regnamespace::text LIKE 'millrace%';
 DROP OWNED BY mart_owner, mart_reader;
 DROP ROLE mart_owner, mart_reader;
+
+-- Technical columns count when a mart reads them; columns that others fill cannot be read.
+SET timezone = 'UTC';
+SELECT millrace.create_stream('times');
+SELECT millrace.create_staging('mstg.seen', stream => 'times', key => '{"id": ["$.id", "integer"]}', columns => '{"a": "$.a"}', event_time => '["$.at", "timestamptz"]');
+SELECT millrace.create_mart('by_time', 'SELECT (_event_time AT TIME ZONE ''UTC'')::date AS day, count(*) AS n FROM mstg.seen GROUP BY 1');
+SELECT millrace.push('times', '{"id": 1, "a": "x", "at": "2026-01-01"}') > 0 AS pushed;
+SELECT messages FROM millrace.run_stream('times');
+SELECT millrace.push('times', '{"id": 1, "a": "x", "at": "2026-01-02"}') > 0 AS pushed;
+SELECT messages FROM millrace.run_stream('times');
+SELECT day = date '2026-01-02' AS second, n FROM by_time;
+SELECT missing, unexpected FROM millrace.verify('by_time');
+ALTER TABLE mstg.seen ADD COLUMN mine integer DEFAULT 5;
+SELECT millrace.create_mart('by_mine', 'SELECT mine, count(*) AS n FROM mstg.seen GROUP BY mine');
+SELECT millrace.create_mart('by_place', 'SELECT ctid::text AS place, count(*) AS n FROM mstg.seen GROUP BY 1');
+SELECT millrace.create_mart('by_row', 'SELECT count(s) AS n FROM mstg.seen AS s');
+SELECT millrace.drop_table('by_time');

@@ -39,6 +39,13 @@
 #define mr_parse_type(name, type, typmod) parseTypeString(name, type, typmod, false)
 #endif
 
+/* 17 lets an index keep something open between insertions. */
+#if PG_VERSION_NUM >= 170000
+#define mr_index_insert_cleanup(index, info) index_insert_cleanup(index, info)
+#else
+#define mr_index_insert_cleanup(index, info) ((void) 0)
+#endif
+
 /* 18 lets an index scan be instrumented. */
 #if PG_VERSION_NUM >= 180000
 #define mr_index_beginscan(heap, index, snapshot, nkeys) \

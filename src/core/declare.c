@@ -129,7 +129,8 @@ millrace_execute_as(PG_FUNCTION_ARGS)
 	int nest_level = mr_enter_declaring_path();
 	MrRunAs saved;
 
-	mr_run_as(&saved, role);
+	/* Restricted: a deferred trigger would run as whoever commits. */
+	mr_run_as_restricted(&saved, role);
 	SPI_connect();
 	(void) mr_sql("%s", statement);
 	SPI_finish();

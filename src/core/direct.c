@@ -158,7 +158,7 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 	direct->unique = -1;
 	index_oids = RelationGetIndexList(relation);
 	direct->indexes = palloc(sizeof(Relation) * Max(list_length(index_oids), 1));
-	direct->infos = palloc(sizeof(IndexInfo *) * Max(list_length(index_oids), 1));
+	direct->infos = palloc0(sizeof(IndexInfo *) * Max(list_length(index_oids), 1));
 	foreach(lc, index_oids)
 	{
 		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
@@ -192,7 +192,11 @@ mr_direct_close(MrDirect *direct)
 	if (direct->found != NULL)
 		ExecDropSingleTupleTableSlot(direct->found);
 	for (int i = 0; i < direct->nindexes; i++)
+	{
+		if (direct->infos[i] != NULL)
+			mr_index_insert_cleanup(direct->indexes[i], direct->infos[i]);
 		index_close(direct->indexes[i], NoLock);
+	}
 	table_close(direct->relation, NoLock);
 	if (direct->chunk_context != NULL)
 		MemoryContextDelete(direct->chunk_context);

@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -281,6 +282,46 @@ check_clauses(MrMartQuery *mart)
 			   errhint("The rows themselves are in the staging table."));
 }
 
+/* Refuses columns of the staging table that others fill: of their changes nothing is heard. */
+static void
+check_columns(MrMartQuery *mart, const Query *definition)
+{
+	Bitmapset *read = NULL;
+	int member = -1;
+
+	pull_varattnos((Node *) mart->query->targetList, mart->staging, &read);
+	pull_varattnos((Node *) mart->query->jointree, mart->staging, &read);
+	pull_varattnos(mart->query->havingQual, mart->staging, &read);
+	while ((member = bms_next_member(read, member)) >= 0)
+	{
+		AttrNumber attnum = member + FirstLowInvalidHeapAttributeNumber;
+		bool kept = false;
+		ListCell *lc;
+
+		foreach(lc, definition->targetList)
+		{
+			TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+			kept |= entry->resname[0] != ':' &&
+					mr_definition_attribute(definition, mart->staging_relid, entry->resname) ==
+						attnum;
+		}
+		if (attnum == InvalidAttrNumber)
+			refuse(mart, NULL,
+				   errmsg("a mart cannot use rows of %s as a whole",
+						  mr_relation_name(mart->staging_relid)),
+				   errhint("Name the columns."));
+		/* Of system columns more is said where they stand. */
+		if (!kept && attnum > 0)
+			refuse(mart, NULL,
+				   errmsg("a mart cannot use column \"%s\" of %s",
+						  get_attname(mart->staging_relid, attnum, false),
+						  mr_relation_name(mart->staging_relid)),
+				   errdetail("millrace does not keep it, so nothing would tell the mart when it "
+							 "changes."));
+	}
+}
+
 /* Notes the staging table, when it is one. */
 static bool
 take_staging(MrMartQuery *mart, Index rti, Oid relid)
@@ -315,6 +356,8 @@ take_staging(MrMartQuery *mart, Index rti, Oid relid)
 		for (int i = 0; i < mart->nkeys; i++)
 			mart->keys[i] = mr_definition_attribute(definition, relid,
 													TextDatumGetCString(names[i]));
+		if (mart->text != NULL)
+			check_columns(mart, definition);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return found;

@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/sysattr.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
@@ -19,6 +20,8 @@
 #include "executor/tstoreReceiver.h"
 #include "mart/mart.h"
 #include "miscadmin.h"
+#include "optimizer/optimizer.h"
+#include "parser/parsetree.h"
 #include "utils/array.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -169,6 +172,25 @@ make_table(char *state, char *input, char *output, char *changes, char *whole, c
 	return table;
 }
 
+/* Tells the staging table which of its columns the mart reads. */
+static void
+compare_columns(const Query *definition, MrStaging *staging)
+{
+	Bitmapset *read = NULL;
+	int member = -1;
+
+	for (Index rti = 1; rti <= list_length(definition->rtable); rti++)
+	{
+		if (rt_fetch(rti, definition->rtable)->relid != staging->relid)
+			continue;
+		pull_varattnos((Node *) definition->targetList, rti, &read);
+		pull_varattnos((Node *) definition->jointree, rti, &read);
+		pull_varattnos(definition->havingQual, rti, &read);
+	}
+	while ((member = bms_next_member(read, member)) >= 0)
+		mr_staging_compare(staging, member + FirstLowInvalidHeapAttributeNumber);
+}
+
 /* Compiles a mart from its definition. */
 static MrTarget *
 mart_load(const MrTarget *base)
@@ -188,6 +210,11 @@ mart_load(const MrTarget *base)
 	nest_level = mr_settings_pin("UTC");
 	mart->definition = mr_definition_query("mart", base->id);
 	query = mr_mart_analyze(copyObject(mart->definition), NULL, base->owner);
+	for (int i = 0; i < base->nsources; i++)
+	{
+		if (base->sources[i].staging != NULL)
+			compare_columns(mart->definition, base->sources[i].staging);
+	}
 	mart->timezone = query->timezone;
 	mart->global = query->global;
 	mart->ngroups = list_length(query->groups);

@@ -81,6 +81,7 @@ typedef struct MrStagingPlan
 	AttrNumber position;
 	AttrNumber loaded_at;
 	AttrNumber payload_attnum;
+	bool *compared; /* by attribute: a technical column that something reads */
 
 	Oid version_type;
 	int16 version_length;

@@ -137,7 +137,7 @@ of_object(const MrStaging *staging, const OldRow *row, const MrVersion *version)
 	return true;
 }
 
-/* Do two rows agree in everything but the technical columns? */
+/* Do two rows agree in everything but technical columns that nobody reads? */
 static bool
 rows_agree(const MrStaging *staging, const OldRow *old_row, const MrRow *new_row)
 {
@@ -149,9 +149,10 @@ rows_agree(const MrStaging *staging, const OldRow *old_row, const MrRow *new_row
 		Form_pg_attribute attribute = TupleDescAttr(staging->desc, attnum - 1);
 		bool isnull = old_row->nulls[attnum - 1];
 
-		if (attnum == staging->version || attnum == staging->event_time ||
-			attnum == plan->partition || attnum == plan->position || attnum == plan->loaded_at ||
-			(attnum == plan->payload_attnum && plan->payload != MR_PAYLOAD_NONE))
+		if (!plan->compared[attnum] &&
+			(attnum == staging->version || attnum == staging->event_time ||
+			 attnum == plan->partition || attnum == plan->position || attnum == plan->loaded_at ||
+			 (attnum == plan->payload_attnum && plan->payload != MR_PAYLOAD_NONE)))
 			continue;
 		if (isnull != new_row->nulls[attnum - 1])
 			return false;

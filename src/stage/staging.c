@@ -48,6 +48,16 @@ mr_version_time(const MrStaging *staging, const MrVersion *version)
 	return version->message->time;
 }
 
+void
+mr_staging_compare(MrStaging *staging, AttrNumber attnum)
+{
+	for (int i = 1; i <= staging->desc->natts; i++)
+	{
+		if (attnum == i || attnum == InvalidAttrNumber)
+			staging->plan->compared[i] = true;
+	}
+}
+
 /* A plain column of the definition, which must be there. */
 static AttrNumber
 required_attribute(const Compilation *c, const char *declared)
@@ -353,6 +363,7 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 	if (plan->payload != MR_PAYLOAD_NONE)
 		plan->payload_attnum = required_attribute(c, "payload");
 
+	plan->compared = palloc0(sizeof(bool) * (staging->desc->natts + 1));
 	compile_columns(c);
 	plan->version = compile_single(c, "version");
 	plan->event_time = compile_single(c, "event_time");

@@ -39,6 +39,12 @@ typedef struct MrStaging
 /* The attribute that was declared as `name` (renames are followed through millrace_def), or 0. */
 extern AttrNumber mr_staging_attribute(const MrStaging *staging, const char *name);
 
+/*
+ * Technical columns make no difference between old and new rows, unless what hangs on the table reads them and says so
+ * when it is loaded: one by its attribute, or all with InvalidAttrNumber.
+ */
+extern void mr_staging_compare(MrStaging *staging, AttrNumber attnum);
+
 /* The time of a version for those after it: the declared version when it is a time, else the message's. */
 extern TimestampTz mr_version_time(const MrStaging *staging, const MrVersion *version);
 
