@@ -253,6 +253,7 @@ static Standing
 probe_key(MrDirect *direct, TupleTableSlot *slot)
 {
 	Relation index = direct->indexes[direct->unique];
+	bool any_null = false;
 	/* The scan allocates what it keeps whenever it needs it, and outlives a chunk. */
 	MemoryContext previous = MemoryContextSwitchTo(direct->context);
 	Standing standing = STANDING_NONE;
@@ -263,6 +264,13 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 
 		direct->probe[i].sk_argument = slot->tts_values[attribute];
 		direct->probe[i].sk_flags = slot->tts_isnull[attribute] ? SK_ISNULL | SK_SEARCHNULL : 0;
+		any_null |= slot->tts_isnull[attribute];
+	}
+	/* To most indexes no null is equal to another. */
+	if (any_null && !index->rd_index->indnullsnotdistinct)
+	{
+		MemoryContextSwitchTo(previous);
+		return STANDING_NONE;
 	}
 	if (direct->scan == NULL)
 	{
