@@ -347,3 +347,15 @@ SET client_min_messages = error;
 SELECT millrace.drop_stream(name, cascade => true) FROM millrace.stream WHERE name IN ('feed', 'plain', 'careful');
 DROP SCHEMA st CASCADE;
 DROP SCHEMA elsewhere CASCADE;
+
+-- The log takes what a renamed column holds, and gives it to what is filled from it.
+SELECT millrace.create_stream('renamed');
+SELECT millrace.create_staging('renamed', stream => 'renamed', key => '{"id": ["$.id", "integer"]}', columns => '{"v": "$.v"}', log => true);
+ALTER TABLE renamed RENAME COLUMN v TO w;
+SELECT millrace.push('renamed', '{"id": 1, "v": "x"}') > 0 AS pushed;
+SELECT messages FROM millrace.run_stream('renamed');
+SELECT id, v FROM renamed_log;
+SELECT millrace.create_hub('h_renamed', source => 'renamed', business_key => '{w}');
+SELECT messages FROM millrace.run_stream('renamed');
+SELECT w FROM h_renamed WHERE w IS NOT NULL;
+SELECT millrace.drop_stream('renamed', cascade => true);

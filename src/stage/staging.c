@@ -58,6 +58,21 @@ mr_staging_compare(MrStaging *staging, AttrNumber attnum)
 	}
 }
 
+AttrNumber
+mr_staging_log_attribute(const MrStaging *staging, Oid log, AttrNumber attnum)
+{
+	AttrNumber found = InvalidAttrNumber;
+
+	for (int i = 0; i < staging->nnames && found == InvalidAttrNumber; i++)
+	{
+		if (staging->names[i].attnum == attnum)
+			found = get_attnum(log, staging->names[i].declared);
+	}
+	if (found == InvalidAttrNumber)
+		found = get_attnum(log, NameStr(TupleDescAttr(staging->desc, attnum - 1)->attname));
+	return found;
+}
+
 /* A plain column of the definition, which must be there. */
 static AttrNumber
 required_attribute(const Compilation *c, const char *declared)
@@ -323,14 +338,13 @@ prepare_tables(Compilation *c, Oid log)
 
 		for (int i = 0; i < n; i++)
 		{
-			char *name = get_attname(staging->relid, attnums[i], false);
-
-			log_attnums[i] = get_attnum(log, name);
+			log_attnums[i] = mr_staging_log_attribute(staging, log, attnums[i]);
 			if (log_attnums[i] == InvalidAttrNumber)
-				ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-								errmsg("the log of staging table %s has no column \"%s\"",
-									   staging->name, name),
-								errhint("Create the staging table again with replace => true.")));
+				ereport(ERROR,
+						(errcode(ERRCODE_UNDEFINED_COLUMN),
+						 errmsg("the log of staging table %s has no column \"%s\"", staging->name,
+								get_attname(staging->relid, attnums[i], false)),
+						 errhint("Create the staging table again with replace => true.")));
 		}
 		log_attnums[n] = get_attnum(log, "_rows");
 		log_attnums[n + 1] = get_attnum(log, "_deleted");

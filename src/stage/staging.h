@@ -45,6 +45,12 @@ extern AttrNumber mr_staging_attribute(const MrStaging *staging, const char *nam
  */
 extern void mr_staging_compare(MrStaging *staging, AttrNumber attnum);
 
+/*
+ * The column of the table's log that has the values of one of its columns: made under the declared name, and perhaps
+ * renamed together with it; or 0.
+ */
+extern AttrNumber mr_staging_log_attribute(const MrStaging *staging, Oid log, AttrNumber attnum);
+
 /* The time of a version for those after it: the declared version when it is a time, else the message's. */
 extern TimestampTz mr_version_time(const MrStaging *staging, const MrVersion *version);
 

@@ -76,8 +76,8 @@ open_log(LogReader *reader, MrStaging *staging)
 		{
 			Form_pg_attribute staged = TupleDescAttr(staging->desc, a);
 
-			if (!staged->attisdropped && strcmp(NameStr(staged->attname), name) == 0 &&
-				staged->atttypid == attribute->atttypid)
+			if (!staged->attisdropped && staged->atttypid == attribute->atttypid &&
+				mr_staging_log_attribute(staging, reader->log, a + 1) == i + 1)
 				reader->columns[a] = column;
 		}
 		if (strcmp(name, "_partition") == 0)
