@@ -17,7 +17,6 @@ char *mr_databases = NULL;
 char *mr_instance = NULL;
 char *mr_secrets_directory = NULL;
 int mr_worker_memory = 256 * 1024;
-int mr_statement_timeout = 30 * 1000;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -42,10 +41,6 @@ _PG_init(void)
 							"Memory of one stream worker, the queue of its source included.", NULL,
 							&mr_worker_memory, 256 * 1024, 64 * 1024, MAX_KILOBYTES, PGC_SIGHUP,
 							GUC_UNIT_KB, NULL, NULL, NULL);
-	DefineCustomIntVariable("millrace.statement_timeout",
-							"Longest time of one statement with users' expressions in a worker.",
-							"Zero turns it off.", &mr_statement_timeout, 30 * 1000, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)
 	{

@@ -16,7 +16,6 @@ extern char *mr_databases;
 extern char *mr_instance;
 extern char *mr_secrets_directory;
 extern int mr_worker_memory; /* kB */
-extern int mr_statement_timeout; /* ms, for users' expressions */
 
 /*
  * Three classes of errors (C10): data goes to the dead letters, configuration stops the stream until
