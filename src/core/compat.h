@@ -46,6 +46,13 @@
 #define mr_index_insert_cleanup(index, info) ((void) 0)
 #endif
 
+/* 16 lets stringToQualifiedNameList report errors softly. */
+#if PG_VERSION_NUM >= 160000
+#define mr_qualified_name_list(name) stringToQualifiedNameList(name, NULL)
+#else
+#define mr_qualified_name_list(name) stringToQualifiedNameList(name)
+#endif
+
 /* 18 lets an index scan be instrumented. */
 #if PG_VERSION_NUM >= 180000
 #define mr_index_beginscan(heap, index, snapshot, nkeys) \

@@ -286,7 +286,7 @@ static MrTable *
 open_groups(MrMart *mart, StateTable *table, TupleDesc desc)
 {
 	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(mart));
-	RangeVar *name = makeRangeVarFromNameList(stringToQualifiedNameList(table->name));
+	RangeVar *name = makeRangeVarFromNameList(mr_qualified_name_list(table->name));
 	Oid relid = RangeVarGetRelid(name, NoLock, false);
 	AttrNumber *attnums = palloc(sizeof(AttrNumber) * desc->natts);
 	MrTable *groups;
