@@ -9,6 +9,7 @@
 #include "core/catalog.h"
 #include "core/millrace.h"
 #include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/lsyscache.h"
@@ -40,6 +41,7 @@ mr_definition_query(const char *kind, int32 id)
 								kind)));
 	relation = table_open(view, AccessShareLock);
 	query = copyObject(get_view_query(relation));
+	mr_flatten_groups(query);
 	table_close(relation, NoLock);
 	return query;
 }

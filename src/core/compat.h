@@ -46,6 +46,22 @@
 #define mr_index_insert_cleanup(index, info) ((void) 0)
 #endif
 
+/* 18 has a query's targets speak of grouped expressions by Vars of an entry of their own. */
+#if PG_VERSION_NUM >= 180000
+#define mr_flatten_groups(query) \
+	do \
+	{ \
+		if ((query)->hasGroupRTE) \
+		{ \
+			(query)->targetList = (List *) flatten_group_exprs(NULL, query, \
+															   (Node *) (query)->targetList); \
+			(query)->havingQual = flatten_group_exprs(NULL, query, (query)->havingQual); \
+		} \
+	} while (0)
+#else
+#define mr_flatten_groups(query) ((void) 0)
+#endif
+
 /* 16 lets stringToQualifiedNameList report errors softly. */
 #if PG_VERSION_NUM >= 160000
 #define mr_qualified_name_list(name) stringToQualifiedNameList(name, NULL)

@@ -13,6 +13,7 @@
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "mart/mart.h"
+#include "optimizer/optimizer.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/analyze.h"
@@ -143,6 +144,7 @@ view_query(Oid view)
 	Relation relation = table_open(view, AccessShareLock);
 	Query *query = copyObject(get_view_query(relation));
 
+	mr_flatten_groups(query);
 	table_close(relation, NoLock);
 	return query;
 }
