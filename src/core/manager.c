@@ -40,6 +40,7 @@
 #define TICK 10000 /* ms: a safety net, whatever matters sets the latch */
 #define STARTING_PATIENCE 30000 /* ms until a process that was registered counts as lost */
 #define STOPPING_PATIENCE 10000 /* ms until a process that was asked to end is terminated */
+#define SHUTDOWN_GRACE 200 /* ms between our worker's end and ours when the server goes down */
 #define STABLE 60000 /* ms of running after which earlier failures are forgotten */
 
 /* A worker that should run, and what its row says of the last one. */
@@ -130,6 +131,14 @@ record_end(const MrSlot *slot, Wanted *wanted, bool lost)
 	MrWorkerError error = {0};
 	bool failed = lost || (slot->exit_code != 0 && !slot->held);
 	int failures;
+
+	/* When the whole server goes down, we are told a moment later: then it is no failure of the worker. */
+	if (slot->sqlstate == ERRCODE_ADMIN_SHUTDOWN && !slot->held)
+	{
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SHUTDOWN_GRACE,
+						 PG_WAIT_EXTENSION);
+		CHECK_FOR_INTERRUPTS();
+	}
 
 	if (slot->held)
 		error.message = "stopped for a command that needs the database for itself";
