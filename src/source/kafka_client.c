@@ -662,29 +662,6 @@ mr_kafka_partitions(MrKafkaClient *client, const char *topic, int timeout_ms, in
 }
 
 bool
-mr_kafka_watermarks(MrKafkaClient *client, const char *topic, int32 partition, int timeout_ms,
-					int64 *low, int64 *high)
-{
-	rd_kafka_resp_err_t error = RD_KAFKA_RESP_ERR__TIMED_OUT;
-	Patience patience;
-	int slice;
-
-	begin_patience(&patience, timeout_ms);
-	while ((slice = next_slice(&patience)) > 0)
-	{
-		error = rd_kafka_query_watermark_offsets(client->handle, topic, partition, low, high,
-												 slice);
-		if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
-			return true;
-		if (!may_pass(client, error))
-			break;
-		pause_a_little();
-	}
-	note_error(client, error, topic, NULL);
-	return false;
-}
-
-bool
 mr_kafka_offset_at(MrKafkaClient *client, const char *topic, int32 partition, int64 time,
 				   int timeout_ms, int64 *offset)
 {
@@ -713,6 +690,20 @@ mr_kafka_offset_at(MrKafkaClient *client, const char *topic, int32 partition, in
 	}
 	note_error(client, error, topic, NULL);
 	return false;
+}
+
+/*
+ * The ends are asked for one by one: the library's own call for both takes a failed answer for the lower one
+ * as "the partition is empty" when the answer for the upper one comes with it.
+ */
+bool
+mr_kafka_watermarks(MrKafkaClient *client, const char *topic, int32 partition, int timeout_ms,
+					int64 *low, int64 *high)
+{
+	return mr_kafka_offset_at(client, topic, partition, RD_KAFKA_OFFSET_BEGINNING, timeout_ms,
+							  low) &&
+		   mr_kafka_offset_at(client, topic, partition, RD_KAFKA_OFFSET_END, timeout_ms, high) &&
+		   *low >= 0 && *high >= *low;
 }
 
 /* A list of the library from ours. */

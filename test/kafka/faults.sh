@@ -56,6 +56,9 @@ arrives "after metadata without a leader"
 mock errors 2 6 5
 mock errors 1 1 2
 arrives "when offsets cannot be listed at once"
+mock flicker 2 6 30
+mock errors 1 1 2
+arrives "when one of two offsets cannot be listed"
 mock rtt 1 700
 mock rtt 2 700
 mock rtt 3 700

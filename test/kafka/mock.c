@@ -10,6 +10,7 @@
  *	rtt BROKER MS
  *	leader TOPIC PARTITION BROKER
  *	errors API CODE COUNT	the next requests of that kind fail (1: Fetch, 2: ListOffsets, 3: Metadata)
+ *	flicker API CODE COUNT	every second one of the next requests of that kind fails
  *	missing TOPIC CODE		the topic answers with an error; 0: not any more
  *	quit
  *
@@ -46,6 +47,12 @@ obey(rd_kafka_mock_cluster_t *cluster, const char *line)
 	{
 		for (int i = 0; i < c; i++)
 			rd_kafka_mock_push_request_errors(cluster, (int16_t) a, 1, (rd_kafka_resp_err_t) b);
+	}
+	else if (sscanf(line, "flicker %d %d %d", &a, &b, &c) == 3)
+	{
+		for (int i = 0; i < c; i++)
+			rd_kafka_mock_push_request_errors(cluster, (int16_t) a, 2, (rd_kafka_resp_err_t) b,
+											  RD_KAFKA_RESP_ERR_NO_ERROR);
 	}
 	else
 		return 0;
