@@ -14,6 +14,7 @@
 
 struct MrStream;
 struct MrStaging;
+struct MrFailure;
 struct List;
 
 /* A message as it came. */
@@ -31,7 +32,7 @@ typedef struct MrMessage
 	char *headers; /* a JSON object as text, or NULL */
 	bool retried; /* a dead letter that is tried again */
 	int64 letter; /* its id */
-	bool failed; /* something in it cannot be taken; see the batch's failures */
+	struct MrFailure *failures; /* what in it cannot be taken, the last first */
 } MrMessage;
 
 /* One element of one version: a row for the staging table, values by attribute number - 1. */

@@ -91,8 +91,7 @@ note_failure(MrBatch *batch, MrMessage *message, MrStaging *staging, const Error
 	failure->text = error->message != NULL ? pstrdup(error->message) : pstrdup("");
 	failure->detail = error->detail != NULL ? pstrdup(error->detail) : NULL;
 	failure->hint = error->hint != NULL ? pstrdup(error->hint) : NULL;
-	message->failed = true;
-	batch->failures = lappend(batch->failures, failure);
+	mr_failure_add(batch, failure);
 	MemoryContextSwitchTo(previous);
 }
 
@@ -162,6 +161,25 @@ map_all(MrBatch *batch, MrPlan *extraction)
 	}
 }
 
+/* The first version, in order of arrival, that is of this message or of a later one. */
+static int
+first_version(const MrStaged *staged, const MrMessage *message)
+{
+	int low = 0;
+	int high = staged->nversions;
+
+	while (low < high)
+	{
+		int middle = low + (high - low) / 2;
+
+		if (staged->versions[middle].message < message)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 /* The versions of messages [from, to) that are not left out, as a batch that shares everything else. */
 static MrBatch *
 sub_batch(const MrBatch *batch, int from, int to)
@@ -174,17 +192,17 @@ sub_batch(const MrBatch *batch, int from, int to)
 	{
 		const MrStaged *whole = &batch->staged[s];
 		MrStaged *staged = &part->staged[s];
+		int first = first_version(whole, &batch->messages[from]);
+		int end = first_version(whole, &batch->messages[to]);
 
 		staged->staging = whole->staging;
 		staged->versions = MemoryContextAllocHuge(CurrentMemoryContext,
-												  sizeof(MrVersion) * Max(whole->nversions, 1));
-		for (int i = 0; i < whole->nversions; i++)
+												  sizeof(MrVersion) * Max(end - first, 1));
+		for (int i = first; i < end; i++)
 		{
 			const MrVersion *version = &whole->versions[i];
 
-			if (version->message < &batch->messages[from] ||
-				version->message >= &batch->messages[to] ||
-				mr_message_left_out(batch, version->message, whole->staging))
+			if (mr_message_left_out(batch, version->message, whole->staging))
 				continue;
 			staged->versions[staged->nversions] = *version;
 			staged->versions[staged->nversions].newest = false;
@@ -261,8 +279,10 @@ find_bad(WriteStep *step, int from, int to)
 	if (to - from == 1)
 	{
 		note_failure(step->batch, &step->batch->messages[from], writing_for, error);
+		FreeErrorData(error);
 		return;
 	}
+	FreeErrorData(error);
 	find_bad(step, from, from + (to - from) / 2);
 	find_bad(step, from + (to - from) / 2, to);
 }

@@ -45,6 +45,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 								INT4OID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
 								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID};
 	MrStatement *insert = NULL;
+	Oid owner = mr_extension_owner();
 	int64 written = 0;
 	ListCell *lc;
 	MrRunAs saved;
@@ -109,7 +110,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
 				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind",
 				lengthof(types), types);
-		mr_run_as(&saved, mr_extension_owner());
+		mr_run_as(&saved, owner);
 		(void) mr_statement_run(insert, values, nulls);
 		mr_run_back(&saved);
 	}
@@ -136,7 +137,6 @@ read_bytes(MrBatch *batch, uint64 row, int column, int *length)
 static void
 only_for(MrBatch *batch, MrMessage *message, int32 staging_id)
 {
-	message->failed = true;
 	for (int s = 0; s < batch->nstaged; s++)
 	{
 		MrFailure *failure;
@@ -147,7 +147,7 @@ only_for(MrBatch *batch, MrMessage *message, int32 staging_id)
 		failure->message = message;
 		failure->staging = batch->staged[s].staging;
 		failure->silent = true;
-		batch->failures = lappend(batch->failures, failure);
+		mr_failure_add(batch, failure);
 	}
 }
 
@@ -196,67 +196,101 @@ mr_letter_read(MrBatch *batch, ArrayType *ids)
 
 /* Did the message fail again somewhere? */
 static bool
-failed_again(const MrBatch *batch, const MrMessage *message)
+failed_again(const MrMessage *message)
 {
-	ListCell *lc;
-
-	foreach(lc, batch->failures)
+	for (const MrFailure *failure = message->failures; failure != NULL; failure = failure->next)
 	{
-		const MrFailure *failure = lfirst(lc);
-
-		if (failure->message == message && !failure->silent)
+		if (!failure->silent)
 			return true;
 	}
 	return false;
 }
 
-/* Had a newer version of its object come in the meantime?  A message may have several letters. */
-static bool
-superseded(const MrBatch *batch, const MrMessage *message)
+/* What became of a message: mapped, and perhaps newer than what was there. */
+typedef enum Outcome
 {
-	bool mapped = false;
+	OUTCOME_NONE,
+	OUTCOME_MAPPED,
+	OUTCOME_ACCEPTED
+} Outcome;
+
+/* The outcome of each message. */
+static Outcome *
+find_outcomes(const MrBatch *batch)
+{
+	Outcome *outcomes = palloc0(sizeof(Outcome) * Max(batch->nmessages, 1));
 
 	for (int s = 0; s < batch->nstaged; s++)
 	{
 		for (int i = 0; i < batch->staged[s].nversions; i++)
 		{
 			const MrVersion *version = &batch->staged[s].versions[i];
+			Outcome *outcome = &outcomes[version->message - batch->messages];
 
-			if (version->message->position != message->position ||
-				version->message->partition != message->partition)
-				continue;
-			if (version->accepted)
-				return false;
-			mapped = true;
+			*outcome = Max(*outcome, version->accepted ? OUTCOME_ACCEPTED : OUTCOME_MAPPED);
 		}
 	}
-	return mapped;
+	return outcomes;
+}
+
+/* Are both letters of one message?  Those stand side by side. */
+static bool
+same_message(const MrMessage *left, const MrMessage *right)
+{
+	return left->position == right->position && left->partition == right->partition &&
+		   left->epoch == right->epoch && strcmp(left->topic, right->topic) == 0;
+}
+
+/* Runs a statement on letters by their ids. */
+static void
+close_letters(const char *sql, Datum *ids, int count)
+{
+	static const Oid types[] = {INT8ARRAYOID};
+	Datum array;
+
+	if (count == 0)
+		return;
+	array = PointerGetDatum(
+		construct_array(ids, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	(void) mr_statement_run(mr_statement_create(sql, 1, types), &array, NULL);
 }
 
 void
 mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
 {
+	Outcome *outcomes = find_outcomes(batch);
+	Datum *gone = palloc(sizeof(Datum) * Max(batch->nmessages, 1));
+	Datum *late = palloc(sizeof(Datum) * Max(batch->nmessages, 1));
+	int ngone = 0;
+	int nlate = 0;
 	MrRunAs saved;
 
-	mr_run_as(&saved, mr_extension_owner());
-	for (int i = 0; i < batch->nmessages; i++)
+	for (int i = 0, end; i < batch->nmessages; i = end)
 	{
-		const MrMessage *message = &batch->messages[i];
+		Outcome outcome = OUTCOME_NONE;
 
-		if (failed_again(batch, message))
-			continue;
-		if (superseded(batch, message))
+		for (end = i;
+			 end < batch->nmessages && same_message(&batch->messages[i], &batch->messages[end]);
+			 end++)
+			outcome = Max(outcome, outcomes[end]);
+		for (int m = i; m < end; m++)
 		{
-			(void) mr_sql(
-				"UPDATE millrace.letter SET state = 'superseded' WHERE id = " INT64_FORMAT,
-				message->letter);
-			(*closed)++;
-		}
-		else
-		{
-			(void) mr_sql("DELETE FROM millrace.letter WHERE id = " INT64_FORMAT, message->letter);
-			(*taken)++;
+			const MrMessage *message = &batch->messages[m];
+
+			if (failed_again(message))
+				continue;
+			/* A newer version of its object had come in the meantime. */
+			if (outcome == OUTCOME_MAPPED)
+				late[nlate++] = Int64GetDatum(message->letter);
+			else
+				gone[ngone++] = Int64GetDatum(message->letter);
 		}
 	}
+	mr_run_as(&saved, mr_extension_owner());
+	close_letters("UPDATE millrace.letter SET state = 'superseded' WHERE id = ANY ($1)", late,
+				  nlate);
+	close_letters("DELETE FROM millrace.letter WHERE id = ANY ($1)", gone, ngone);
 	mr_run_back(&saved);
+	*closed += nlate;
+	*taken += ngone;
 }

@@ -217,7 +217,7 @@ fail_expectation(MrBatch *batch, const MrStaging *staging, MrMessage *message, i
 	failure->sqlstate = ERRCODE_CHECK_VIOLATION;
 	failure->text = psprintf("row of %s does not meet expectation \"%s\"", staging->name,
 							 expectation);
-	batch->failures = lappend(batch->failures, failure);
+	mr_failure_add(batch, failure);
 }
 
 /* Computes, filters and checks the row that the slots hold; true when it is kept. */
@@ -389,19 +389,21 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 bool
 mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStaging *staging)
 {
-	ListCell *lc;
-
-	if (!message->failed)
-		return false;
-	foreach(lc, batch->failures)
+	for (const MrFailure *failure = message->failures; failure != NULL; failure = failure->next)
 	{
-		const MrFailure *failure = lfirst(lc);
-
-		if (failure->message == message && failure->element == 0 && failure->expectation == NULL &&
+		if (failure->element == 0 && failure->expectation == NULL &&
 			(failure->staging == NULL || failure->staging == staging))
 			return true;
 	}
 	return false;
+}
+
+void
+mr_failure_add(MrBatch *batch, MrFailure *failure)
+{
+	failure->next = failure->message->failures;
+	failure->message->failures = failure;
+	batch->failures = lappend(batch->failures, failure);
 }
 
 void
@@ -441,22 +443,19 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 void
 mr_map_forget(MrBatch *batch, int from)
 {
-	MrMessage *first = &batch->messages[from];
-	ListCell *lc;
+	MrMessage *message = &batch->messages[from];
 
 	for (int s = 0; s < batch->nstaged; s++)
 	{
 		MrStaged *staged = &batch->staged[s];
 
-		while (staged->nversions > 0 && staged->versions[staged->nversions - 1].message >= first)
+		while (staged->nversions > 0 && staged->versions[staged->nversions - 1].message == message)
 			staged->nversions--;
 	}
-	/* Expectations will be judged again. */
-	foreach(lc, batch->failures)
+	/* Expectations will be judged again; what was noted of them since the message's last error comes last. */
+	while (message->failures != NULL && message->failures->expectation != NULL)
 	{
-		const MrFailure *failure = lfirst(lc);
-
-		if (failure->message >= first && failure->expectation != NULL)
-			batch->failures = foreach_delete_current(batch->failures, lc);
+		message->failures = message->failures->next;
+		batch->failures = list_truncate(batch->failures, list_length(batch->failures) - 1);
 	}
 }

@@ -111,6 +111,7 @@ extern List *mr_staging_load(MrStream *stream, MrPlan **extraction);
 typedef struct MrFailure
 {
 	MrMessage *message;
+	struct MrFailure *next; /* of the same message */
 	MrStaging *staging; /* NULL: the message cannot be read at all */
 	bool silent; /* no letter: the message is only left out */
 	int32 element; /* of a row that fails an expectation, else 0 */
@@ -128,8 +129,11 @@ typedef struct MrFailure
 extern void mr_map_messages(MrBatch *batch, MrPlan *extraction, int from);
 extern void mr_map_place(int *message, MrStaging **staging);
 
-/* Forgets what was mapped from message number `from` on. */
+/* Forgets what was mapped of message number `from`, the last one that was mapped. */
 extern void mr_map_forget(MrBatch *batch, int from);
+
+/* One more reason why a message, or a part of it, is left out. */
+extern void mr_failure_add(MrBatch *batch, MrFailure *failure);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,
