@@ -155,11 +155,9 @@ mr_expression_check_stable(Node *expression, const char *what)
 }
 
 /* The text must be one expression: no FROM, no second statement. */
-Datum
-millrace_check_expression(PG_FUNCTION_ARGS)
+void
+mr_expression_check_text(const char *expression, const char *what)
 {
-	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char *expression = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	List *parsed = raw_parser(expression, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *select = list_length(parsed) == 1
 							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
@@ -174,6 +172,13 @@ millrace_check_expression(PG_FUNCTION_ARGS)
 		select->op != SETOP_NONE)
 		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
 						errmsg("%s is not one SQL expression: %s", what, expression)));
+}
+
+Datum
+millrace_check_expression(PG_FUNCTION_ARGS)
+{
+	mr_expression_check_text(text_to_cstring(PG_GETARG_TEXT_PP(1)),
+							 text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	PG_RETURN_VOID();
 }
 

@@ -32,4 +32,7 @@ extern bool mr_expression_true(MrExpression *expression, ExprContext *context);
 /* Refuses what would not give the same result tomorrow; `what` names the expression in the error. */
 extern void mr_expression_check_stable(Node *expression, const char *what);
 
+/* Refuses a text that is not one SQL expression, so that it may be put into a statement. */
+extern void mr_expression_check_text(const char *expression, const char *what);
+
 #endif /* MR_CORE_EXPRESSION_H */

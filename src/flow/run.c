@@ -11,6 +11,7 @@
 #include "core/statement.h"
 #include "flow/flow.h"
 #include "flow/plan.h"
+#include "flow/run.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -29,30 +30,14 @@
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
 
-struct MrFlow
-{
-	MemoryContext context;
-	int32 stream_id;
-	int worker;
-	int workers;
-	MrStream *stream;
-	MrPlan *extraction;
-	bool pending; /* targets wait for activation */
-	const MrSourceKind *kind;
-	MrSource *source;
-	MrBatch *batch;
-	TimestampTz ticked_at;
-};
-
 PG_FUNCTION_INFO_V1(millrace_run_stream);
-PG_FUNCTION_INFO_V1(millrace_retry);
 
 /*
  * Deferred constraints are checked by the statements that break them: only then is it known which message does,
  * and triggers of a table run as the role that writes it, not as whoever commits.
  */
-static void
-check_constraints_at_once(void)
+void
+mr_flow_check_constraints(void)
 {
 	ConstraintsSetStmt *all = makeNode(ConstraintsSetStmt);
 
@@ -69,7 +54,7 @@ begin_transaction(void)
 	XactReadOnly = false;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	check_constraints_at_once();
+	mr_flow_check_constraints();
 }
 
 static void
@@ -80,8 +65,8 @@ commit_transaction(void)
 	CommitTransactionCommand();
 }
 
-static Size
-batch_bytes(void)
+Size
+mr_flow_batch_bytes(void)
 {
 	return (Size) mr_worker_memory * 1024 / BATCH_SHARE;
 }
@@ -128,8 +113,8 @@ activation_pending(int32 stream_id)
  * gone.  The exclusive lock that this takes is asked for at once: of two workers that hold the shared one
  * neither would get it.
  */
-static bool
-compile_active(MrFlow *flow)
+bool
+mr_flow_compile_active(MrFlow *flow)
 {
 	mr_stream_lock(flow->stream_id, activation_pending(flow->stream_id));
 	if (!compile(flow))
@@ -148,7 +133,7 @@ open_in_transaction(MrFlow *flow)
 	MemoryContext previous = MemoryContextSwitchTo(flow->context);
 	bool there;
 
-	there = compile_active(flow);
+	there = mr_flow_compile_active(flow);
 	if (there)
 	{
 		flow->kind = mr_source_kind(flow->stream);
@@ -159,8 +144,8 @@ open_in_transaction(MrFlow *flow)
 	return there;
 }
 
-static MrFlow *
-create_flow(int32 stream_id, int worker, int workers)
+MrFlow *
+mr_flow_create(int32 stream_id, int worker, int workers)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace flow",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -177,7 +162,7 @@ MrFlow *
 mr_flow_open(int32 stream_id, int worker, int workers)
 {
 	MemoryContext previous = CurrentMemoryContext;
-	MrFlow *flow = create_flow(stream_id, worker, workers);
+	MrFlow *flow = mr_flow_create(stream_id, worker, workers);
 	bool there;
 
 	begin_transaction();
@@ -278,7 +263,8 @@ fetch(MrFlow *flow, int max_messages, int wait_ms)
 	instr_time start;
 
 	INSTR_TIME_SET_CURRENT(start);
-	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, batch_bytes(), wait_ms);
+	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, mr_flow_batch_bytes(),
+							 wait_ms);
 	if (flow->batch->nmessages > 0)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
 }
@@ -370,8 +356,8 @@ own_stream(const char *name)
 }
 
 /* Batches in somebody's own transaction need each statement to see what others have committed (C3). */
-static void
-require_read_committed(const char *what)
+void
+mr_flow_require_read_committed(const char *what)
 {
 	if (XactIsoLevel != XACT_READ_COMMITTED)
 		ereport(ERROR,
@@ -382,8 +368,8 @@ require_read_committed(const char *what)
 }
 
 /* How many dead letters a batch has made. */
-static int64
-count_letters(const MrBatch *batch)
+int64
+mr_flow_count_letters(const MrBatch *batch)
 {
 	int64 count = 0;
 	ListCell *lc;
@@ -413,7 +399,7 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 		consumed = flow->batch->nmessages;
 		if (consumed > 0)
 			process_and_advance(flow);
-		*letters += count_letters(flow->batch);
+		*letters += mr_flow_count_letters(flow->batch);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -458,7 +444,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("the stream to run must not be null")));
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	require_read_committed("run_stream()");
+	mr_flow_require_read_committed("run_stream()");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	if (limit < 0)
@@ -470,9 +456,9 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	id = own_stream(name);
 	/* It outlives the connection to SPI. */
 	MemoryContextSwitchTo(context);
-	flow = create_flow(id, 0, 1);
+	flow = mr_flow_create(id, 0, 1);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	check_constraints_at_once();
+	mr_flow_check_constraints();
 	PG_TRY();
 	{
 		if (!open_in_transaction(flow))
@@ -513,84 +499,5 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	values[0] = Int64GetDatum(messages);
 	values[1] = Int64GetDatum(batches);
 	values[2] = Int64GetDatum(letters);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
-}
-
-/* Tries dead letters of one stream again, in the caller's transaction. */
-static void
-retry_letters(int32 stream_id, ArrayType *ids, int64 *taken, int64 *superseded, int64 *refused)
-{
-	MrFlow *flow = create_flow(stream_id, 0, 1);
-	MemoryContext previous = MemoryContextSwitchTo(flow->context);
-	MrRunAs saved;
-
-	if (compile_active(flow))
-	{
-		mr_stream_check_fence(flow->stream);
-		flow->batch = mr_batch_create(flow->context);
-		mr_flow_prepare(flow->stream, flow->batch);
-		MemoryContextSwitchTo(flow->batch->context);
-		mr_letter_read(flow->batch, ids);
-		mr_run_as(&saved, flow->stream->owner);
-		mr_flow_process(flow->stream, flow->extraction, flow->batch);
-		mr_run_back(&saved);
-		*refused += count_letters(flow->batch);
-		mr_letter_close(flow->batch, taken, superseded);
-	}
-	MemoryContextSwitchTo(previous);
-	mr_flow_close(flow);
-}
-
-Datum
-millrace_retry(PG_FUNCTION_ARGS)
-{
-	static const Oid types[] = {INT8ARRAYOID, OIDOID};
-	ArrayType *ids = PG_GETARG_ARRAYTYPE_P(0);
-	Datum arguments[] = {PointerGetDatum(ids), ObjectIdGetDatum(GetUserId())};
-	int64 taken = 0;
-	int64 superseded = 0;
-	int64 refused = 0;
-	TupleDesc desc;
-	Datum values[3];
-	bool nulls[3] = {false};
-	int nest_level;
-	MrRunAs saved;
-	int32 *streams;
-	uint64 count;
-
-	require_read_committed("retry()");
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-
-	nest_level = mr_settings_pin("UTC");
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	check_constraints_at_once();
-	mr_run_as(&saved, mr_extension_owner());
-	count = mr_statement_run(
-		mr_statement_create("SELECT DISTINCT l.stream_id FROM millrace.letter l "
-							"JOIN millrace.stream s ON s.id = l.stream_id "
-							"WHERE l.id = ANY ($1) AND l.state = 'open' "
-							"AND pg_catalog.pg_has_role($2, s.owner, 'USAGE') ORDER BY 1",
-							2, types),
-		arguments, NULL);
-	mr_run_back(&saved);
-	streams = palloc(sizeof(int32) * Max(count, 1));
-	for (uint64 i = 0; i < count; i++)
-	{
-		bool isnull;
-
-		streams[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	for (uint64 i = 0; i < count; i++)
-		retry_letters(streams[i], ids, &taken, &superseded, &refused);
-	PopActiveSnapshot();
-	SPI_finish();
-	mr_settings_unpin(nest_level);
-
-	values[0] = Int64GetDatum(taken);
-	values[1] = Int64GetDatum(superseded);
-	values[2] = Int64GetDatum(refused);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }

@@ -14,6 +14,14 @@ COMMENT ON FUNCTION millrace.retry(bigint[]) IS
 CREATE FUNCTION millrace.retry(id bigint, OUT taken bigint, OUT superseded bigint, OUT refused bigint)
 LANGUAGE sql STRICT AS 'SELECT * FROM millrace.retry(ARRAY[id])';
 COMMENT ON FUNCTION millrace.retry(bigint) IS 'maps one dead letter again';
+CREATE FUNCTION millrace.retry(filter text, OUT taken bigint, OUT superseded bigint, OUT refused bigint)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_retry_filter';
+COMMENT ON FUNCTION millrace.retry(text) IS 'maps those dead letters again that an SQL expression over millrace.dead_letter finds';
+CREATE FUNCTION millrace.discard(filter text) RETURNS bigint
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_discard_filter';
+COMMENT ON FUNCTION millrace.discard(text) IS 'removes those dead letters for good that an SQL expression over millrace.dead_letter finds; returns how many';
+REVOKE ALL ON FUNCTION millrace.retry(text), millrace.discard(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.retry(text), millrace.discard(text) TO millrace_admin;
 REVOKE ALL ON FUNCTION millrace.retry(bigint[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION millrace.retry(bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.retry(bigint[]), millrace.retry(bigint) TO millrace_admin;

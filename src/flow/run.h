@@ -1,0 +1,47 @@
+/*
+ * run.h
+ *	  A flow from inside: what running a stream in one's own transaction, trying dead letters again and erasing
+ *	  have in common.  Private to src/flow.
+ */
+#ifndef MR_FLOW_RUN_H
+#define MR_FLOW_RUN_H
+
+#include "flow/flow.h"
+#include "flow/plan.h"
+
+struct MrFlow
+{
+	MemoryContext context;
+	int32 stream_id;
+	int worker;
+	int workers;
+	MrStream *stream;
+	MrPlan *extraction;
+	bool pending; /* targets wait for activation */
+	const MrSourceKind *kind;
+	MrSource *source;
+	MrBatch *batch;
+	TimestampTz ticked_at;
+};
+
+extern MrFlow *mr_flow_create(int32 stream_id, int worker, int workers);
+
+/*
+ * Locks and compiles the stream in the open transaction, and fills what has been declared since its last batch;
+ * false when it is gone.
+ */
+extern bool mr_flow_compile_active(MrFlow *flow);
+
+/* Batches in somebody's own transaction need each statement to see what others have committed (C3). */
+extern void mr_flow_require_read_committed(const char *what);
+
+/* Deferred constraints are checked by the statements that break them, to the end of the transaction. */
+extern void mr_flow_check_constraints(void);
+
+/* A batch may hold so many bytes of raw messages. */
+extern Size mr_flow_batch_bytes(void);
+
+/* How many dead letters a batch has made. */
+extern int64 mr_flow_count_letters(const MrBatch *batch);
+
+#endif /* MR_FLOW_RUN_H */
