@@ -159,4 +159,11 @@
 #define mr_check_privileges(query) ((void) ExecCheckRTPerms((query)->rtable, true))
 #endif
 
+/* 18: pg_class counts frozen pages. */
+#if PG_VERSION_NUM >= 180000
+#define mr_class_forget_frozen(class) ((class)->relallfrozen = 0)
+#else
+#define mr_class_forget_frozen(class) ((void) 0)
+#endif
+
 #endif /* MR_CORE_COMPAT_H */

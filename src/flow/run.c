@@ -227,6 +227,8 @@ follow_definitions(MrFlow *flow)
 {
 	if (!mr_watch_changed(flow->stream))
 		return true;
+	ereport(DEBUG1, (errmsg_internal("stream \"%s\" is compiled again: a definition has changed",
+									 flow->stream->name)));
 	if (!compile(flow) || flow->pending)
 		return false;
 	flow->source->stream = flow->stream;
