@@ -7,21 +7,25 @@
  * costs one needless insert; believing one that is not in the table would lose a row, so
  *
  * - what a batch notes waits aside until its (sub)transaction is known to have committed;
- * - TRUNCATE and DDL empty the cache through the relation cache's invalidations, which reach us when the batch
- *	 locks its stream;
+ * - TRUNCATE and whatever else gives the table another file empty the cache: the relation cache's invalidations,
+ *	 which reach us when the batch locks the table, say when to look (most of them are VACUUM's and ANALYZE's);
  * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted) is
  *	 compared once a second.  Whoever deletes keys by hand while the stream runs and feeds them again within
  *	 that second has to stop the stream first.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "core/millrace.h"
 #include "lib/ilist.h"
 #include "pgstat.h"
+#include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "vault/vault.h"
 
@@ -31,7 +35,8 @@ struct MrKnownKeys
 	Oid relid;
 	pg_uuid_t *places; /* zero: empty */
 	uint32 mask;
-	bool invalid; /* something happened to the table */
+	bool suspect; /* something happened to the table */
+	Oid file; /* the table's, when the cache was empty last */
 	pg_uuid_t *noted; /* by the last batch */
 	int nnoted;
 	TransactionId noted_by;
@@ -55,7 +60,7 @@ invalidate(Datum argument, Oid relid)
 		MrKnownKeys *known = dlist_container(MrKnownKeys, node, iter.cur);
 
 		if (relid == InvalidOid || relid == known->relid)
-			known->invalid = true;
+			known->suspect = true;
 	}
 }
 
@@ -74,6 +79,20 @@ deleted_rows(Oid relid)
 	return entry == NULL ? 0 : entry->tuples_deleted;
 }
 
+/* The file in which the table's rows are. */
+static Oid
+table_file(Oid relid)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid file;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	file = ((Form_pg_class) GETSTRUCT(tuple))->relfilenode;
+	ReleaseSysCache(tuple);
+	return file;
+}
+
 MrKnownKeys *
 mr_known_create(Oid relid)
 {
@@ -85,6 +104,7 @@ mr_known_create(Oid relid)
 		places *= 2;
 	known->context = CurrentMemoryContext;
 	known->relid = relid;
+	known->suspect = true;
 	known->mask = places - 1;
 	known->places = palloc0(places * sizeof(pg_uuid_t));
 
@@ -139,28 +159,36 @@ void
 mr_known_refresh(MrKnownKeys *known)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool lost = false;
 
-	if (known->noted != NULL)
+	/* Nobody takes rows away by TRUNCATE any more when it is locked, and who has done so is known then. */
+	LockRelationOid(known->relid, RowExclusiveLock);
+	if (known->suspect)
 	{
-		if (TransactionIdIsValid(known->noted_by) && !known->invalid &&
-			TransactionIdDidCommit(known->noted_by))
-			believe_noted(known);
-		forget_noted(known);
+		Oid file;
+
+		known->suspect = false;
+		file = table_file(known->relid);
+		lost = file != known->file;
+		known->file = file;
 	}
 	if (TimestampDifferenceExceeds(known->looked_at, now, 1000))
 	{
 		int64 deleted = deleted_rows(known->relid);
 
-		if (deleted != known->deleted)
-			known->invalid = true;
+		lost |= deleted != known->deleted;
 		known->deleted = deleted;
 		known->looked_at = now;
 	}
-	if (known->invalid)
+	if (known->noted != NULL)
 	{
-		memset(known->places, 0, (known->mask + 1) * sizeof(pg_uuid_t));
-		known->invalid = false;
+		if (TransactionIdIsValid(known->noted_by) && !lost &&
+			TransactionIdDidCommit(known->noted_by))
+			believe_noted(known);
+		forget_noted(known);
 	}
+	if (lost)
+		memset(known->places, 0, (known->mask + 1) * sizeof(pg_uuid_t));
 }
 
 bool
