@@ -67,12 +67,31 @@ internal_half(FmgrInfo *trampoline)
 	return half;
 }
 
+/*
+ * Throws the error on without the places inside the internal half, which tell a user nothing; the places from
+ * which he called are added again.  What cannot happen keeps them.
+ */
+static void
+throw_without_inside(MemoryContext context)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR))
+		PG_RE_THROW();
+	FlushErrorState();
+	error->context = NULL;
+	ThrowErrorData(error);
+}
+
 /* Calls the internal half as the extension's owner. */
 Datum
 millrace_declare(PG_FUNCTION_ARGS)
 {
 	LOCAL_FCINFO(inner, FUNC_MAX_ARGS);
 	Oid caller = GetUserId();
+	MemoryContext context = CurrentMemoryContext;
 	char *outer_path = declaring_path;
 	FmgrInfo *half;
 	MrRunAs saved;
@@ -98,11 +117,13 @@ millrace_declare(PG_FUNCTION_ARGS)
 		result = FunctionCallInvoke(inner);
 		mr_run_back(&saved);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		declaring_path = outer_path;
+		throw_without_inside(context);
 	}
 	PG_END_TRY();
+	declaring_path = outer_path;
 
 	fcinfo->isnull = inner->isnull;
 	return result;

@@ -46,7 +46,7 @@ BEGIN
     END IF;
     -- One that runs is left alone; one that waits after an error is to try again at once.
     IF NOT started.enabled OR EXISTS (SELECT FROM millrace.worker w WHERE w.stream_id = started.id AND w.state <> 'running') THEN
-        UPDATE millrace.stream s SET enabled = true WHERE s.id = started.id;
+        UPDATE millrace.stream s SET enabled = true, stop_reason = NULL WHERE s.id = started.id;
         UPDATE millrace.worker w SET failures = 0 WHERE w.stream_id = started.id AND w.failures > 0;
         PERFORM millrace_internal.changed(started.id);
     END IF;

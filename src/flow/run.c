@@ -283,6 +283,7 @@ process_and_advance(MrFlow *flow)
 	INSTR_TIME_SET_CURRENT(start);
 	flow->kind->advance(flow->source, flow->batch);
 	mr_flow_stats_add(MR_STAGE_POSITION, start, flow->batch->nmessages);
+	mr_flow_judge_letters(flow);
 }
 
 int64
@@ -466,8 +467,12 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		if (!open_in_transaction(flow))
 			elog(ERROR, "stream \"%s\" was dropped", name);
 		mr_stream_check_fence(flow->stream);
+		if (flow->stream->stop_reason != NULL)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("%s", flow->stream->stop_reason),
+							errhint("Mend what is wrong, then call millrace.start_stream().")));
 		mr_run_as(&saved, flow->stream->owner);
-		while (messages < limit)
+		while (messages < limit && flow->stream->stop_reason == NULL)
 		{
 			int64 consumed = run_batch(flow, (int) Min(limit - messages, BATCH_MESSAGES), &letters);
 
@@ -483,6 +488,8 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 								errmsg("stream \"%s\" cannot be read: %s", flow->stream->name,
 									   mr_source_problem(flow->source))));
 		}
+		if (flow->stream->stop_reason != NULL)
+			ereport(WARNING, (errmsg("%s", flow->stream->stop_reason)));
 		mr_flow_stats_write(flow->stream, 0, true);
 		mr_run_back(&saved);
 	}

@@ -22,6 +22,7 @@ struct MrFlow
 	MrSource *source;
 	MrBatch *batch;
 	TimestampTz ticked_at;
+	MrStatement *count_letters; /* private to rate.c */
 };
 
 extern MrFlow *mr_flow_create(int32 stream_id, int worker, int workers);
@@ -43,5 +44,8 @@ extern Size mr_flow_batch_bytes(void);
 
 /* How many dead letters a batch has made. */
 extern int64 mr_flow_count_letters(const MrBatch *batch);
+
+/* Stops the stream when its last messages made more dead letters than it allows.  In the batch's transaction. */
+extern void mr_flow_judge_letters(MrFlow *flow);
 
 #endif /* MR_FLOW_RUN_H */

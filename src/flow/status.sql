@@ -32,6 +32,16 @@ CREATE TABLE millrace.stage_time (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE millrace.stage_time IS 'batches, rows and seconds by stage of the flow';
 
+-- Messages and those of them that made dead letters, lately: what max_dead_letter_share is judged by.
+CREATE TABLE millrace.letter_rate (
+    stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
+    worker integer NOT NULL,
+    messages bigint NOT NULL,
+    failed bigint NOT NULL,
+    PRIMARY KEY (stream_id, worker)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE millrace.letter_rate IS 'how many of the last messages of each worker made dead letters; for streams that are to stop at too many';
+
 CREATE VIEW millrace.worker_status WITH (security_barrier) AS
 SELECT s.name AS stream, w.worker, w.state, w.since, w.pid, w.started_at, w.failures, w.last_error, w.last_error_at, w.sqlstate, w.detail,
        w.hint, w.context
@@ -55,6 +65,7 @@ SELECT s.name AS stream,
        CASE WHEN s.fence <> millrace_internal.fence() THEN 'the stream belongs to another instance; see millrace.adopt()'
             WHEN s.enabled AND millrace_internal.background() = 'preload' THEN 'millrace is not in shared_preload_libraries'
             WHEN s.enabled AND millrace_internal.background() = 'databases' THEN 'the database is not in millrace.databases'
+            WHEN NOT s.enabled AND s.stop_reason IS NOT NULL THEN s.stop_reason
             ELSE e.last_error END AS last_error,
        e.last_error_at, e.sqlstate, lag.messages AS lag_messages, lag.seconds AS lag_seconds,
        (SELECT coalesce(sum(t.rows), 0)::bigint FROM millrace.stage_time t WHERE t.stream_id = s.id AND t.stage = 'fetch') AS messages,

@@ -29,6 +29,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "source/position.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -44,6 +45,7 @@
 #define TICK 1000 /* ms: a safety net while there is nothing to do */
 #define STABLE 10000 /* ms without an error after which earlier failures are forgotten */
 #define DDL_PAUSE 2000 /* ms between attempts that DDL sets off */
+#define TAKEN_PAUSE 100 /* ms before a stream that somebody has taken over is taken back */
 #define FAILED_PAUSE 60000 /* ms between attempts that nothing sets off */
 
 static MrSlot *my;
@@ -422,6 +424,15 @@ attempt(void)
 	if (!look())
 		return false;
 	class = mr_flow_error_class(error->sqlerrcode);
+	if (mr_position_was_lost())
+	{
+		/* No error: somebody runs the stream himself, and it is taken back when he has done. */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, TAKEN_PAUSE,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		MemoryContextReset(error_context);
+		return true;
+	}
 	report(error, class);
 	MemoryContextReset(error_context);
 	wait_for_better_times(class);

@@ -37,13 +37,26 @@ run(MrStatement **statement, const char *sql, int nargs, const Oid *types, Datum
 	return nrows;
 }
 
+/* An error said so, and nobody has asked yet. */
+static bool fence_lost = false;
+
 static void
 report_lost_fence(const MrStream *stream)
 {
+	fence_lost = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("stream \"%s\" has been taken over", stream->name),
 			 errdetail("Another worker, run_stream() or reset_stream() has moved its position.")));
+}
+
+bool
+mr_position_was_lost(void)
+{
+	bool lost = fence_lost;
+
+	fence_lost = false;
+	return lost;
 }
 
 MrPosition *

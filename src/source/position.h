@@ -54,4 +54,7 @@ extern void mr_position_put(const MrStream *stream, MrPosition *position, int64 
 /* Raises the epoch of the stream and all its rows, and their generation: everybody opens again. */
 extern void mr_stream_raise_epoch(const MrStream *stream);
 
+/* Was the error that is being handled that of a lost fence?  Asked once. */
+extern bool mr_position_was_lost(void);
+
 #endif /* MR_SOURCE_POSITION_H */

@@ -31,6 +31,8 @@ typedef struct MrStream
 	bool enabled;
 	int64 config_version;
 	char *fence;
+	double max_dead_letter_share; /* negative: none */
+	char *stop_reason; /* why it has stopped itself, or NULL */
 	char *start; /* JSON text: where reset_stream said to begin; NULL: as the options say */
 	List *stagings; /* MrStaging *, by ordinal */
 	List *targets; /* MrTarget *, in the order of phases, then relid */

@@ -70,7 +70,7 @@ mr_stream_load(MemoryContext parent, int32 id)
 	if (run_as_owner(&statement,
 					 "SELECT s.name, s.owner::oid, s.server::text, s.format, s.options::text,"
 					 " s.workers, s.on_error, s.epoch, s.enabled, s.config_version, s.fence,"
-					 " s.start::text"
+					 " s.start::text, coalesce(s.max_dead_letter_share, -1), s.stop_reason"
 					 " FROM millrace.stream s WHERE s.id = $1",
 					 lengthof(types), types, values) == 0)
 	{
@@ -95,6 +95,8 @@ mr_stream_load(MemoryContext parent, int32 id)
 	stream->config_version = DatumGetInt64(mr_sql_value(0, 10, &isnull));
 	stream->fence = mr_sql_text(0, 11);
 	stream->start = mr_sql_text(0, 12);
+	stream->max_dead_letter_share = DatumGetFloat8(mr_sql_value(0, 13, &isnull));
+	stream->stop_reason = mr_sql_text(0, 14);
 	MemoryContextSwitchTo(old);
 	SPI_freetuptable(SPI_tuptable);
 	return stream;

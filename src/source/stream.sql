@@ -19,6 +19,12 @@ CREATE TABLE millrace.stream (
     fence text NOT NULL,
     -- Where reset_stream said to begin; NULL: as the options say.
     start json,
+    -- The share of dead letters among messages above which the stream stops itself, and why it did.
+    max_dead_letter_share double precision CHECK (max_dead_letter_share >= 0 AND max_dead_letter_share < 1),
+    stop_reason text,
+    -- What is older is removed by maintain(); NULL: kept for ever.
+    letter_retention interval,
+    incident_retention interval,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE millrace.stream IS 'streams: their endpoint, format and options';
@@ -314,9 +320,45 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.warn_of_source(integer) IS 'raises what validate_source finds as warnings';
 
+-- How long something is kept: not at all makes no sense.
+CREATE FUNCTION millrace_internal.check_retention(argument text, retention interval) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF retention <= interval '0' THEN
+        RAISE EXCEPTION 'invalid value "%" for argument %', retention, argument
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It must be positive; NULL keeps everything.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_retention(text, interval) IS 'raises an error for a retention that is not positive';
+
+-- A server from which a stream reads stays: streams are rows, of which PostgreSQL knows no dependencies.
+CREATE FUNCTION millrace_internal.guard_servers() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    used record;
+BEGIN
+    SELECT s.name AS stream, s.server INTO used
+    FROM pg_event_trigger_dropped_objects() d JOIN millrace.stream s ON d.object_type = 'server' AND s.server = (d.address_names)[1]
+    ORDER BY s.name LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot drop server "%" because stream "%" reads from it', used.server, used.stream
+            USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop the stream first with millrace.drop_stream().';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.guard_servers() IS 'event trigger: refuses to drop a server from which a stream reads';
+CREATE EVENT TRIGGER millrace_guard_servers ON sql_drop
+    WHEN TAG IN ('DROP SERVER', 'DROP FOREIGN DATA WRAPPER', 'DROP OWNED')
+    EXECUTE FUNCTION millrace_internal.guard_servers();
+COMMENT ON EVENT TRIGGER millrace_guard_servers IS 'refuses to drop a server from which a millrace stream reads';
+
 -- millrace.create_stream()
 CREATE FUNCTION millrace_internal.create_stream(caller regrole, name text, server text, format text, options json,
-    workers integer, on_error text, enrich json, replace boolean) RETURNS void
+    workers integer, on_error text, enrich json, max_dead_letter_share double precision, letter_retention interval,
+    incident_retention interval, replace boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -334,6 +376,12 @@ BEGIN
             USING ERRCODE = 'feature_not_supported',
                   HINT = 'Leave out the argument enrich; join to a table that another stream keeps when reading.';
     END IF;
+    IF max_dead_letter_share NOT BETWEEN 0 AND 0.999 THEN
+        RAISE EXCEPTION 'invalid value % for argument max_dead_letter_share', max_dead_letter_share
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is a share of the messages, at least 0 and less than 1, such as 0.05.';
+    END IF;
+    PERFORM millrace_internal.check_retention('letter_retention', letter_retention);
+    PERFORM millrace_internal.check_retention('incident_retention', incident_retention);
     options := coalesce(options, '{}');
     PERFORM millrace_internal.check_word('format', format, '{json}');
     PERFORM millrace_internal.check_word('on_error', on_error, '{dead_letter, skip, stop}');
@@ -382,19 +430,25 @@ BEGIN
         END IF;
         IF existing.server IS NOT DISTINCT FROM server::name AND existing.format = format
            AND existing.options::jsonb = options::jsonb AND existing.workers = workers
-           AND existing.on_error = on_error THEN
+           AND existing.on_error = on_error
+           AND (existing.max_dead_letter_share, existing.letter_retention, existing.incident_retention)
+               IS NOT DISTINCT FROM (max_dead_letter_share, letter_retention, incident_retention) THEN
             RETURN;
         END IF;
         UPDATE millrace.stream s
         SET server = create_stream.server::name, format = create_stream.format, options = create_stream.options,
             workers = create_stream.workers, on_error = create_stream.on_error,
+            max_dead_letter_share = create_stream.max_dead_letter_share,
+            letter_retention = create_stream.letter_retention, incident_retention = create_stream.incident_retention,
             -- What reset_stream said holds until the options say something else.
             start = CASE WHEN s.options::jsonb = create_stream.options::jsonb THEN s.start END
         WHERE s.id = existing.id;
         created := existing.id;
     ELSE
-        INSERT INTO millrace.stream AS s (name, owner, server, format, options, workers, on_error, fence)
-        VALUES (name, caller, server::name, format, options, workers, on_error, millrace_internal.fence())
+        INSERT INTO millrace.stream AS s (name, owner, server, format, options, workers, on_error, max_dead_letter_share,
+                                          letter_retention, incident_retention, fence)
+        VALUES (name, caller, server::name, format, options, workers, on_error, max_dead_letter_share,
+                letter_retention, incident_retention, millrace_internal.fence())
         RETURNING s.id INTO created;
         IF current_setting('server_version_num')::integer < 170000
            AND NOT (SELECT r.rolcanlogin FROM pg_roles r WHERE r.oid = caller) THEN
@@ -408,7 +462,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_stream(regrole, text, text, text, json, integer, text, json, boolean) IS
+COMMENT ON FUNCTION millrace_internal.create_stream(regrole, text, text, text, json, integer, text, json, double precision, interval, interval, boolean) IS
     'the other half of millrace.create_stream()';
 
 -- millrace.drop_stream()
@@ -506,9 +560,10 @@ COMMENT ON FUNCTION millrace_internal.reset_source(integer, json) IS
 -- What users call.
 CREATE FUNCTION millrace.create_stream(name text, server text DEFAULT NULL, format text DEFAULT 'json',
     options json DEFAULT '{}', workers integer DEFAULT 1, on_error text DEFAULT 'dead_letter', enrich json DEFAULT NULL,
+    max_dead_letter_share double precision DEFAULT NULL, letter_retention interval DEFAULT NULL, incident_retention interval DEFAULT NULL,
     replace boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, boolean) IS
+COMMENT ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, double precision, interval, interval, boolean) IS
     'declares a stream: a feed from a server, or an inbox that is filled by push()';
 
 CREATE FUNCTION millrace.drop_stream(name text, cascade boolean DEFAULT false) RETURNS void
@@ -524,9 +579,9 @@ CREATE FUNCTION millrace.revoke_push(stream text, role name) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.revoke_push(text, name) IS 'takes back what grant_push() allowed';
 
-REVOKE ALL ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, boolean),
+REVOKE ALL ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, double precision, interval, interval, boolean),
     millrace.drop_stream(text, boolean), millrace.grant_push(text, name), millrace.revoke_push(text, name) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_stream(text, text, text, json, integer, text, json, double precision, interval, interval, boolean),
     millrace.drop_stream(text, boolean), millrace.grant_push(text, name), millrace.revoke_push(text, name)
     TO millrace_admin;
 
