@@ -1,7 +1,7 @@
 # Functions that the scripts share: packages, clean-up, a private PostgreSQL, a private Apache Kafka.
 # Source it from a bash script that has `set -euo pipefail`; nothing runs until a function is called.
 #
-#   need_packages build test kafka    installs what is missing (root or sudo)
+#   need_packages build test kafka    installs what is missing (root or sudo); nothing with INSTALL=0
 #   pg_start DIR [LINE ...]           a server in DIR/data; LINEs go to its postgresql.conf; exports PG*
 #   pg_stop DIR [MODE]                stops it (fast, or immediate); pg_start DIR starts it again
 #   kafka_start DIR [--scram]         a broker in DIR; exports KAFKA_BOOTSTRAP and what --scram needs
@@ -109,6 +109,7 @@ missing_packages() {
 			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev) ;;
 			demo) wanted+=(python3) ;;
 			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
+			matrix) wanted+=(mmdebstrap eatmydata debian-archive-keyring) ;;
 			kafka)
 				wanted+=(kcat maven openssl)
 				command -v java >/dev/null || wanted+=(default-jre-headless) ;;
@@ -120,9 +121,10 @@ missing_packages() {
 	done
 }
 
-# Installs what is missing of the groups build, demo, test and kafka. A complete machine is left alone.
+# Installs what is missing of the groups build, demo, test, kafka and matrix. A complete machine is left alone.
 need_packages() {
 	local missing said
+	[ "${INSTALL:-1}" = 1 ] || return 0
 	command -v apt-get >/dev/null || die "this needs Debian or Ubuntu (apt-get); elsewhere install by hand: see README"
 	[ -n "$(pg_major)" ] || apt_update
 	missing=$(missing_packages "$@")

@@ -3,6 +3,7 @@
 #
 #	scripts/test.sh                 everything
 #	scripts/test.sh regress tap     these groups only
+#	scripts/test.sh --matrix        regress and property on PostgreSQL 17 and 18, see scripts/matrix.sh
 #
 #	check      static checks (scripts/check.sh)
 #	regress    make installcheck: sql/ against expected/
@@ -17,6 +18,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
+
+if [ "${1:-}" = --matrix ]; then
+	shift
+	exec "$root/scripts/matrix.sh" "$@"
+fi
 
 all_groups=(check regress decode tap property kafka kill)
 limit=${LIMIT:-600}

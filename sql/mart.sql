@@ -59,7 +59,7 @@ SELECT millrace.create_mart('x', 'SELECT status, sum(DISTINCT quantity) AS q FRO
 SELECT millrace.create_mart('x', 'SELECT status, string_agg(product_name, '','') AS p FROM mstg.orders GROUP BY status');
 SELECT millrace.create_mart('x', 'SELECT status, count(DISTINCT (status, product_name)) AS p FROM mstg.orders GROUP BY status');
 SELECT millrace.create_mart('x', 'SELECT status, percentile_cont(0.5) WITHIN GROUP (ORDER BY quantity) AS p FROM mstg.orders GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT ctid AS place, count(*) AS n FROM mstg.orders GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT ctid::text AS place, count(*) AS n FROM mstg.orders GROUP BY 1');
 SELECT millrace.create_mart('x', 'SELECT orders, count(*) AS n FROM mstg.orders GROUP BY orders');
 -- Arguments.
 SELECT millrace.create_mart('x', 'SELECT count(*) AS n FROM mstg.orders', stripes => 4);

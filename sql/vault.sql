@@ -2,7 +2,7 @@
 \set VERBOSITY terse
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS millrace;
-CREATE ROLE vault_builder;
+CREATE ROLE vault_builder LOGIN;
 GRANT millrace_admin TO vault_builder;
 GRANT CREATE ON DATABASE :DBNAME TO vault_builder;
 RESET client_min_messages;

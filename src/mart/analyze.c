@@ -906,6 +906,7 @@ mr_mart_analyze(Query *query, const char *text, Oid owner)
 
 	mart->query = query;
 	mart->text = text;
+	mr_flatten_groups(query);
 	check_clauses(mart);
 	if (list_length(query->jointree->fromlist) != 1)
 		refuse(mart, NULL, errmsg("a mart reads one staging table and what is joined to it"),
