@@ -17,6 +17,7 @@ char *mr_databases = NULL;
 char *mr_instance = NULL;
 char *mr_secrets_directory = NULL;
 int mr_worker_memory = 256 * 1024;
+int mr_backfill_rows = 5000;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -41,6 +42,11 @@ _PG_init(void)
 							"Memory of one stream worker, the queue of its source included.", NULL,
 							&mr_worker_memory, 256 * 1024, 64 * 1024, MAX_KILOBYTES, PGC_SIGHUP,
 							GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable("millrace.backfill_rows",
+							"Rows that one chunk reads when a table is filled in the background.",
+							NULL, &mr_backfill_rows, 5000, 1, 1000000, PGC_USERSET, 0, NULL, NULL,
+							NULL);
 
 	if (process_shared_preload_libraries_in_progress)
 	{

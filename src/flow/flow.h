@@ -28,6 +28,12 @@ extern MrFlow *mr_flow_open(int32 stream_id, int worker, int workers);
  */
 extern int64 mr_flow_step(MrFlow *flow, int wait_ms);
 
+/*
+ * One chunk of what is to be filled (worker 0), in a transaction of its own; false when nothing is to be filled
+ * now.  Its errors are noted and stop nothing.
+ */
+extern bool mr_flow_fill(MrFlow *flow);
+
 /* Why nothing comes although the stream runs, or NULL. */
 extern const char *mr_flow_problem(const MrFlow *flow);
 

@@ -7,6 +7,7 @@
 #include "core/catalog.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "flow/backfill.h"
 #include "flow/plan.h"
 #include "mart/mart.h"
 #include "utils/builtins.h"
@@ -94,6 +95,7 @@ load_targets(const MrStream *stream, const char *condition)
 		base->owner = DatumGetObjectId(mr_sql_value(i, 4, &isnull));
 		base->definition = mr_sql_text(i, 5);
 		base->name = mr_sql_text(i, 6);
+		base->filling = strcmp(mr_sql_text(i, 7), "filling") == 0;
 		load_sources(stream, base);
 		targets = lappend(targets, base->kind->load(base));
 	}
@@ -116,7 +118,7 @@ mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool
 		MemoryContextSwitchTo(stream->context);
 		stream->stagings = mr_staging_load(stream, extraction);
 		stream->targets = load_targets(
-			stream, psprintf("state = 'active' AND EXISTS (SELECT FROM millrace.target_source s "
+			stream, psprintf("state <> 'new' AND EXISTS (SELECT FROM millrace.target_source s "
 							 "JOIN millrace.staging g ON g.id = s.staging_id "
 							 "WHERE s.target_id = t.id AND g.stream_id = %d)",
 							 stream_id));
@@ -188,10 +190,14 @@ mr_flow_activate(MrStream *stream)
 	for (uint64 i = 0; i < count; i++)
 	{
 		MrTarget *target = mr_flow_compile_target(stream, ids[i]);
+		bool filling = false;
 
 		if (target->kind->fill != NULL)
 			target->kind->fill(target);
-		(void) mr_sql("UPDATE millrace.target SET state = 'active' WHERE id = %d", ids[i]);
+		if (target->kind->filled_from != MR_FILLED_AT_ONCE)
+			filling = mr_backfill_begin(target);
+		(void) mr_sql("UPDATE millrace.target SET state = '%s' WHERE id = %d",
+					  filling ? "filling" : "active", ids[i]);
 	}
 	(void) mr_sql("UPDATE millrace.stream SET config_version = config_version + 1 WHERE id = %d",
 				  stream->id);

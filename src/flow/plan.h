@@ -18,8 +18,8 @@ extern MrStream *mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan *
 extern MrTarget *mr_flow_compile_target(MrStream *stream, int32 target_id);
 
 /*
- * Fills the stream's targets that have been declared since the last batch, under the exclusive lock of all
- * streams that feed them (C11).
+ * Activates the stream's targets that have been declared since the last batch, under the exclusive lock of all
+ * streams that feed them: from now on batches keep them, and what was there before is filled in (C11).
  */
 extern void mr_flow_activate(MrStream *stream);
 

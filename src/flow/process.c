@@ -11,6 +11,7 @@
 
 #include "access/xact.h"
 #include "core/millrace.h"
+#include "flow/backfill.h"
 #include "flow/flow.h"
 #include "flow/plan.h"
 #include "portability/instr_time.h"
@@ -255,7 +256,7 @@ write_step(void *argument)
 		}
 		INSTR_TIME_SET_CURRENT(start);
 		MemoryContextSwitchTo(context);
-		target->kind->apply(target, step->part);
+		target->kind->apply(target, mr_backfill_restrict(target, step->part));
 		MemoryContextSwitchTo(step->batch->context);
 		MemoryContextReset(context);
 		mr_flow_stats_add(target->kind->stage, start, 0);
@@ -347,6 +348,7 @@ mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
 
 	must_configure = false;
 	in_mart = false;
+	mr_backfill_refresh(stream);
 	INSTR_TIME_SET_CURRENT(start);
 	map_all(batch, extraction);
 	mr_flow_stats_add(MR_STAGE_MAP, start, batch->nmessages);

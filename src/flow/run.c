@@ -9,6 +9,7 @@
 #include "commands/trigger.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "flow/backfill.h"
 #include "flow/flow.h"
 #include "flow/plan.h"
 #include "flow/run.h"
@@ -29,6 +30,9 @@
 
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
+
+/* ms until a chunk that failed is tried again, at first. */
+#define FILL_PAUSE 1000
 
 PG_FUNCTION_INFO_V1(millrace_run_stream);
 
@@ -337,6 +341,150 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	return consumed;
 }
 
+/* A chunk of the next target that is to be filled, in a transaction; the target, or 0. */
+static int32
+fill_next(MrFlow *flow)
+{
+	int32 target_id;
+
+	begin_transaction();
+	target_id = mr_backfill_next_due(flow->stream_id);
+	if (target_id != 0)
+	{
+		mr_backfill_lock(target_id);
+		/* What changed meanwhile is the next batch's business. */
+		if (still_current(flow) && follow_definitions(flow))
+			mr_backfill_chunk(flow->stream, target_id);
+	}
+	mr_debug_point("before_chunk_commit");
+	commit_transaction();
+	mr_debug_point("after_chunk");
+	return target_id;
+}
+
+/* Notes why a chunk failed, and when it is to be tried again. */
+static void
+note_fill_error(MrFlow *flow, const ErrorData *error)
+{
+	int pause = Min(FILL_PAUSE << Min(flow->fill_failures, 6), 60000);
+	int32 target_id;
+
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("stream \"%s\" cannot fill a table: %s", flow->stream->name, error->message),
+			 errhint("See millrace.backfill_status.")));
+	begin_transaction();
+	target_id = mr_backfill_next_due(flow->stream_id);
+	if (target_id != 0)
+		mr_backfill_failed(target_id, error, pause);
+	commit_transaction();
+}
+
+bool
+mr_flow_fill(MrFlow *flow)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	ErrorData *volatile error = NULL;
+	volatile int32 target_id = 0;
+
+	if (flow->worker != 0 || !mr_backfill_pending(flow->stream) ||
+		GetCurrentTimestamp() < flow->fill_at)
+		return false;
+
+	PG_TRY();
+	{
+		target_id = fill_next(flow);
+		flow->fill_failures = 0;
+	}
+	PG_CATCH();
+	{
+		/* It is nobody's message: the stream goes on. */
+		MemoryContextSwitchTo(previous);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(previous);
+	if (error != NULL)
+	{
+		note_fill_error(flow, error);
+		MemoryContextSwitchTo(previous);
+		FreeErrorData(error);
+	}
+	if (target_id == 0)
+		flow->fill_at = GetCurrentTimestamp() + USECS_PER_SEC;
+	return target_id != 0;
+}
+
+/* A chunk of run_stream in a subtransaction of its own; false, with a warning, when it failed. */
+static bool
+fill_in_caller(MrFlow *flow, int32 target_id)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		mr_backfill_lock(target_id);
+		mr_backfill_chunk(flow->stream, target_id);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		return true;
+	if (mr_error_class(error->sqlerrcode) == MR_ERROR_ENVIRONMENT &&
+		error->sqlerrcode != ERRCODE_SQL_ROUTINE_EXCEPTION)
+		ReThrowError(error);
+	mr_backfill_failed(target_id, error, FILL_PAUSE);
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("a table cannot be filled with what was there before: %s", error->message),
+			 errhint("The stream goes on; see millrace.backfill_status.")));
+	return false;
+}
+
+/* Fills all that is to be filled, in the transaction that is open; false when the stream is gone. */
+static bool
+fill_all(MrFlow *flow)
+{
+	List *failed = NIL;
+	bool filled = false;
+	int32 target_id;
+
+	while (mr_backfill_pending(flow->stream) &&
+		   (target_id = mr_backfill_next(flow->stream_id, failed)) != 0)
+	{
+		MrRunAs saved;
+
+		CHECK_FOR_INTERRUPTS();
+		mr_run_as(&saved, flow->stream->owner);
+		if (fill_in_caller(flow, target_id))
+			filled = true;
+		else
+			failed = lappend_int(failed, target_id);
+		mr_run_back(&saved);
+	}
+	if (!filled)
+		return true;
+	if (!compile(flow))
+		return false;
+	flow->source->stream = flow->stream;
+	return true;
+}
+
 /* The stream that a caller names and may run. */
 static int32
 own_stream(const char *name)
@@ -471,6 +619,8 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 							errmsg("%s", flow->stream->stop_reason),
 							errhint("Mend what is wrong, then call millrace.start_stream().")));
+		if (!fill_all(flow))
+			elog(ERROR, "stream \"%s\" was dropped", name);
 		mr_run_as(&saved, flow->stream->owner);
 		while (messages < limit && flow->stream->stop_reason == NULL)
 		{

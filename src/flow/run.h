@@ -22,6 +22,8 @@ struct MrFlow
 	MrSource *source;
 	MrBatch *batch;
 	TimestampTz ticked_at;
+	TimestampTz fill_at; /* not before, look for something to fill */
+	int fill_failures; /* in a row */
 	MrStatement *count_letters; /* private to rate.c */
 };
 

@@ -288,6 +288,7 @@ consume(void)
 	while (!mr_slot_stopping())
 	{
 		int64 consumed;
+		bool filled;
 
 		obey();
 		if (!busy)
@@ -300,8 +301,10 @@ consume(void)
 
 		record_progress(consumed, opened);
 		MemoryContextSwitchTo(flow_context);
+		filled = mr_flow_fill(flow);
+		MemoryContextSwitchTo(flow_context);
 
-		if (consumed == 0)
+		if (consumed == 0 && !filled)
 		{
 			busy = false;
 			sleep_until_something();

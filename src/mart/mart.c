@@ -475,19 +475,13 @@ mart_apply(MrTarget *target, MrBatch *batch)
 	}
 }
 
-static void
-mart_fill(MrTarget *target)
-{
-	maintain((MrMart *) target, NULL, NULL);
-}
-
 const MrTargetKind mr_mart_kind = {
 	.name = "mart",
 	.phase = MR_PHASE_MART,
 	.stage = MR_STAGE_MART,
 	.load = mart_load,
 	.apply = mart_apply,
-	.fill = mart_fill,
+	.filled_from = MR_FILLED_FROM_ROWS,
 };
 
 /* ---- rebuilding ------------------------------------------------------------------------------- */

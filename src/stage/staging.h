@@ -71,6 +71,14 @@ typedef enum MrPhase
 
 struct MrTarget;
 
+/* What a kind is made from, and so what it is filled from: each chunk is a batch of that to its apply. */
+typedef enum MrFilledFrom
+{
+	MR_FILLED_AT_ONCE, /* by its own fill, or not at all */
+	MR_FILLED_FROM_VERSIONS, /* every version: the log, or what is staged when there is none */
+	MR_FILLED_FROM_ROWS /* old and new rows: what is staged */
+} MrFilledFrom;
+
 typedef struct MrTargetKind
 {
 	const char *name; /* as in millrace.target.kind */
@@ -83,9 +91,16 @@ typedef struct MrTargetKind
 	/* Writes what a batch means for it. */
 	void (*apply)(struct MrTarget *target, MrBatch *batch);
 
+	MrFilledFrom filled_from;
+
+	/*
+	 * Filled from versions: without a log, what is staged is better than nothing.
+	 */
+	bool filled_from_staged;
+
 	/*
 	 * Fills the empty target from what its sources hold, under the exclusive lock of their streams
-	 * (activation and rebuild).  NULL when there is nothing to fill from.
+	 * (MR_FILLED_AT_ONCE).  NULL when there is nothing to fill from.
 	 */
 	void (*fill)(struct MrTarget *target);
 } MrTargetKind;
@@ -96,6 +111,8 @@ typedef struct MrTargetSource
 	MrStaging *staging; /* NULL when it belongs to another stream: not this worker's */
 	int32 staging_id;
 	char *columns; /* JSON of millrace.target_source.columns, or NULL */
+	struct MrKeyPlace
+		*reached; /* being filled: objects after it are not the target's yet; else NULL */
 } MrTargetSource;
 
 typedef struct MrTarget
@@ -106,6 +123,7 @@ typedef struct MrTarget
 	Oid owner; /* the declaring role */
 	char *name;
 	char *definition; /* JSON, its shape is the kind's own */
+	bool filling; /* chunk by chunk; see flow/backfill.c */
 	int nsources;
 	MrTargetSource *sources;
 } MrTarget;

@@ -23,8 +23,8 @@ CREATE TABLE millrace.target (
     owner regrole NOT NULL,
     definition json NOT NULL,
     definition_no integer NOT NULL DEFAULT 1,
-    -- 'new' until the first batch after the declaration has filled and activated it (C11).
-    state text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'active')),
+    -- 'new' until the first batch after the declaration has activated it, 'filling' until it has what came before (C11).
+    state text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'filling', 'active')),
     -- From when on its sources are complete for it; '-infinity': from their beginning (C7).
     horizon timestamptz
 );

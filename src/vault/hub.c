@@ -31,5 +31,6 @@ const MrTargetKind mr_hub_kind = {
 	.stage = MR_STAGE_VAULT,
 	.load = hub_load,
 	.apply = mr_key_table_apply,
-	.fill = mr_vault_fill,
+	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.filled_from_staged = true,
 };

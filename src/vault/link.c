@@ -34,5 +34,6 @@ const MrTargetKind mr_link_kind = {
 	.stage = MR_STAGE_VAULT,
 	.load = link_load,
 	.apply = mr_key_table_apply,
-	.fill = mr_vault_fill,
+	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.filled_from_staged = true,
 };

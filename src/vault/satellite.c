@@ -562,5 +562,5 @@ const MrTargetKind mr_satellite_kind = {
 	.stage = MR_STAGE_VAULT,
 	.load = satellite_load,
 	.apply = satellite_apply,
-	.fill = mr_vault_fill,
+	.filled_from = MR_FILLED_FROM_VERSIONS,
 };

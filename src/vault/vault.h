@@ -125,9 +125,4 @@ extern MrKeySet *mr_key_set_create(int capacity);
 /* True when it was not there yet. */
 extern bool mr_key_set_add(MrKeySet *set, const pg_uuid_t *key);
 
-/* ---- filling from a log (fill.c) --------------------------------------------------------------------- */
-
-/* Reads the logs of the target's sources and applies them in chunks. */
-extern void mr_vault_fill(MrTarget *target);
-
 #endif /* MR_VAULT_VAULT_H */
