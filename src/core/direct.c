@@ -6,6 +6,7 @@
 
 #include "access/genam.h"
 #include "access/heapam.h"
+#include "access/hio.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -20,6 +21,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "rewrite/prs2lock.h"
+#include "storage/bufmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -52,6 +54,8 @@ struct MrDirect
 	MemoryContext chunk_context;
 	bool probe_first;
 	int64 nconflicts; /* rows that were left out */
+	int64 ntaken_back;
+	BulkInsertState bulk; /* remembers the page that is being filled */
 };
 
 /* Does the table take rows without anything else having a say? */
@@ -299,6 +303,7 @@ take_back(MrDirect *direct, TupleTableSlot *slot)
 {
 	CommandCounterIncrement();
 	simple_heap_delete(direct->relation, &slot->tts_tid);
+	direct->ntaken_back++;
 }
 
 /* The row is left out: its key is there. */
@@ -310,6 +315,20 @@ leave_out(MrDirect *direct, bool *conflicts, int row)
 	direct->nconflicts++;
 }
 
+/*
+ * Keeps the page that is being filled pinned.  Of the rest of a bulk insert, the small ring of buffers is left
+ * out: pages of a batch are wanted again soon.
+ */
+static BulkInsertState
+create_bulk_state(void)
+{
+	BulkInsertState bulk = GetBulkInsertState();
+
+	FreeAccessStrategy(bulk->strategy);
+	bulk->strategy = NULL;
+	return bulk;
+}
+
 /* Inserts the rows of one chunk, which stand in the slots; those that are left out are marked. */
 static int64
 insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *conflicts,
@@ -319,7 +338,8 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 	int ntaken_back = 0;
 	int64 inserted = 0;
 
-	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0, NULL);
+	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0,
+					  direct->bulk);
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot = direct->slots[i];
@@ -356,6 +376,7 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 		CommandCounterIncrement();
 	for (int i = 0; i < ntaken_back; i++)
 		simple_heap_delete(direct->relation, &taken_back[i]->tts_tid);
+	direct->ntaken_back += ntaken_back;
 	return inserted;
 }
 
@@ -369,6 +390,7 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 	int64 inserted = 0;
 	int next = 0;
 
+	direct->bulk = create_bulk_state();
 	while (next < rows->nrows)
 	{
 		int n = 0;
@@ -396,6 +418,8 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		MemoryContextSwitchTo(previous);
 		MemoryContextReset(direct->chunk_context);
 	}
+	FreeBulkInsertState(direct->bulk);
+	direct->bulk = NULL;
 	/* What comes next in the transaction sees the rows. */
 	CommandCounterIncrement();
 	return inserted;
@@ -405,4 +429,10 @@ bool
 mr_direct_many_conflicts(const MrDirect *direct, int nrows)
 {
 	return direct->nconflicts > nrows / 20;
+}
+
+int64
+mr_direct_taken_back(const MrDirect *direct)
+{
+	return direct->ntaken_back;
 }

@@ -17,12 +17,15 @@
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "core/writer.h"
+#include "port/pg_bswap.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/pg_locale.h"
 #include "utils/rel.h"
 #include "utils/sortsupport.h"
 #include "utils/typcache.h"
+#include "utils/uuid.h"
 
 typedef struct MrColumn
 {
@@ -49,6 +52,7 @@ struct MrTable
 	MrColumn *columns;
 	AttrNumber *attnums;
 	bool probe_first; /* many keys were there already, last time */
+	int64 taken_back;
 	SortSupport sort; /* by the key columns */
 	MrStatement *insert_new;
 	MrStatement *append;
@@ -164,17 +168,81 @@ compare_rows(const void *left, const void *right, void *argument)
 	return l - r;
 }
 
+/* A row to be sorted, with a number that orders most rows without a look at the row. */
+typedef struct SortItem
+{
+	uint64 prefix;
+	int row;
+} SortItem;
+
+#define ST_SORT sort_items
+#define ST_ELEMENT_TYPE SortItem
+#define ST_COMPARE(a, b, argument) \
+	((a)->prefix != (b)->prefix ? ((a)->prefix < (b)->prefix ? -1 : 1) \
+								: compare_rows(&(a)->row, &(b)->row, argument))
+#define ST_COMPARE_ARG_TYPE SortArgument
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+/* A number that never contradicts the order of a key's first column; nulls are last. */
+static uint64
+sort_prefix(const MrColumn *column, Datum value, bool isnull)
+{
+	const uint64 sign = UINT64CONST(1) << 63;
+	uint64 bytes;
+
+	if (isnull)
+		return PG_UINT64_MAX;
+	switch (column->type)
+	{
+		case INT4OID:
+			return (uint64) (int64) DatumGetInt32(value) ^ sign;
+		case INT8OID:
+		case TIMESTAMPTZOID:
+			return (uint64) DatumGetInt64(value) ^ sign;
+		case UUIDOID:
+			memcpy(&bytes, DatumGetUUIDP(value)->data, sizeof(bytes));
+			return pg_ntoh64(bytes);
+		case TEXTOID:
+		case VARCHAROID:
+			if (!lc_collate_is_c(column->collation) || VARATT_IS_EXTENDED(DatumGetPointer(value)) !=
+														   VARATT_IS_SHORT(DatumGetPointer(value)))
+				return 0;
+			bytes = 0;
+			memcpy(&bytes, VARDATA_ANY(DatumGetPointer(value)),
+				   Min(VARSIZE_ANY_EXHDR(DatumGetPointer(value)), sizeof(bytes)));
+			return pg_ntoh64(bytes);
+		default:
+			return 0;
+	}
+}
+
 /* The order of the rows by the first columns of the key. */
 static int *
 sorted_order(const MrTable *table, const MrRows *rows, int nkeys)
 {
 	SortArgument argument = {table, rows, nkeys};
 	int *order = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * Max(rows->nrows, 1));
+	SortItem *items;
 
 	for (int i = 0; i < rows->nrows; i++)
 		order[i] = i;
-	if (nkeys > 0)
-		qsort_arg(order, rows->nrows, sizeof(int), compare_rows, &argument);
+	if (nkeys == 0)
+		return order;
+
+	items = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(SortItem) * Max(rows->nrows, 1));
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		bool isnull = rows->nulls != NULL && rows->nulls[0] != NULL && rows->nulls[0][i];
+
+		items[i].prefix = sort_prefix(&table->columns[0], rows->values[0][i], isnull);
+		items[i].row = i;
+	}
+	sort_items(items, rows->nrows, &argument);
+	for (int i = 0; i < rows->nrows; i++)
+		order[i] = items[i].row;
+	pfree(items);
 	return order;
 }
 
@@ -367,6 +435,7 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 		inserted = mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting,
 									&argument);
 		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
+		table->taken_back += mr_direct_taken_back(direct);
 		mr_direct_close(direct);
 		pfree(order);
 	}
@@ -393,6 +462,12 @@ bool
 mr_table_insert_free(MrTable *table, MrRows *rows, bool *conflicts)
 {
 	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_REPORT, conflicts) >= 0;
+}
+
+int64
+mr_table_taken_back(const MrTable *table)
+{
+	return table->taken_back;
 }
 
 void

@@ -32,7 +32,7 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 	attnums[n++] = mr_vault_attribute(&columns, "load_at");
 	attnums[n++] = mr_vault_attribute(&columns, "record_source");
 	table->table = mr_table_create(base->relid, base->owner, n, attnums, 1);
-	table->known = mr_known_create(base->relid);
+	table->known = mr_known_create(base->relid, table->table);
 	table->readers = mr_key_readers_create(key, base);
 }
 
@@ -66,6 +66,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	Datum record_source = mr_vault_record_source(table->record_source, batch);
 	int capacity = mr_vault_count_rows(target, batch);
 	int64 skipped = 0;
+	int64 inserted;
 	MrKeySet *seen;
 	MrRows *rows;
 	MrRunAs saved;
@@ -100,7 +101,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 		}
 	}
 	mr_run_back(&saved);
-	(void) mr_table_insert_new(table->table, rows);
-	mr_known_note(table->known, rows);
+	inserted = mr_table_insert_new(table->table, rows);
+	mr_known_note(table->known, rows, inserted);
 	mr_vault_count_skipped(target->id, skipped);
 }

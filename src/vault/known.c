@@ -3,15 +3,16 @@
  *	  Keys known to be in a table.
  *
  * The cache is an array of keys indexed by the key itself, which is a hash already: two places for each key,
- * and the newer pushes the older out.  Nothing has to be evicted and its size never changes.  Losing an entry
- * costs one needless insert; believing one that is not in the table would lose a row, so
+ * and the newer pushes the older out.  It grows when keys turn out to be in the table that it did not know,
+ * as long as all caches together stay within their share of the worker's memory.  Losing an entry costs one
+ * needless insert; believing one that is not in the table would lose a row, so
  *
  * - what a batch notes waits aside until its (sub)transaction is known to have committed;
- * - TRUNCATE and whatever else gives the table another file empty the cache: the relation cache's invalidations,
- *	 which reach us when the batch locks the table, say when to look (most of them are VACUUM's and ANALYZE's);
- * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted) is
- *	 compared once a second.  Whoever deletes keys by hand while the stream runs and feeds them again within
- *	 that second has to stop the stream first.
+ * - TRUNCATE gives the table another file; the relation cache's invalidations, which reach us when the batch
+ *	 locks its stream, say when to look whether it has;
+ * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted), less those
+ *	 that this process has taken back itself, is compared once a second.  Whoever deletes keys by hand while the
+ *	 stream runs and feeds them again within that second has to stop the stream first.
  */
 #include "postgres.h"
 
@@ -33,18 +34,24 @@ struct MrKnownKeys
 {
 	MemoryContext context;
 	Oid relid;
+	const MrTable *table;
 	pg_uuid_t *places; /* zero: empty */
 	uint32 mask;
-	bool suspect; /* something happened to the table */
-	Oid file; /* the table's, when the cache was empty last */
+	Oid file; /* of the table; another one after TRUNCATE */
+	bool changed; /* something happened to the table */
 	pg_uuid_t *noted; /* by the last batch */
 	int nnoted;
 	TransactionId noted_by;
-	int64 deleted; /* rows ever deleted, as last seen */
+	int64 deleted; /* rows ever deleted by others, as last seen */
 	TimestampTz looked_at;
 	dlist_node node;
 	MemoryContextCallback release;
 };
+
+/* Of a cache that has not grown. */
+#define FIRST_PLACES 16384
+/* What all caches together may take of the worker's memory. */
+#define MEMORY_SHARE 12
 
 static dlist_head all_known = DLIST_STATIC_INIT(all_known);
 static bool callback_registered = false;
@@ -60,7 +67,7 @@ invalidate(Datum argument, Oid relid)
 		MrKnownKeys *known = dlist_container(MrKnownKeys, node, iter.cur);
 
 		if (relid == InvalidOid || relid == known->relid)
-			known->suspect = true;
+			known->changed = true;
 	}
 }
 
@@ -70,16 +77,7 @@ unlink_known(void *argument)
 	dlist_delete(&((MrKnownKeys *) argument)->node);
 }
 
-/* How many rows were ever deleted from the table, as the statistics know. */
-static int64
-deleted_rows(Oid relid)
-{
-	PgStat_StatTabEntry *entry = pgstat_fetch_stat_tabentry(relid);
-
-	return entry == NULL ? 0 : entry->tuples_deleted;
-}
-
-/* The file in which the table's rows are. */
+/* The file that the table has now. */
 static Oid
 table_file(Oid relid)
 {
@@ -93,20 +91,30 @@ table_file(Oid relid)
 	return file;
 }
 
+/*
+ * How many rows others have ever deleted from the table, as far as the statistics know.  What we took back
+ * ourselves reaches them late: until then the number is too small, so only the largest one counts.
+ */
+static int64
+deleted_rows(const MrKnownKeys *known)
+{
+	PgStat_StatTabEntry *entry = pgstat_fetch_stat_tabentry(known->relid);
+
+	return entry == NULL ? 0 : entry->tuples_deleted - mr_table_taken_back(known->table);
+}
+
 MrKnownKeys *
-mr_known_create(Oid relid)
+mr_known_create(Oid relid, const MrTable *table)
 {
 	MrKnownKeys *known = palloc0(sizeof(MrKnownKeys));
-	uint32 places = 1024;
 
-	/* A hundredth part of the worker's memory, about. */
-	while (places * 2 * sizeof(pg_uuid_t) <= (Size) mr_worker_memory * 1024 / 128)
-		places *= 2;
 	known->context = CurrentMemoryContext;
 	known->relid = relid;
-	known->suspect = true;
-	known->mask = places - 1;
-	known->places = palloc0(places * sizeof(pg_uuid_t));
+	known->table = table;
+	known->mask = FIRST_PLACES - 1;
+	known->places = palloc0(FIRST_PLACES * sizeof(pg_uuid_t));
+	known->deleted = deleted_rows(known);
+	known->file = table_file(relid);
 
 	if (!callback_registered)
 	{
@@ -140,55 +148,86 @@ forget_noted(MrKnownKeys *known)
 	known->nnoted = 0;
 }
 
-/* Believes what the last batch noted. */
+/* Puts a key first among its two places. */
 static void
-believe_noted(MrKnownKeys *known)
+believe(MrKnownKeys *known, const pg_uuid_t *key)
 {
-	for (int i = 0; i < known->nnoted; i++)
-	{
-		pg_uuid_t *pair = known->places + place_of(known, &known->noted[i]);
+	pg_uuid_t *pair = known->places + place_of(known, key);
 
-		if (memcmp(&pair[0], &known->noted[i], sizeof(pg_uuid_t)) == 0)
-			continue;
-		pair[1] = pair[0];
-		pair[0] = known->noted[i];
+	if (memcmp(&pair[0], key, sizeof(pg_uuid_t)) == 0)
+		return;
+	pair[1] = pair[0];
+	pair[0] = *key;
+}
+
+/* Makes the cache four times as large if all caches together may have that much. */
+static void
+grow(MrKnownKeys *known)
+{
+	pg_uuid_t *before = known->places;
+	uint32 nbefore = known->mask + 1;
+	Size all = (Size) nbefore * 3 * sizeof(pg_uuid_t);
+	dlist_iter iter;
+
+	dlist_foreach(iter, &all_known)
+		all += (dlist_container(MrKnownKeys, node, iter.cur)->mask + (Size) 1) * sizeof(pg_uuid_t);
+	if (all > (Size) mr_worker_memory * 1024 / MEMORY_SHARE)
+		return;
+
+	known->places = MemoryContextAllocExtended(known->context, nbefore * 4 * sizeof(pg_uuid_t),
+											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	known->mask = nbefore * 4 - 1;
+	for (uint32 i = 0; i < nbefore; i++)
+	{
+		if (memcmp(&before[i], &mr_zero_key, sizeof(pg_uuid_t)) != 0)
+			believe(known, &before[i]);
 	}
+	pfree(before);
+}
+
+/* Has somebody removed rows? */
+static bool
+rows_are_gone(MrKnownKeys *known)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool gone = false;
+
+	if (known->changed)
+	{
+		Oid file = table_file(known->relid);
+
+		gone = file != known->file;
+		known->file = file;
+		known->changed = false;
+	}
+	if (TimestampDifferenceExceeds(known->looked_at, now, 1000))
+	{
+		int64 deleted = deleted_rows(known);
+
+		if (deleted > known->deleted)
+		{
+			known->deleted = deleted;
+			gone = true;
+		}
+		known->looked_at = now;
+	}
+	return gone;
 }
 
 void
 mr_known_refresh(MrKnownKeys *known)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	bool lost = false;
-
 	/* Nobody takes rows away by TRUNCATE any more when it is locked, and who has done so is known then. */
 	LockRelationOid(known->relid, RowExclusiveLock);
-	if (known->suspect)
+	if (rows_are_gone(known))
+		memset(known->places, 0, (known->mask + (Size) 1) * sizeof(pg_uuid_t));
+	else if (known->noted != NULL && TransactionIdIsValid(known->noted_by) &&
+			 TransactionIdDidCommit(known->noted_by))
 	{
-		Oid file;
-
-		known->suspect = false;
-		file = table_file(known->relid);
-		lost = file != known->file;
-		known->file = file;
+		for (int i = 0; i < known->nnoted; i++)
+			believe(known, &known->noted[i]);
 	}
-	if (TimestampDifferenceExceeds(known->looked_at, now, 1000))
-	{
-		int64 deleted = deleted_rows(known->relid);
-
-		lost |= deleted != known->deleted;
-		known->deleted = deleted;
-		known->looked_at = now;
-	}
-	if (known->noted != NULL)
-	{
-		if (TransactionIdIsValid(known->noted_by) && !lost &&
-			TransactionIdDidCommit(known->noted_by))
-			believe_noted(known);
-		forget_noted(known);
-	}
-	if (lost)
-		memset(known->places, 0, (known->mask + 1) * sizeof(pg_uuid_t));
+	forget_noted(known);
 }
 
 bool
@@ -201,11 +240,13 @@ mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key)
 }
 
 void
-mr_known_note(MrKnownKeys *known, const MrRows *rows)
+mr_known_note(MrKnownKeys *known, const MrRows *rows, int64 inserted)
 {
 	forget_noted(known);
 	if (rows->nrows == 0)
 		return;
+	if ((rows->nrows - inserted) * 20 > rows->nrows)
+		grow(known);
 	known->noted = MemoryContextAlloc(known->context, rows->nrows * sizeof(pg_uuid_t));
 	for (int i = 0; i < rows->nrows; i++)
 		known->noted[i] = *DatumGetUUIDP(rows->values[0][i]);

@@ -84,6 +84,7 @@ typedef struct Assertion
 	int64 position;
 	const MrRow *row; /* NULL: a delete */
 	int source;
+	bool first_ever; /* the object has never been seen before */
 } Assertion;
 
 /* Assertions [first, last] of one parent that are neighbours and say the same. */
@@ -93,6 +94,7 @@ typedef struct Run
 	Assertion *last;
 	const Assertion *before; /* the parent's assertion before them in the batch, or NULL */
 	TimestampTz confirms; /* applied_at of the row that may be confirmed */
+	bool new_parent; /* the table has no row of it */
 	bool confirming;
 	bool done;
 } Run;
@@ -267,6 +269,9 @@ assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertio
 {
 	SatelliteSource *source = &satellite->sources[s];
 	TimestampTz time = mr_version_time(source->staging, version);
+	/* Nobody else can have told the table of a parent that is the object itself. */
+	bool first_ever = satellite->base.nsources == 1 && source->parent_is_object &&
+					  version->accepted && !version->known;
 
 	if (version->deleted && source->parent_is_object)
 	{
@@ -285,6 +290,7 @@ assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertio
 		assertion->position = version->message->position;
 		assertion->row = NULL;
 		assertion->source = s;
+		assertion->first_ever = first_ever;
 		n++;
 	}
 	for (int r = 0; r < version->nrows; r++)
@@ -301,6 +307,7 @@ assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertio
 		assertion->position = version->message->position;
 		assertion->row = row;
 		assertion->source = s;
+		assertion->first_ever = first_ever;
 		n++;
 	}
 	return n;
@@ -315,23 +322,29 @@ compare_content(TimestampTz time, const pg_uuid_t *hash, const Assertion *other)
 	return memcmp(hash, &other->hash, sizeof(pg_uuid_t));
 }
 
-static int
-compare_assertions(const void *left, const void *right)
+static inline int
+compare_assertions(const Assertion *l, const Assertion *r)
 {
-	const Assertion *l = left;
-	const Assertion *r = right;
 	int order = memcmp(&l->parent, &r->parent, sizeof(pg_uuid_t));
 
 	return order != 0 ? order : compare_content(l->time, &l->hash, r);
 }
+
+#define ST_SORT sort_assertions
+#define ST_ELEMENT_TYPE Assertion
+#define ST_COMPARE(a, b) compare_assertions(a, b)
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /* Sorts the assertions and finds the runs. */
 static int
 find_runs(Assertion *assertions, int n, Run *runs)
 {
 	int nruns = 0;
+	int first_of_parent = 0;
 
-	qsort(assertions, n, sizeof(Assertion), compare_assertions);
+	sort_assertions(assertions, n);
 	for (int i = 0; i < n; i++)
 	{
 		bool same_parent = i > 0 && memcmp(&assertions[i].parent, &assertions[i - 1].parent,
@@ -347,7 +360,17 @@ find_runs(Assertion *assertions, int n, Run *runs)
 			memset(run, 0, sizeof(Run));
 			run->first = run->last = &assertions[i];
 			run->before = same_parent ? &assertions[i - 1] : NULL;
+			if (!same_parent)
+				first_of_parent = nruns - 1;
 		}
+		/* One version of an object tells it for all that the batch has of it. */
+		if (assertions[i].first_ever)
+			runs[first_of_parent].new_parent = true;
+	}
+	for (int i = 1; i < nruns; i++)
+	{
+		if (runs[i].before != NULL)
+			runs[i].new_parent = runs[i - 1].new_parent;
 	}
 	return nruns;
 }
@@ -412,10 +435,19 @@ match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
 {
 	int *numbers = palloc(sizeof(int) * nruns);
 	uint64 found;
+	int n = 0;
 
 	for (int i = 0; i < nruns; i++)
-		numbers[i] = i;
-	found = run_statement(satellite, satellite->find_predecessors, runs, numbers, nruns);
+	{
+		if (!runs[i].new_parent)
+			numbers[n++] = i;
+	}
+	if (n == 0)
+	{
+		pfree(numbers);
+		return;
+	}
+	found = run_statement(satellite, satellite->find_predecessors, runs, numbers, n);
 	for (uint64 i = 0; i < found; i++)
 	{
 		bool isnull;

@@ -81,12 +81,15 @@ extern void mr_key_hash(MrKeyReader *reader, pg_uuid_t *result);
  */
 typedef struct MrKnownKeys MrKnownKeys;
 
-extern MrKnownKeys *mr_known_create(Oid relid);
+extern MrKnownKeys *mr_known_create(Oid relid, const MrTable *table);
 /* Before a batch: takes over what the last one noted if it has committed, looks whether somebody deleted. */
 extern void mr_known_refresh(MrKnownKeys *known);
 extern bool mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key);
-/* After the insert: the first column of `rows` is in the table if this transaction commits. */
-extern void mr_known_note(MrKnownKeys *known, const MrRows *rows);
+/*
+ * After the insert: the first column of `rows`, of which so many were new, is in the table if this transaction
+ * commits.
+ */
+extern void mr_known_note(MrKnownKeys *known, const MrRows *rows, int64 inserted);
 
 /* ---- common to the kinds (vault.c) ------------------------------------------------------------------- */
 
