@@ -78,6 +78,16 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* 16 tells which indexes an update has to reach, for those that summarize. */
+#if PG_VERSION_NUM >= 160000
+#define MrUpdateIndexes TU_UpdateIndexes
+#define mr_updates_indexes(update, info) \
+	((update) == TU_All || ((update) == TU_Summarizing && (info)->ii_Summarizing))
+#else
+#define MrUpdateIndexes bool
+#define mr_updates_indexes(update, info) (update)
+#endif
+
 /* 16 has one function for the privileges on every kind of object. */
 #if PG_VERSION_NUM >= 160000
 #define mr_server_aclcheck(server, role) \

@@ -62,12 +62,7 @@ typedef struct StateTable
 	Saved *delta[SIZES];
 	Saved *write;
 	MrStatement *remove; /* deletes the rows at the given places */
-	MrTable *direct; /* the groups, as the bulk writer takes them */
-	int mostly_known; /* for so many batches, do not try groups as new ones */
 } StateTable;
-
-/* For so many batches groups are not tried as new ones, after a batch that had few new ones. */
-#define KNOWN_BATCHES 16
 
 typedef struct MrMart
 {
@@ -79,6 +74,8 @@ typedef struct MrMart
 	char *empty_row;
 	int ntables;
 	StateTable *tables; /* the mart's own is the last */
+	MrMartDelta *delta; /* NULL: batches are read by SQL */
+	MrMerge **merges; /* by table */
 } MrMart;
 
 /* ---- saved statements ------------------------------------------------------------------------- */
@@ -191,6 +188,46 @@ compare_columns(const Query *definition, MrStaging *staging)
 		mr_staging_compare(staging, member + FirstLowInvalidHeapAttributeNumber);
 }
 
+/* A table of the state as differences are merged into it. */
+static MrMerge *
+make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, bool side)
+{
+	Oid relid = RangeVarGetRelid(makeRangeVarFromNameList(mr_qualified_name_list(table->name)),
+								 NoLock, false);
+	List *counters = side ? NIL : mr_mart_counters(query);
+	int capacity = mart->ngroups + list_length(query->extras) + list_length(counters) + 3;
+	AttrNumber *attnums = palloc(sizeof(AttrNumber) * capacity);
+	MrMergeColumn *columns = palloc(sizeof(MrMergeColumn) * capacity);
+	int counter;
+	int n = 0;
+	ListCell *lc;
+
+#define ADD(kind, name) (columns[n] = (kind), attnums[n++] = get_attnum(relid, name))
+	for (int i = 1; i <= mart->ngroups; i++)
+		ADD(MR_MERGE_KEY, psprintf("g%d", i));
+	if (side)
+	{
+		ADD(MR_MERGE_KEY, "v");
+		ADD(MR_MERGE_INT8, "n");
+		ADD(MR_MERGE_FIXED, "d");
+		return mr_merge_create(relid, mr_extension_owner(), n, attnums, columns, n - 2);
+	}
+	for (int i = 1; i <= list_length(query->extras); i++)
+		ADD(MR_MERGE_FIXED, psprintf("e%d", i));
+	counter = n;
+	foreach(lc, counters)
+	{
+		const MrMartCounter *column = lfirst(lc);
+
+		ADD(column->what == MR_SUM_NUMERIC  ? MR_MERGE_NUMERIC
+			: mr_mart_is_rare(column->what) ? MR_MERGE_RARE_INT8
+											: MR_MERGE_INT8,
+			column->name);
+	}
+#undef ADD
+	return mr_merge_create(relid, mr_extension_owner(), n, attnums, columns, counter);
+}
+
 /* Compiles a mart from its definition. */
 static MrTarget *
 mart_load(const MrTarget *base)
@@ -236,12 +273,30 @@ mart_load(const MrTarget *base)
 		make_table(mr_mart_state_name(state, NULL), psprintf("mr_delta_%d", base->id), NULL,
 				   mr_mart_delta(query, base->id, false), mr_mart_delta(query, base->id, true),
 				   mr_mart_upsert(query, base->id));
+	mart->merges = palloc(sizeof(MrMerge *) * mart->ntables);
+	for (int i = 0; i < mart->ntables; i++)
+		mart->merges[i] = make_merge(mart, query, &mart->tables[i], i < mart->ntables - 1);
+	for (int i = 0; i < base->nsources; i++)
+	{
+		if (base->sources[i].staging != NULL)
+			mart->delta = mr_mart_delta_compile(query, base->sources[i].staging, base->owner);
+	}
 	mr_settings_unpin(nest_level);
 	SPI_finish();
 	return (MrTarget *) mart;
 }
 
 /* ---- maintaining ------------------------------------------------------------------------------ */
+
+void
+mr_mart_check_count(const char *name, int64 n)
+{
+	if (n < 0)
+		ereport(ERROR, (errcode(ERRCODE_SQL_ROUTINE_EXCEPTION),
+						errmsg("the state of mart %s does not fit its staging table", name),
+						errdetail("A group would count %lld rows.", (long long) n),
+						errhint("Compute it anew with millrace.rebuild().")));
+}
 
 /* Deletes the rows of the state that count nothing any more; their places came back from the upsert. */
 static void
@@ -263,12 +318,7 @@ remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDes
 		bool isnull;
 		int64 n = DatumGetInt64(slot_getattr(slot, 2, &isnull));
 
-		if (n < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_SQL_ROUTINE_EXCEPTION),
-					 errmsg("the state of mart %s does not fit its staging table", mart->base.name),
-					 errdetail("A group would count %lld rows.", (long long) n),
-					 errhint("Compute it anew with millrace.rebuild().")));
+		mr_mart_check_count(mart->base.name, n);
 		if (n == 0)
 			places[nplaces++] = datumCopy(slot_getattr(slot, 1, &isnull), false,
 										  sizeof(ItemPointerData));
@@ -279,89 +329,6 @@ remove_empty(MrMart *mart, StateTable *table, Tuplestorestate *written, TupleDes
 	array = PointerGetDatum(
 		construct_array(places, nplaces, TIDOID, sizeof(ItemPointerData), false, TYPALIGN_SHORT));
 	(void) mr_statement_run(table->remove, &array, NULL);
-}
-
-/* The table of groups as the bulk writer takes it, its columns in the order of the delta's. */
-static MrTable *
-open_groups(MrMart *mart, StateTable *table, TupleDesc desc)
-{
-	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(mart));
-	RangeVar *name = makeRangeVarFromNameList(mr_qualified_name_list(table->name));
-	Oid relid = RangeVarGetRelid(name, NoLock, false);
-	AttrNumber *attnums = palloc(sizeof(AttrNumber) * desc->natts);
-	MrTable *groups;
-
-	for (int c = 0; c < desc->natts; c++)
-		attnums[c] = get_attnum(relid, NameStr(TupleDescAttr(desc, c)->attname));
-	groups = mr_table_create(relid, mr_extension_owner(), desc->natts, attnums, mart->ngroups);
-	MemoryContextSwitchTo(previous);
-	return groups;
-}
-
-/*
- * Inserts the groups that nobody has seen, and returns what is left of the delta: groups that are there, or
- * become fewer.  It costs more than it saves when most groups are known: then, for a while, it is not tried.
- */
-static Tuplestorestate *
-insert_new_groups(MrMart *mart, StateTable *table, Tuplestorestate *delta, TupleDesc desc)
-{
-	Tuplestorestate *left = tuplestore_begin_heap(false, false, work_mem);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
-	int64 count = tuplestore_tuple_count(delta);
-	AttrNumber n_column = SPI_fnumber(desc, "n");
-	MrRows *rows;
-	bool *conflicts;
-
-	if (table->mostly_known > 0)
-		table->mostly_known--;
-	if (table->direct == NULL)
-		table->direct = open_groups(mart, table, desc);
-	rows = mr_rows_create(table->direct, (int) count);
-	conflicts = palloc0(count);
-	tuplestore_rescan(delta);
-	while (tuplestore_gettupleslot(delta, true, false, slot))
-	{
-		slot_getallattrs(slot);
-		if (table->mostly_known > 0 || DatumGetInt64(slot->tts_values[n_column - 1]) <= 0)
-		{
-			tuplestore_puttupleslot(left, slot);
-			continue;
-		}
-		for (int c = 0; c < desc->natts; c++)
-		{
-			Form_pg_attribute attribute = TupleDescAttr(desc, c);
-
-			rows->nulls[c][rows->nrows] = slot->tts_isnull[c];
-			if (!slot->tts_isnull[c])
-				rows->values[c][rows->nrows] = datumCopy(slot->tts_values[c], attribute->attbyval,
-														 attribute->attlen);
-		}
-		rows->nrows++;
-	}
-	if (rows->nrows > 0)
-	{
-		Datum *values = palloc(sizeof(Datum) * desc->natts);
-		bool *nulls = palloc(desc->natts);
-		int nknown = 0;
-		bool direct = mr_table_insert_free(table->direct, rows, conflicts);
-
-		for (int r = 0; r < rows->nrows; r++)
-		{
-			if (direct && !conflicts[r])
-				continue;
-			for (int c = 0; c < desc->natts; c++)
-			{
-				values[c] = rows->values[c][r];
-				nulls[c] = rows->nulls[c][r];
-			}
-			tuplestore_putvalues(left, desc, values, nulls);
-			nknown++;
-		}
-		if (nknown * 2 > rows->nrows)
-			table->mostly_known = KNOWN_BATCHES;
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	return left;
 }
 
 /* Computes each table's delta as the mart's owner and writes it as the extension's. */
@@ -388,11 +355,6 @@ write_deltas(MrMart *mart, DeltaSize size)
 			continue;
 
 		mr_run_as(&saved, mr_extension_owner());
-		if (table->output == NULL && !mart->global)
-		{
-			delta = insert_new_groups(mart, table, delta, desc);
-			stores = lappend(stores, delta);
-		}
 		publish(table->input, delta, desc);
 		written = run_saved(table->write, &desc);
 		if (table->output != NULL)
@@ -424,30 +386,59 @@ rethrow_as_configuration(MrMart *mart, MemoryContext context)
 	ReThrowError(error);
 }
 
+/* Are all tables of the state such as differences can be merged into directly? */
+static bool
+is_plain(const MrMart *mart)
+{
+	for (int i = 0; i < mart->ntables; i++)
+	{
+		if (!mr_merge_is_plain(mart->merges[i]))
+			return false;
+	}
+	return true;
+}
+
+/* The same by SQL, for all that is staged or for what the direct way does not take. */
+static void
+maintain_by_sql(MrMart *mart, MrBatch *batch, MrStaged *staged)
+{
+	SPI_connect();
+	if (work_mem < DELTA_WORK_MEM)
+		(void) set_config_option("work_mem", psprintf("%dkB", DELTA_WORK_MEM), PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (staged == NULL)
+		write_deltas(mart, WHOLE);
+	else
+	{
+		/* The rows are copied once for all marts of the batch. */
+		MemoryContext spi = MemoryContextSwitchTo(batch->context);
+
+		mr_staged_register(staged);
+		MemoryContextSwitchTo(spi);
+		write_deltas(mart, staged->nold + staged->nnew < LARGE_BATCH ? SMALL : LARGE);
+	}
+	SPI_finish();
+}
+
 /* Adds what a batch changed, or with NULL all that is staged, to the state. */
 static void
 maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int nest_level;
+	int nest_level = mr_settings_pin(mart->timezone);
+	MrRunAs saved;
 
-	SPI_connect();
-	nest_level = mr_settings_pin(mart->timezone);
-	if (work_mem < DELTA_WORK_MEM)
-		(void) set_config_option("work_mem", psprintf("%dkB", DELTA_WORK_MEM), PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	PG_TRY();
 	{
-		if (staged == NULL)
-			write_deltas(mart, WHOLE);
+		if (staged == NULL || mart->delta == NULL || !is_plain(mart))
+			maintain_by_sql(mart, batch, staged);
 		else
 		{
-			/* The rows are copied once for all marts of the batch. */
-			MemoryContext spi = MemoryContextSwitchTo(batch->context);
-
-			mr_staged_register(staged);
-			MemoryContextSwitchTo(spi);
-			write_deltas(mart, staged->nold + staged->nnew < LARGE_BATCH ? SMALL : LARGE);
+			mr_run_as_restricted(&saved, mart->base.owner);
+			mr_check_privileges(mart->definition);
+			mr_run_back(&saved);
+			mr_mart_delta_apply(mart->delta, staged, mart->base.owner, mart->merges, mart->global,
+								mart->base.name);
 		}
 	}
 	PG_CATCH();
@@ -456,7 +447,6 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 	}
 	PG_END_TRY();
 	mr_settings_unpin(nest_level);
-	SPI_finish();
 }
 
 static void

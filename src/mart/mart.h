@@ -9,6 +9,7 @@
 #ifndef MR_MART_MART_H
 #define MR_MART_MART_H
 
+#include "core/merge.h"
 #include "nodes/parsenodes.h"
 #include "stage/staging.h"
 
@@ -41,6 +42,29 @@ typedef struct MrMartSlot
 	bool sum;
 	bool truth;
 } MrMartSlot;
+
+/* What a column of the state beside g and e counts or sums up. */
+typedef enum MrMartCount
+{
+	MR_COUNT_ROWS,
+	MR_COUNT_VALUES, /* rows whose argument is not NULL */
+	MR_COUNT_OBJECTS,
+	MR_COUNT_DISTINCT, /* what a side table says */
+	MR_COUNT_TRUE,
+	MR_SUM_INT8, /* of smaller integers */
+	MR_SUM_NUMERIC, /* of bigint or finite numeric */
+	MR_COUNT_NAN,
+	MR_COUNT_PLUS, /* infinity */
+	MR_COUNT_MINUS
+} MrMartCount;
+
+typedef struct MrMartCounter
+{
+	char *name;
+	MrMartCount what;
+	char *source; /* over a group's staging rows "r"; NULL when a side table says it */
+	MrMartSlot *slot; /* NULL: all rows */
+} MrMartCounter;
 
 typedef struct MrMartQuery
 {
@@ -80,7 +104,11 @@ extern char *mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place
 extern char *mr_mart_describe(MrMartQuery *mart, Node *expression);
 extern int mr_mart_position(const MrMartQuery *mart, Node *expression);
 
-/* state.c: statements over the state table `state` (qualified and quoted) and its side tables. */
+/* state.c: the columns of the state beside g and e (MrMartCounter *), and whether NULL is 0 in one. */
+extern List *mr_mart_counters(MrMartQuery *mart);
+extern bool mr_mart_is_rare(MrMartCount what);
+
+/* Statements over the state table `state` (qualified and quoted) and its side tables. */
 extern List *mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by);
 extern char *mr_mart_view(MrMartQuery *mart, const char *base);
 extern List *mr_mart_distinct_slots(MrMartQuery *mart);
@@ -92,7 +120,20 @@ extern char *mr_mart_side_delta(MrMartQuery *mart, const MrMartSlot *slot, bool 
 extern char *mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSlot *slot);
 extern char *mr_mart_empty_row(MrMartQuery *mart, const char *base);
 
+/*
+ * delta.c: what a batch changes, in C.  NULL when a type of the mart cannot be hashed; the staging table's old and
+ * new rows are then read by SQL.
+ */
+typedef struct MrMartDelta MrMartDelta;
+
+extern MrMartDelta *mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner);
+
+/* Adds it to the tables of the state, each of which is plain: those of distinct counts, then the mart's own. */
+extern void mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
+								MrMerge **merges, bool keep, const char *name);
+
 /* mart.c */
+extern void mr_mart_check_count(const char *name, int64 n);
 extern const MrTargetKind mr_mart_kind;
 extern MrTarget *mr_mart_open(int32 target_id);
 extern void mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after);

@@ -22,24 +22,6 @@
 #include "utils/lsyscache.h"
 #include "utils/ruleutils.h"
 
-/* How a column of the state follows the rows. */
-typedef enum Upkeep
-{
-	ADDED, /* never NULL */
-	ADDED_RARELY, /* NULL is 0 */
-	DISTINCT_ADDED /* from a side table */
-} Upkeep;
-
-/* A column of the state beside g and e. */
-typedef struct StateColumn
-{
-	char *name;
-	const char *type;
-	Upkeep upkeep;
-	char *source; /* over a group's staging rows "r"; NULL when DISTINCT_ADDED */
-	MrMartSlot *slot;
-} StateColumn;
-
 /* " FILTER (WHERE …)" of the conditions that are not NULL, or "". */
 static char *
 filter_clause(const char *first, const char *second)
@@ -52,14 +34,12 @@ filter_clause(const char *first, const char *second)
 }
 
 static List *
-add_column(List *columns, char *name, const char *type, Upkeep upkeep, char *source,
-		   MrMartSlot *slot)
+add_column(List *columns, char *name, MrMartCount what, char *source, MrMartSlot *slot)
 {
-	StateColumn *column = palloc(sizeof(StateColumn));
+	MrMartCounter *column = palloc(sizeof(MrMartCounter));
 
 	column->name = name;
-	column->type = type;
-	column->upkeep = upkeep;
+	column->what = what;
 	column->source = source;
 	column->slot = slot;
 	return lappend(columns, column);
@@ -75,21 +55,21 @@ slot_columns(MrMartQuery *mart, MrMartSlot *slot, List *columns)
 	const char *finite = NULL;
 
 	if (slot->kind == MR_SLOT_DISTINCT)
-		return add_column(columns, name, "bigint", DISTINCT_ADDED, NULL, slot);
+		return add_column(columns, name, MR_COUNT_DISTINCT, NULL, slot);
 	if (slot->kind == MR_SLOT_OBJECTS)
 	{
 		/* Rows are grouped by the object's key, too, so that an object is there or not. */
 		char *rows = psprintf("count(*)%s", filter_clause(filter, NULL));
 
-		return add_column(columns, name, "bigint", ADDED,
+		return add_column(columns, name, MR_COUNT_OBJECTS,
 						  mart->many ? psprintf("(%s > 0)::integer::bigint", rows) : rows, slot);
 	}
 
-	columns = add_column(columns, name, "bigint", ADDED,
+	columns = add_column(columns, name, MR_COUNT_VALUES,
 						 psprintf("count(%s)%s", x == NULL ? "*" : x, filter_clause(filter, NULL)),
 						 slot);
 	if (slot->truth)
-		columns = add_column(columns, psprintf("a%d_true", slot->number), "bigint", ADDED,
+		columns = add_column(columns, psprintf("a%d_true", slot->number), MR_COUNT_TRUE,
 							 psprintf("count(*)%s", filter_clause(filter, psprintf("(%s)", x))),
 							 slot);
 	if (!slot->sum)
@@ -99,28 +79,47 @@ slot_columns(MrMartQuery *mart, MrMartSlot *slot, List *columns)
 		finite = psprintf("(%s) < 'Infinity'::numeric AND (%s) > '-Infinity'::numeric", x, x);
 	columns =
 		add_column(columns, psprintf("a%d_sum", slot->number),
-				   slot->type == INT2OID || slot->type == INT4OID ? "bigint" : "numeric", ADDED,
+				   slot->type == INT2OID || slot->type == INT4OID ? MR_SUM_INT8 : MR_SUM_NUMERIC,
 				   psprintf("coalesce(sum(%s)%s, 0)", x, filter_clause(filter, finite)), slot);
 	if (slot->type == NUMERICOID)
 	{
-		static const char *const specials[][2] = {
-			{"nan", "NaN"}, {"pinf", "Infinity"}, {"ninf", "-Infinity"}};
+		static const struct
+		{
+			const char *name;
+			const char *value;
+			MrMartCount what;
+		} specials[] = {{"nan", "NaN", MR_COUNT_NAN},
+						{"pinf", "Infinity", MR_COUNT_PLUS},
+						{"ninf", "-Infinity", MR_COUNT_MINUS}};
 
 		for (int i = 0; i < lengthof(specials); i++)
 			columns = add_column(
-				columns, psprintf("a%d_%s", slot->number, specials[i][0]), "bigint", ADDED_RARELY,
+				columns, psprintf("a%d_%s", slot->number, specials[i].name), specials[i].what,
 				psprintf("count(*)%s", filter_clause(filter, psprintf("(%s) = '%s'::numeric", x,
-																	  specials[i][1]))),
+																	  specials[i].value))),
 				slot);
 	}
 	return columns;
 }
 
-/* All columns of the state beside g and e. */
-static List *
-state_columns(MrMartQuery *mart)
+/* The type of a counter. */
+static const char *
+counter_type(const MrMartCounter *counter)
 {
-	List *columns = add_column(NIL, "n", "bigint", ADDED, "count(*)", NULL);
+	return counter->what == MR_SUM_NUMERIC ? "numeric" : "bigint";
+}
+
+/* Is NULL in the state 0, because the counter is seldom another? */
+bool
+mr_mart_is_rare(MrMartCount what)
+{
+	return what == MR_COUNT_NAN || what == MR_COUNT_PLUS || what == MR_COUNT_MINUS;
+}
+
+List *
+mr_mart_counters(MrMartQuery *mart)
+{
+	List *columns = add_column(NIL, "n", MR_COUNT_ROWS, "count(*)", NULL);
 	ListCell *lc;
 
 	foreach(lc, mart->slots)
@@ -304,13 +303,13 @@ mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
 	appendStringInfo(&sql, "CREATE TABLE %s (", state);
 	append_columns(&sql, mart->groups, 'g');
 	append_columns(&sql, mart->extras, 'e');
-	foreach(lc, state_columns(mart))
+	foreach(lc, mr_mart_counters(mart))
 	{
-		StateColumn *column = lfirst(lc);
+		MrMartCounter *column = lfirst(lc);
 
 		appendStringInfo(&sql, "%s%s %s%s", foreach_current_index(lc) == 0 ? "" : ", ",
-						 column->name, column->type,
-						 column->upkeep == ADDED_RARELY ? "" : " NOT NULL");
+						 column->name, counter_type(column),
+						 mr_mart_is_rare(column->what) ? "" : " NOT NULL");
 	}
 	/* Groups are updated again and again: room for it on their page spares the index. */
 	appendStringInfoString(&sql, ") WITH (fillfactor = 80)");
@@ -384,9 +383,9 @@ append_rows(StringInfo sql, MrMartQuery *mart, List *columns, const char *relati
 	appendStringInfo(sql, "SELECT %s", group_expressions(mart));
 	foreach(lc, columns)
 	{
-		StateColumn *column = lfirst(lc);
+		MrMartCounter *column = lfirst(lc);
 
-		if (column->upkeep == DISTINCT_ADDED)
+		if (column->what == MR_COUNT_DISTINCT)
 			appendStringInfo(sql, ", 0::bigint AS %s", column->name);
 		else
 			appendStringInfo(sql, ", %s%s AS %s", old ? "- " : "", column->source, column->name);
@@ -403,7 +402,7 @@ append_rows(StringInfo sql, MrMartQuery *mart, List *columns, const char *relati
 char *
 mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 {
-	List *columns = state_columns(mart);
+	List *columns = mr_mart_counters(mart);
 	int ngroups = list_length(mart->groups);
 	StringInfoData sql;
 	ListCell *lc;
@@ -418,13 +417,13 @@ mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 			foreach_current_index(lc) + 1);
 	foreach(lc, columns)
 	{
-		StateColumn *column = lfirst(lc);
+		MrMartCounter *column = lfirst(lc);
 
-		if (column->upkeep == ADDED_RARELY)
-			appendStringInfo(&sql, ", nullif(sum(d.%s), 0)::%s AS %s", column->name, column->type,
-							 column->name);
+		if (mr_mart_is_rare(column->what))
+			appendStringInfo(&sql, ", nullif(sum(d.%s), 0)::%s AS %s", column->name,
+							 counter_type(column), column->name);
 		else
-			appendStringInfo(&sql, ", sum(d.%s)::%s AS %s", column->name, column->type,
+			appendStringInfo(&sql, ", sum(d.%s)::%s AS %s", column->name, counter_type(column),
 							 column->name);
 	}
 	appendStringInfoString(&sql, " FROM (");
@@ -441,11 +440,11 @@ mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 		appendStringInfo(&sql, " UNION ALL SELECT %s", group_list(mart, ""));
 		foreach(lc2, columns)
 		{
-			StateColumn *column = lfirst(lc2);
+			MrMartCounter *column = lfirst(lc2);
 
 			appendStringInfo(&sql, ", %s",
 							 column->slot == lfirst(lc) ? "appeared"
-														: psprintf("0::%s", column->type));
+														: psprintf("0::%s", counter_type(column)));
 		}
 		appendStringInfo(&sql, " FROM mr_distinct_%d_%d", target_id,
 						 ((MrMartSlot *) lfirst(lc))->number);
@@ -453,7 +452,7 @@ mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING ", numbers(ngroups));
 	foreach(lc, columns)
 		appendStringInfo(&sql, "%ssum(d.%s) <> 0", foreach_current_index(lc) == 0 ? "" : " OR ",
-						 ((StateColumn *) lfirst(lc))->name);
+						 ((MrMartCounter *) lfirst(lc))->name);
 	appendStringInfo(&sql, " ORDER BY %s", numbers(ngroups));
 	return sql.data;
 }
@@ -471,13 +470,13 @@ mr_mart_upsert(MrMartQuery *mart, int32 target_id)
 	appendStringInfoString(&names, group_list(mart, ""));
 	for (int i = 1; i <= list_length(mart->extras); i++)
 		appendStringInfo(&names, ", e%d", i);
-	foreach(lc, state_columns(mart))
+	foreach(lc, mr_mart_counters(mart))
 	{
-		StateColumn *column = lfirst(lc);
+		MrMartCounter *column = lfirst(lc);
 
 		appendStringInfo(&names, ", %s", column->name);
 		appendStringInfo(&sets,
-						 column->upkeep == ADDED_RARELY
+						 mr_mart_is_rare(column->what)
 							 ? "%s%s = nullif(coalesce(s.%s, 0) + coalesce(excluded.%s, 0), 0)"
 							 : "%s%s = s.%s + excluded.%s",
 						 foreach_current_index(lc) == 0 ? "" : ", ", column->name, column->name,
@@ -544,11 +543,11 @@ mr_mart_empty_row(MrMartQuery *mart, const char *base)
 		return NULL;
 	initStringInfo(&names);
 	initStringInfo(&values);
-	foreach(lc, state_columns(mart))
+	foreach(lc, mr_mart_counters(mart))
 	{
-		StateColumn *column = lfirst(lc);
+		MrMartCounter *column = lfirst(lc);
 
-		if (column->upkeep != ADDED_RARELY)
+		if (!mr_mart_is_rare(column->what))
 		{
 			appendStringInfo(&names, ", %s", column->name);
 			appendStringInfoString(&values, ", 0");

@@ -1,0 +1,691 @@
+/*
+ * merge.c
+ *	  Adding differences to counters, straight through the table access method.
+ *
+ * Rows are taken in chunks, in the order of the unique index.  First each key of a chunk is looked up, without
+ * locking anything; tuples of those that are not there go to the heap by the page, where nobody can find them yet.
+ * A key that we have not seen before is not looked up as long as nearly all such keys prove to be new: a bitmap
+ * of hashes remembers keys, and may be wrong in both directions, which costs time and nothing else.  Then, key by key, either the index entry is inserted or
+ * the row that is there is updated.  Both may find that somebody else was faster: then that transaction is waited
+ * for, while we hold smaller keys only, and the key is looked up again.  An update is a compare-and-swap: it is
+ * computed from a version of the row and refused by the heap when that is not the newest one any more.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_index.h"
+#include "common/hashfn.h"
+#include "core/compat.h"
+#include "core/merge.h"
+#include "core/millrace.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/sortsupport.h"
+
+/* Rows that go to the heap in one call. */
+#define CHUNK 1000
+
+/* Bits for keys that we have seen; with many more keys all are looked up. */
+#define SEEN_BITS (1 << 23)
+
+/* At most one in so many unseen keys may be there, or unseen keys are looked up. */
+#define RARELY_THERE 16
+
+struct MrMerge
+{
+	Oid relid;
+	Oid role;
+	int ncolumns;
+	int nkeys;
+	int counter;
+	AttrNumber *attnums;
+	MrMergeColumn *columns;
+	MemoryContext context;
+	uint8 *seen; /* bitmap by hash of the key; NULL as long as there are few rows at a time */
+	bool trust_unseen; /* last time nearly all keys that we had not seen were new */
+};
+
+/* A row and the first value of its key, abbreviated when the type can do that. */
+typedef struct Sorted
+{
+	Datum first;
+	bool first_null;
+	int row;
+} Sorted;
+
+/* A merge under way. */
+typedef struct Merging
+{
+	MrMerge *merge;
+	const MrRows *rows;
+	bool keep;
+	int64 *after;
+	Relation relation;
+	int nindexes;
+	Relation *indexes;
+	IndexInfo **infos;
+	int unique; /* which of them has the key */
+	EState *estate; /* of indexes over expressions */
+	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
+	ScanKeyData probe[INDEX_MAX_KEYS];
+	int probe_column[INDEX_MAX_KEYS]; /* number of the column that is the index's i-th */
+	IndexScanDesc scan;
+	SnapshotData dirty;
+	TupleTableSlot *found; /* the row that is there */
+	TupleTableSlot *changed;
+	TupleTableSlot *slots[CHUNK];
+	int nslots;
+	SortSupportData *sort;
+	CommandId command;
+	MemoryContext context;
+	MemoryContext row_context;
+	int64 nunseen; /* keys that we had not seen */
+	int64 nthere; /* those of them that were there */
+} Merging;
+
+MrMerge *
+mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
+				const MrMergeColumn *columns, int counter)
+{
+	MrMerge *merge = palloc0(sizeof(MrMerge));
+
+	merge->relid = relid;
+	merge->role = role;
+	merge->ncolumns = ncolumns;
+	merge->counter = counter;
+	merge->attnums = palloc(sizeof(AttrNumber) * ncolumns);
+	merge->columns = palloc(sizeof(MrMergeColumn) * ncolumns);
+	memcpy(merge->attnums, attnums, sizeof(AttrNumber) * ncolumns);
+	memcpy(merge->columns, columns, sizeof(MrMergeColumn) * ncolumns);
+	while (merge->nkeys < ncolumns && columns[merge->nkeys] == MR_MERGE_KEY)
+		merge->nkeys++;
+	merge->context = CurrentMemoryContext;
+	merge->trust_unseen = true;
+	return merge;
+}
+
+/* ---- opening ---------------------------------------------------------------------------------- */
+
+/* A heap of the role's own that nobody has put a trigger or a policy on, with all columns given. */
+static bool
+is_plain_table(const MrMerge *merge, Relation relation)
+{
+	TupleConstr *constraints = relation->rd_att->constr;
+	int live = 0;
+
+	for (int i = 0; i < relation->rd_att->natts; i++)
+		live += TupleDescAttr(relation->rd_att, i)->attisdropped ? 0 : 1;
+	return relation->rd_rel->relkind == RELKIND_RELATION && !relation->rd_rel->relispartition &&
+		   relation->rd_rel->relam == HEAP_TABLE_AM_OID && relation->trigdesc == NULL &&
+		   relation->rd_rules == NULL && !relation->rd_rel->relrowsecurity &&
+		   (constraints == NULL || constraints->num_check == 0) && live == merge->ncolumns &&
+		   merge->role == relation->rd_rel->relowner;
+}
+
+/* The number of the column that the i-th of an index is, or -1. */
+static int
+key_column(const MrMerge *merge, Relation index, int i)
+{
+	for (int c = 0; c < merge->nkeys; c++)
+	{
+		if (merge->attnums[c] == index->rd_index->indkey.values[i])
+			return c;
+	}
+	return -1;
+}
+
+/* Is it the unique index over the key, nulls being equal? */
+static bool
+is_key_index(const MrMerge *merge, Relation index)
+{
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisunique || !form->indimmediate || !form->indnullsnotdistinct ||
+		form->indnkeyatts != merge->nkeys || index->rd_rel->relam != BTREE_AM_OID)
+		return false;
+	for (int i = 0; i < merge->nkeys; i++)
+	{
+		if (key_column(merge, index, i) < 0 || (index->rd_indoption[i] & INDOPTION_DESC) != 0)
+			return false;
+	}
+	return true;
+}
+
+bool
+mr_merge_is_plain(const MrMerge *merge)
+{
+	Relation relation = table_open(merge->relid, RowExclusiveLock);
+	bool plain = is_plain_table(merge, relation);
+	int nunique = 0;
+	ListCell *lc;
+
+	foreach(lc, RelationGetIndexList(relation))
+	{
+		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+
+		plain = plain && index->rd_index->indisvalid && index->rd_index->indisready &&
+				!index->rd_index->indisexclusion &&
+				heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL) &&
+				(!index->rd_index->indisunique || is_key_index(merge, index));
+		nunique += index->rd_index->indisunique ? 1 : 0;
+		index_close(index, NoLock);
+	}
+	table_close(relation, NoLock);
+	return plain && nunique == 1;
+}
+
+/* How rows are sorted by the key's index, and found in it. */
+static void
+prepare_key(Merging *merging)
+{
+	const MrMerge *merge = merging->merge;
+	Relation index = merging->indexes[merging->unique];
+
+	merging->sort = palloc0(sizeof(SortSupportData) * merge->nkeys);
+	for (int i = 0; i < merge->nkeys; i++)
+	{
+		SortSupport sort = &merging->sort[i];
+		Oid equality = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
+										   index->rd_opcintype[i], BTEqualStrategyNumber);
+
+		merging->probe_column[i] = key_column(merge, index, i);
+		ScanKeyEntryInitialize(&merging->probe[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i], get_opcode(equality), (Datum) 0);
+		sort->ssup_cxt = CurrentMemoryContext;
+		sort->ssup_collation = index->rd_indcollation[i];
+		sort->ssup_nulls_first = (index->rd_indoption[i] & INDOPTION_NULLS_FIRST) != 0;
+		sort->ssup_attno = i + 1;
+		sort->abbreviate = i == 0;
+		PrepareSortSupportFromIndexRel(index, BTLessStrategyNumber, sort);
+	}
+}
+
+/* Slots outlive the chunk, their tuples do not. */
+static TupleTableSlot *
+make_slot(const Merging *merging)
+{
+	MemoryContext previous = MemoryContextSwitchTo(merging->context);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(merging->desc, &TTSOpsVirtual);
+
+	MemoryContextSwitchTo(previous);
+	return slot;
+}
+
+static void
+open_table(Merging *merging)
+{
+	List *oids;
+	ListCell *lc;
+
+	merging->relation = table_open(merging->merge->relid, RowExclusiveLock);
+	merging->desc = CreateTupleDescCopyConstr(RelationGetDescr(merging->relation));
+	oids = RelationGetIndexList(merging->relation);
+	merging->indexes = palloc(sizeof(Relation) * list_length(oids));
+	merging->infos = palloc(sizeof(IndexInfo *) * list_length(oids));
+	foreach(lc, oids)
+	{
+		int i = merging->nindexes++;
+
+		merging->indexes[i] = index_open(lfirst_oid(lc), RowExclusiveLock);
+		merging->infos[i] = BuildIndexInfo(merging->indexes[i]);
+		if (merging->indexes[i]->rd_index->indisunique)
+			merging->unique = i;
+		if (merging->infos[i]->ii_Expressions != NIL && merging->estate == NULL)
+			merging->estate = CreateExecutorState();
+	}
+	prepare_key(merging);
+	merging->found = table_slot_create(merging->relation, NULL);
+	merging->changed = make_slot(merging);
+	InitDirtySnapshot(merging->dirty);
+	merging->command = GetCurrentCommandId(true);
+}
+
+static void
+close_table(Merging *merging)
+{
+	for (int i = 0; i < merging->nslots; i++)
+		ExecDropSingleTupleTableSlot(merging->slots[i]);
+	if (merging->scan != NULL)
+		index_endscan(merging->scan);
+	ExecDropSingleTupleTableSlot(merging->found);
+	ExecDropSingleTupleTableSlot(merging->changed);
+	if (merging->estate != NULL)
+		FreeExecutorState(merging->estate);
+	for (int i = 0; i < merging->nindexes; i++)
+	{
+		mr_index_insert_cleanup(merging->indexes[i], merging->infos[i]);
+		index_close(merging->indexes[i], NoLock);
+	}
+	table_close(merging->relation, NoLock);
+}
+
+/* ---- one row ---------------------------------------------------------------------------------- */
+
+/* Puts a row into a slot as it is inserted. */
+static void
+fill_slot(const Merging *merging, TupleTableSlot *slot, int row)
+{
+	const MrMerge *merge = merging->merge;
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, merging->desc->natts);
+	for (int c = 0; c < merge->ncolumns; c++)
+	{
+		int attribute = merge->attnums[c] - 1;
+
+		slot->tts_values[attribute] = merging->rows->values[c][row];
+		slot->tts_isnull[attribute] = merging->rows->nulls[c][row];
+	}
+	ExecStoreVirtualTuple(slot);
+	ItemPointerSetInvalid(&slot->tts_tid);
+}
+
+/* Puts the entry of one index; false when the key of the unique one may be there already. */
+static bool
+insert_entry(Merging *merging, int i, TupleTableSlot *slot, IndexUniqueCheck check)
+{
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+
+	if (merging->infos[i]->ii_Expressions != NIL)
+	{
+		ResetPerTupleExprContext(merging->estate);
+		GetPerTupleExprContext(merging->estate)->ecxt_scantuple = slot;
+	}
+	FormIndexDatum(merging->infos[i], slot, merging->estate, values, nulls);
+	return index_insert(merging->indexes[i], values, nulls, &slot->tts_tid, merging->relation,
+						check, false, merging->infos[i]);
+}
+
+/* Puts the entries of a new tuple; false, and only that of the key is there, when somebody else's may be, too. */
+static bool
+insert_entries(Merging *merging, TupleTableSlot *slot)
+{
+	if (!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
+		return false;
+	for (int i = 0; i < merging->nindexes; i++)
+	{
+		if (i != merging->unique)
+			(void) insert_entry(merging, i, slot, UNIQUE_CHECK_NO);
+	}
+	return true;
+}
+
+/*
+ * Finds the row with the key, ours or committed or in doubt, other than `except`; it stands in merging->found.
+ */
+static bool
+find(Merging *merging, int row, ItemPointer except)
+{
+	/* The scan allocates what it keeps whenever it needs it. */
+	MemoryContext previous = MemoryContextSwitchTo(merging->context);
+	bool found = false;
+
+	for (int i = 0; i < merging->merge->nkeys; i++)
+	{
+		int column = merging->probe_column[i];
+		bool isnull = merging->rows->nulls[column][row];
+
+		merging->probe[i].sk_argument = merging->rows->values[column][row];
+		merging->probe[i].sk_flags = isnull ? SK_ISNULL | SK_SEARCHNULL : 0;
+	}
+	if (merging->scan == NULL)
+		merging->scan = mr_index_beginscan(merging->relation, merging->indexes[merging->unique],
+										   &merging->dirty, merging->merge->nkeys);
+	index_rescan(merging->scan, merging->probe, merging->merge->nkeys, NULL, 0);
+	while (!found && index_getnext_slot(merging->scan, ForwardScanDirection, merging->found))
+		found = except == NULL || !ItemPointerEquals(&merging->found->tts_tid, except);
+	MemoryContextSwitchTo(previous);
+	return found;
+}
+
+/* Is the row in merging->found being inserted by somebody?  Then waits for him. */
+static bool
+wait_for_inserter(Merging *merging)
+{
+	TransactionId inserter = merging->dirty.xmin;
+
+	if (!TransactionIdIsValid(inserter))
+		return false;
+	if (merging->dirty.speculativeToken != 0)
+		SpeculativeInsertionWait(inserter, merging->dirty.speculativeToken);
+	else
+		XactLockTableWait(inserter, merging->relation, &merging->found->tts_tid, XLTW_InsertIndex);
+	return true;
+}
+
+static Datum
+add(MrMergeColumn kind, Datum old, bool old_null, Datum difference, bool difference_null,
+	bool *isnull)
+{
+	int64 sum;
+
+	*isnull = false;
+	if (kind == MR_MERGE_NUMERIC)
+		return DirectFunctionCall2(numeric_add, old, difference);
+	if (pg_add_s64_overflow(old_null ? 0 : DatumGetInt64(old),
+							difference_null ? 0 : DatumGetInt64(difference), &sum))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("bigint out of range")));
+	*isnull = kind == MR_MERGE_RARE_INT8 && sum == 0;
+	return Int64GetDatum(sum);
+}
+
+/* Updates or deletes the row in merging->found; false when it is not the newest version any more. */
+static bool
+change_found(Merging *merging, int row)
+{
+	const MrMerge *merge = merging->merge;
+	TupleTableSlot *found = merging->found;
+	TupleTableSlot *changed = merging->changed;
+	int natts = merging->desc->natts;
+	TM_FailureData failure;
+	MrUpdateIndexes update_indexes;
+	LockTupleMode lock_mode;
+	TM_Result result;
+	int64 count;
+
+	slot_getallattrs(found);
+	ExecClearTuple(changed);
+	memcpy(changed->tts_values, found->tts_values, sizeof(Datum) * natts);
+	memcpy(changed->tts_isnull, found->tts_isnull, natts);
+	for (int c = merge->nkeys; c < merge->ncolumns; c++)
+	{
+		int attribute = merge->attnums[c] - 1;
+
+		if (merge->columns[c] != MR_MERGE_FIXED)
+			changed->tts_values[attribute] =
+				add(merge->columns[c], found->tts_values[attribute], found->tts_isnull[attribute],
+					merging->rows->values[c][row], merging->rows->nulls[c][row],
+					&changed->tts_isnull[attribute]);
+	}
+	count = DatumGetInt64(changed->tts_values[merge->attnums[merge->counter] - 1]);
+	if (count == 0 && !merging->keep)
+		result = table_tuple_delete(merging->relation, &found->tts_tid, merging->command,
+									SnapshotAny, InvalidSnapshot, true, &failure, false);
+	else
+	{
+		ExecStoreVirtualTuple(changed);
+		result = table_tuple_update(merging->relation, &found->tts_tid, changed, merging->command,
+									SnapshotAny, InvalidSnapshot, true, &failure, &lock_mode,
+									&update_indexes);
+		for (int i = 0; i < merging->nindexes && result == TM_Ok; i++)
+		{
+			/* The key is this row's; a tuple that we are going to take back may have it, too. */
+			if (mr_updates_indexes(update_indexes, merging->infos[i]))
+				(void) insert_entry(merging, i, changed,
+									i == merging->unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO);
+		}
+	}
+	switch (result)
+	{
+		case TM_Ok:
+			if (merging->after != NULL)
+				merging->after[row] = count;
+			return true;
+		case TM_Updated:
+		case TM_Deleted:
+			return false;
+		default:
+			elog(ERROR, "cannot change a row of \"%s\": %d",
+				 RelationGetRelationName(merging->relation), (int) result);
+	}
+}
+
+static void
+note_inserted(Merging *merging, int row)
+{
+	if (merging->after != NULL)
+		merging->after[row] = DatumGetInt64(merging->rows->values[merging->merge->counter][row]);
+}
+
+/* Takes a tuple back that an earlier command has inserted. */
+static void
+take_back(Merging *merging, ItemPointer place)
+{
+	simple_heap_delete(merging->relation, place);
+}
+
+/* Merges a row of whose key it is known that it was there, or that somebody is just inserting it. */
+static void
+merge_row(Merging *merging, int row, ItemPointer except)
+{
+	ItemPointerData own;
+
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (find(merging, row, except))
+		{
+			if (!wait_for_inserter(merging) && change_found(merging, row))
+				break;
+			continue;
+		}
+		/* It is gone: ours may be inserted. */
+		fill_slot(merging, merging->changed, row);
+		table_tuple_insert(merging->relation, merging->changed, merging->command, 0, NULL);
+		if (insert_entries(merging, merging->changed))
+		{
+			note_inserted(merging, row);
+			break;
+		}
+		own = merging->changed->tts_tid;
+		CommandCounterIncrement();
+		merging->command = GetCurrentCommandId(true);
+		take_back(merging, &own);
+	}
+}
+
+/* ---- all rows --------------------------------------------------------------------------------- */
+
+static int
+compare_rows(const void *left, const void *right, void *argument)
+{
+	const Merging *merging = argument;
+	const Sorted *l = left;
+	const Sorted *r = right;
+
+	int order = ApplySortComparator(l->first, l->first_null, r->first, r->first_null,
+									&merging->sort[0]);
+
+	for (int i = 0; i < merging->merge->nkeys && order == 0; i++)
+	{
+		SortSupport sort = &merging->sort[i];
+		int column = merging->probe_column[i];
+		Datum left_value = merging->rows->values[column][l->row];
+		Datum right_value = merging->rows->values[column][r->row];
+		bool left_null = merging->rows->nulls[column][l->row];
+		bool right_null = merging->rows->nulls[column][r->row];
+
+		if (i > 0)
+			order = ApplySortComparator(left_value, left_null, right_value, right_null, sort);
+		else if (sort->abbrev_converter != NULL)
+			order = ApplySortAbbrevFullComparator(left_value, left_null, right_value, right_null,
+												  sort);
+	}
+	return order;
+}
+
+/* The rows in the order of the unique index. */
+static Sorted *
+sort_rows(Merging *merging)
+{
+	int nrows = merging->rows->nrows;
+	Sorted *sorted = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Sorted) * nrows);
+	SortSupport sort = &merging->sort[0];
+	const Datum *values = merging->rows->values[merging->probe_column[0]];
+	const bool *nulls = merging->rows->nulls[merging->probe_column[0]];
+
+	for (int r = 0; r < nrows; r++)
+	{
+		sorted[r].row = r;
+		sorted[r].first_null = nulls[r];
+		sorted[r].first = nulls[r]                         ? (Datum) 0
+						  : sort->abbrev_converter != NULL ? sort->abbrev_converter(values[r], sort)
+														   : values[r];
+	}
+	qsort_arg(sorted, nrows, sizeof(Sorted), compare_rows, merging);
+	return sorted;
+}
+
+/* Have we seen a key with this hash?  Now we have. */
+static bool
+seen(const Merging *merging, int row)
+{
+	const MrMerge *merge = merging->merge;
+	uint32 hash = 0;
+	uint8 *byte;
+	bool before;
+
+	if (merge->seen == NULL)
+		return true;
+	for (int c = 0; c < merge->nkeys; c++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(merging->desc, merge->attnums[c] - 1);
+
+		if (!merging->rows->nulls[c][row])
+			hash = hash_combine(hash, datum_image_hash(merging->rows->values[c][row],
+													   attribute->attbyval, attribute->attlen));
+	}
+	hash = murmurhash32(hash) % SEEN_BITS;
+	byte = &merge->seen[hash / 8];
+	before = (*byte & (1 << (hash % 8))) != 0;
+	*byte |= 1 << (hash % 8);
+	return before;
+}
+
+/* Merges the rows of one chunk. */
+static void
+merge_chunk(Merging *merging, const Sorted *sorted, int n)
+{
+	const MrMerge *merge = merging->merge;
+	bool there[CHUNK];
+	bool unseen[CHUNK];
+	ItemPointerData places[CHUNK];
+	ItemPointerData taken_back[CHUNK];
+	int ntaken_back = 0;
+	int nnew = 0;
+	int next = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		int row = sorted[i].row;
+
+		ItemPointerSetInvalid(&places[i]);
+		unseen[i] = !seen(merging, row);
+		/* Only who has rows to give can be new. */
+		there[i] = !merging->keep && DatumGetInt64(merging->rows->values[merge->counter][row]) <= 0;
+		if (!there[i] && !(unseen[i] && merge->trust_unseen))
+		{
+			there[i] = find(merging, row, NULL);
+			if (there[i])
+				places[i] = merging->found->tts_tid;
+		}
+		merging->nunseen += unseen[i];
+		merging->nthere += unseen[i] && there[i];
+		if (there[i])
+			continue;
+		if (nnew == merging->nslots)
+			merging->slots[merging->nslots++] = make_slot(merging);
+		fill_slot(merging, merging->slots[nnew++], row);
+	}
+	if (nnew > 0)
+		heap_multi_insert(merging->relation, merging->slots, nnew, merging->command, 0, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		TupleTableSlot *slot;
+
+		if (there[i])
+		{
+			if (!ItemPointerIsValid(&places[i]) ||
+				!table_tuple_fetch_row_version(merging->relation, &places[i], &merging->dirty,
+											   merging->found) ||
+				TransactionIdIsValid(merging->dirty.xmin) || !change_found(merging, sorted[i].row))
+				merge_row(merging, sorted[i].row, NULL);
+			continue;
+		}
+		slot = merging->slots[next++];
+		if (insert_entries(merging, slot))
+			note_inserted(merging, sorted[i].row);
+		else
+		{
+			taken_back[ntaken_back++] = slot->tts_tid;
+			merging->nthere += unseen[i];
+			merge_row(merging, sorted[i].row, &slot->tts_tid);
+		}
+	}
+	if (ntaken_back > 0)
+	{
+		CommandCounterIncrement();
+		merging->command = GetCurrentCommandId(true);
+	}
+	for (int i = 0; i < ntaken_back; i++)
+		take_back(merging, &taken_back[i]);
+}
+
+static void
+merge_all(Merging *merging)
+{
+	int nrows = merging->rows->nrows;
+	Sorted *sorted = sort_rows(merging);
+
+	if (merging->merge->seen == NULL && nrows >= CHUNK)
+		merging->merge->seen = MemoryContextAllocZero(merging->merge->context, SEEN_BITS / 8);
+
+	for (int first = 0; first < nrows; first += CHUNK)
+	{
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextSwitchTo(merging->row_context);
+		merge_chunk(merging, &sorted[first], Min(CHUNK, nrows - first));
+		MemoryContextSwitchTo(merging->context);
+		MemoryContextReset(merging->row_context);
+	}
+	if (merging->nunseen > 0)
+		merging->merge->trust_unseen = merging->nthere <= merging->nunseen / RARELY_THERE;
+}
+
+void
+mr_merge_rows(MrMerge *merge, const MrRows *rows, bool keep, int64 *after)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	MemoryContext context;
+	Merging *merging;
+	MrRunAs saved;
+
+	if (rows->nrows == 0)
+		return;
+	context = AllocSetContextCreate(previous, "millrace merge", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	merging = palloc0(sizeof(Merging));
+	merging->merge = merge;
+	merging->rows = rows;
+	merging->keep = keep;
+	merging->after = after;
+	merging->context = context;
+	merging->row_context = AllocSetContextCreate(context, "millrace merge chunk",
+												 ALLOCSET_DEFAULT_SIZES);
+	mr_run_as_restricted(&saved, merge->role);
+	open_table(merging);
+	merge_all(merging);
+	close_table(merging);
+	mr_run_back(&saved);
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+	/* What comes next in the transaction sees the rows. */
+	CommandCounterIncrement();
+}

@@ -1,0 +1,45 @@
+/*
+ * merge.h
+ *	  Adding differences to counters: the bulk writer's third verb, for tables that count.
+ *
+ * A row that is there gets the differences added, one that is not is inserted, one that counts nothing any more
+ * goes.  Keys are visited in the order of the unique index, each locked or inserted before the next, so that two
+ * writers of the same keys wait for each other and never in a circle (C4).
+ */
+#ifndef MR_CORE_MERGE_H
+#define MR_CORE_MERGE_H
+
+#include "core/writer.h"
+
+/* How a column follows. */
+typedef enum MrMergeColumn
+{
+	MR_MERGE_KEY,
+	MR_MERGE_FIXED, /* a function of the key: given when the row is inserted */
+	MR_MERGE_INT8,
+	MR_MERGE_RARE_INT8, /* NULL is 0 */
+	MR_MERGE_NUMERIC
+} MrMergeColumn;
+
+typedef struct MrMerge MrMerge;
+
+/*
+ * The table is written as its owner-to-be `role`; `columns` of it are `attnums`, the keys first.  `counter` is
+ * the number (from 0) of the bigint column that says whether there is anything left.
+ */
+extern MrMerge *mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
+								const MrMergeColumn *columns, int counter);
+
+/*
+ * Is the table plain enough?  A heap of the role's own without triggers, rules and policies, with one unique index,
+ * over the key.
+ */
+extern bool mr_merge_is_plain(const MrMerge *merge);
+
+/*
+ * Merges rows of different keys into a plain table.  With `keep` rows stay that count nothing.  after[r] (may be
+ * NULL) is the counter of row r afterwards.
+ */
+extern void mr_merge_rows(MrMerge *merge, const MrRows *rows, bool keep, int64 *after);
+
+#endif /* MR_CORE_MERGE_H */
