@@ -1,7 +1,7 @@
 # Functions that the scripts share: packages, clean-up, a private PostgreSQL, a private Apache Kafka.
 # Source it from a bash script that has `set -euo pipefail`; nothing runs until a function is called.
 #
-#   need_packages build test kafka    installs what is missing (root or sudo); nothing with INSTALL=0
+#   need_packages build test kafka    (and demo, cron, matrix) installs what is missing (root or sudo); nothing with INSTALL=0
 #   pg_start DIR [LINE ...]           a server in DIR/data; LINEs go to its postgresql.conf; exports PG*
 #   pg_stop DIR [MODE]                stops it (fast, or immediate); pg_start DIR starts it again
 #   kafka_start DIR [--scram]         a broker in DIR; exports KAFKA_BOOTSTRAP and what --scram needs
@@ -110,6 +110,7 @@ missing_packages() {
 			demo) wanted+=(python3) ;;
 			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
 			matrix) wanted+=(mmdebstrap eatmydata debian-archive-keyring) ;;
+			cron) wanted+=("postgresql-$(pg_major)-cron") ;;
 			kafka)
 				wanted+=(kcat maven openssl)
 				command -v java >/dev/null || wanted+=(default-jre-headless) ;;

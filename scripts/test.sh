@@ -11,6 +11,7 @@
 #	tap        test/t/*.pl: processes, crashes, dumps
 #	property   test/property/*.py: random histories
 #	kafka      test/kafka/*.sh: a real broker
+#	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
 # What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=600 seconds is what one
@@ -24,7 +25,7 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka kill)
+all_groups=(check regress decode tap property kafka cron kill)
 limit=${LIMIT:-600}
 passed=0
 failed=0
@@ -141,6 +142,7 @@ run_folder() {
 	done
 }
 test_kafka() { run_folder kafka; }
+test_cron() { run_folder cron; }
 
 # With named points at which processes can be killed; what is installed afterwards has none.
 test_kill() {
@@ -174,11 +176,10 @@ for group in "${groups[@]}"; do
 	[[ " ${all_groups[*]} " == *" $group "* ]] || die "there is no group \"$group\": ${all_groups[*]}"
 done
 
-if [[ " ${groups[*]} " =~ \ (kafka|kill)\  ]]; then
-	need_packages build test kafka
-else
-	need_packages build test
-fi
+needed=(build test)
+[[ ! " ${groups[*]} " =~ \ (kafka|kill)\  ]] || needed+=(kafka)
+[[ ! " ${groups[*]} " =~ \ cron\  ]] || needed+=(cron)
+need_packages "${needed[@]}"
 if [ "${BUILD:-1}" = 1 ]; then
 	say "building"
 	make -s -C "$root" clean >/dev/null

@@ -148,16 +148,17 @@ millrace_execute_as(PG_FUNCTION_ARGS)
 	Oid role = PG_GETARG_OID(0);
 	char *statement = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	int nest_level = mr_enter_declaring_path();
+	uint64 processed;
 	MrRunAs saved;
 
 	/* Restricted: a deferred trigger would run as whoever commits. */
 	mr_run_as_restricted(&saved, role);
 	SPI_connect();
-	(void) mr_sql("%s", statement);
+	processed = mr_sql("%s", statement);
 	SPI_finish();
 	mr_run_back(&saved);
 	AtEOXact_GUC(false, nest_level);
-	PG_RETURN_VOID();
+	PG_RETURN_INT64((int64) processed);
 }
 
 Datum

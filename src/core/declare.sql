@@ -1,10 +1,10 @@
 -- What the declaring functions in millrace_internal stand on.  They run as the extension's owner with the
 -- caller's role as first argument; what belongs to the caller is done as the caller.
 
-CREATE FUNCTION millrace_internal.execute_as(role regrole, statement text) RETURNS void
+CREATE FUNCTION millrace_internal.execute_as(role regrole, statement text) RETURNS bigint
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_execute_as';
 COMMENT ON FUNCTION millrace_internal.execute_as(regrole, text) IS
-    'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function';
+    'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function; returns how many rows it was about';
 
 CREATE FUNCTION millrace_internal.qualified_query(role regrole, query text) RETURNS text
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_qualified_query';

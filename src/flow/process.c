@@ -49,6 +49,7 @@ mr_flow_prepare(MrStream *stream, MrBatch *batch)
 		MrStaging *staging = lfirst(lc);
 
 		batch->staged[staging->ordinal].staging = staging;
+		mr_log_extend(staging, batch->loaded_at);
 	}
 }
 

@@ -99,6 +99,8 @@ typedef struct MrStagingPlan
 	AttrNumber *columns; /* that are written: key, element, then the others */
 	MrTable *table;
 	MrTable *log; /* the same columns, _rows and _deleted; NULL without one */
+	bool log_in_days; /* it is partitioned by the day of _loaded_at */
+	TimestampTz log_until; /* until when there are partitions, as far as is known */
 } MrStagingPlan;
 
 /*
@@ -145,6 +147,11 @@ extern MrRow mr_version_empty_row(const MrStaging *staging, const MrVersion *ver
 /* Is the message left out, for this staging table or (NULL) altogether? */
 extern bool mr_message_left_out(const MrBatch *batch, const MrMessage *message,
 								const MrStaging *staging);
+
+/*
+ * Makes the partitions of a log that is to be written at that time, and those of the days after it.  The caller is connected to SPI.
+ */
+extern void mr_log_extend(const MrStaging *staging, TimestampTz at);
 
 /* Puts what was mapped into the staging tables and their logs, and finds old and new rows; *writing_for is what it is at. */
 extern void mr_stage_apply(MrBatch *batch, MrStaging **writing_for);

@@ -428,7 +428,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 			   "definition ->> 'for_each', definition ->> 'tombstone', "
 			   "definition ->> 'payload', "
 			   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
-			   "log::oid "
+			   "log::oid, log_partition = 'day' "
 			   "FROM millrace.staging WHERE stream_id = %d AND %s ORDER BY id",
 			   stream->id, condition);
 	rows = SPI_tuptable;
@@ -464,6 +464,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		c.plan->max_ahead = DatumGetInt64(mr_sql_value(i, 9, &isnull));
 		value = mr_sql_value(i, 10, &isnull);
 		log = isnull ? InvalidOid : DatumGetObjectId(value);
+		c.plan->log_in_days = DatumGetBool(mr_sql_value(i, 11, &isnull));
 
 		relation = try_table_open(c.staging->relid, AccessShareLock);
 		if (relation == NULL)

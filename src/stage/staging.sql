@@ -11,7 +11,10 @@ CREATE TABLE millrace.staging (
     definition_no integer NOT NULL DEFAULT 1,
     -- The table to which every version is appended, and from when on it holds them all (C7).
     log regclass,
-    log_since timestamptz
+    log_since timestamptz,
+    -- One table for all, or one for each day (UTC) of _loaded_at; what is older is removed by maintain().
+    log_partition text NOT NULL DEFAULT 'none' CHECK (log_partition IN ('none', 'day')),
+    log_retention interval
 );
 COMMENT ON TABLE millrace.staging IS 'staging tables: their stream and how messages map to rows';
 
@@ -296,8 +299,8 @@ $$;
 COMMENT ON FUNCTION millrace_internal.define_staging(integer) IS 'makes the definition view of a staging table';
 
 CREATE FUNCTION millrace_internal.create_staging(caller regrole, name text, stream text, key json, columns json, version json, event_time json, for_each text,
-    source_table text, route text, deleted text, computed json, filter text, expect json, payload text, max_ahead interval, tombstone text, log boolean, timezone text,
-    replace boolean) RETURNS void
+    source_table text, route text, deleted text, computed json, filter text, expect json, payload text, max_ahead interval, tombstone text, log boolean, log_partition text,
+    log_retention interval, timezone text, replace boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -314,6 +317,13 @@ BEGIN
         RAISE EXCEPTION 'a staging table needs a name' USING ERRCODE = 'null_value_not_allowed';
     END IF;
     log := coalesce(log, false);
+    log_partition := coalesce(log_partition, 'none');
+    PERFORM millrace_internal.check_word('log_partition', log_partition, '{none, day}');
+    PERFORM millrace_internal.check_retention('log_retention', log_retention);
+    IF NOT log AND (log_partition <> 'none' OR log_retention IS NOT NULL) THEN
+        RAISE EXCEPTION '% needs a log', CASE WHEN log_retention IS NULL THEN 'log_partition' ELSE 'log_retention' END
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give log => true, too.';
+    END IF;
     replace := coalesce(replace, false);
     IF source_table IS NOT NULL THEN
         RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
@@ -330,7 +340,7 @@ BEGIN
             RAISE EXCEPTION '% is already a staging table of stream "%"', qualified, (SELECT f.name FROM millrace.stream f WHERE f.id = present.stream_id)
                 USING ERRCODE = 'duplicate_table', HINT = 'replace => true changes its definition.';
         END IF;
-        PERFORM millrace_internal.replace_staging(caller, present, definition, log, timezone);
+        PERFORM millrace_internal.replace_staging(caller, present, definition, log, log_partition, log_retention, timezone);
         RETURN;
     END IF;
     IF EXISTS (SELECT FROM millrace.target t WHERE t.relation = kept) THEN
@@ -360,13 +370,13 @@ BEGIN
         PERFORM millrace_internal.adopt_rows(staging_id);
     END IF;
     IF log THEN
-        PERFORM millrace_internal.create_log(caller, staging_id);
+        PERFORM millrace_internal.create_log(caller, staging_id, log_partition, log_retention);
     END IF;
     PERFORM millrace_internal.check_staging(feed.id, staging_id);
     PERFORM millrace_internal.changed(feed.id);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_staging(regrole, text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) IS
+COMMENT ON FUNCTION millrace_internal.create_staging(regrole, text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, interval, text, boolean) IS
     'the other half of millrace.create_staging';
 
 CREATE FUNCTION millrace_internal.check_adopted(caller regrole, relation regclass, definition json) RETURNS void
@@ -429,7 +439,7 @@ $$;
 COMMENT ON FUNCTION millrace_internal.adopt_rows(integer) IS 'remembers the objects of an adopted table';
 
 -- The log: every version that came, as it was mapped; plain append.
-CREATE FUNCTION millrace_internal.create_log(caller regrole, staging_id integer) RETURNS void
+CREATE FUNCTION millrace_internal.create_log(caller regrole, staging_id integer, log_partition text, log_retention interval) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -438,17 +448,66 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     SELECT format('%I.%I', n.nspname, c.relname || '_log') INTO log_name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = staging.relation;
-    PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, _rows integer NOT NULL, _deleted boolean NOT NULL, _message_time timestamptz NOT NULL)', log_name,
-        (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n))));
+    PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, _rows integer NOT NULL, _deleted boolean NOT NULL, _message_time timestamptz NOT NULL)%s', log_name,
+        (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)),
+        CASE log_partition WHEN 'day' THEN ' PARTITION BY RANGE (_loaded_at)' ELSE '' END));
     EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
-    UPDATE millrace.staging s SET log = log_name::regclass, log_since = CASE WHEN EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
+    UPDATE millrace.staging s SET log = log_name::regclass, log_partition = create_log.log_partition, log_retention = create_log.log_retention, log_since = CASE WHEN EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
     WHERE s.id = staging_id;
+    IF log_partition = 'day' THEN
+        PERFORM millrace_internal.extend_log(staging_id, clock_timestamp());
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_log(regrole, integer) IS 'makes the log of a staging table';
+COMMENT ON FUNCTION millrace_internal.create_log(regrole, integer, text, interval) IS 'makes the log of a staging table';
+
+-- A log in days: makes the parts from that time's day to two days later, if they are not there; returns until when there are some.  Parts
+-- are made apart and attached, which keeps nobody from reading or writing the log.
+CREATE FUNCTION millrace_internal.extend_log(staging_id integer, at timestamptz) RETURNS timestamptz
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET datestyle = 'ISO, YMD' AS $$
+DECLARE
+    staging millrace.staging;
+    name text;
+    schema name;
+    part text;
+    first timestamptz := date_trunc('day', at);
+    day timestamptz;
+BEGIN
+    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    SELECT c.relname, n.nspname INTO name, schema FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = staging.log;
+    -- Of several workers one does it.
+    PERFORM millrace_internal.execute_as(staging.owner, format('LOCK TABLE %I.%I IN SHARE UPDATE EXCLUSIVE MODE', schema, name));
+    FOR day IN SELECT first + n * interval '1 day' FROM generate_series(0, 2) n LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM millrace_internal.log_parts(staging.log) p WHERE day >= p.since AND day < p.until);
+        part := format('%I.%I', schema, left(name, 54) || to_char(day, '_YYYYMMDD'));
+        PERFORM millrace_internal.execute_as(staging.owner, format('CREATE TABLE %s (LIKE %I.%I INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)', part, schema, name));
+        PERFORM millrace_internal.execute_as(staging.owner, format('ALTER TABLE %I.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', schema, name, part, day, day + interval '1 day'));
+    END LOOP;
+    RETURN first + interval '3 days';
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.extend_log(integer, timestamptz) IS 'makes the days of a log ahead of their time';
+
+-- The parts of a log, and which time is in them.
+CREATE FUNCTION millrace_internal.log_parts(log regclass) RETURNS TABLE (part regclass, since timestamptz, until timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET datestyle = 'ISO, YMD' AS $$
+    SELECT c.oid, bound[1]::timestamptz, bound[2]::timestamptz
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid,
+         LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid), $re$^FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)$re$) AS bound
+    WHERE i.inhparent = log AND bound IS NOT NULL
+    ORDER BY 2
+$$;
+COMMENT ON FUNCTION millrace_internal.log_parts(regclass) IS 'the days of a partitioned log';
 
 -- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
-CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, timezone text) RETURNS void
+CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, log_partition text, log_retention interval,
+    timezone text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -458,6 +517,11 @@ DECLARE
     log_relation regclass := present.log;
     broken boolean := to_regclass(format('millrace_def.staging_%s', present.id)) IS NULL;
 BEGIN
+    IF present.log IS NOT NULL AND log AND log_partition <> present.log_partition THEN
+        RAISE EXCEPTION 'log_partition of staging table % cannot change', present.relation
+            USING ERRCODE = 'feature_not_supported', HINT = 'Replace it with log => false, rename or drop its log, and replace it again.';
+    END IF;
+    UPDATE millrace.staging s SET log_retention = replace_staging.log_retention WHERE s.id = present.id AND s.log IS NOT NULL;
     IF NOT broken AND definition::text = present.definition::text AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
         RETURN;
     END IF;
@@ -507,9 +571,9 @@ BEGIN
     -- Columns that are no longer mapped stay in the table; they are no longer written.
     UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;
     IF log AND present.log IS NULL THEN
-        PERFORM millrace_internal.create_log(caller, present.id);
+        PERFORM millrace_internal.create_log(caller, present.id, log_partition, log_retention);
     ELSIF NOT log AND present.log IS NOT NULL THEN
-        UPDATE millrace.staging s SET log = NULL, log_since = NULL WHERE s.id = present.id;
+        UPDATE millrace.staging s SET log = NULL, log_since = NULL, log_partition = 'none', log_retention = NULL WHERE s.id = present.id;
         RAISE NOTICE 'table % is no longer written; drop it when it is no longer needed', present.log;
     END IF;
     PERFORM millrace_internal.define_staging(present.id);
@@ -519,17 +583,17 @@ BEGIN
         USING HINT = 'millrace.reset_stream() reads what came before again.';
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.replace_staging(regrole, millrace.staging, json, boolean, text) IS 'changes the definition of a staging table';
+COMMENT ON FUNCTION millrace_internal.replace_staging(regrole, millrace.staging, json, boolean, text, interval, text) IS 'changes the definition of a staging table';
 
 CREATE FUNCTION millrace.create_staging(name text, stream text, key json DEFAULT NULL, columns json DEFAULT NULL, version json DEFAULT NULL, event_time json DEFAULT NULL,
     for_each text DEFAULT NULL, source_table text DEFAULT NULL, route text DEFAULT NULL, deleted text DEFAULT NULL, computed json DEFAULT NULL, filter text DEFAULT NULL,
     expect json DEFAULT NULL, payload text DEFAULT NULL, max_ahead interval DEFAULT '1 day', tombstone text DEFAULT 'timestamp', log boolean DEFAULT false,
-    timezone text DEFAULT 'UTC', replace boolean DEFAULT false) RETURNS void
+    log_partition text DEFAULT 'none', log_retention interval DEFAULT NULL, timezone text DEFAULT 'UTC', replace boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) IS
+COMMENT ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, interval, text, boolean) IS
     'declares a table that is kept from a stream: the newest version of each object, typed columns mapped once';
-REVOKE ALL ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, boolean) TO millrace_admin;
+REVOKE ALL ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, interval, text, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.create_staging(text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, interval, text, boolean) TO millrace_admin;
 
 -- ---- dropping ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,92 @@
+-- What is kept for a time only: dead letters, incidents, logs.
+
+-- The log of one staging table.  Rows are deleted beside those who write; days are dropped, which waits a moment for them at most.
+CREATE FUNCTION millrace_internal.maintain_log(staging millrace.staging, OUT action text, OUT rows bigint) RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET lock_timeout = '1s' AS $$
+DECLARE
+    cutoff timestamptz := clock_timestamp() - staging.log_retention;
+    day record;
+BEGIN
+    IF staging.log_partition = 'none' THEN
+        rows := millrace_internal.execute_as(staging.owner, format('DELETE FROM %s WHERE _loaded_at < %L', staging.log, cutoff));
+        IF rows > 0 THEN
+            UPDATE millrace.staging s SET log_since = greatest(s.log_since, cutoff) WHERE s.id = staging.id;
+            action := 'deleted';
+            RETURN NEXT;
+        END IF;
+        RETURN;
+    END IF;
+    FOR day IN SELECT p.part::text, p.until FROM millrace_internal.log_parts(staging.log) p WHERE p.until <= cutoff ORDER BY p.until LOOP
+        BEGIN
+            rows := NULL;
+            PERFORM millrace_internal.execute_as(staging.owner, format('DROP TABLE %s', day.part));
+            UPDATE millrace.staging s SET log_since = greatest(s.log_since, day.until) WHERE s.id = staging.id;
+            action := format('dropped partition %s', day.part);
+        EXCEPTION
+            WHEN lock_not_available THEN
+                action := format('left partition %s for later: the log is in use', day.part);
+                RETURN NEXT;
+                RETURN;
+            WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+                action := format('cannot drop partition %s: %s', day.part, sqlerrm);
+        END;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.maintain_log(millrace.staging) IS 'removes what is too old from the log of a staging table';
+
+-- millrace.maintain()
+CREATE FUNCTION millrace_internal.maintain(caller regrole, name text) RETURNS TABLE (stream text, subject text, action text, rows bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    kept millrace.stream;
+    staging millrace.staging;
+    now timestamptz := clock_timestamp();
+BEGIN
+    IF maintain.name IS NOT NULL THEN
+        PERFORM millrace_internal.own_stream(caller, maintain.name);
+    END IF;
+    -- Rows first: the locks that dropping a day takes are held for as short as can be.
+    FOR kept IN SELECT s.* FROM millrace.stream s
+                WHERE (s.name = maintain.name OR maintain.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE') ORDER BY s.name LOOP
+        stream := kept.name;
+        action := 'deleted';
+        subject := 'dead letters';
+        DELETE FROM millrace.letter l WHERE l.stream_id = kept.id AND l.at < now - kept.letter_retention;
+        GET DIAGNOSTICS rows = ROW_COUNT;
+        IF rows > 0 THEN
+            RETURN NEXT;
+        END IF;
+        subject := 'incidents';
+        DELETE FROM millrace.stream_incident i WHERE i.stream_id = kept.id AND i.at < now - kept.incident_retention;
+        GET DIAGNOSTICS rows = ROW_COUNT;
+        IF rows > 0 THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    FOR staging IN SELECT g.* FROM millrace.staging g JOIN millrace.stream s ON s.id = g.stream_id
+                   WHERE (s.name = maintain.name OR maintain.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE')
+                     AND g.log_retention IS NOT NULL AND EXISTS (SELECT FROM pg_class c WHERE c.oid = g.log)
+                   ORDER BY g.log_partition = 'day', s.name, g.id LOOP
+        SELECT s.name INTO stream FROM millrace.stream s WHERE s.id = staging.stream_id;
+        subject := staging.log::text;
+        FOR action, rows IN SELECT m.action, m.rows FROM millrace_internal.maintain_log(staging) m LOOP
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.maintain(regrole, text) IS 'the other half of millrace.maintain()';
+
+CREATE FUNCTION millrace.maintain(name text DEFAULT NULL) RETURNS TABLE (stream text, subject text, action text, rows bigint)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.maintain(text) IS
+    'removes dead letters, incidents and logs that are older than their retention, of one stream or of all of one''s streams; returns what it did';
+REVOKE ALL ON FUNCTION millrace.maintain(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.maintain(text) TO millrace_admin;
