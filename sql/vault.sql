@@ -61,13 +61,11 @@ SELECT millrace.create_link('vd.l_x', source => 'vs.orders', hubs => '{vd.h_orde
 SELECT millrace.create_link('vd.l_x', source => 'vs.orders', hubs => '{vd.h_order, b=vd.h_user}', columns => '{"c": {"user_id": "seller_id"}}');
 SELECT millrace.create_link('vd.l_x', source => 'vs.orders', hubs => '{vd.h_order, b=vd.h_user}', columns => '{"b": {"userid": "seller_id"}}');
 SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.s_status', attributes => '{status}');
-SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', attributes => '{status}', history => 'all');
 SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', attributes => '{status}', history => 'change');
-SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', attributes => '{status}', kind => 'effectivity');
+SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', kind => 'effectivity', driving_key => '{order_id}');
 SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', attributes => '{order_id}');
 SELECT millrace.create_satellite('vd.s_x', source => 'vs.orders', parent => 'vd.h_order', attributes => '{status}', columns => '{"statsu": "status"}');
 SELECT millrace.create_satellite('vd.s_status', source => 'vs.orders', parent => 'vd.h_user', attributes => '{status}', replace => true);
-SELECT millrace.create_satellite('vd.s_status', source => 'vs.orders', parent => 'vd.h_order', attributes => '{cost}', replace => true);
 \set VERBOSITY terse
 ALTER TABLE vd.h_order DROP COLUMN order_id;
 ALTER TABLE vd.s_status ALTER COLUMN status TYPE varchar(3);

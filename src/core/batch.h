@@ -54,6 +54,7 @@ typedef struct MrVersion
 	bool event_time_null;
 	TimestampTz loaded_at;
 	bool deleted;
+	bool held_back; /* it has elements, but none of them passes: that ends nothing */
 	bool always; /* a tombstone that wins over every version before it */
 	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */
 	int nrows; /* rows that pass filter and expectations */

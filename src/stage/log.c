@@ -229,7 +229,11 @@ make_versions(MrStaged *staged, const LogRow *rows, int nrows, int cut, const in
 			version->event_time = DatumGetTimestampTz(row->row.values[staging->event_time - 1]);
 		version->loaded_at = DatumGetTimestampTz(row->row.values[plan->loaded_at - 1]);
 		version->deleted = row->deleted;
-		if (row->rows == 0)
+		/* A filter left nothing; one row for each version has no other reason to be empty. */
+		version->held_back =
+			row->rows < 0 ||
+			(row->rows == 0 && !row->deleted && staging->element == InvalidAttrNumber);
+		if (row->rows <= 0)
 			continue;
 		version->rows = palloc(sizeof(MrRow) * (next - i));
 		for (int n = i; n < next; n++)

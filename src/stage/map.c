@@ -328,6 +328,7 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 			keep_row(staging, version, for_each ? i + 1 : 0, payload);
 		ResetExprContext(plan->context);
 	}
+	version->held_back = version->nrows == 0;
 }
 
 /* One message as one staging table takes it. */

@@ -56,7 +56,9 @@ append_log(MrStaged *staged)
 		}
 		for (int r = first; r < rows->nrows; r++)
 		{
-			rows->values[plan->ncolumns][r] = Int32GetDatum(version->nrows);
+			/* -1: it has elements, but none of them passed. */
+			rows->values[plan->ncolumns][r] = Int32GetDatum(
+				version->held_back && staging->element != InvalidAttrNumber ? -1 : version->nrows);
 			rows->values[plan->ncolumns + 1][r] = BoolGetDatum(version->deleted);
 			rows->values[plan->ncolumns + 2][r] = TimestampTzGetDatum(version->message->time);
 		}

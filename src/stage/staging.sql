@@ -625,7 +625,10 @@ BEGIN
             RAISE EXCEPTION '% feeds % %', kept, dependent.kind, dependent.relation
                 USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops what it feeds, too.';
         END IF;
-        IF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
+        -- What has other sources lives on from them.
+        IF EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id <> staging.id) THEN
+            DELETE FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id = staging.id;
+        ELSIF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
             PERFORM millrace_internal.drop_target(caller, dependent.id, true);
         END IF;
     END LOOP;

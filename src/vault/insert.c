@@ -34,6 +34,10 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 	table->table = mr_table_create(base->relid, base->owner, n, attnums, 1);
 	table->known = mr_known_create(base->relid, table->table);
 	table->readers = mr_key_readers_create(key, base);
+	table->record_sources = palloc0(sizeof(char *) * Max(base->nsources, 1));
+	for (int s = 0; s < base->nsources; s++)
+		table->record_sources[s] = mr_vault_json_text(
+			mr_vault_json_member(mr_vault_json(base->sources[s].columns), "record_source"));
 }
 
 /* Puts one row with the key that was read last into `rows`, unless it is known. */
@@ -63,7 +67,6 @@ void
 mr_key_table_apply(MrTarget *target, MrBatch *batch)
 {
 	MrKeyTable *table = (MrKeyTable *) target;
-	Datum record_source = mr_vault_record_source(table->record_source, batch);
 	int capacity = mr_vault_count_rows(target, batch);
 	int64 skipped = 0;
 	int64 inserted;
@@ -83,9 +86,12 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	{
 		MrKeyReader *reader = table->readers[s];
 		const MrStaged *staged;
+		Datum record_source;
 
 		if (reader == NULL)
 			continue;
+		record_source = mr_vault_record_source(table->record_sources[s], table->record_source,
+											   batch);
 		staged = &batch->staged[target->sources[s].staging->ordinal];
 		for (int v = 0; v < staged->nversions; v++)
 		{

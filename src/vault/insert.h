@@ -13,6 +13,7 @@ typedef struct MrKeyTable
 	char *record_source; /* NULL: the stream's name */
 	MrKey *key;
 	MrKeyReader **readers; /* by source; NULL for sources of other streams */
+	char **record_sources; /* by source; NULL: the table's */
 	int nmiddle; /* columns between the hash key and load_at */
 	Datum (*middle)(MrKeyReader *reader, int i); /* their values, of the key that was read last */
 	MrTable *table; /* hash key, the columns in the middle, load_at, record_source */

@@ -85,12 +85,24 @@ mr_key_of_parent(Jsonb *parent)
 	return mr_key_of_hub(pg_strtoint32(mr_vault_json_text(mr_vault_json_member(parent, "id"))));
 }
 
-MrKeyReader *
-mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns)
+MrKey *
+mr_key_of_parts(const MrKey *whole, const int *parts, int nparts)
+{
+	MrKey *key = key_create(nparts);
+
+	for (int i = 0; i < nparts; i++)
+	{
+		key->parts[i] = whole->parts[parts[i]];
+		key->ncolumns += key->parts[i].ncolumns;
+	}
+	return key;
+}
+
+/* A reader without its columns. */
+static MrKeyReader *
+reader_create(MrKey *key)
 {
 	MrKeyReader *reader = palloc0(sizeof(MrKeyReader));
-	Jsonb *parts = mr_vault_json_member(columns, "key");
-	int column = 0;
 
 	reader->key = key;
 	reader->attnums = palloc(sizeof(AttrNumber) * key->ncolumns);
@@ -98,6 +110,37 @@ mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns)
 	reader->values = palloc(sizeof(Datum) * key->ncolumns);
 	reader->nulls = palloc(sizeof(bool) * key->ncolumns);
 	reader->part_nulls = palloc(sizeof(bool) * key->nparts);
+	return reader;
+}
+
+MrKeyReader *
+mr_key_reader_of_parts(const MrKeyReader *whole, MrKey *key, const int *parts)
+{
+	MrKeyReader *reader = reader_create(key);
+	int column = 0;
+
+	for (int i = 0; i < key->nparts; i++)
+	{
+		int first = 0;
+
+		for (int p = 0; p < parts[i]; p++)
+			first += whole->key->parts[p].ncolumns;
+		for (int c = 0; c < key->parts[i].ncolumns; c++, column++)
+		{
+			reader->attnums[column] = whole->attnums[first + c];
+			reader->casts[column] = whole->casts[first + c];
+		}
+	}
+	return reader;
+}
+
+MrKeyReader *
+mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns)
+{
+	MrKeyReader *reader = reader_create(key);
+	Jsonb *parts = mr_vault_json_member(columns, "key");
+	int column = 0;
+
 	for (int p = 0; p < key->nparts; p++)
 	{
 		Jsonb *names = mr_vault_json_element(parts, p);

@@ -17,21 +17,10 @@
 
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
-#include "vault/vault.h"
-
-/* One attribute: its number is part of the hash and never used again. */
-typedef struct Attribute
-{
-	int32 number;
-	Oid type;
-	int32 typmod;
-	MrHashColumn hash;
-} Attribute;
+#include "vault/satellite.h"
 
 /* How one source speaks of the parent and its attributes. */
 typedef struct SatelliteSource
@@ -39,8 +28,8 @@ typedef struct SatelliteSource
 	MrStaging *staging; /* NULL: of another stream */
 	MrKeyReader *reader;
 	bool parent_is_object; /* deletes name the parent */
-	AttrNumber *attnums; /* of the attributes; 0: not from this source */
-	MrCast **casts;
+	MrAttributeReader attributes;
+	char *record_source; /* NULL: the satellite's */
 	Datum *key_values; /* a row with nothing but an object's key */
 	bool *key_nulls;
 } SatelliteSource;
@@ -50,8 +39,8 @@ typedef struct MrSatellite
 	MrTarget base;
 	char *record_source; /* NULL: the stream's name */
 	MrKey *key; /* the parent's */
-	int nattributes;
-	Attribute *attributes;
+	bool every; /* every assertion is a row: history => 'all' */
+	MrAttributes attributes;
 	SatelliteSource *sources;
 	MrTable *table;
 	MrStatement *find_predecessors;
@@ -95,6 +84,8 @@ typedef struct Run
 	const Assertion *before; /* the parent's assertion before them in the batch, or NULL */
 	TimestampTz confirms; /* applied_at of the row that may be confirmed */
 	bool new_parent; /* the table has no row of it */
+	pg_uuid_t
+		confirms_hash; /* and its hashdiff: the run's, or one made with attributes since removed */
 	bool confirming;
 	bool done;
 } Run;
@@ -109,22 +100,35 @@ create_statements(MrSatellite *satellite, const MrVaultTable *table, const AttrN
 						TIMESTAMPTZARRAYOID, get_array_type(UUIDOID)};
 	char *relation = mr_relation_name(table->relid);
 	const char *names[COLUMNS];
+	StringInfoData said;
 
 	for (int i = 0; i < COLUMNS; i++)
 		names[i] =
 			pstrdup(quote_identifier(NameStr(TupleDescAttr(table->desc, attnums[i] - 1)->attname)));
 
+	/* Columns that tell what a row says when its hash does not. */
+	initStringInfo(&said);
+	if (satellite->attributes.any_removed)
+	{
+		appendStringInfo(&said, ", s.%s", names[COLUMN_IS_DELETED]);
+		for (int i = 0; i < satellite->attributes.n; i++)
+			appendStringInfo(&said, ", s.%s",
+							 quote_identifier(NameStr(
+								 TupleDescAttr(table->desc, attnums[COLUMNS + i] - 1)->attname)));
+	}
+
 	/* One probe of the unique index for each run: the row before its end. */
 	satellite->find_predecessors = mr_statement_create(
-		psprintf("SELECT u.n, p.applied, p.confirmed "
+		psprintf("SELECT u.n, p.* "
 				 "FROM unnest($1, $2, $3, $4, $5) AS u(n, parent, first, last, hash) "
-				 "CROSS JOIN LATERAL (SELECT s.%s AS applied, s.%s AS hash, s.%s AS confirmed "
+				 "CROSS JOIN LATERAL (SELECT s.%s AS \":applied\", s.%s, s.%s AS \":hash\"%s "
 				 "FROM %s s WHERE s.%s = u.parent AND (s.%s, s.%s) <= (u.last, u.hash) "
 				 "ORDER BY s.%s DESC, s.%s DESC LIMIT 1) p "
-				 "WHERE p.hash = u.hash AND p.applied <= u.first",
-				 names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF], names[COLUMN_CONFIRMED_AT],
-				 relation, names[COLUMN_PARENT], names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF],
-				 names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF]),
+				 "WHERE %sp.\":applied\" <= u.first",
+				 names[COLUMN_APPLIED_AT], names[COLUMN_CONFIRMED_AT], names[COLUMN_HASHDIFF],
+				 said.data, relation, names[COLUMN_PARENT], names[COLUMN_APPLIED_AT],
+				 names[COLUMN_HASHDIFF], names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF],
+				 satellite->attributes.any_removed ? "" : "p.\":hash\" = u.hash AND "),
 		lengthof(find_types), find_types);
 
 	satellite->confirm = mr_statement_create(
@@ -141,11 +145,9 @@ create_statements(MrSatellite *satellite, const MrVaultTable *table, const AttrN
 }
 
 static void
-load_source(MrSatellite *satellite, SatelliteSource *source, const MrTargetSource *from,
-			Jsonb *attributes)
+load_source(MrSatellite *satellite, SatelliteSource *source, const MrTargetSource *from)
 {
 	Jsonb *columns = mr_vault_json(from->columns);
-	Jsonb *names = mr_vault_json_member(columns, "attributes");
 	MrStaging *staging = from->staging;
 
 	source->staging = staging;
@@ -153,114 +155,56 @@ load_source(MrSatellite *satellite, SatelliteSource *source, const MrTargetSourc
 		return;
 	source->reader = mr_key_reader_create(satellite->key, staging, columns);
 	source->parent_is_object = mr_key_is_object(source->reader, staging);
-	source->attnums = palloc0(sizeof(AttrNumber) * Max(satellite->nattributes, 1));
-	source->casts = palloc0(sizeof(MrCast *) * Max(satellite->nattributes, 1));
-	for (int i = 0; i < satellite->nattributes; i++)
-	{
-		Attribute *attribute = &satellite->attributes[i];
-		char *name =
-			mr_vault_json_text(mr_vault_json_member(names, psprintf("%d", attribute->number)));
-		Form_pg_attribute column;
-
-		if (name == NULL)
-			continue;
-		source->attnums[i] = mr_staging_attribute(staging, name);
-		if (source->attnums[i] == InvalidAttrNumber)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of staging table %s is gone", name, staging->name)));
-		column = TupleDescAttr(staging->desc, source->attnums[i] - 1);
-		source->casts[i] = mr_cast_create(column->atttypid, column->atttypmod, attribute->type,
-										  attribute->typmod);
-	}
+	source->record_source = mr_vault_json_text(mr_vault_json_member(columns, "record_source"));
+	mr_attribute_reader_init(&source->attributes, &satellite->attributes, staging, columns);
 	source->key_values = palloc0(sizeof(Datum) * staging->desc->natts);
 	source->key_nulls = palloc(staging->desc->natts);
 	memset(source->key_nulls, true, staging->desc->natts);
 }
 
 static MrTarget *
-satellite_load(const MrTarget *base)
+load_standard(const MrTarget *base, Jsonb *definition)
 {
 	MrSatellite *satellite = palloc0(sizeof(MrSatellite));
-	Jsonb *definition = mr_vault_json(base->definition);
-	Jsonb *attributes = mr_vault_json_member(definition, "attributes");
-	AttrNumber *attnums;
+	int capacity = COLUMNS + mr_vault_json_length(mr_vault_json_member(definition, "attributes"));
+	AttrNumber *attnums = palloc(sizeof(AttrNumber) * capacity);
 	MrVaultTable table;
 
 	satellite->base = *base;
 	satellite->record_source =
 		mr_vault_json_text(mr_vault_json_member(definition, "record_source"));
+	satellite->every = strcmp(mr_vault_json_text(mr_vault_json_member(definition, "history")),
+							  "all") == 0;
 	satellite->key = mr_key_of_parent(mr_vault_json_member(definition, "parent"));
 
 	mr_vault_table_open(&table, base);
-	satellite->nattributes = mr_vault_json_length(attributes);
-	satellite->attributes = palloc0(sizeof(Attribute) * Max(satellite->nattributes, 1));
-	attnums = palloc(sizeof(AttrNumber) * (COLUMNS + satellite->nattributes));
 	for (int i = 0; i < COLUMNS; i++)
 		attnums[i] = mr_vault_attribute(&table, column_names[i]);
-	for (int i = 0; i < satellite->nattributes; i++)
-	{
-		Attribute *attribute = &satellite->attributes[i];
-		Jsonb *described = mr_vault_json_element(attributes, i);
-		Form_pg_attribute column;
-
-		attribute->number =
-			pg_strtoint32(mr_vault_json_text(mr_vault_json_member(described, "number")));
-		attnums[COLUMNS + i] = mr_vault_attribute(&table,
-												  psprintf("attribute_%d", attribute->number));
-		column = TupleDescAttr(table.desc, attnums[COLUMNS + i] - 1);
-		attribute->type = column->atttypid;
-		attribute->typmod = column->atttypmod;
-		mr_hash_column_init(&attribute->hash, column->atttypid);
-	}
-	satellite->table = mr_table_create(base->relid, base->owner, COLUMNS + satellite->nattributes,
+	mr_attributes_load(&satellite->attributes, &table, definition, attnums + COLUMNS);
+	satellite->table = mr_table_create(base->relid, base->owner, COLUMNS + satellite->attributes.n,
 									   attnums, 3);
 	create_statements(satellite, &table, attnums);
 
 	satellite->sources = palloc0(sizeof(SatelliteSource) * Max(base->nsources, 1));
 	for (int s = 0; s < base->nsources; s++)
-		load_source(satellite, &satellite->sources[s], &base->sources[s], attributes);
+		load_source(satellite, &satellite->sources[s], &base->sources[s]);
 	return &satellite->base;
 }
 
+static MrTarget *
+satellite_load(const MrTarget *base)
+{
+	Jsonb *definition = mr_vault_json(base->definition);
+	char *kind = mr_vault_json_text(mr_vault_json_member(definition, "kind"));
+
+	if (strcmp(kind, "multi_active") == 0)
+		return mr_multi_active_load(base);
+	if (strcmp(kind, "effectivity") == 0)
+		return mr_effectivity_load(base);
+	return load_standard(base, definition);
+}
+
 /* ---- assertions -------------------------------------------------------------------------------------- */
-
-/* The value of an attribute in a row of a source. */
-static Datum
-attribute_value(const SatelliteSource *source, int i, const MrRow *row, bool *isnull)
-{
-	AttrNumber attnum = source->attnums[i];
-
-	if (attnum == InvalidAttrNumber || row->nulls[attnum - 1])
-	{
-		*isnull = true;
-		return (Datum) 0;
-	}
-	*isnull = false;
-	return mr_cast_value(source->casts[i], row->values[attnum - 1], isnull);
-}
-
-/* The hash of what a row says: of the number and value of each attribute that is not NULL. */
-static void
-hash_content(MrSatellite *satellite, const SatelliteSource *source, const MrRow *row,
-			 pg_uuid_t *hash)
-{
-	MrHasher *hasher = satellite->key->hasher;
-
-	mr_hasher_begin(hasher);
-	for (int i = 0; i < satellite->nattributes; i++)
-	{
-		Attribute *attribute = &satellite->attributes[i];
-		bool isnull;
-		Datum value = attribute_value(source, i, row, &isnull);
-
-		if (isnull)
-			continue;
-		mr_hasher_add_int32(hasher, attribute->number);
-		mr_hasher_add(hasher, &attribute->hash, value, false);
-	}
-	mr_hasher_end(hasher, hash);
-}
 
 /* Adds what one version asserts. */
 static int
@@ -302,7 +246,8 @@ assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertio
 		if (mr_key_read(source->reader, row->values, row->nulls) == 0)
 			continue;
 		mr_key_hash(source->reader, &assertion->parent);
-		hash_content(satellite, source, row, &assertion->hash);
+		mr_attributes_hash(&satellite->attributes, satellite->key->hasher, &source->attributes, row,
+						   &assertion->hash);
 		assertion->time = time;
 		assertion->position = version->message->position;
 		assertion->row = row;
@@ -337,9 +282,9 @@ compare_assertions(const Assertion *l, const Assertion *r)
 #define ST_DEFINE
 #include "lib/sort_template.h"
 
-/* Sorts the assertions and finds the runs. */
+/* Sorts the assertions and finds the runs; with `every`, only equal assertions are one. */
 static int
-find_runs(Assertion *assertions, int n, Run *runs)
+find_runs(Assertion *assertions, int n, Run *runs, bool every)
 {
 	int nruns = 0;
 	int first_of_parent = 0;
@@ -351,7 +296,8 @@ find_runs(Assertion *assertions, int n, Run *runs)
 										   sizeof(pg_uuid_t)) == 0;
 
 		if (same_parent &&
-			memcmp(&assertions[i].hash, &assertions[i - 1].hash, sizeof(pg_uuid_t)) == 0)
+			memcmp(&assertions[i].hash, &assertions[i - 1].hash, sizeof(pg_uuid_t)) == 0 &&
+			(!every || assertions[i].time == assertions[i - 1].time))
 			runs[nruns - 1].last = &assertions[i];
 		else
 		{
@@ -377,56 +323,60 @@ find_runs(Assertion *assertions, int n, Run *runs)
 
 /* ---- writing ----------------------------------------------------------------------------------------- */
 
-/*
- * Runs a statement whose parameters describe runs: their numbers, parents, a time, the last time, content.
- * Its plan is generic and goes through the unique index whatever the statistics of a young table say.
- */
+/* Runs a statement whose parameters describe runs: their numbers, parents, a time, the last time, content. */
 static uint64
 run_statement(const MrSatellite *satellite, MrStatement *statement, const Run *runs,
 			  const int *numbers, int n)
 {
-	static const char *const planning[][2] = {{"enable_seqscan", "off"},
-											  {"enable_bitmapscan", "off"},
-											  {"enable_hashjoin", "off"},
-											  {"enable_mergejoin", "off"},
-											  {"plan_cache_mode", "force_generic_plan"}};
+	bool confirm = statement == satellite->confirm;
 	Datum *elements = palloc(sizeof(Datum) * n);
 	Datum arrays[5];
-	int nest_level = NewGUCNestLevel();
-	MrRunAs saved;
-	uint64 processed;
-
-	for (int i = 0; i < lengthof(planning); i++)
-		(void) set_config_option(planning[i][0], planning[i][1], PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
 
 	for (int i = 0; i < n; i++)
 		elements[i] = Int32GetDatum(numbers[i]);
-	arrays[0] = PointerGetDatum(construct_array(elements, n, INT4OID, 4, true, TYPALIGN_INT));
+	arrays[0] = mr_satellite_int_array(elements, n);
 	for (int i = 0; i < n; i++)
 		elements[i] = UUIDPGetDatum(&runs[numbers[i]].first->parent);
-	arrays[1] =
-		PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	arrays[1] = mr_satellite_uuid_array(elements, n);
 	for (int i = 0; i < n; i++)
-		elements[i] = TimestampTzGetDatum(statement == satellite->confirm
-											  ? runs[numbers[i]].confirms
-											  : runs[numbers[i]].first->time);
-	arrays[2] = PointerGetDatum(
-		construct_array(elements, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		elements[i] = TimestampTzGetDatum(confirm ? runs[numbers[i]].confirms
+												  : runs[numbers[i]].first->time);
+	arrays[2] = mr_satellite_time_array(elements, n);
 	for (int i = 0; i < n; i++)
 		elements[i] = TimestampTzGetDatum(runs[numbers[i]].last->time);
-	arrays[3] = PointerGetDatum(
-		construct_array(elements, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	arrays[3] = mr_satellite_time_array(elements, n);
 	for (int i = 0; i < n; i++)
-		elements[i] = UUIDPGetDatum(&runs[numbers[i]].first->hash);
-	arrays[4] =
-		PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+		elements[i] = UUIDPGetDatum(confirm ? &runs[numbers[i]].confirms_hash
+											: &runs[numbers[i]].first->hash);
+	arrays[4] = mr_satellite_uuid_array(elements, n);
+	return mr_satellite_run(statement, satellite->base.owner, arrays);
+}
 
-	mr_run_as_restricted(&saved, satellite->base.owner);
-	processed = mr_statement_run(statement, arrays, NULL);
-	mr_run_back(&saved);
-	AtEOXact_GUC(false, nest_level);
-	return processed;
+/*
+ * Does the row found for a run say the same?  When attributes have been removed its hash may have been made
+ * with them, too: what is left of it counts.
+ */
+static bool
+says_the_same(MrSatellite *satellite, const Run *run, uint64 found)
+{
+	int n = satellite->attributes.n;
+	Datum *values;
+	bool *nulls;
+	pg_uuid_t hash;
+	bool isnull;
+
+	if (memcmp(DatumGetUUIDP(mr_sql_value(found, 4, &isnull)), &run->first->hash,
+			   sizeof(pg_uuid_t)) == 0)
+		return true;
+	if (!satellite->attributes.any_removed || run->first->row == NULL ||
+		DatumGetBool(mr_sql_value(found, 5, &isnull)))
+		return false;
+	values = palloc(sizeof(Datum) * Max(n, 1));
+	nulls = palloc(Max(n, 1));
+	for (int i = 0; i < n; i++)
+		values[i] = mr_sql_value(found, 6 + i, &nulls[i]);
+	mr_attributes_hash_values(&satellite->attributes, satellite->key->hasher, values, nulls, &hash);
+	return memcmp(&hash, &run->first->hash, sizeof(pg_uuid_t)) == 0;
 }
 
 /* Marks the runs that the table says already, and those that may confirm a row. */
@@ -436,6 +386,7 @@ match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
 	int *numbers = palloc(sizeof(int) * nruns);
 	uint64 found;
 	int n = 0;
+	MrRunAs saved;
 
 	for (int i = 0; i < nruns; i++)
 	{
@@ -448,6 +399,8 @@ match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
 		return;
 	}
 	found = run_statement(satellite, satellite->find_predecessors, runs, numbers, n);
+	/* Output functions are of types that the owner has chosen. */
+	mr_run_as_restricted(&saved, satellite->base.owner);
 	for (uint64 i = 0; i < found; i++)
 	{
 		bool isnull;
@@ -455,13 +408,17 @@ match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
 		TimestampTz applied = DatumGetTimestampTz(mr_sql_value(i, 2, &isnull));
 		TimestampTz confirmed = DatumGetTimestampTz(mr_sql_value(i, 3, &isnull));
 
+		if (!says_the_same(satellite, run, i))
+			continue;
+		run->confirms_hash = *DatumGetUUIDP(mr_sql_value(i, 4, &isnull));
 		/* What the batch itself says before the run lies between. */
-		if (run->before != NULL && compare_content(applied, &run->first->hash, run->before) < 0)
+		if (run->before != NULL && compare_content(applied, &run->confirms_hash, run->before) < 0)
 			continue;
 		run->done = confirmed >= run->last->time;
 		run->confirming = !run->done;
 		run->confirms = applied;
 	}
+	mr_run_back(&saved);
 	SPI_freetuptable(SPI_tuptable);
 	pfree(numbers);
 }
@@ -499,9 +456,12 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 			bool last_only)
 {
 	MrRows *rows = mr_rows_create(satellite->table, nleft);
-	Datum record_source = mr_vault_record_source(satellite->record_source, batch);
+	Datum *record_sources = palloc(sizeof(Datum) * Max(satellite->base.nsources, 1));
 	MrRunAs saved;
 
+	for (int i = 0; i < satellite->base.nsources; i++)
+		record_sources[i] = mr_vault_record_source(satellite->sources[i].record_source,
+												   satellite->record_source, batch);
 	mr_run_as_restricted(&saved, satellite->base.owner);
 	for (int i = 0; i < nruns; i++)
 	{
@@ -520,14 +480,14 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 		rows->values[COLUMN_POSITION][n] = Int64GetDatum(assertion->position);
 		rows->values[COLUMN_IS_DELETED][n] = BoolGetDatum(assertion->row == NULL);
 		rows->values[COLUMN_LOAD_AT][n] = TimestampTzGetDatum(batch->loaded_at);
-		rows->values[COLUMN_RECORD_SOURCE][n] = record_source;
-		for (int a = 0; a < satellite->nattributes; a++)
+		rows->values[COLUMN_RECORD_SOURCE][n] = record_sources[assertion->source];
+		for (int a = 0; a < satellite->attributes.n; a++)
 		{
 			if (assertion->row == NULL)
 				rows->nulls[COLUMNS + a][n] = true;
 			else
-				rows->values[COLUMNS + a][n] = attribute_value(source, a, assertion->row,
-															   &rows->nulls[COLUMNS + a][n]);
+				rows->values[COLUMNS + a][n] = mr_attribute_value(
+					&source->attributes, a, assertion->row, &rows->nulls[COLUMNS + a][n]);
 		}
 	}
 	mr_run_back(&saved);
@@ -572,9 +532,12 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		return;
 
 	runs = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Run) * n);
-	nruns = find_runs(assertions, n, runs);
-	match_predecessors(satellite, runs, nruns);
-	confirm_rows(satellite, runs, nruns);
+	nruns = find_runs(assertions, n, runs, satellite->every);
+	if (!satellite->every)
+	{
+		match_predecessors(satellite, runs, nruns);
+		confirm_rows(satellite, runs, nruns);
+	}
 	for (int i = 0; i < nruns; i++)
 		nleft += !runs[i].done;
 	if (nleft == 0)

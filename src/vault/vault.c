@@ -147,10 +147,21 @@ mr_vault_json_text(Jsonb *scalar)
 	}
 }
 
-Datum
-mr_vault_record_source(const char *own, const MrBatch *batch)
+bool
+mr_vault_json_true(Jsonb *scalar)
 {
-	return CStringGetTextDatum(own != NULL ? own : batch->stream->name);
+	JsonbValue value;
+
+	return scalar != NULL && JsonbExtractScalar(&scalar->root, &value) && value.type == jbvBool &&
+		   value.val.boolean;
+}
+
+Datum
+mr_vault_record_source(const char *of_source, const char *of_target, const MrBatch *batch)
+{
+	return CStringGetTextDatum(of_source != NULL   ? of_source
+							   : of_target != NULL ? of_target
+												   : batch->stream->name);
 }
 
 int

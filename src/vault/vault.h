@@ -44,6 +44,8 @@ typedef struct MrKey
 extern MrKey *mr_key_of_hub(int32 hub_id);
 extern MrKey *mr_key_of_hubs(Jsonb *link_definition);
 extern MrKey *mr_key_of_parent(Jsonb *parent);
+/* The key that some parts of another make. */
+extern MrKey *mr_key_of_parts(const MrKey *whole, const int *parts, int nparts);
 
 /* Which columns of a staging table a key is read from, and how they become the hub's types. */
 typedef struct MrKeyReader
@@ -58,6 +60,9 @@ typedef struct MrKeyReader
 
 /* `columns` is millrace.target_source.columns: {"key": [["declared name", …], …], …}. */
 extern MrKeyReader *mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns);
+
+/* Reads some parts of what another reader reads. */
+extern MrKeyReader *mr_key_reader_of_parts(const MrKeyReader *whole, MrKey *key, const int *parts);
 
 /* One for each source of a target; NULL for those of other streams. */
 extern MrKeyReader **mr_key_readers_create(MrKey *key, const MrTarget *target);
@@ -111,9 +116,11 @@ extern Jsonb *mr_vault_json_member(Jsonb *object, const char *name);
 extern Jsonb *mr_vault_json_element(Jsonb *array, int i);
 extern int mr_vault_json_length(Jsonb *array);
 extern char *mr_vault_json_text(Jsonb *scalar);
+extern bool mr_vault_json_true(Jsonb *scalar);
 
-/* What a target writes as record_source: its own, or the stream's name. */
-extern Datum mr_vault_record_source(const char *own, const MrBatch *batch);
+/* What is written as record_source: the source's own, the target's, or the stream's name. */
+extern Datum mr_vault_record_source(const char *of_source, const char *of_target,
+									const MrBatch *batch);
 
 /* How many rows of its sources a batch holds, those without an object's rows (deletes) not counted. */
 extern int mr_vault_count_rows(const MrTarget *target, const MrBatch *batch);

@@ -4,10 +4,11 @@
 --   hub        {"business_key": [name, …], "names": {technical column: name, …}, "record_source": text or null}
 --   link       {"hubs": [{"id": target, "as": label, "role": role or null}, …], "names": …, "record_source": …}
 --   satellite  {"parent": {"id": target, "kind": "hub" or "link", "hubs": the link's}, "attributes": [{"number": n, "name": name}, …],
---               "kind": …, "history": …, "names": …, "record_source": …}
+--               "kind": …, "history": …, "sub_key": [name, …], "driving_key": [name, …], "names": …, "record_source": …}
+--              ("removed" is true for an attribute that was taken away; "driving" are the places of the driving key's hubs in the link; see satellite.sql for "whole")
 -- and target_source.columns, in declared names of the staging table's columns:
---   {"key": [[columns of the first hub's business key], …], "attributes": {number: column}}
--- The definition view calls the columns hash_key, key_1 … (hubs), hub_1 … (links), attribute_<number> (satellites) and the technical ones by
+--   {"key": [[columns of the first hub's business key], …], "attributes": {number: column}, "sub_key": [column, …], "record_source": the source's own, or not there}
+-- The definition view calls the columns hash_key, key_1 … (hubs), hub_1 … (links), sub_key_1 …, attribute_<number> (satellites) and the technical ones by
 -- their default names.
 
 -- Rows that a hub, link or satellite left out because their business key is NULL.  Several rows for each target, so that workers
@@ -217,25 +218,37 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_current_name(text) IS 'the name of the view that shows what is current in a table';
 
--- Configuration of a new target, its definition view, and its view of what is current.
-CREATE FUNCTION millrace_internal.vault_add(caller regrole, kind text, relation regclass, definition json, staging millrace.staging, columns json, selected text) RETURNS integer
+-- From when on a target is complete, with this source, too; when the source has a log, it is read before the next batch (C11).
+CREATE FUNCTION millrace_internal.vault_horizon(target_id integer, relation regclass, staging millrace.staging) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     consumed boolean := EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = staging.stream_id);
     has_rows boolean;
-    target_id integer;
 BEGIN
     EXECUTE format('SELECT EXISTS (SELECT FROM %s)', staging.relation) INTO has_rows;
     IF staging.log IS NULL AND (consumed OR has_rows) THEN
         RAISE NOTICE '% is complete from now on: % keeps no log of the versions that came before', relation, staging.relation
             USING HINT = 'millrace.reset_stream() reads again what the source still has; log => true at the staging table keeps every version.';
     END IF;
-    INSERT INTO millrace.target (kind, relation, owner, definition, horizon)
-    VALUES (kind, relation, caller, definition,
-            CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() ELSE '-infinity' END)
-    RETURNING id INTO target_id;
+    UPDATE millrace.target t
+    SET state = CASE WHEN staging.log IS NOT NULL THEN 'new' ELSE t.state END,
+        horizon = greatest(t.horizon, CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() END)
+    WHERE t.id = target_id;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_horizon(integer, regclass, millrace.staging) IS 'notes from when on a target is complete, with one more source';
+
+-- Configuration of a new target, its definition view, and its view of what is current.
+CREATE FUNCTION millrace_internal.vault_add(caller regrole, kind text, relation regclass, definition json, staging millrace.staging, columns json, selected text) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target_id integer;
+BEGIN
+    INSERT INTO millrace.target (kind, relation, owner, definition, horizon) VALUES (kind, relation, caller, definition, '-infinity') RETURNING id INTO target_id;
     INSERT INTO millrace.target_source (target_id, staging_id, ordinal, columns) VALUES (target_id, staging.id, 1, columns);
+    PERFORM millrace_internal.vault_horizon(target_id, relation, staging);
     PERFORM millrace_internal.vault_define(target_id, selected);
     PERFORM millrace_internal.vault_view(target_id);
     PERFORM millrace_internal.changed(staging.stream_id);
@@ -314,47 +327,23 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_key(millrace.target, boolean) IS 'how views read the key of a hub or link';
 
--- The view <table>_current: hash key, business key, technical columns, attributes; without zero keys, ghosts and what is deleted.  The current row of a
--- satellite is the one of the last assertion: each row asserts its content at applied_at and again at confirmed_at (C6).  It is found for each
--- key through the satellite's own index.
+-- The view <table>_current of a hub or link: hash key, the keys of hubs, business key, technical columns; without the zero key.
 CREATE FUNCTION millrace_internal.vault_view(target_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     target millrace.target;
-    parent millrace.target;
     key record;
-    body text;
-    col jsonb;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
-    SELECT jsonb_object_agg(c, quote_ident(millrace_internal.definition_column(target.kind, target.id, c))) INTO col
-    FROM unnest('{hash_key,applied_at,confirmed_at,position,hashdiff,is_deleted,load_at,record_source}'::text[]) c;
-    IF target.kind IN ('hub', 'link') THEN
-        key := millrace_internal.vault_key(target, true);
-        body := format('SELECT %s, k.%s, k.%s FROM %s WHERE %s <> %L::uuid', key.selected, col ->> 'load_at', col ->> 'record_source',
-                       key.from_clause, key.hash_key, '00000000-0000-0000-0000-000000000000');
-    ELSE
-        SELECT t.* INTO STRICT parent FROM millrace.target t WHERE t.id = (target.definition #>> '{parent,id}')::integer;
-        key := millrace_internal.vault_key(parent, false);
-        body := format($view$
-SELECT %1$s,
-       (SELECT min(a.at) FROM %2$s AS s, LATERAL (VALUES (s.%3$s), (s.%4$s)) AS a (at)
-        WHERE s.%5$s = c.%5$s AND s.%6$s = c.%6$s
-          AND NOT EXISTS (SELECT FROM %2$s AS o WHERE o.%5$s = c.%5$s AND o.%6$s <> c.%6$s AND (o.%4$s, o.%6$s) > (a.at, c.%6$s))) AS %3$s,
-       %7$s
-FROM %8$s
-CROSS JOIN LATERAL (SELECT s.* FROM %2$s AS s WHERE s.%5$s = %9$s ORDER BY s.%4$s DESC, s.%6$s DESC, s.%3$s LIMIT 1) AS c
-WHERE NOT c.%10$s AND %9$s <> '00000000-0000-0000-0000-000000000000'::uuid$view$,
-            key.selected, target.relation, col ->> 'applied_at', col ->> 'confirmed_at', col ->> 'hash_key', col ->> 'hashdiff',
-            (SELECT string_agg('c.' || c, ', ' ORDER BY n) FROM (
-                SELECT n, col ->> c AS c FROM unnest('{confirmed_at,position,hashdiff,load_at,record_source}'::text[]) WITH ORDINALITY AS u (c, n)
-                UNION ALL
-                SELECT 100 + (a ->> 'number')::integer, quote_ident(millrace_internal.definition_column('satellite', target.id, 'attribute_' || (a ->> 'number')))
-                FROM json_array_elements(target.definition -> 'attributes') a) AS c),
-            key.from_clause, key.hash_key, col ->> 'is_deleted');
+    IF target.kind = 'satellite' THEN
+        PERFORM millrace_internal.satellite_view(target);
+        RETURN;
     END IF;
-    PERFORM millrace_internal.execute_as(target.owner, format('CREATE OR REPLACE VIEW %s AS %s', target.definition ->> 'current', body));
+    key := millrace_internal.vault_key(target, true);
+    PERFORM millrace_internal.execute_as(target.owner, format('CREATE OR REPLACE VIEW %s AS SELECT %s, k.%I, k.%I FROM %s WHERE %s <> %L::uuid', target.definition ->> 'current', key.selected,
+        millrace_internal.definition_column(target.kind, target.id, 'load_at'), millrace_internal.definition_column(target.kind, target.id, 'record_source'),
+        key.from_clause, key.hash_key, '00000000-0000-0000-0000-000000000000'));
     PERFORM millrace_internal.execute_as(target.owner, format('COMMENT ON VIEW %s IS %L', target.definition ->> 'current', format('what is current in %s', target.relation)));
 END
 $$;
@@ -368,6 +357,8 @@ DECLARE
     target millrace.target;
     names json;
     zero constant text := '00000000-0000-0000-0000-000000000000';
+    columns text;
+    ghost text;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
     names := target.definition -> 'names';
@@ -375,9 +366,11 @@ BEGIN
         PERFORM millrace_internal.execute_as(target.owner, format('INSERT INTO %s (%I, %I, %I) VALUES (%L, now(), %L) ON CONFLICT (%I) DO NOTHING', target.relation,
             names ->> 'hash_key', names ->> 'load_at', names ->> 'record_source', zero, 'millrace', names ->> 'hash_key'));
     ELSIF target.kind = 'satellite' THEN
-        PERFORM millrace_internal.execute_as(target.owner, format('INSERT INTO %s (%I, %I, %I, %I, %I, %I, %I, %I) VALUES (%L, %L, %L, %L, 0, false, now(), %L) ON CONFLICT (%I, %I, %I) DO NOTHING', target.relation,
-            names ->> 'hash_key', names ->> 'applied_at', names ->> 'hashdiff', names ->> 'confirmed_at', names ->> 'position', names ->> 'is_deleted', names ->> 'load_at', names ->> 'record_source',
-            zero, '1900-01-01 00:00:00+00', zero, '1900-01-01 00:00:00+00', 'millrace', names ->> 'hash_key', names ->> 'applied_at', names ->> 'hashdiff'));
+        SELECT string_agg(quote_ident(names ->> c), ', ' ORDER BY n),
+               string_agg(CASE WHEN c IN ('applied_at', 'confirmed_at') THEN quote_literal('1900-01-01 00:00:00+00') WHEN c = 'position' THEN '0' WHEN c = 'is_deleted' THEN 'false'
+                               WHEN c = 'load_at' THEN 'now()' WHEN c = 'record_source' THEN quote_literal('millrace') ELSE quote_literal(zero) END, ', ' ORDER BY n)
+        INTO columns, ghost FROM unnest(millrace_internal.satellite_technical(target.definition ->> 'kind')) WITH ORDINALITY AS u (c, n);
+        PERFORM millrace_internal.execute_as(target.owner, format('INSERT INTO %s (%s) VALUES (%s) ON CONFLICT DO NOTHING', target.relation, columns, ghost));
     END IF;
 END
 $$;
@@ -434,12 +427,13 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF present.definition::jsonb = definition::jsonb
-       AND (SELECT s.columns::jsonb FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id) = columns::jsonb THEN
+       AND (SELECT jsonb_strip_nulls(s.columns::jsonb) FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1) = jsonb_strip_nulls(columns::jsonb) THEN
         RETURN false;
     END IF;
     UPDATE millrace.target t SET definition = vault_update.definition, definition_no = t.definition_no + 1 WHERE t.id = present.id;
-    UPDATE millrace.target_source s SET columns = vault_update.columns WHERE s.target_id = present.id AND s.staging_id = staging.id;
-    PERFORM millrace_internal.changed(staging.stream_id);
+    UPDATE millrace.target_source s SET columns = vault_update.columns
+    WHERE s.target_id = present.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = present.id AND o.staging_id = staging.id);
+    PERFORM millrace_internal.vault_changed(present.id);
     RETURN true;
 END
 $$;
@@ -457,7 +451,7 @@ DECLARE
     result text[] := '{}';
 BEGIN
     PERFORM millrace_internal.check_members(what, given, keys);
-    SELECT ARRAY(SELECT json_array_elements_text(s.columns #> '{key,0}')) INTO own FROM millrace.target_source s WHERE s.target_id = hub.id AND s.staging_id = staging.id;
+    SELECT ARRAY(SELECT json_array_elements_text(s.columns #> '{key,0}')) INTO own FROM millrace.target_source s WHERE s.target_id = hub.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1;
     FOR i IN 1 .. cardinality(keys) LOOP
         IF given ->> keys[i] IS NOT NULL THEN
             result := result || millrace_internal.vault_columns(staging, ARRAY[given ->> keys[i]]);
@@ -643,136 +637,6 @@ COMMENT ON FUNCTION millrace.create_link(text, regclass, text[], json, text, jso
 REVOKE ALL ON FUNCTION millrace.create_link(text, regclass, text[], json, text, json, text, boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.create_link(text, regclass, text[], json, text, json, text, boolean) TO millrace_admin;
 
--- ---- satellites --------------------------------------------------------------------------------------------
-
-CREATE FUNCTION millrace_internal.create_satellite(caller regrole, name text, source regclass, parent regclass, attributes text[], history text, kind text, columns json, names json,
-    record_source text, replace boolean) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_variable
-DECLARE
-    technical constant text[] := '{hash_key,applied_at,confirmed_at,position,hashdiff,is_deleted,load_at,record_source}';
-    staging millrace.staging := millrace_internal.vault_source(caller, source);
-    qualified text := millrace_internal.qualified_name(name);
-    present millrace.target := millrace_internal.vault_present(caller, 'satellite', name, replace, staging);
-    of millrace.target;
-    hubs json; -- of the parent
-    shown text[]; -- the parent's business key in views
-    key jsonb := '[]';
-    numbered jsonb; -- attributes with their numbers
-    sources jsonb; -- number → declared column of the source
-    called jsonb;
-    definition json;
-    mapping json;
-    added text[];
-    missing text;
-    item record;
-    selected text;
-    relation regclass;
-BEGIN
-    PERFORM millrace_internal.vault_check_list('attributes', attributes);
-    PERFORM millrace_internal.check_word('history', history, '{changes,all}');
-    IF history = 'all' THEN
-        RAISE EXCEPTION 'history => ''all'' is not there yet' USING ERRCODE = 'feature_not_supported',
-            DETAIL = 'It would store every confirmation of the same content as a row.',
-            HINT = 'history => ''changes'' keeps each change and when it was confirmed last.';
-    END IF;
-    PERFORM millrace_internal.check_word('kind', kind, '{standard,multi_active,effectivity}');
-    IF kind <> 'standard' THEN
-        RAISE EXCEPTION 'satellites of kind ''%'' are not there yet', kind USING ERRCODE = 'feature_not_supported';
-    END IF;
-    of := millrace_internal.vault_base(caller, parent, parent::text, '{hub,link}');
-    hubs := CASE of.kind WHEN 'hub' THEN json_build_array(json_build_object('id', of.id)) ELSE of.definition -> 'hubs' END;
-    IF of.kind = 'hub' THEN
-        shown := millrace_internal.hub_columns(of.id);
-    ELSE
-        SELECT array_agg(c.shown ORDER BY c.hub, c.n) INTO shown FROM millrace_internal.link_columns(hubs) c;
-    END IF;
-    SELECT a INTO missing FROM unnest(attributes) a WHERE a = ANY (shown) LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'attribute "%" is part of the business key of %', missing, parent
-            USING ERRCODE = 'duplicate_column', DETAIL = 'The view of what is current shows the business key beside the attributes.';
-    END IF;
-
-    -- Members of columns: attributes, and the hub's business key columns or (a link's) labels of hubs.
-    PERFORM millrace_internal.check_members('columns', columns,
-        attributes || CASE of.kind WHEN 'hub' THEN shown ELSE ARRAY(SELECT h ->> 'as' FROM json_array_elements(hubs) h) END);
-    FOR item IN SELECT h.hub ->> 'as' AS label, t AS target FROM json_array_elements(hubs) WITH ORDINALITY AS h (hub, n) JOIN millrace.target t ON t.id = (h.hub ->> 'id')::integer ORDER BY h.n LOOP
-        IF of.kind = 'hub' THEN
-            key := key || jsonb_build_array(millrace_internal.vault_key_columns(item.target, staging,
-                (SELECT json_object_agg(c.key, c.value) FROM json_each(columns) c WHERE c.key = ANY (shown)), 'columns'));
-        ELSIF columns -> item.label IS NULL AND EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = of.id AND s.staging_id = staging.id) THEN
-            -- As the link itself reads it.
-            key := key || jsonb_build_array((SELECT s.columns #> ARRAY['key', jsonb_array_length(key)::text] FROM millrace.target_source s WHERE s.target_id = of.id AND s.staging_id = staging.id));
-        ELSE
-            key := key || jsonb_build_array(millrace_internal.vault_key_columns(item.target, staging, columns -> item.label, format('columns for "%s"', item.label)));
-        END IF;
-    END LOOP;
-
-    -- Numbers stay with their attributes and are never used again.
-    SELECT a.name INTO missing FROM json_to_recordset(present.definition -> 'attributes') AS a (number integer, name text) WHERE a.name <> ALL (attributes) LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'attribute "%" of satellite % cannot be taken away', missing, present.relation
-            USING ERRCODE = 'feature_not_supported', DETAIL = 'Its history is in the table, and the hashes of all rows are made with it.',
-                  HINT = 'Map its column to NULL, or drop the satellite with millrace.drop_table() and create it again.';
-    END IF;
-    added := ARRAY(SELECT a FROM unnest(attributes) WITH ORDINALITY AS u (a, n)
-                   WHERE NOT EXISTS (SELECT FROM json_array_elements(present.definition -> 'attributes') p WHERE p ->> 'name' = a) ORDER BY n);
-    numbered := coalesce((present.definition -> 'attributes')::jsonb, '[]')
-        || coalesce((SELECT jsonb_agg(jsonb_build_object('number', n + coalesce(json_array_length(present.definition -> 'attributes'), 0), 'name', a) ORDER BY n) FROM unnest(added) WITH ORDINALITY AS u (a, n)), '[]');
-    SELECT jsonb_object_agg(a ->> 'number', (millrace_internal.vault_columns(staging, ARRAY[coalesce(columns ->> (a ->> 'name'), a ->> 'name')]))[1]) INTO sources
-    FROM jsonb_array_elements(numbered) a;
-    mapping := json_build_object('key', key, 'attributes', sources);
-
-    called := millrace_internal.vault_names(names,
-        (SELECT jsonb_object_agg(t, t) FROM unnest(technical) t)
-        || jsonb_build_object('hash_key', coalesce(present.definition #>> '{names,hash_key}', millrace_internal.definition_column(of.kind, of.id, 'hash_key'))));
-    definition := json_build_object(
-        'parent', CASE of.kind WHEN 'hub' THEN jsonb_build_object('id', of.id, 'kind', of.kind) ELSE jsonb_build_object('id', of.id, 'kind', of.kind, 'hubs', hubs) END,
-        'attributes', numbered, 'kind', kind, 'history', history, 'names', called, 'record_source', record_source,
-        'current', coalesce(present.definition ->> 'current', millrace_internal.vault_current_name(qualified)));
-
-    IF present.id IS NOT NULL THEN
-        PERFORM millrace_internal.vault_check_same(present, definition, '{parent,kind,history}', 'Every row depends on it.');
-        PERFORM millrace_internal.vault_check_same(present, definition, '{names}', 'The columns are in use under the names that they have; ALTER TABLE … RENAME COLUMN is followed.');
-        IF millrace_internal.vault_update(present, definition, staging, mapping) AND added <> '{}' THEN
-            FOR item IN SELECT a ->> 'name' AS name, sources ->> (a ->> 'number') AS declared FROM jsonb_array_elements(numbered) a WHERE a ->> 'name' = ANY (added) LOOP
-                PERFORM millrace_internal.execute_as(present.owner, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', present.relation, item.name,
-                    millrace_internal.vault_column_type(staging, item.declared)));
-            END LOOP;
-            SELECT string_agg(format('t.%I AS %I', c.now, c.name), ', ' ORDER BY c.n) INTO selected FROM (
-                SELECT n, t AS name, millrace_internal.definition_column('satellite', present.id, t) AS now FROM unnest(technical) WITH ORDINALITY AS u (t, n)
-                UNION ALL
-                SELECT 100 + (a ->> 'number')::integer, 'attribute_' || (a ->> 'number'),
-                       coalesce(millrace_internal.definition_column('satellite', present.id, 'attribute_' || (a ->> 'number')), a ->> 'name')
-                FROM jsonb_array_elements(numbered) a) AS c;
-            PERFORM millrace_internal.vault_define(present.id, selected);
-            PERFORM millrace_internal.vault_view(present.id);
-        END IF;
-        RETURN;
-    END IF;
-
-    relation := millrace_internal.vault_table(caller, name,
-        ARRAY[called ->> 'hash_key', called ->> 'applied_at', called ->> 'hashdiff', called ->> 'confirmed_at', called ->> 'position', called ->> 'is_deleted', called ->> 'load_at', called ->> 'record_source'] || attributes,
-        '{uuid,timestamptz,uuid,timestamptz,bigint,boolean,timestamptz,text}'::text[]
-            || ARRAY(SELECT millrace_internal.vault_column_type(staging, sources ->> (a ->> 'number')) FROM jsonb_array_elements(numbered) WITH ORDINALITY AS u (a, n) ORDER BY n),
-        '{uuid,timestamptz,uuid,timestamptz,bigint,boolean,timestamptz,text}'::text[] || array_fill(NULL::text, ARRAY[cardinality(attributes)]),
-        3, attributes, ' WITH (fillfactor = 90)'); -- room for confirmed_at
-    PERFORM millrace_internal.vault_zero(millrace_internal.vault_add(caller, 'satellite', relation, definition, staging, mapping,
-        concat_ws(', ', millrace_internal.vault_selected(called, technical),
-                  (SELECT string_agg(format('t.%I AS attribute_%s', a ->> 'name', a ->> 'number'), ', ' ORDER BY (a ->> 'number')::integer) FROM jsonb_array_elements(numbered) a))));
-END
-$$;
-COMMENT ON FUNCTION millrace_internal.create_satellite(regrole, text, regclass, regclass, text[], text, text, json, json, text, boolean) IS 'the other half of millrace.create_satellite';
-
-CREATE FUNCTION millrace.create_satellite(name text, source regclass, parent regclass, attributes text[], history text DEFAULT 'changes', kind text DEFAULT 'standard', columns json DEFAULT NULL,
-    names json DEFAULT NULL, record_source text DEFAULT NULL, replace boolean DEFAULT false) RETURNS void
-LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_satellite(text, regclass, regclass, text[], text, text, json, json, text, boolean) IS
-    'declares a satellite: what a staging table ever said of a hub''s or link''s key, and when';
-REVOKE ALL ON FUNCTION millrace.create_satellite(text, regclass, regclass, text[], text, text, json, json, text, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_satellite(text, regclass, regclass, text[], text, text, json, json, text, boolean) TO millrace_admin;
-
 -- ---- dropping ----------------------------------------------------------------------------------------------
 
 -- One hub, link or satellite; with cascade also what stands on it.  Called by drop_target, which tells the streams.
@@ -807,6 +671,9 @@ BEGIN
     EXECUTE format('DROP VIEW IF EXISTS millrace_def.%s_%s', target.kind, target.id);
     DELETE FROM millrace.target t WHERE t.id = target_id;
     IF current_view IS NOT NULL THEN
+        IF to_regprocedure((target.definition ->> 'as_of') || '(timestamptz)') IS NOT NULL THEN
+            PERFORM millrace_internal.execute_as(caller, format('DROP FUNCTION %s(timestamptz)%s', target.definition ->> 'as_of', CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
+        END IF;
         PERFORM millrace_internal.execute_as(caller, format('DROP VIEW %s%s', current_view, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
     END IF;
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = target.relation) THEN
