@@ -230,9 +230,8 @@ make_versions(MrStaged *staged, const LogRow *rows, int nrows, int cut, const in
 		version->loaded_at = DatumGetTimestampTz(row->row.values[plan->loaded_at - 1]);
 		version->deleted = row->deleted;
 		/* A filter left nothing; one row for each version has no other reason to be empty. */
-		version->held_back =
-			row->rows < 0 ||
-			(row->rows == 0 && !row->deleted && staging->element == InvalidAttrNumber);
+		version->held_back = row->rows < 0 || (row->rows == 0 && !row->deleted &&
+											   staging->element == InvalidAttrNumber);
 		if (row->rows <= 0)
 			continue;
 		version->rows = palloc(sizeof(MrRow) * (next - i));
