@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "rewrite/prs2lock.h"
 #include "storage/bufmgr.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -46,6 +47,8 @@ struct MrDirect
 	ScanKey probe; /* equality on the unique index */
 	TupleTableSlot *found; /* by a probe */
 	SnapshotData dirty;
+	TransactionId doubtful; /* makes the other row with a key doubtful that was probed last */
+	uint32 doubtful_token; /* of its speculative insertion, or 0 */
 	IndexScanDesc scan; /* of probes; NULL before the first */
 	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	TupleTableSlot *slots[CHUNK];
@@ -248,9 +251,21 @@ insert_entry(MrDirect *direct, int i, TupleTableSlot *slot, IndexUniqueCheck che
 typedef enum Standing
 {
 	STANDING_NONE, /* there is no other row with the key after all */
-	STANDING_FOR_GOOD, /* its transaction has committed */
-	STANDING_IN_DOUBT /* it is being inserted or deleted */
+	STANDING_FOR_GOOD, /* its transaction has committed; perhaps it is being updated */
+	STANDING_IN_DOUBT /* it is being inserted or deleted, by direct->doubtful */
 } Standing;
+
+/* Is the row that was found being taken away, or another key put into it?  Other updates leave the key there. */
+static bool
+is_being_deleted(MrDirect *direct)
+{
+	HeapTuple tuple;
+
+	if (!TransactionIdIsValid(direct->dirty.xmax))
+		return false;
+	tuple = ExecFetchSlotHeapTuple(direct->found, false, NULL);
+	return (tuple->t_data->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
+}
 
 /* How the other row with the slot's key stands. */
 static Standing
@@ -282,15 +297,18 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 		direct->scan = mr_index_beginscan(direct->relation, index, &direct->dirty, direct->nkeys);
 	}
 	index_rescan(direct->scan, direct->probe, direct->nkeys, NULL, 0);
-	while (standing == STANDING_NONE &&
+	/* Beside the row that stays there may be one that somebody else takes back. */
+	while (standing != STANDING_FOR_GOOD &&
 		   index_getnext_slot(direct->scan, ForwardScanDirection, direct->found))
 	{
 		if (ItemPointerEquals(&direct->found->tts_tid, &slot->tts_tid))
 			continue;
-		standing = TransactionIdIsValid(direct->dirty.xmin) ||
-						   TransactionIdIsValid(direct->dirty.xmax)
+		standing = TransactionIdIsValid(direct->dirty.xmin) || is_being_deleted(direct)
 					   ? STANDING_IN_DOUBT
 					   : STANDING_FOR_GOOD;
+		direct->doubtful = TransactionIdIsValid(direct->dirty.xmin) ? direct->dirty.xmin
+																	: direct->dirty.xmax;
+		direct->doubtful_token = direct->dirty.speculativeToken;
 	}
 	ExecClearTuple(direct->found);
 	MemoryContextSwitchTo(previous);
@@ -329,10 +347,49 @@ create_bulk_state(void)
 	return bulk;
 }
 
+/* Waits for the transaction that makes the other row with the key doubtful that was probed last. */
+static void
+wait_for_other(MrDirect *direct, TupleTableSlot *slot)
+{
+	if (direct->doubtful_token != 0)
+		SpeculativeInsertionWait(direct->doubtful, direct->doubtful_token);
+	else
+		XactLockTableWait(direct->doubtful, direct->relation, &slot->tts_tid, XLTW_InsertIndex);
+}
+
+/* Puts the entry of the unique index; when there is another row with the key, says how that stands. */
+static Standing
+insert_key(MrDirect *direct, TupleTableSlot *slot)
+{
+	if (insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_PARTIAL))
+		return STANDING_NONE;
+	return probe_key(direct, slot);
+}
+
+/*
+ * Puts the key of a row whose tuple is in the heap, waiting as long as it is not known whether the other row stays.
+ * Keys come in one order, so we hold smaller ones only, and nobody waits in a circle.  False when the other row
+ * stays; then the tuple is still to be taken back.
+ */
+static bool
+settle_key(MrDirect *direct, TupleTableSlot *slot)
+{
+	Standing standing = insert_key(direct, slot);
+
+	while (standing == STANDING_IN_DOUBT)
+	{
+		/* Not both of us: whoever waits has nothing there. */
+		take_back(direct, slot);
+		wait_for_other(direct, slot);
+		table_tuple_insert(direct->relation, slot, GetCurrentCommandId(true), 0, NULL);
+		standing = insert_key(direct, slot);
+	}
+	return standing == STANDING_NONE;
+}
+
 /* Inserts the rows of one chunk, which stand in the slots; those that are left out are marked. */
 static int64
-insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *conflicts,
-			 int64 (*wait_for)(void *argument, int row), void *argument)
+insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *conflicts)
 {
 	TupleTableSlot *taken_back[CHUNK];
 	int ntaken_back = 0;
@@ -344,26 +401,13 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 	{
 		TupleTableSlot *slot = direct->slots[i];
 
-		if (direct->unique >= 0 &&
-			!insert_entry(direct, direct->unique, slot,
-						  mode == MR_CONFLICT_ERROR ? UNIQUE_CHECK_YES : UNIQUE_CHECK_PARTIAL))
+		if (direct->unique >= 0 && mode == MR_CONFLICT_ERROR)
+			(void) insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_YES);
+		else if (direct->unique >= 0 && !settle_key(direct, slot))
 		{
-			Standing standing = mode == MR_CONFLICT_REPORT ? STANDING_FOR_GOOD
-														   : probe_key(direct, slot);
-
-			if (standing == STANDING_IN_DOUBT)
-			{
-				/* Our tuple must be gone before the row is inserted in the way that waits. */
-				take_back(direct, slot);
-				inserted += wait_for(argument, order[i]);
-				continue;
-			}
-			if (standing == STANDING_FOR_GOOD)
-			{
-				leave_out(direct, conflicts, order[i]);
-				taken_back[ntaken_back++] = slot;
-				continue;
-			}
+			leave_out(direct, conflicts, order[i]);
+			taken_back[ntaken_back++] = slot;
+			continue;
 		}
 		for (int x = 0; x < direct->nindexes; x++)
 		{
@@ -382,7 +426,7 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 
 int64
 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConflict mode,
-				 bool *conflicts, int64 (*wait_for)(void *argument, int row), void *argument)
+				 bool *conflicts)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	bool probe_first = direct->probe_first && direct->unique >= 0 && mode != MR_CONFLICT_ERROR;
@@ -414,7 +458,7 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		if (n == 0)
 			continue;
 		MemoryContextSwitchTo(direct->chunk_context);
-		inserted += insert_chunk(direct, chunk, n, mode, conflicts, wait_for, argument);
+		inserted += insert_chunk(direct, chunk, n, mode, conflicts);
 		MemoryContextSwitchTo(previous);
 		MemoryContextReset(direct->chunk_context);
 	}

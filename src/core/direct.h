@@ -15,8 +15,7 @@
 typedef enum MrConflict
 {
 	MR_CONFLICT_ERROR, /* it is an error, as for any INSERT */
-	MR_CONFLICT_SKIP, /* it is left out when the other row stays; for that we wait */
-	MR_CONFLICT_REPORT /* it is left out, whatever becomes of the other row */
+	MR_CONFLICT_SKIP /* it is left out when the other row stays; for that we wait */
 } MrConflict;
 
 typedef struct MrDirect MrDirect;
@@ -32,13 +31,11 @@ extern MrDirect *mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnu
 extern void mr_direct_close(MrDirect *direct);
 
 /*
- * Inserts the rows in the given order.  With MR_CONFLICT_SKIP, `wait_for` is called for a row whose key is
- * being inserted by a transaction in progress: it inserts the row in the way that waits.  conflicts (may be
- * NULL) tells by row which were left out.  Returns how many were inserted here or by wait_for.
+ * Inserts the rows in the given order, which is that of their keys: so two of us that insert the same keys never wait for
+ * each other in a circle.  conflicts (may be NULL) tells by row which were left out.  Returns how many were inserted.
  */
 extern int64 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order,
-							  MrConflict mode, bool *conflicts,
-							  int64 (*wait_for)(void *argument, int row), void *argument);
+							  MrConflict mode, bool *conflicts);
 
 /* Were so many of the rows left out that it is better to look first, next time? */
 extern bool mr_direct_many_conflicts(const MrDirect *direct, int nrows);

@@ -399,28 +399,10 @@ run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, 
 	return processed;
 }
 
-/* One row through the statement that waits for transactions in progress. */
-static int64
-insert_waiting(void *argument, int row)
-{
-	const SortArgument *inserted = argument;
-	const MrTable *table = inserted->table;
-	MrRows one = {1, palloc(sizeof(Datum *) * table->ncolumns),
-				  palloc(sizeof(bool *) * table->ncolumns)};
-
-	for (int i = 0; i < table->ncolumns; i++)
-	{
-		one.values[i] = &inserted->rows->values[i][row];
-		one.nulls[i] = &inserted->rows->nulls[i][row];
-	}
-	return run_with_rows(table, table->insert_new, &one, table->ncolumns);
-}
-
 /* Inserts directly; -1 when the table is not plain enough for that. */
 static int64
 insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 {
-	SortArgument argument = {table, rows, table->nkeys};
 	int64 inserted = -1;
 	MrDirect *direct;
 	MrRunAs saved;
@@ -432,8 +414,7 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 	if (direct != NULL)
 	{
 		order = sorted_order(table, rows, table->nkeys);
-		inserted = mr_direct_insert(direct, rows, order, mode, conflicts, insert_waiting,
-									&argument);
+		inserted = mr_direct_insert(direct, rows, order, mode, conflicts);
 		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
 		table->taken_back += mr_direct_taken_back(direct);
 		mr_direct_close(direct);
@@ -450,18 +431,19 @@ mr_table_insert_new(MrTable *table, MrRows *rows)
 
 	if (rows->nrows == 0)
 		return 0;
+	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, NULL);
+	if (inserted >= 0)
+		return inserted;
 	if (table->insert_new == NULL)
 		table->insert_new = insert_statement(table, true);
-	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, NULL);
-	if (inserted < 0)
-		inserted = run_with_rows(table, table->insert_new, rows, table->ncolumns);
-	return inserted;
+	return run_with_rows(table, table->insert_new, rows, table->ncolumns);
 }
 
 bool
-mr_table_insert_free(MrTable *table, MrRows *rows, bool *conflicts)
+mr_table_insert_free(MrTable *table, MrRows *rows, bool look_first, bool *conflicts)
 {
-	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_REPORT, conflicts) >= 0;
+	table->probe_first |= look_first;
+	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_SKIP, conflicts) >= 0;
 }
 
 int64

@@ -38,10 +38,12 @@ extern MrRows *mr_rows_create(const MrTable *table, int capacity);
 extern int64 mr_table_insert_new(MrTable *table, MrRows *rows);
 
 /*
- * Inserts the rows whose key is free at once, and tells by row which of them were not: what to do with these
- * is the caller's business.  False, and nothing inserted, when the table takes no direct inserts.
+ * The same, and tells by row which were there already: what to do with these is the caller's business.  When others
+ * may insert the same keys and then lock such rows, all of them have to do so in this order, each in that of keys, and
+ * with `look_first`, which makes no rows that would be in the way for a moment: then nobody waits in a circle.  False,
+ * and nothing inserted, when the table takes no direct inserts.
  */
-extern bool mr_table_insert_free(MrTable *table, MrRows *rows, bool *conflicts);
+extern bool mr_table_insert_free(MrTable *table, MrRows *rows, bool look_first, bool *conflicts);
 
 /*
  * The first columns of chosen rows as arrays, for statements of the

@@ -2,10 +2,10 @@
  * object.c
  *	  The table of objects: every object of a staging table is remembered with its newest version (C2).
  *
- * One upsert in the order of keys locks and compares: of several workers that hold the same object one waits
- * for the other and then compares with what that one has written.  An object that has no rows, because it was
- * deleted, filtered or had no elements, is there all the same, so that an older version which comes late
- * changes nothing.
+ * Objects that nobody has seen are inserted, then one upsert locks and compares the others, both in the order of
+ * keys: of several workers that hold the same object one waits for the other and then compares with what that one
+ * has written.  An object that has no rows, because it was deleted, filtered or had no elements, is there all the
+ * same, so that an older version which comes late changes nothing.
  */
 #include "postgres.h"
 
@@ -254,10 +254,10 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 /*
  * Inserts the objects that nobody has seen; returns how many are left, whose places among the newest versions
  * are put into `left`.  It costs more than it saves when most objects are known: then, for a while, it is
- * not tried.
+ * not tried.  Where others write the same objects it is: all have to take new ones before they lock old ones.
  */
 static int
-insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, int *left)
+insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, bool alone, int *left)
 {
 	MrStagingPlan *plan = staged->staging->plan;
 	bool *conflicts;
@@ -273,7 +273,8 @@ insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, int *left)
 			plan->mostly_known = Max(plan->mostly_known, 1);
 	}
 	conflicts = palloc0(rows->nrows);
-	direct = plan->mostly_known == 0 && mr_table_insert_free(plan->objects, rows, conflicts);
+	direct = plan->mostly_known == 0 &&
+			 mr_table_insert_free(plan->objects, rows, !alone, conflicts);
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		if (direct && !conflicts[i])
@@ -281,7 +282,7 @@ insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, int *left)
 		else
 			left[nleft++] = i;
 	}
-	if (direct && nleft * 5 > rows->nrows)
+	if (alone && direct && nleft * 5 > rows->nrows)
 		plan->mostly_known = KNOWN_BATCHES;
 	return nleft;
 }
@@ -351,7 +352,7 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	newest = newest_versions(staged, &count);
 	rows = object_rows(staged->staging, newest, count);
 	left = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * count);
-	nleft = insert_unseen(staged, newest, rows, left);
+	nleft = insert_unseen(staged, newest, rows, batch->stream->workers == 1, left);
 	if (nleft > 0)
 		upsert_left(batch, staged, newest, rows, left, nleft);
 
