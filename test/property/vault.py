@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The vault under random histories: hubs and links by business key and satellites by their current content equal a recompute in Python.
+"""The vault under random histories: hubs and links by business key and satellites by their content equal a recompute in Python.
 
-A history of versions of a few objects is delivered in random order, some of it twice, in batches of random size: first by
-run_stream(), then (when the library is preloaded) by two workers in the background while it is being pushed.  A vault that
-is declared afterwards over a staging table with a log has to end as the one that was there all the time.
+A history of versions of a few objects, told by two streams, is delivered in random order, some of it twice, in batches of
+random size: first by run_stream(), then (when the library is preloaded) by two workers of each stream in the background while it is
+being pushed.  Satellites of all kinds are compared by what is current, those with all history also by what was at random times.
+A vault that is declared afterwards over staging tables with logs has to end as the one that was there all the time.
 
 Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and
 drops it.  Prints its seed; `vault.py --seed N` repeats a run.
@@ -60,9 +61,15 @@ def time_text(minute):
 
 
 def history(rng, objects, versions):
+    """What both streams tell: orders with their items, and now and then what the CRM knows of a user and of an order."""
     messages = []
     for _ in range(versions):
+        if rng.random() < 0.2:
+            messages.append({"stream": "crm", "id": rng.randrange(objects * 3), "minute": rng.randrange(versions // 2), "op": rng.choice("UUUUD"),
+                             "who": rng.choice(["ann", "bob", "eve"]), "nick": rng.choice([None, "", "Ann"]), "order": str(rng.randrange(objects + 2))})
+            continue
         messages.append({
+            "stream": "feed",
             "id": rng.randrange(objects),
             "minute": rng.randrange(versions // 2),     # few enough for ties
             "op": rng.choice("UUUUUUD"),
@@ -72,56 +79,120 @@ def history(rng, objects, versions):
             "city": rng.choice([None, "Riga", "Oslo"]),
             "amount": rng.choice([None, "1.0", "1.00", "-2.5", "1000"]),
             "ok": rng.choice([None, True, False]),
-            "items": [{"product": rng.choice([None, "a", "b", "c"]), "label": rng.choice([None, "x", "y"]), "quantity": rng.choice([None, 1, 2])}
+            "items": [{"product": rng.choice([None, "a", "b", "c"]), "label": rng.choice([None, "x", "y", "hidden"]), "quantity": rng.choice([None, 1, 2])}
                       for _ in range(rng.choice([0, 1, 1, 2, 3]))],
         })
     return messages
 
 
 def payload(message):
+    if message["stream"] == "crm":
+        return json.dumps({"id": message["id"], "at": time_text(message["minute"]), "op": message["op"], "who": message["who"], "nick": message["nick"], "order": message["order"]})
     return json.dumps({"id": message["id"], "at": time_text(message["minute"]), "op": message["op"], "user": {"id": message["user"], "name": message["name"]},
                        "seller": message["seller"], "city": message["city"], "amount": message["amount"], "ok": message["ok"], "items": message["items"]})
 
 
-def expected(messages):
-    """What the vault has to hold when all of the messages have come, in whatever order."""
+# Satellites whose past is compared, too, and those whose units say sets of rows.
+ALL_HISTORY = {"s_order_all", "s_line_all", "m_items", "m_product", "e_product"}
+SATELLITES = ("s_order", "s_user", "s_place", "s_product", "s_line", "s_order_all", "s_line_all", "m_items", "m_items_changes", "m_product", "m_product_changes", "e_order", "e_product")
+
+
+def hash_of_set(members):
+    """Of {member: content}, both hashes."""
+    return digest(b"".join(struct.pack(">i", 16) + member + struct.pack(">i", 16) + content for member, content in sorted(members.items())))
+
+
+def tell(messages):
+    """Keys of hubs and links, and for each satellite what is said of each unit: {unit: {(minute, hash): rows}}."""
     hubs = {name: set() for name in ("h_order", "h_user", "h_product", "h_place")}
     links = {"l_order_user": set(), "l_trade": set(), "l_order_product": set()}
-    satellites = {name: {} for name in ("s_order", "s_user", "s_place", "s_product", "s_line")}
+    said = {name: collections.defaultdict(dict) for name in SATELLITES}
 
-    def assert_content(name, parent, minute, hashed, content):
-        last = satellites[name].get(parent)
-        if last is None or (minute, hashed) > last[0]:
-            satellites[name][parent] = ((minute, hashed), content)
+    def say(name, unit, minute, hashed, rows):
+        said[name][unit][(minute, hashed)] = rows
+
+    def say_set(name, unit, minute, members):
+        """members: [(member's hash, content's hash, row)]; of one member the greatest content counts."""
+        kept = {}
+        for member, content, row in sorted(members, key=lambda m: m[:2]):
+            kept[member] = (content, row)
+        hashed = hash_of_set({member: content for member, (content, _) in kept.items()}) if kept else DELETED
+        say(name, unit, minute, hashed, [row for _, row in kept.values()])
 
     for m in messages:
-        order, minute = str(m["id"]), m["minute"]
+        minute = m["minute"]
+        if m["stream"] == "crm":
+            if m["op"] == "D":
+                continue    # of an object of the CRM's own
+            hubs["h_user"].add((m["who"],))
+            hubs["h_order"].add((m["order"],))
+            say("s_user", (m["who"],), minute, hashdiff(m["nick"], None), [(m["who"], m["nick"], None)])
+            continue
+        order = str(m["id"])
+        sets = ("m_items", "m_items_changes", "e_order")
         if m["op"] == "D":
-            assert_content("s_order", (order,), minute, DELETED, None)
+            for name in ("s_order", "s_order_all") + sets:
+                say(name, (order,), minute, DELETED, [])
             continue
         amount, ok = number(m["amount"]), boolean(m["ok"])
         hubs["h_order"].add((order,))
-        assert_content("s_order", (order,), minute, hashdiff(amount, ok), (amount, ok))
+        for name in ("s_order", "s_order_all"):
+            say(name, (order,), minute, hashdiff(amount, ok), [(order, amount, ok)])
         if m["user"] is not None:
             hubs["h_user"].add((m["user"],))
-            assert_content("s_user", (m["user"],), minute, hashdiff(m["name"], m["city"]), (m["name"], m["city"]))
+            say("s_user", (m["user"],), minute, hashdiff(m["name"], m["city"]), [(m["user"], m["name"], m["city"])])
         if m["city"] is not None and amount is not None:
             hubs["h_place"].add((m["city"], amount))
-            assert_content("s_place", (m["city"], amount), minute, hashdiff(ok), (ok,))
+            say("s_place", (m["city"], amount), minute, hashdiff(ok), [(m["city"], amount, ok)])
         links["l_order_user"].add((order, m["user"]))
         if m["user"] is not None or m["seller"] is not None:
             links["l_trade"].add((m["user"], m["seller"]))
-        for item in m["items"]:
-            quantity = None if item["quantity"] is None else str(item["quantity"])
-            if item["product"] is not None:
-                hubs["h_product"].add((item["product"],))
-                assert_content("s_product", (item["product"],), minute, hashdiff(item["label"]), (item["label"],))
-            links["l_order_product"].add((order, item["product"]))
-            assert_content("s_line", (order, item["product"]), minute, hashdiff(quantity), (quantity,))
-    # A user who was only ever a seller is in the link, not in the hub, which is fed by user_id alone.
+        items = [item for item in m["items"] if item["label"] != "hidden"]
+        if m["items"] and not items:
+            continue    # all of them were filtered out, which ends nothing
+        whole, by_product = [], collections.defaultdict(list)
+        there = []
+        for item in items:
+            product, label, quantity = item["product"], item["label"], None if item["quantity"] is None else str(item["quantity"])
+            link = hash_key(order, product)
+            links["l_order_product"].add((order, product))
+            for name in ("s_line", "s_line_all"):
+                say(name, (order, product), minute, hashdiff(quantity), [(order, product, quantity)])
+            whole.append((hash_key(product), hashdiff(label, quantity), (order, product, label, quantity)))
+            there.append((link, b"\0" * 16, (order, product)))
+            if product is None:
+                continue
+            hubs["h_product"].add((product,))
+            say("s_product", (product,), minute, hashdiff(label), [(product, label)])
+            by_product[product].append((link, b"\0" * 16, (order, product)))
+            content = max(hashdiff(None if i["quantity"] is None else str(i["quantity"])) for i in items if (i["product"], i["label"]) == (product, label))
+            if content == hashdiff(quantity):
+                for name in ("m_product", "m_product_changes"):
+                    say(name, (product, order, label), minute, content, [(product, order, label, quantity)])
+        for name in ("m_items", "m_items_changes"):
+            say_set(name, (order,), minute, whole)
+        say_set("e_order", (order,), minute, there)
+        for product, members in by_product.items():
+            say_set("e_product", (product,), minute, members)
+    # A user who was only ever a seller is in the link, not in the hub, which is fed by user_id and the CRM.
     links["l_trade"] = [(buyer, seller if (seller,) in hubs["h_user"] else None) for buyer, seller in links["l_trade"]]
-    current = {name: {parent + content for parent, (_, content) in rows.items() if content is not None} for name, rows in satellites.items()}
-    return {**hubs, **links, **current}
+    return hubs, links, said
+
+
+def content_at(units, minute):
+    """What holds at a time: of each unit the rows that were said last."""
+    rows = []
+    for assertions in units.values():
+        before = [key for key in assertions if minute is None or key[0] <= minute]
+        if before:
+            rows += assertions[max(before)]
+    return rows
+
+
+def expected(messages):
+    """What the vault has to hold when all of the messages have come, in whatever order."""
+    hubs, links, said = tell(messages)
+    return {**hubs, **links, **{name: content_at(units, None) for name, units in said.items()}}
 
 
 SHOWN = {
@@ -129,6 +200,10 @@ SHOWN = {
     "l_order_user": "order_id::text, user_id", "l_trade": "buyer_user_id, seller_user_id", "l_order_product": "order_id::text, product",
     "s_order": "order_id::text, trim_scale(amount)::text, ok::int", "s_user": "user_id, name, city",
     "s_place": "city, trim_scale(amount)::text, ok::int", "s_product": "product, label", "s_line": "order_id::text, product, quantity::text",
+    "s_order_all": "order_id::text, trim_scale(amount)::text, ok::int", "s_line_all": "order_id::text, product, quantity::text",
+    "m_items": "order_id::text, product, label, quantity::text", "m_items_changes": "order_id::text, product, label, quantity::text",
+    "m_product": "product, order_no::text, label, quantity::text", "m_product_changes": "product, order_no::text, label, quantity::text",
+    "e_order": "order_id::text, product", "e_product": "order_id::text, product",
 }
 
 
@@ -148,28 +223,58 @@ def vault(cursor, schema):
     call(f"SELECT millrace.create_satellite('{schema}.s_place', source => 'stg.events', parent => '{schema}.h_place', attributes => '{{ok}}')")
     call(f"SELECT millrace.create_satellite('{schema}.s_product', source => 'stg.items', parent => '{schema}.h_product', attributes => '{{label}}')")
     call(f"SELECT millrace.create_satellite('{schema}.s_line', source => 'stg.items', parent => '{schema}.l_order_product', attributes => '{{quantity}}')")
+    call(f"SELECT millrace.create_satellite('{schema}.s_order_all', source => 'stg.events', parent => '{schema}.h_order', attributes => '{{amount, ok}}', history => 'all')")
+    call(f"SELECT millrace.create_satellite('{schema}.s_line_all', source => 'stg.items', parent => '{schema}.l_order_product', attributes => '{{quantity}}', history => 'all')")
+    for name, history_kept in (("", "all"), ("_changes", "changes")):
+        call(f"SELECT millrace.create_satellite('{schema}.m_items{name}', source => 'stg.items', parent => '{schema}.h_order', kind => 'multi_active', sub_key => '{{product}}', "
+             f"attributes => '{{label, quantity}}', history => '{history_kept}')")
+        call(f"SELECT millrace.create_satellite('{schema}.m_product{name}', source => 'stg.items', parent => '{schema}.h_product', kind => 'multi_active', sub_key => '{{order_no, label}}', "
+             f"""attributes => '{{quantity}}', columns => '{{"order_no": "order_id"}}', history => '{history_kept}')""")
+    call(f"SELECT millrace.create_satellite('{schema}.e_order', source => 'stg.items', parent => '{schema}.l_order_product', kind => 'effectivity', driving_key => '{{order_id}}')")
+    call(f"SELECT millrace.create_satellite('{schema}.e_product', source => 'stg.items', parent => '{schema}.l_order_product', kind => 'effectivity', driving_key => '{{product}}', history => 'all')")
+    call(f"""SELECT millrace.add_source('{schema}.h_user', source => 'stg.crm', columns => '{{"user_id": "who"}}', record_source => 'crm')""")
+    call(f"""SELECT millrace.add_source('{schema}.h_order', source => 'stg.crm', columns => '{{"order_id": "order_no"}}')""")
+    call(f"""SELECT millrace.add_source('{schema}.s_user', source => 'stg.crm', columns => '{{"user_id": "who", "name": "nick", "city": null}}')""")
 
 
 def declare(cursor, workers):
     cursor.execute("SET client_min_messages = warning; CREATE EXTENSION millrace; CREATE SCHEMA stg")
-    cursor.execute("SELECT millrace.create_stream('feed', workers => %s)", (workers,))
+    cursor.execute("SELECT millrace.create_stream('feed', workers => %s), millrace.create_stream('crm', workers => %s)", (workers, workers))
     common = """key => '{"order_id": ["$.id", "bigint"]}', version => '["$.at", "timestamptz"]', deleted => $$ op = 'D' $$, log => true"""
     cursor.execute(f"""SELECT millrace.create_staging('stg.events', stream => 'feed', {common}, columns =>
         '{{"op": "$.op", "user_id": "$.user.id", "seller_id": "$.seller", "name": "$.user.name", "city": "$.city", "amount": ["$.amount", "numeric"], "ok": ["$.ok", "boolean"]}}')""")
-    cursor.execute(f"""SELECT millrace.create_staging('stg.items', stream => 'feed', for_each => '$.items[*]', {common}, columns =>
+    cursor.execute(f"""SELECT millrace.create_staging('stg.items', stream => 'feed', for_each => '$.items[*]', {common}, filter => $$ label IS DISTINCT FROM 'hidden' $$, columns =>
         '{{"op": "$.op", "product": "@.product", "label": "@.label", "quantity": ["@.quantity", "integer"]}}')""")
+    cursor.execute("""SELECT millrace.create_staging('stg.crm', stream => 'crm', key => '{"id": ["$.id", "bigint"]}', version => '["$.at", "timestamptz"]', deleted => $$ op = 'D' $$, log => true,
+        columns => '{"op": "$.op", "who": ["$.who", "varchar(20)"], "nick": "$.nick", "order_no": "$.order"}')""")
     vault(cursor, "dds")
+
+
+def run_streams(cursor):
+    """What both streams have."""
+    cursor.execute("SELECT millrace.run_stream('feed')")
+    cursor.execute("SELECT millrace.run_stream('crm')")
+
+
+def compare(cursor, schema, name, source, rows, step):
+    cursor.execute(f"SELECT {SHOWN[name]} FROM {schema}.{name}{source}")
+    found = collections.Counter(tuple(boolean(v) if isinstance(v, int) else v for v in row) for row in cursor.fetchall())
+    rows = collections.Counter(rows)
+    if found != rows:
+        print(f"{schema}.{name}{source} differs at step {step}: missing {list(rows - found)[:5]}, unexpected {list(found - rows)[:5]}")
+    return found == rows
 
 
 def check(cursor, schema, messages, step):
     good = True
     for name, rows in expected(messages).items():
-        cursor.execute(f"SELECT {SHOWN[name]} FROM {schema}.{name}_current")
-        found = [tuple(boolean(v) if isinstance(v, int) else v for v in row) for row in cursor.fetchall()]
-        found, rows = collections.Counter(found), collections.Counter(rows)
-        if found != rows:
-            print(f"{schema}.{name} differs at step {step}: missing {list(rows - found)[:5]}, unexpected {list(found - rows)[:5]}")
-            good = False
+        good &= compare(cursor, schema, name, "_current", rows, step)
+    said = tell(messages)[2]
+    times = random.Random(len(messages))
+    for name in sorted(ALL_HISTORY):
+        for minute in [times.randrange(-1, 1 + max((m["minute"] for m in messages), default=0)) for _ in range(3)]:
+            moment = "2025-12-31 23:59+00" if minute < 0 else time_text(minute)
+            good &= compare(cursor, schema, name, f"_as_of('{moment}')", content_at(said[name], minute), step)
     cursor.execute(f"SELECT h_place_hk, city, amount::text FROM {schema}.h_place_current")
     for key, city, amount in cursor.fetchall():
         if uuid.UUID(key).bytes != hash_key(city, number(amount)):
@@ -179,7 +284,7 @@ def check(cursor, schema, messages, step):
 
 
 def push(cursor, message):
-    cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (payload(message), str(message["id"])))
+    cursor.execute("SELECT millrace.push(%s, %s, key => %s)", (message["stream"], payload(message), str(message["id"])))
 
 
 def delivery(rng, messages):
@@ -201,7 +306,7 @@ def run_in_session(cursor, rng, messages):
         left = left[n:]
         cursor.execute("SELECT dead_letters FROM millrace.run_stream('feed', max_messages => %s)", (rng.choice([None, None, n // 2 or 1]),))
         if rng.random() < 0.3 or not left:
-            cursor.execute("SELECT millrace.run_stream('feed')")
+            run_streams(cursor)
             if not check(cursor, "dds", come, step):
                 return False
         step += 1
@@ -221,7 +326,7 @@ def wait_for_workers(cursor):
 
 def run_in_background(cursor, rng, messages):
     """Two workers that take what there is while it is being pushed."""
-    cursor.execute("SELECT millrace.start_stream('feed')")
+    cursor.execute("SELECT millrace.start_stream('feed'), millrace.start_stream('crm')")
     for message in delivery(rng, messages):
         push(cursor, message)
         if rng.random() < 0.02:
@@ -234,7 +339,7 @@ def run_in_background(cursor, rng, messages):
     for message in messages:
         push(cursor, message)
     good = good and wait_for_workers(cursor)
-    cursor.execute("SELECT millrace.stop_stream('feed')")
+    cursor.execute("SELECT millrace.stop_stream('feed'), millrace.stop_stream('crm')")
     return good and check(cursor, "dds", messages, "forgotten keys")
 
 
@@ -264,8 +369,9 @@ def run(seed, versions):
                 good = run_in_background(cursor, rng, messages)
             if good:
                 # Filled from the logs, whose order is the order of delivery.
+                cursor.execute(f"SET millrace.backfill_rows = {rng.choice([3, 50, 10000])}")
                 vault(cursor, "again")
-                cursor.execute("SELECT millrace.run_stream('feed')")
+                run_streams(cursor)
                 good = check(cursor, "again", messages, "refill")
             cursor.execute("SELECT count(*) FROM millrace.letter")
             if cursor.fetchone()[0]:
