@@ -31,6 +31,7 @@ PG_FUNCTION_INFO_V1(millrace_check_expression);
 PG_FUNCTION_INFO_V1(millrace_check_query);
 PG_FUNCTION_INFO_V1(millrace_check_stable);
 PG_FUNCTION_INFO_V1(millrace_qualified_query);
+PG_FUNCTION_INFO_V1(millrace_plain_query);
 PG_FUNCTION_INFO_V1(millrace_type_name);
 
 /* Vars of the row around become those of the outer tuple. */
@@ -213,20 +214,18 @@ query_error_callback(void *query)
 	}
 }
 
-/* A SELECT as a role means it, in a spelling that means the same everywhere. */
-Datum
-millrace_qualified_query(PG_FUNCTION_ARGS)
+/* A SELECT as a role means it under the search_path in force, in a spelling that means the same everywhere. */
+static text *
+qualify(Oid role, char *typed, int nest_level)
 {
-	char *typed = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	ErrorContextCallback callback = {
 		.previous = error_context_stack, .callback = query_error_callback, .arg = typed};
-	int nest_level = mr_enter_declaring_path();
 	MrRunAs saved;
 	List *parsed;
 	Query *query;
 
 	error_context_stack = &callback;
-	mr_run_as_restricted(&saved, PG_GETARG_OID(0));
+	mr_run_as_restricted(&saved, role);
 	parsed = raw_parser(typed, RAW_PARSE_DEFAULT);
 	query = parse_analyze_fixedparams(linitial_node(RawStmt, parsed), typed, NULL, 0, NULL);
 	mr_run_back(&saved);
@@ -234,7 +233,23 @@ millrace_qualified_query(PG_FUNCTION_ARGS)
 	AtEOXact_GUC(false, nest_level);
 	if (list_length(parsed) != 1 || query->commandType != CMD_SELECT)
 		elog(ERROR, "not one SELECT: %s", typed);
-	PG_RETURN_TEXT_P(cstring_to_text(pg_get_querydef(query, false)));
+	return cstring_to_text(pg_get_querydef(query, false));
+}
+
+/* The search_path is that of whoever declares. */
+Datum
+millrace_qualified_query(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)),
+							 mr_enter_declaring_path()));
+}
+
+/* The search_path is the calling function's. */
+Datum
+millrace_plain_query(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(
+		qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)), NewGUCNestLevel()));
 }
 
 /*

@@ -121,6 +121,7 @@ COMMENT ON FUNCTION millrace_internal.check_staging(integer, integer) IS 'raises
 CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, route text, deleted text, computed json,
     filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
 LANGUAGE plpgsql STABLE
+SET intervalstyle = 'postgres'
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mapped json[] := '{}';

@@ -1,0 +1,495 @@
+-- describe(): the SQL that declares what is there.
+--
+-- It begins from what was declared, and follows what users have renamed since with ALTER TABLE … RENAME COLUMN: so the
+-- names that definitions know stay the same, too.
+
+-- A text as a literal for people: in '…' when that needs no escapes, else in $$…$$ when it may stand there.
+CREATE FUNCTION millrace_internal.readable_literal(value text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE WHEN value !~ '[''\\]' OR value ~ '\$\$|\$$' THEN quote_literal(value) ELSE '$$' || value || '$$' END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_literal(text) IS 'a text as an SQL literal that people can read';
+
+-- A list of names as the literal of an array.
+CREATE FUNCTION millrace_internal.readable_list(items text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_literal('{' || string_agg(btrim(ARRAY[i]::text, '{}'), ', ' ORDER BY n) || '}')
+    FROM unnest(items) WITH ORDINALITY AS u (i, n)
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_list(text[]) IS 'a list of names as the literal of an array';
+
+-- "member": value, one a line, as they stand under an argument.
+CREATE FUNCTION millrace_internal.readable_members(argument text, members text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_literal('{' || array_to_string(members, E',\n' || repeat(' ', octet_length(argument) + 8)) || '}')
+    WHERE cardinality(members) > 0
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_members(text, text[]) IS 'the literal of a JSON object, one member a line';
+
+-- One call: arguments that are NULL are left out.
+CREATE FUNCTION millrace_internal.readable_call(function text, name text, arguments text[]) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('SELECT millrace.%s(%s%s);', function, millrace_internal.readable_literal(name),
+                  coalesce((SELECT string_agg(E',\n  ' || a, '' ORDER BY n) FROM unnest(arguments) WITH ORDINALITY AS u (a, n) WHERE a IS NOT NULL), ''))
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_call(text, text, text[]) IS 'the text of a call of a declaring function';
+
+-- What has been renamed since it was declared.
+CREATE FUNCTION millrace_internal.readable_renames(relation regclass, before text[], after text[]) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(string_agg(format(E'\nALTER TABLE %s RENAME COLUMN %I TO %I;', relation, b, a), '' ORDER BY n), '')
+    FROM unnest(before, after) WITH ORDINALITY AS u (b, a, n) WHERE b <> a
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_renames(regclass, text[], text[]) IS 'the statements that rename columns as users have';
+
+-- The name of a table, quoted, whatever the search_path.
+CREATE FUNCTION millrace_internal.readable_name(relation regclass) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_name(regclass) IS 'schema and name of a table, quoted where needed';
+
+CREATE FUNCTION millrace_internal.describe_stream(described millrace.stream) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_stream', described.name, ARRAY[
+               'server => ' || millrace_internal.readable_literal(described.server::text),
+               'format => ' || millrace_internal.readable_literal(nullif(described.format, 'json')),
+               'options => ' || millrace_internal.readable_members('options', ARRAY(
+                    SELECT to_json(o.key) || ': ' || o.value FROM json_each(described.options) WITH ORDINALITY AS o (key, value, n) ORDER BY n)),
+               'workers => ' || nullif(described.workers, 1),
+               'on_error => ' || millrace_internal.readable_literal(nullif(described.on_error, 'dead_letter')),
+               'max_dead_letter_share => ' || described.max_dead_letter_share,
+               'letter_retention => ' || millrace_internal.readable_literal(described.letter_retention::text),
+               'incident_retention => ' || millrace_internal.readable_literal(described.incident_retention::text)])
+           || coalesce((SELECT string_agg(format(E'\nSELECT millrace.grant_push(%s, %s);', millrace_internal.readable_literal(described.name),
+                                                 millrace_internal.readable_literal(CASE g.role::oid WHEN 0 THEN 'public' ELSE pg_get_userbyid(g.role::oid) END)),
+                                          '' ORDER BY g.role::oid)
+                        FROM millrace.stream_grant g WHERE g.stream_id = described.id), '')
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_stream(millrace.stream) IS 'the SQL that declares a stream';
+
+-- A mapping as short as it can be said: path, [path, type] or [path, type, format].
+CREATE FUNCTION millrace_internal.readable_mapping(spec json, default_type text) RETURNS text
+LANGUAGE sql STRICT STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE WHEN spec ->> 'format' IS NOT NULL THEN format('[%s, %s, %s]', path, type, spec -> 'format')
+                WHEN spec ->> 'type' <> default_type THEN format('[%s, %s]', path, type)
+                WHEN json_array_length(spec -> 'paths') = 1 THEN path
+                ELSE format('[%s]', path) END
+    FROM (SELECT CASE json_array_length(spec -> 'paths') WHEN 1 THEN (spec -> 'paths' -> 0)::text
+                      ELSE (SELECT '[' || string_agg(p::text, ', ' ORDER BY n) || ']' FROM json_array_elements(spec -> 'paths') WITH ORDINALITY AS u (p, n)) END AS path,
+                 -- The name that people use.
+                 to_json(CASE spec ->> 'type' WHEN 'timestamp with time zone' THEN 'timestamptz' ELSE spec ->> 'type' END)::text AS type) AS s
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_mapping(json, text) IS 'one mapping as a user would write it';
+
+CREATE FUNCTION millrace_internal.describe_staging(described millrace.staging) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_staging', millrace_internal.readable_name(described.relation), ARRAY[
+               'stream => ' || (SELECT millrace_internal.readable_literal(s.name) FROM millrace.stream s WHERE s.id = described.stream_id),
+               'for_each => ' || millrace_internal.readable_literal(d ->> 'for_each'),
+               'key => ' || millrace_internal.readable_members('key', ARRAY(
+                    SELECT (c -> 'name') || ': ' || millrace_internal.readable_mapping(c, 'text')
+                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE (c ->> 'key')::boolean ORDER BY n)),
+               'version => ' || millrace_internal.readable_literal(
+                    millrace_internal.readable_mapping(nullif((d -> 'version')::text, 'null')::json, 'bigint')),
+               'event_time => ' || millrace_internal.readable_literal(
+                    millrace_internal.readable_mapping(nullif((d -> 'event_time')::text, 'null')::json, 'timestamp with time zone')),
+               'columns => ' || millrace_internal.readable_members('columns', ARRAY(
+                    SELECT (c -> 'name') || ': ' || millrace_internal.readable_mapping(c, 'text')
+                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE NOT (c ->> 'key')::boolean ORDER BY n)),
+               'route => ' || millrace_internal.readable_literal(d ->> 'route'),
+               'deleted => ' || millrace_internal.readable_literal(d ->> 'deleted'),
+               'computed => ' || millrace_internal.readable_members('computed', ARRAY(
+                    SELECT format('%s: [%s, %s]', c -> 'name', c -> 'expression', c -> 'type')
+                    FROM json_array_elements(d -> 'computed') WITH ORDINALITY AS u (c, n) ORDER BY n)),
+               'filter => ' || millrace_internal.readable_literal(d ->> 'filter'),
+               'expect => ' || millrace_internal.readable_members('expect', ARRAY(
+                    SELECT format('%s: %s', c -> 'name', c -> 'expression')
+                    FROM json_array_elements(d -> 'expect') WITH ORDINALITY AS u (c, n) ORDER BY n)),
+               'payload => ' || millrace_internal.readable_literal(nullif(d ->> 'payload', CASE WHEN d ->> 'for_each' IS NULL THEN 'json' ELSE 'none' END)),
+               'max_ahead => ' || millrace_internal.readable_literal(nullif((d ->> 'max_ahead')::interval, '1 day')::text),
+               'tombstone => ' || millrace_internal.readable_literal(nullif(d ->> 'tombstone', 'timestamp')),
+               CASE WHEN described.log IS NOT NULL THEN 'log => true' END,
+               'log_partition => ' || millrace_internal.readable_literal(nullif(described.log_partition, 'none')),
+               'log_retention => ' || millrace_internal.readable_literal(described.log_retention::text),
+               'timezone => ' || millrace_internal.readable_literal(nullif(described.timezone, 'UTC'))])
+           || millrace_internal.readable_renames(described.relation, r.before, r.after)
+           || coalesce(millrace_internal.readable_renames(described.log, l.before, l.after), '')
+    FROM (SELECT described.definition AS d) AS definition,
+         LATERAL (SELECT array_agg(c.name ORDER BY c.name) AS before, array_agg(millrace_internal.definition_column('staging', described.id, c.name) ORDER BY c.name) AS after
+                  FROM millrace_internal.staging_columns(d) c) AS r,
+         -- Columns of the log are found under either name.
+         LATERAL (SELECT array_agg(u.before ORDER BY u.before) AS before, array_agg(u.after ORDER BY u.before) AS after FROM unnest(r.before, r.after) AS u (before, after)
+                  WHERE u.before <> u.after AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = described.log AND a.attname = u.after)
+                    AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = described.log AND a.attname = u.before)) AS l
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_staging(millrace.staging) IS 'the SQL that declares a staging table';
+
+-- ---- hubs, links, satellites -------------------------------------------------------------------------------
+
+-- The staging column that is declared so, as one says it now.
+CREATE FUNCTION millrace_internal.readable_column(staging_id integer, declared text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(millrace_internal.definition_column('staging', staging_id, declared), declared)
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_column(integer, text) IS 'the present name of a column that a staging table declares';
+
+-- Would the name, said now, be taken for the column that is declared so?
+CREATE FUNCTION millrace_internal.speaks_of(staging_id integer, name text, declared text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(millrace_internal.declared_column('staging', staging_id, name), name) = declared
+$fn$;
+COMMENT ON FUNCTION millrace_internal.speaks_of(integer, text, text) IS 'whether a name stands for a column that a staging table declares';
+
+-- The members of columns => that say from where a hub's key is read; NULL when that need not be said.
+CREATE FUNCTION millrace_internal.readable_key(hub_id integer, staging_id integer, declared json) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    hub millrace.target;
+    staging millrace.staging;
+BEGIN
+    SELECT t.* INTO STRICT hub FROM millrace.target t WHERE t.id = hub_id;
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    BEGIN
+        IF millrace_internal.vault_key_columns(hub, staging, NULL, '')::jsonb = declared::jsonb THEN
+            RETURN NULL;
+        END IF;
+    EXCEPTION WHEN undefined_column THEN
+        NULL; -- the hub's names say nothing there
+    END;
+    RETURN ARRAY(SELECT format('%s: %s', to_json(k.name), to_json(millrace_internal.readable_column(staging_id, declared ->> (k.n - 1)::integer)))
+                 FROM unnest(millrace_internal.hub_columns(hub_id)) WITH ORDINALITY AS k (name, n) ORDER BY k.n);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_key(integer, integer, json) IS 'from which columns of a staging table a hub''s key is read, as members of JSON, or NULL for those that are taken anyway';
+
+-- The arguments hash_key and names, where they say something that is not so anyway.
+CREATE FUNCTION millrace_internal.readable_names(names json, defaults json) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT 'names => ' || millrace_internal.readable_literal('{' || string_agg(format('%s: %s', to_json(n.key), to_json(n.value)), ', ' ORDER BY n.key) || '}')
+    FROM json_each_text(names) n WHERE n.value <> coalesce(defaults ->> n.key, n.key)
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_names(json, json) IS 'the argument names of a vault table, or NULL';
+
+CREATE FUNCTION millrace_internal.describe_hub(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    source record;
+    names json := described.definition -> 'names';
+    -- The hub's columns are made under the names that stand in business_key.
+    keys text[];
+BEGIN
+    SELECT s.staging_id, g.relation, s.columns #> '{key,0}' AS key INTO source
+    FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = described.id ORDER BY s.ordinal LIMIT 1;
+    SELECT array_agg(CASE WHEN millrace_internal.speaks_of(source.staging_id, k.name, source.key ->> (k.n - 1)::integer) THEN k.name
+                          ELSE millrace_internal.readable_column(source.staging_id, source.key ->> (k.n - 1)::integer) END ORDER BY k.n) INTO keys
+    FROM json_array_elements_text(described.definition -> 'business_key') WITH ORDINALITY AS k (name, n);
+    RETURN millrace_internal.readable_call('create_hub', millrace_internal.readable_name(described.relation), ARRAY[
+               'source => ' || millrace_internal.readable_literal(millrace_internal.readable_name(source.relation)),
+               'business_key => ' || millrace_internal.readable_list(keys),
+               millrace_internal.readable_names(names, json_build_object('hash_key', (SELECT c.relname FROM pg_class c WHERE c.oid = described.relation) || '_hk')),
+               'record_source => ' || millrace_internal.readable_literal(described.definition ->> 'record_source')])
+           || (SELECT millrace_internal.readable_renames(described.relation, keys || array_agg(n.value ORDER BY n.key),
+                          millrace_internal.hub_columns(described.id) || array_agg(millrace_internal.definition_column('hub', described.id, n.key) ORDER BY n.key))
+               FROM json_each_text(names) n);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_hub(millrace.target) IS 'the SQL that declares a hub';
+
+CREATE FUNCTION millrace_internal.describe_link(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    source record;
+    names json := described.definition -> 'names';
+    hub record;
+    hubs text[] := '{}';
+    members text[] := '{}';
+    key text[];
+    made text[] := '{}'; -- columns as the call makes them
+    now text[] := '{}';
+BEGIN
+    SELECT s.staging_id, g.relation, s.columns -> 'key' AS key INTO source
+    FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = described.id ORDER BY s.ordinal LIMIT 1;
+    FOR hub IN SELECT t.id, t.relation, c.relname, h.member ->> 'role' AS role, h.n
+               FROM json_array_elements(described.definition -> 'hubs') WITH ORDINALITY AS h (member, n)
+               JOIN millrace.target t ON t.id = (h.member ->> 'id')::integer JOIN pg_class c ON c.oid = t.relation ORDER BY h.n LOOP
+        hubs := hubs || concat_ws('=', hub.role, millrace_internal.readable_name(hub.relation));
+        key := millrace_internal.readable_key(hub.id, source.staging_id, source.key -> (hub.n - 1)::integer);
+        IF key IS NOT NULL THEN
+            members := members || format('%s: {%s}', to_json(coalesce(hub.role, hub.relname)), array_to_string(key, ', '));
+        END IF;
+        made := made || coalesce(hub.role || '_hk', millrace_internal.definition_column('hub', hub.id, 'hash_key'));
+        now := now || millrace_internal.definition_column('link', described.id, 'hub_' || hub.n);
+    END LOOP;
+    RETURN millrace_internal.readable_call('create_link', millrace_internal.readable_name(described.relation), ARRAY[
+               'source => ' || millrace_internal.readable_literal(millrace_internal.readable_name(source.relation)),
+               'hubs => ' || millrace_internal.readable_list(hubs),
+               'columns => ' || millrace_internal.readable_members('columns', members),
+               millrace_internal.readable_names(names, json_build_object('hash_key', (SELECT c.relname FROM pg_class c WHERE c.oid = described.relation) || '_hk')),
+               'record_source => ' || millrace_internal.readable_literal(described.definition ->> 'record_source')])
+           || (SELECT millrace_internal.readable_renames(described.relation, made || array_agg(n.value ORDER BY n.key),
+                          now || array_agg(millrace_internal.definition_column('link', described.id, n.key) ORDER BY n.key))
+               FROM json_each_text(names) n);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_link(millrace.target) IS 'the SQL that declares a link';
+
+-- The members of columns => of a satellite, for one of its sources.
+CREATE FUNCTION millrace_internal.satellite_members(described millrace.target, parent millrace.target, staging_id integer, source json) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    hub record;
+    key text[];
+    members text[] := '{}';
+    own json;
+BEGIN
+    SELECT s.columns -> 'key' INTO own FROM millrace.target_source s
+    WHERE s.target_id = parent.id AND s.staging_id = satellite_members.staging_id ORDER BY s.ordinal LIMIT 1;
+    FOR hub IN SELECT t.id, coalesce(h.member ->> 'role', c.relname) AS label, (h.n - 1)::integer AS n
+               FROM json_array_elements(CASE parent.kind WHEN 'hub' THEN json_build_array(json_build_object('id', parent.id)) ELSE parent.definition -> 'hubs' END)
+                    WITH ORDINALITY AS h (member, n)
+               JOIN millrace.target t ON t.id = (h.member ->> 'id')::integer JOIN pg_class c ON c.oid = t.relation ORDER BY h.n LOOP
+        -- A link's source says where its keys are.
+        CONTINUE WHEN parent.kind = 'link' AND (own -> hub.n)::jsonb = (source -> 'key' -> hub.n)::jsonb;
+        key := millrace_internal.readable_key(hub.id, staging_id, source -> 'key' -> hub.n);
+        CONTINUE WHEN key IS NULL AND (parent.kind = 'hub' OR own IS NULL);
+        IF parent.kind = 'hub' THEN
+            members := members || key;
+        ELSE
+            members := members || format('%s: {%s}', to_json(hub.label), array_to_string(coalesce(key,
+                ARRAY(SELECT format('%s: %s', to_json(k.name), to_json(millrace_internal.readable_column(staging_id, source #>> ARRAY['key', hub.n::text, (k.n - 1)::text])))
+                      FROM unnest(millrace_internal.hub_columns(hub.id)) WITH ORDINALITY AS k (name, n) ORDER BY k.n)), ', '));
+        END IF;
+    END LOOP;
+    RETURN members || ARRAY(
+        SELECT format('%s: %s', to_json(a.name), coalesce(to_json(millrace_internal.readable_column(staging_id, a.declared))::text, 'null'))
+        FROM (SELECT 1 AS block, k.n, k.name, source #>> ARRAY['sub_key', (k.n - 1)::text] AS declared
+              FROM json_array_elements_text(described.definition -> 'sub_key') WITH ORDINALITY AS k (name, n)
+              UNION ALL
+              SELECT 2, u.n, u.a ->> 'name', source #>> ARRAY['attributes', u.a ->> 'number']
+              FROM json_array_elements(described.definition -> 'attributes') WITH ORDINALITY AS u (a, n)) AS a
+        WHERE a.declared IS NULL OR NOT millrace_internal.speaks_of(staging_id, a.name, a.declared) ORDER BY a.block, a.n);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.satellite_members(millrace.target, millrace.target, integer, json) IS 'from where a satellite reads, as members of JSON';
+
+CREATE FUNCTION millrace_internal.describe_satellite(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    d json := described.definition;
+    names json := d -> 'names';
+    source record;
+    parent millrace.target;
+    arguments text[];
+    attributes text[] := ARRAY(SELECT a ->> 'name' FROM json_array_elements(d -> 'attributes') a ORDER BY (a ->> 'number')::integer);
+    kept text[] := ARRAY(SELECT a ->> 'name' FROM json_array_elements(d -> 'attributes') a WHERE a ->> 'removed' IS NULL ORDER BY (a ->> 'number')::integer);
+    sub_key text[] := ARRAY(SELECT json_array_elements_text(d -> 'sub_key'));
+BEGIN
+    SELECT s.staging_id, g.relation, s.columns INTO source
+    FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = described.id ORDER BY s.ordinal LIMIT 1;
+    SELECT t.* INTO STRICT parent FROM millrace.target t WHERE t.id = (d #>> '{parent,id}')::integer;
+    arguments := ARRAY[
+        'source => ' || millrace_internal.readable_literal(millrace_internal.readable_name(source.relation)),
+        'parent => ' || millrace_internal.readable_literal(millrace_internal.readable_name(parent.relation)),
+        'attributes => ' || millrace_internal.readable_list(attributes),
+        'history => ' || millrace_internal.readable_literal(nullif(d ->> 'history', 'changes')),
+        'kind => ' || millrace_internal.readable_literal(nullif(d ->> 'kind', 'standard')),
+        'sub_key => ' || millrace_internal.readable_list(sub_key),
+        'driving_key => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(nullif((d -> 'driving_key')::text, 'null')::json))),
+        'columns => ' || millrace_internal.readable_members('columns', millrace_internal.satellite_members(described, parent, source.staging_id, source.columns)),
+        millrace_internal.readable_names(names, json_build_object('hash_key', millrace_internal.definition_column(parent.kind, parent.id, 'hash_key'))),
+        'record_source => ' || millrace_internal.readable_literal(d ->> 'record_source')];
+    RETURN millrace_internal.readable_call('create_satellite', millrace_internal.readable_name(described.relation), arguments)
+           -- Numbers of attributes that were taken away stay taken.
+           || CASE WHEN kept = attributes THEN ''
+                   ELSE E'\n' || millrace_internal.readable_call('create_satellite', millrace_internal.readable_name(described.relation),
+                       arguments[1:2] || ('attributes => ' || millrace_internal.readable_list(kept)) || arguments[4:7]
+                       || ('columns => ' || millrace_internal.readable_members('columns', ARRAY(
+                               SELECT m FROM unnest(millrace_internal.satellite_members(described, parent, source.staging_id, source.columns)) m
+                               WHERE NOT EXISTS (SELECT FROM unnest(attributes) a WHERE a <> ALL (kept) AND starts_with(m, to_json(a) || ':')))))
+                       || arguments[9:10] || 'replace => true'::text) END
+           || (SELECT millrace_internal.readable_renames(described.relation, sub_key || attributes || array_agg(n.value ORDER BY n.key),
+                          ARRAY(SELECT millrace_internal.definition_column('satellite', described.id, 'sub_key_' || n) FROM generate_series(1, cardinality(sub_key)) n ORDER BY n)
+                          || ARRAY(SELECT millrace_internal.definition_column('satellite', described.id, 'attribute_' || (a ->> 'number'))
+                                   FROM json_array_elements(d -> 'attributes') a ORDER BY (a ->> 'number')::integer)
+                          || array_agg(millrace_internal.definition_column('satellite', described.id, n.key) ORDER BY n.key))
+               FROM json_each_text(names) n);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_satellite(millrace.target) IS 'the SQL that declares a satellite';
+
+-- Sources that were added; the first one stands in the declaration itself.
+CREATE FUNCTION millrace_internal.describe_sources(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    source record;
+    hub record;
+    members text[];
+    key text[];
+    result text := '';
+BEGIN
+    FOR source IN SELECT s.staging_id, g.relation, s.columns,
+                         EXISTS (SELECT FROM millrace.target_source o WHERE o.target_id = s.target_id AND o.staging_id = s.staging_id AND o.ordinal < s.ordinal) AS again
+                  FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+                  WHERE s.target_id = described.id ORDER BY s.ordinal OFFSET 1 LOOP
+        members := '{}';
+        IF described.kind = 'hub' THEN
+            SELECT array_agg(format('%s: %s', to_json(k.name), to_json(millrace_internal.readable_column(source.staging_id, source.columns #>> ARRAY['key', '0', (k.n - 1)::text]))) ORDER BY k.n)
+            INTO members
+            FROM unnest(millrace_internal.hub_columns(described.id)) WITH ORDINALITY AS k (name, n)
+            WHERE source.again OR NOT millrace_internal.speaks_of(source.staging_id, k.name, source.columns #>> ARRAY['key', '0', (k.n - 1)::text]);
+        ELSIF described.kind = 'link' THEN
+            FOR hub IN SELECT t.id, coalesce(h.member ->> 'role', c.relname) AS label, (h.n - 1)::integer AS n
+                       FROM json_array_elements(described.definition -> 'hubs') WITH ORDINALITY AS h (member, n)
+                       JOIN millrace.target t ON t.id = (h.member ->> 'id')::integer JOIN pg_class c ON c.oid = t.relation ORDER BY h.n LOOP
+                key := millrace_internal.readable_key(hub.id, source.staging_id, source.columns -> 'key' -> hub.n);
+                CONTINUE WHEN key IS NULL;
+                members := members || format('%s: {%s}', to_json(hub.label), array_to_string(key, ', '));
+            END LOOP;
+        ELSE
+            members := millrace_internal.satellite_members(described, (SELECT t FROM millrace.target t WHERE t.id = (described.definition #>> '{parent,id}')::integer),
+                                                           source.staging_id, source.columns);
+        END IF;
+        result := result || E'\n' || millrace_internal.readable_call('add_source', millrace_internal.readable_name(described.relation), ARRAY[
+            'source => ' || millrace_internal.readable_literal(millrace_internal.readable_name(source.relation)),
+            'columns => ' || millrace_internal.readable_members('columns', members),
+            'record_source => ' || millrace_internal.readable_literal(source.columns ->> 'record_source')]);
+    END LOOP;
+    RETURN result;
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_sources(millrace.target) IS 'the SQL that adds the further sources of a hub, link or satellite';
+
+-- ---- marts -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.plain_query(role regrole, query text) RETURNS text
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_plain_query';
+COMMENT ON FUNCTION millrace_internal.plain_query(regrole, text) IS
+    'a SELECT as a role means it under the search_path of the calling function, with every name qualified';
+
+-- The user's own text as long as it says the same without any search_path; else the query as PostgreSQL prints it,
+-- which has followed renames.
+CREATE FUNCTION millrace_internal.describe_mart(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    view regclass := to_regclass('millrace_def.mart_' || described.id);
+    query text := described.definition ->> 'query';
+    said text;
+BEGIN
+    IF view IS NULL THEN
+        RAISE EXCEPTION 'the definition of mart % is gone', described.relation
+            USING ERRCODE = 'undefined_object', DETAIL = 'It was dropped with what it reads.';
+    END IF;
+    BEGIN
+        said := millrace_internal.plain_query(described.owner, query);
+    EXCEPTION WHEN OTHERS THEN
+        NULL; -- names mean nothing without the search_path of whoever declared it, or have changed
+    END;
+    IF said IS DISTINCT FROM millrace_internal.plain_query(described.owner, rtrim(pg_get_viewdef(view), ';')) THEN
+        query := E'\n' || rtrim(pg_get_viewdef(view, true), ';') || ' ';
+    END IF;
+    RETURN format('SELECT millrace.create_mart(%s, %s%s%s);', millrace_internal.readable_literal(millrace_internal.readable_name(described.relation)),
+                  CASE WHEN query ~ '\$\$|\$$' THEN quote_literal(query) ELSE '$$' || query || '$$' END,
+                  coalesce(E',\n  stripes => ' || nullif((described.definition ->> 'stripes')::integer, 1), ''),
+                  coalesce(E',\n  order_by => ' || millrace_internal.readable_literal(described.definition ->> 'order_by'), ''));
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_mart(millrace.target) IS 'the SQL that declares a mart';
+
+-- ---- describe ----------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.describe_target(described millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    text text;
+BEGIN
+    EXECUTE format('SELECT millrace_internal.describe_%s($1)', described.kind) INTO text USING described;
+    RETURN text || CASE WHEN described.kind IN ('hub', 'link', 'satellite') THEN millrace_internal.describe_sources(described) ELSE '' END;
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite or mart';
+
+-- Who may see how something is declared: its owner, and who watches.
+CREATE FUNCTION millrace_internal.may_read(caller regrole, owner regrole) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pg_has_role(caller, owner, 'USAGE') OR pg_has_role(caller, 'millrace_monitor', 'USAGE') OR pg_has_role(caller, 'millrace_admin', 'USAGE')
+$fn$;
+COMMENT ON FUNCTION millrace_internal.may_read(regrole, regrole) IS 'whether a role may see what another one has declared';
+
+CREATE FUNCTION millrace_internal.describe(caller regrole, kind text, name text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+#variable_conflict use_variable
+DECLARE
+    stream millrace.stream;
+    staging millrace.staging;
+    target millrace.target;
+    relation regclass;
+    owner regrole;
+    other text;
+    known text[] := '{stream,staging}' || ARRAY(SELECT substr(p.proname, 10) FROM pg_proc p
+        WHERE p.pronamespace = 'millrace_internal'::regnamespace AND p.proname LIKE 'describe\_%'
+          AND p.proname NOT IN ('describe_stream', 'describe_staging', 'describe_target', 'describe_sources') ORDER BY 1);
+BEGIN
+    IF kind IS NULL AND name IS NULL THEN
+        RETURN (SELECT string_agg(d.text, E'\n\n' ORDER BY d.step, d.id) FROM (
+                    SELECT 1 AS step, s.id, millrace_internal.describe_stream(s) AS text FROM millrace.stream s WHERE millrace_internal.may_read(caller, s.owner)
+                    UNION ALL
+                    SELECT 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
+                    UNION ALL
+                    SELECT 3, t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+    END IF;
+    PERFORM millrace_internal.check_word('kind', kind, known);
+    IF kind = 'stream' THEN
+        SELECT s.* INTO stream FROM millrace.stream s WHERE s.name = name;
+        owner := stream.owner;
+    ELSE
+        relation := millrace_internal.relation(name);
+        SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
+        SELECT t.* INTO target FROM millrace.target t WHERE t.relation = relation AND t.kind = kind;
+        owner := coalesce(staging.owner, target.owner);
+    END IF;
+    IF owner IS NULL THEN
+        SELECT k.kind INTO other FROM (SELECT 'staging' AS kind, s.relation FROM millrace.staging s UNION ALL SELECT t.kind, t.relation FROM millrace.target t) AS k
+        WHERE k.relation = relation;
+        RAISE EXCEPTION '% "%" does not exist', kind, coalesce(name, 'NULL')
+            USING ERRCODE = 'undefined_object', HINT = coalesce(format('It is of kind %s.', other), 'describe() without arguments shows what there is.');
+    END IF;
+    IF NOT millrace_internal.may_read(caller, owner) THEN
+        RAISE EXCEPTION 'must be owner of % "%"', kind, name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'staging' THEN millrace_internal.describe_staging(staging)
+                ELSE millrace_internal.describe_target(target) END;
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the other half of millrace.describe()';
+
+CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
+LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.describe(text, text) IS
+    'the SQL that declares a stream, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;
