@@ -61,20 +61,25 @@ struct MrDirect
 	BulkInsertState bulk; /* remembers the page that is being filled */
 };
 
-/* Does the table take rows without anything else having a say? */
+bool
+mr_direct_is_plain(Relation relation)
+{
+	TupleConstr *constraints = RelationGetDescr(relation)->constr;
+
+	return relation->rd_rel->relkind == RELKIND_RELATION && !relation->rd_rel->relispartition &&
+		   relation->rd_rel->relam == HEAP_TABLE_AM_OID && relation->trigdesc == NULL &&
+		   relation->rd_rules == NULL &&
+		   check_enable_rls(RelationGetRelid(relation), InvalidOid, true) != RLS_ENABLED &&
+		   (constraints == NULL ||
+			(constraints->num_check == 0 && !constraints->has_generated_stored));
+}
+
+/* Is every column that is not given one that may be left out? */
 static bool
-is_plain_table(Relation relation, int ncolumns, const AttrNumber *attnums)
+takes_columns(Relation relation, int ncolumns, const AttrNumber *attnums)
 {
 	TupleDesc desc = RelationGetDescr(relation);
-	TupleConstr *constraints = desc->constr;
 
-	if (relation->rd_rel->relkind != RELKIND_RELATION || relation->rd_rel->relispartition ||
-		relation->rd_rel->relam != HEAP_TABLE_AM_OID || relation->trigdesc != NULL ||
-		relation->rd_rules != NULL ||
-		check_enable_rls(RelationGetRelid(relation), InvalidOid, true) == RLS_ENABLED)
-		return false;
-	if (constraints != NULL && (constraints->num_check > 0 || constraints->has_generated_stored))
-		return false;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(desc, i);
@@ -144,7 +149,7 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 	Relation relation = table_open(relid, RowExclusiveLock);
 	List *index_oids;
 	ListCell *lc;
-	bool plain = is_plain_table(relation, ncolumns, attnums);
+	bool plain = mr_direct_is_plain(relation) && takes_columns(relation, ncolumns, attnums);
 	bool allowed = pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK &&
 				   mr_schema_aclcheck(RelationGetNamespace(relation), GetUserId()) == ACLCHECK_OK;
 

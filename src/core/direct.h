@@ -21,6 +21,12 @@ typedef enum MrConflict
 typedef struct MrDirect MrDirect;
 
 /*
+ * Is it a heap table whose rows nothing else has a say in: partitions, triggers, rules, row security, generated
+ * columns, check constraints?
+ */
+extern bool mr_direct_is_plain(Relation relation);
+
+/*
  * Opens the table for direct inserts of those columns by the current user.  NULL when the table is not plain
  * enough: partitioned, with triggers, rules, row security, generated columns, check constraints, defaults for
  * columns that are not given, indexes over expressions or parts, or a unique index on anything but the key.

@@ -20,6 +20,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "vault/asserted.h"
 #include "vault/satellite.h"
 
 /* How one source speaks of the parent and its attributes. */
@@ -43,6 +44,7 @@ typedef struct MrSatellite
 	MrAttributes attributes;
 	SatelliteSource *sources;
 	MrTable *table;
+	AttrNumber order[4]; /* parent, applied_at, hashdiff, confirmed_at */
 	MrStatement *find_predecessors;
 	MrStatement *confirm;
 } MrSatellite;
@@ -183,6 +185,7 @@ load_standard(const MrTarget *base, Jsonb *definition)
 	mr_attributes_load(&satellite->attributes, &table, definition, attnums + COLUMNS);
 	satellite->table = mr_table_create(base->relid, base->owner, COLUMNS + satellite->attributes.n,
 									   attnums, 3);
+	memcpy(satellite->order, attnums, sizeof(satellite->order));
 	create_statements(satellite, &table, attnums);
 
 	satellite->sources = palloc0(sizeof(SatelliteSource) * Max(base->nsources, 1));
@@ -379,6 +382,19 @@ says_the_same(MrSatellite *satellite, const Run *run, uint64 found)
 	return memcmp(&hash, &run->first->hash, sizeof(pg_uuid_t)) == 0;
 }
 
+/* Judges a run by the row before its end, which has the same content (`confirms_hash`). */
+static void
+match_run(Run *run, TimestampTz applied, TimestampTz confirmed)
+{
+	/* What the table, or the batch itself, says before the run lies between. */
+	if (applied > run->first->time ||
+		(run->before != NULL && compare_content(applied, &run->confirms_hash, run->before) < 0))
+		return;
+	run->done = confirmed >= run->last->time;
+	run->confirming = !run->done;
+	run->confirms = applied;
+}
+
 /* Marks the runs that the table says already, and those that may confirm a row. */
 static void
 match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
@@ -411,12 +427,7 @@ match_predecessors(MrSatellite *satellite, Run *runs, int nruns)
 		if (!says_the_same(satellite, run, i))
 			continue;
 		run->confirms_hash = *DatumGetUUIDP(mr_sql_value(i, 4, &isnull));
-		/* What the batch itself says before the run lies between. */
-		if (run->before != NULL && compare_content(applied, &run->confirms_hash, run->before) < 0)
-			continue;
-		run->done = confirmed >= run->last->time;
-		run->confirming = !run->done;
-		run->confirms = applied;
+		match_run(run, applied, confirmed);
 	}
 	mr_run_back(&saved);
 	SPI_freetuptable(SPI_tuptable);
@@ -448,6 +459,42 @@ confirm_rows(MrSatellite *satellite, Run *runs, int nruns)
 		SPI_freetuptable(SPI_tuptable);
 	}
 	pfree(numbers);
+}
+
+/*
+ * Both at once, without statements; false when the table is not plain enough for that, or rows may say the
+ * same under another hash.
+ */
+static bool
+confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
+{
+	MrAsserted *asserted;
+	MrRunAs saved;
+
+	if (satellite->attributes.any_removed)
+		return false;
+	mr_run_as_restricted(&saved, satellite->base.owner);
+	asserted = mr_asserted_open(satellite->base.relid, satellite->order);
+	if (asserted != NULL)
+	{
+		for (int i = 0; i < nruns; i++)
+		{
+			Run *run = &runs[i];
+			TimestampTz applied;
+			TimestampTz confirmed;
+
+			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
+													 &run->last->hash, &applied, &confirmed))
+				continue;
+			run->confirms_hash = run->first->hash;
+			match_run(run, applied, confirmed);
+			if (run->confirming)
+				run->done = mr_asserted_confirm(asserted, run->last->time);
+		}
+		mr_asserted_close(asserted);
+	}
+	mr_run_back(&saved);
+	return asserted != NULL;
 }
 
 /* Inserts a row for each run that is left: from its first to its last time, or of its last time alone. */
@@ -533,7 +580,7 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 
 	runs = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Run) * n);
 	nruns = find_runs(assertions, n, runs, satellite->every);
-	if (!satellite->every)
+	if (!satellite->every && !confirm_directly(satellite, runs, nruns))
 	{
 		match_predecessors(satellite, runs, nruns);
 		confirm_rows(satellite, runs, nruns);

@@ -1,0 +1,225 @@
+/*
+ * asserted.c
+ *	  The rows of a satellite, read and confirmed straight through the index and the heap.
+ *
+ * A stream that repeats itself confirms many rows in each batch, and each takes one descent of the unique
+ * index here where the statements need three.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_type.h"
+#include "core/compat.h"
+#include "core/direct.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "vault/asserted.h"
+
+enum
+{
+	PARENT,
+	APPLIED_AT,
+	HASHDIFF,
+	CONFIRMED_AT,
+	COLUMNS
+};
+
+struct MrAsserted
+{
+	Relation relation;
+	AttrNumber attnums[COLUMNS];
+	int nindexes;
+	Relation *indexes;
+	IndexInfo **infos;
+	Snapshot snapshot;
+	IndexScanDesc scan;
+	ScanKeyData keys[2]; /* the parent, and the time at the latest */
+	TupleTableSlot *found;
+	TupleTableSlot *changed;
+};
+
+/* Is it the index that orders a parent's rows by time and content? */
+static bool
+is_order(Relation index, const AttrNumber attnums[COLUMNS])
+{
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisunique || !form->indisvalid || index->rd_rel->relam != BTREE_AM_OID ||
+		form->indnkeyatts != CONFIRMED_AT || index->rd_indpred != NIL)
+		return false;
+	for (int i = 0; i < CONFIRMED_AT; i++)
+	{
+		if (form->indkey.values[i] != attnums[i] || index->rd_indoption[i] != 0)
+			return false;
+	}
+	return true;
+}
+
+/* Opens the indexes and the scan of the one that orders the rows; false when there is none. */
+static bool
+open_indexes(MrAsserted *asserted)
+{
+	Relation relation = asserted->relation;
+	List *oids = RelationGetIndexList(relation);
+	Relation order = NULL;
+	ListCell *lc;
+
+	asserted->indexes = palloc(sizeof(Relation) * Max(list_length(oids), 1));
+	asserted->infos = palloc(sizeof(IndexInfo *) * Max(list_length(oids), 1));
+	foreach(lc, oids)
+	{
+		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		int n = asserted->nindexes++;
+
+		asserted->indexes[n] = index;
+		asserted->infos[n] = BuildIndexInfo(index);
+		/* What needs the executor's help when a row gets a new place is left to statements. */
+		if (asserted->infos[n]->ii_Expressions != NIL || asserted->infos[n]->ii_Predicate != NIL ||
+			index->rd_index->indisexclusion || !index->rd_index->indimmediate)
+			return false;
+		if (is_order(index, asserted->attnums))
+			order = index;
+	}
+	if (order == NULL)
+		return false;
+	ScanKeyInit(&asserted->keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
+	ScanKeyInit(&asserted->keys[1], 2, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, (Datum) 0);
+	asserted->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	asserted->scan = mr_index_beginscan(relation, order, asserted->snapshot, 2);
+	return true;
+}
+
+MrAsserted *
+mr_asserted_open(Oid relid, const AttrNumber attnums[COLUMNS])
+{
+	Relation relation = table_open(relid, RowExclusiveLock);
+	MrAsserted *asserted;
+
+	if (!mr_direct_is_plain(relation) ||
+		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		pg_class_aclcheck(relid, GetUserId(), ACL_UPDATE) != ACLCHECK_OK ||
+		mr_schema_aclcheck(RelationGetNamespace(relation), GetUserId()) != ACLCHECK_OK)
+	{
+		table_close(relation, NoLock);
+		return NULL;
+	}
+	asserted = palloc0(sizeof(MrAsserted));
+	asserted->relation = relation;
+	memcpy(asserted->attnums, attnums, sizeof(asserted->attnums));
+	asserted->found = table_slot_create(relation, NULL);
+	asserted->changed = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsHeapTuple);
+	if (!open_indexes(asserted))
+	{
+		mr_asserted_close(asserted);
+		return NULL;
+	}
+	return asserted;
+}
+
+void
+mr_asserted_close(MrAsserted *asserted)
+{
+	ExecDropSingleTupleTableSlot(asserted->found);
+	ExecDropSingleTupleTableSlot(asserted->changed);
+	if (asserted->scan != NULL)
+	{
+		index_endscan(asserted->scan);
+		UnregisterSnapshot(asserted->snapshot);
+	}
+	for (int i = 0; i < asserted->nindexes; i++)
+	{
+		mr_index_insert_cleanup(asserted->indexes[i], asserted->infos[i]);
+		index_close(asserted->indexes[i], NoLock);
+	}
+	table_close(asserted->relation, NoLock);
+	pfree(asserted);
+	/* What comes next in the transaction sees what was confirmed. */
+	CommandCounterIncrement();
+}
+
+/* A column of the row that was found. */
+static Datum
+value_of(MrAsserted *asserted, int column)
+{
+	bool isnull;
+
+	return slot_getattr(asserted->found, asserted->attnums[column], &isnull);
+}
+
+bool
+mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
+				 const pg_uuid_t *hash, TimestampTz *applied, TimestampTz *confirmed)
+{
+	asserted->keys[0].sk_argument = UUIDPGetDatum(parent);
+	asserted->keys[1].sk_argument = TimestampTzGetDatum(time);
+	index_rescan(asserted->scan, asserted->keys, 2, NULL, 0);
+	while (index_getnext_slot(asserted->scan, BackwardScanDirection, asserted->found))
+	{
+		int order = memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t));
+
+		*applied = DatumGetTimestampTz(value_of(asserted, APPLIED_AT));
+		*confirmed = DatumGetTimestampTz(value_of(asserted, CONFIRMED_AT));
+		if (order == 0)
+			return true;
+		/* Of the same time, but after it in the order of contents. */
+		if (*applied < time || order < 0)
+			return false;
+	}
+	return false;
+}
+
+bool
+mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
+{
+	int natts = RelationGetDescr(asserted->relation)->natts;
+	Datum *values = palloc0(sizeof(Datum) * natts);
+	bool *nulls = palloc0(natts);
+	bool *replaced = palloc0(natts);
+	HeapTuple before = ExecFetchSlotHeapTuple(asserted->found, false, NULL);
+	ItemPointerData place = before->t_self;
+	HeapTuple after;
+	LockTupleMode lock_mode;
+	TM_FailureData failure;
+	bool confirmed;
+	MrUpdateIndexes update_indexes;
+
+	values[asserted->attnums[CONFIRMED_AT] - 1] = TimestampTzGetDatum(time);
+	replaced[asserted->attnums[CONFIRMED_AT] - 1] = true;
+	after = heap_modify_tuple(before, RelationGetDescr(asserted->relation), values, nulls,
+							  replaced);
+	ExecStoreHeapTuple(after, asserted->changed, false);
+	asserted->changed->tts_tableOid = RelationGetRelid(asserted->relation);
+	confirmed = table_tuple_update(asserted->relation, &place, asserted->changed,
+								   GetCurrentCommandId(true), asserted->snapshot, InvalidSnapshot,
+								   false, &failure, &lock_mode, &update_indexes) == TM_Ok;
+	for (int i = 0; confirmed && i < asserted->nindexes; i++)
+	{
+		Datum index_values[INDEX_MAX_KEYS];
+		bool index_nulls[INDEX_MAX_KEYS];
+		Relation index = asserted->indexes[i];
+
+		if (!mr_updates_indexes(update_indexes, asserted->infos[i]))
+			continue;
+		FormIndexDatum(asserted->infos[i], asserted->changed, NULL, index_values, index_nulls);
+		(void) index_insert(index, index_values, index_nulls, &asserted->changed->tts_tid,
+							asserted->relation,
+							index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+							false, asserted->infos[i]);
+	}
+	ExecClearTuple(asserted->changed);
+	heap_freetuple(after);
+	pfree(values);
+	pfree(nulls);
+	pfree(replaced);
+	return confirmed;
+}
