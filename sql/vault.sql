@@ -177,6 +177,17 @@ SELECT place, h_number_hk = millrace.hash_key('vd.h_number', place) AS same FROM
 SELECT staging, kind, sqlstate, message FROM millrace.dead_letter WHERE stream = 'vault_orders';
 SELECT number FROM vd.h_order WHERE number > 3 ORDER BY 1;
 
+-- Another business key under a hash key that is there is refused, in hubs and links, whether the key is known or not.
+INSERT INTO vd.h_product (h_product_hk, product_id, load_at, record_source) VALUES (millrace.hash_key('vd.h_product', 'forged'), 'genuine', now(), 'somebody');
+INSERT INTO vd.l_order_product SELECT millrace.hash_key('vd.l_order_product', 8, 'p'), h_order_hk, millrace.hash_key('vd.h_product', 'p'), now(), 'somebody' FROM vd.h_order WHERE number = 1;
+SELECT vs.say(7, '10:00', '{"items": [{"id": "p", "quantity": 1}]}');
+SELECT vs.say(8, '10:00', '{"items": [{"id": "p", "quantity": 1}]}');
+SELECT vs.say(9, '10:00', '{"items": [{"id": "forged", "quantity": 1}]}');
+SELECT vs.say(9, '11:00', '{"items": [{"id": "p", "quantity": 1}]}');
+SELECT dead_letters FROM millrace.run_stream('vault_orders');
+SELECT staging, kind, sqlstate, message, detail FROM millrace.dead_letter WHERE stream = 'vault_orders' AND sqlstate = '23505' ORDER BY id;
+SELECT order_id, product_id FROM vd.l_order_product_current WHERE order_id > 6 ORDER BY 1, 2;
+
 -- ---- dropping
 SELECT millrace.drop_table('vd.h_order');
 SELECT millrace.drop_table('vd.s_status');

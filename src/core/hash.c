@@ -263,7 +263,7 @@ mr_hasher_add(MrHasher *hasher, MrHashColumn *column, Datum value, bool isnull)
 }
 
 void
-mr_hasher_end(MrHasher *hasher, pg_uuid_t *result)
+mr_hasher_end_checked(MrHasher *hasher, pg_uuid_t *result, pg_uuid_t *check)
 {
 	unsigned char digest[SHA256_DIGEST_LENGTH];
 	SHA256_CTX context;
@@ -276,4 +276,13 @@ mr_hasher_end(MrHasher *hasher, pg_uuid_t *result)
 	memcpy(result->data, digest, UUID_LEN);
 	result->data[6] = (result->data[6] & 0x0f) | 0x80; /* version 8 */
 	result->data[8] = (result->data[8] & 0x3f) | 0x80; /* variant of RFC 9562 */
+	memcpy(check->data, digest + UUID_LEN, UUID_LEN);
+}
+
+void
+mr_hasher_end(MrHasher *hasher, pg_uuid_t *result)
+{
+	pg_uuid_t check;
+
+	mr_hasher_end_checked(hasher, result, &check);
 }

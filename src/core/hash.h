@@ -32,6 +32,16 @@ extern void mr_hasher_add_int32(MrHasher *hasher, int32 number); /* e.g. an attr
 extern void mr_hasher_add_bytes(MrHasher *hasher, const char *bytes,
 								int length); /* length, then bytes */
 extern void mr_hasher_end(MrHasher *hasher, pg_uuid_t *result);
+/*
+ * The same, and in `check` the other half of SHA-256: what has one hash, but not the same value, is told apart by
+ * it.
+ */
+extern void mr_hasher_end_checked(MrHasher *hasher, pg_uuid_t *result, pg_uuid_t *check);
+/*
+ * The same, and in `check` the other half of SHA-256, which tells values apart that have one hash: it is
+ * equal only for equal values, whatever becomes of the first half.
+ */
+extern void mr_hasher_end_checked(MrHasher *hasher, pg_uuid_t *result, pg_uuid_t *check);
 
 /* The key that stands for NULL (zero key).  No hash equals it. */
 extern const pg_uuid_t mr_zero_key;

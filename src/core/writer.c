@@ -56,6 +56,7 @@ struct MrTable
 	SortSupport sort; /* by the key columns */
 	MrStatement *insert_new;
 	MrStatement *append;
+	MrStatement *find_different;
 	MrStatement *delete_returning;
 	int delete_nkeys;
 };
@@ -283,19 +284,19 @@ column_array(const MrColumn *column, const Datum *values, const bool *nulls, con
 }
 
 /*
- * Appends "unnest($1, …) AS u(c1, …)" for the first n columns.  The name is not qualified: only so does the
+ * Appends "unnest($1, …) AS u(c1, …)" for the first n columns, on wish with the row's number n.  The name is not qualified: only so does the
  * grammar know the form with several arrays, which takes them in step.
  */
 static void
-append_unnest(StringInfo sql, const MrTable *table, int ncolumns)
+append_unnest(StringInfo sql, const MrTable *table, int ncolumns, bool numbered)
 {
 	appendStringInfoString(sql, "unnest(");
 	for (int i = 0; i < ncolumns; i++)
 		appendStringInfo(sql, "%s$%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoString(sql, ") AS u(");
+	appendStringInfoString(sql, numbered ? ") WITH ORDINALITY AS u(" : ") AS u(");
 	for (int i = 0; i < ncolumns; i++)
 		appendStringInfo(sql, "%sc%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoChar(sql, ')');
+	appendStringInfoString(sql, numbered ? ", n)" : ")");
 }
 
 /* The value of unnested column `i` in its own type. */
@@ -340,7 +341,7 @@ insert_statement(const MrTable *table, bool on_conflict)
 		append_value(&sql, table, i);
 	}
 	appendStringInfoString(&sql, " FROM ");
-	append_unnest(&sql, table, table->ncolumns);
+	append_unnest(&sql, table, table->ncolumns, false);
 	if (on_conflict)
 	{
 		appendStringInfoString(&sql, " ON CONFLICT (");
@@ -359,7 +360,7 @@ delete_statement(const MrTable *table, int nkeys)
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "DELETE FROM %s AS t USING ", mr_relation_name(table->relid));
-	append_unnest(&sql, table, nkeys);
+	append_unnest(&sql, table, nkeys, false);
 	appendStringInfoString(&sql, " WHERE ");
 	for (int i = 0; i < nkeys; i++)
 	{
@@ -425,18 +426,88 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 }
 
 int64
-mr_table_insert_new(MrTable *table, MrRows *rows)
+mr_table_insert_new(MrTable *table, MrRows *rows, bool *conflicts)
 {
 	int64 inserted;
 
 	if (rows->nrows == 0)
 		return 0;
-	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, NULL);
+	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, conflicts);
 	if (inserted >= 0)
 		return inserted;
 	if (table->insert_new == NULL)
 		table->insert_new = insert_statement(table, true);
-	return run_with_rows(table, table->insert_new, rows, table->ncolumns);
+	inserted = run_with_rows(table, table->insert_new, rows, table->ncolumns);
+	if (conflicts != NULL)
+		memset(conflicts, inserted < rows->nrows, rows->nrows);
+	return inserted;
+}
+
+Oid
+mr_table_column_type(const MrTable *table, int column)
+{
+	return table->columns[column].type;
+}
+
+/* SELECT … FROM unnest(…) WITH ORDINALITY JOIN the table by its key, where other columns differ. */
+static MrStatement *
+different_statement(const MrTable *table, int ncolumns)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT u.n");
+	for (int i = table->nkeys; i < ncolumns; i++)
+		appendStringInfo(&sql, ", t.%s", table->columns[i].name);
+	appendStringInfoString(&sql, " FROM ");
+	append_unnest(&sql, table, ncolumns, true);
+	appendStringInfo(&sql, " JOIN %s AS t ON ", mr_relation_name(table->relid));
+	for (int i = 0; i < table->nkeys; i++)
+	{
+		appendStringInfo(&sql, "%st.%s = ", i > 0 ? " AND " : "", table->columns[i].name);
+		append_value(&sql, table, i);
+	}
+	appendStringInfoString(&sql, " WHERE false");
+	for (int i = table->nkeys; i < ncolumns; i++)
+	{
+		/* What cannot be compared is compared as text. */
+		bool comparable =
+			OidIsValid(lookup_type_cache(table->columns[i].type, TYPECACHE_EQ_OPR)->eq_opr);
+		const char *cast = comparable ? "" : "::text";
+
+		appendStringInfo(&sql, " OR t.%s%s IS DISTINCT FROM (", table->columns[i].name, cast);
+		append_value(&sql, table, i);
+		appendStringInfo(&sql, ")%s", cast);
+	}
+	appendStringInfoString(&sql, " LIMIT 1");
+	return statement_create(table, sql.data, ncolumns);
+}
+
+int
+mr_table_find_different(MrTable *table, const MrRows *rows, const bool *marked, int ncolumns)
+{
+	int *chosen = palloc(sizeof(int) * Max(rows->nrows, 1));
+	Datum *arrays = palloc(sizeof(Datum) * ncolumns);
+	int n = 0;
+	int found = -1;
+	bool isnull;
+	MrRunAs saved;
+
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (marked[i])
+			chosen[n++] = i;
+	}
+	if (n == 0)
+		return -1;
+	if (table->find_different == NULL)
+		table->find_different = different_statement(table, ncolumns);
+	mr_table_arrays(table, rows, chosen, n, ncolumns, arrays);
+	mr_run_as_restricted(&saved, table->role);
+	if (mr_statement_run(table->find_different, arrays, NULL) > 0)
+		found = chosen[DatumGetInt64(mr_sql_value(0, 1, &isnull)) - 1];
+	mr_run_back(&saved);
+	return found;
 }
 
 bool

@@ -33,9 +33,20 @@ extern MrRows *mr_rows_create(const MrTable *table, int capacity);
 
 /*
  * Inserts the rows whose key is not there yet; the caller has made keys unique within `rows`.  The rows
- * are sorted by key first (in place).  Returns how many were new.
+ * are sorted by key first (in place).  Returns how many were new; `conflicts` (may be NULL) tells by row which may
+ * have been there already.
  */
-extern int64 mr_table_insert_new(MrTable *table, MrRows *rows);
+extern int64 mr_table_insert_new(MrTable *table, MrRows *rows, bool *conflicts);
+
+/*
+ * Of the marked rows, one that differs from the row with its key in the table in one of the first `ncolumns`
+ * columns, or -1.  Then SPI_tuptable has these columns of the table's row, without the key, from its second on.
+ */
+extern int mr_table_find_different(MrTable *table, const MrRows *rows, const bool *marked,
+								   int ncolumns);
+
+/* The type of a column as given to mr_table_create. */
+extern Oid mr_table_column_type(const MrTable *table, int column);
 
 /*
  * The same, and tells by row which were there already: what to do with these is the caller's business.  When others

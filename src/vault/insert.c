@@ -8,6 +8,8 @@
 #include "postgres.h"
 
 #include "core/millrace.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "vault/insert.h"
 
@@ -40,27 +42,93 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 			mr_vault_json_member(mr_vault_json(base->sources[s].columns), "record_source"));
 }
 
-/* Puts one row with the key that was read last into `rows`, unless it is known. */
+/* The rows of one batch, and the checks of their keys. */
+typedef struct KeyRows
+{
+	MrRows *rows;
+	pg_uuid_t *checks;
+	MrKeySet *seen;
+} KeyRows;
+
+/* Puts one row with the key that was read last into `keys`, unless it is known. */
 static void
-add_row(MrKeyTable *table, MrKeyReader *reader, MrKeySet *seen, MrRows *rows, TimestampTz loaded_at,
+add_row(MrKeyTable *table, MrKeyReader *reader, KeyRows *keys, TimestampTz loaded_at,
 		Datum record_source)
 {
+	MrRows *rows = keys->rows;
 	pg_uuid_t key;
+	pg_uuid_t check;
 	pg_uuid_t *kept;
 	int row;
 
-	mr_key_hash(reader, &key);
-	if (mr_known_contains(table->known, &key) || !mr_key_set_add(seen, &key))
+	mr_key_hash_checked(reader, &key, &check);
+	if (mr_known_contains(table->known, &check) || !mr_key_set_add(keys->seen, &check))
 		return;
 
 	row = rows->nrows++;
 	kept = palloc(sizeof(pg_uuid_t));
 	*kept = key;
+	keys->checks[row] = check;
 	rows->values[0][row] = UUIDPGetDatum(kept);
 	for (int i = 0; i < table->nmiddle; i++)
 		rows->values[1 + i][row] = table->middle(reader, i);
 	rows->values[1 + table->nmiddle][row] = TimestampTzGetDatum(loaded_at);
 	rows->values[2 + table->nmiddle][row] = record_source;
+}
+
+/* The columns between hash key and load_at as text. */
+static char *
+describe_key(MrKeyTable *table, const Datum *values, const bool *nulls)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (int i = 0; i < table->nmiddle; i++)
+	{
+		Oid type = mr_table_column_type(table->table, 1 + i);
+		Oid output;
+		bool is_varlena;
+
+		getTypeOutputInfo(type, &output, &is_varlena);
+		appendStringInfo(&text, "%s%s", i > 0 ? ", " : "",
+						 nulls[i] ? "NULL" : OidOutputFunctionCall(output, values[i]));
+	}
+	return text.data;
+}
+
+/*
+ * Of rows that were left out because their hash key is there, one may have another key under it: a collision.
+ * Its message cannot be taken.
+ */
+static void
+refuse_collision(MrKeyTable *table, const MrRows *rows, const bool *conflicts)
+{
+	Datum *values = palloc(sizeof(Datum) * table->nmiddle);
+	bool *nulls = palloc(table->nmiddle);
+	int row = mr_table_find_different(table->table, rows, conflicts, 1 + table->nmiddle);
+	char *present;
+	MrRunAs saved;
+
+	if (row < 0)
+		return;
+	/* Output functions are of types that the owner has chosen. */
+	mr_run_as_restricted(&saved, table->base.owner);
+	for (int i = 0; i < table->nmiddle; i++)
+		values[i] = mr_sql_value(0, 2 + i, &nulls[i]);
+	present = describe_key(table, values, nulls);
+	for (int i = 0; i < table->nmiddle; i++)
+	{
+		values[i] = rows->values[1 + i][row];
+		nulls[i] = rows->nulls[1 + i][row];
+	}
+	ereport(ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION),
+					errmsg("hash key %s of %s belongs to another key",
+						   DatumGetCString(DirectFunctionCall1(uuid_out, rows->values[0][row])),
+						   table->base.name),
+					errdetail("In the table it is the key of (%s), in the message that of (%s).",
+							  present, describe_key(table, values, nulls)),
+					errhint("Unless the row was written by somebody else, two keys have one hash: "
+							"message and row cannot both be in the table.")));
 }
 
 void
@@ -70,16 +138,17 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	int capacity = mr_vault_count_rows(target, batch);
 	int64 skipped = 0;
 	int64 inserted;
-	MrKeySet *seen;
-	MrRows *rows;
+	KeyRows keys;
+	bool *conflicts;
 	MrRunAs saved;
 
 	if (capacity == 0)
 		return;
 
 	mr_known_refresh(table->known);
-	seen = mr_key_set_create(Min(capacity, 65536));
-	rows = mr_rows_create(table->table, capacity);
+	keys.seen = mr_key_set_create(Min(capacity, 65536));
+	keys.rows = mr_rows_create(table->table, capacity);
+	keys.checks = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(pg_uuid_t) * capacity);
 	/* Casts and output functions are of types that the owner has chosen. */
 	mr_run_as_restricted(&saved, target->owner);
 	for (int s = 0; s < target->nsources; s++)
@@ -100,14 +169,17 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 			for (int r = 0; r < version->nrows; r++)
 			{
 				if (mr_key_read(reader, version->rows[r].values, version->rows[r].nulls) > 0)
-					add_row(table, reader, seen, rows, batch->loaded_at, record_source);
+					add_row(table, reader, &keys, batch->loaded_at, record_source);
 				else
 					skipped++;
 			}
 		}
 	}
 	mr_run_back(&saved);
-	inserted = mr_table_insert_new(table->table, rows);
-	mr_known_note(table->known, rows, inserted);
+	conflicts = palloc0(Max(keys.rows->nrows, 1));
+	inserted = mr_table_insert_new(table->table, keys.rows, conflicts);
+	if (inserted < keys.rows->nrows)
+		refuse_collision(table, keys.rows, conflicts);
+	mr_known_note(table->known, keys.checks, keys.rows->nrows, inserted);
 	mr_vault_count_skipped(target->id, skipped);
 }

@@ -258,7 +258,7 @@ mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result)
 }
 
 void
-mr_key_hash(MrKeyReader *reader, pg_uuid_t *result)
+mr_key_hash_checked(MrKeyReader *reader, pg_uuid_t *result, pg_uuid_t *check)
 {
 	int first = 0;
 
@@ -268,5 +268,13 @@ mr_key_hash(MrKeyReader *reader, pg_uuid_t *result)
 		add_part(reader, p, first);
 		first += reader->key->parts[p].ncolumns;
 	}
-	mr_hasher_end(reader->key->hasher, result);
+	mr_hasher_end_checked(reader->key->hasher, result, check);
+}
+
+void
+mr_key_hash(MrKeyReader *reader, pg_uuid_t *result)
+{
+	pg_uuid_t check;
+
+	mr_key_hash_checked(reader, result, &check);
 }

@@ -240,17 +240,16 @@ mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key)
 }
 
 void
-mr_known_note(MrKnownKeys *known, const MrRows *rows, int64 inserted)
+mr_known_note(MrKnownKeys *known, const pg_uuid_t *keys, int nkeys, int64 inserted)
 {
 	forget_noted(known);
-	if (rows->nrows == 0)
+	if (nkeys == 0)
 		return;
-	if ((rows->nrows - inserted) * 20 > rows->nrows)
+	if ((nkeys - inserted) * 20 > nkeys)
 		grow(known);
-	known->noted = MemoryContextAlloc(known->context, rows->nrows * sizeof(pg_uuid_t));
-	for (int i = 0; i < rows->nrows; i++)
-		known->noted[i] = *DatumGetUUIDP(rows->values[0][i]);
-	known->nnoted = rows->nrows;
+	known->noted = MemoryContextAlloc(known->context, nkeys * sizeof(pg_uuid_t));
+	memcpy(known->noted, keys, nkeys * sizeof(pg_uuid_t));
+	known->nnoted = nkeys;
 	/* Nothing inserted, no transaction id: then everything was there already, and nothing is noted. */
 	known->noted_by = GetCurrentTransactionIdIfAny();
 }

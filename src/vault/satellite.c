@@ -538,7 +538,7 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 		}
 	}
 	mr_run_back(&saved);
-	return rows->nrows - mr_table_insert_new(satellite->table, rows);
+	return rows->nrows - mr_table_insert_new(satellite->table, rows, NULL);
 }
 
 static void

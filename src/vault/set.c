@@ -438,7 +438,7 @@ insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, in
 		}
 	}
 	mr_run_back(&saved);
-	return rows->nrows - mr_table_insert_new(satellite->table, rows);
+	return rows->nrows - mr_table_insert_new(satellite->table, rows, NULL);
 }
 
 static void

@@ -76,11 +76,14 @@ extern bool mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging
 /* Hashes of what was read last: of one part (its hub's key), of the whole. */
 extern void mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result);
 extern void mr_key_hash(MrKeyReader *reader, pg_uuid_t *result);
+/* The same with the check of mr_hasher_end_checked. */
+extern void mr_key_hash_checked(MrKeyReader *reader, pg_uuid_t *result, pg_uuid_t *check);
 
 /* ---- known keys (known.c) ---------------------------------------------------------------------------- */
 
 /*
- * A bounded cache of keys that are in a table for good.  Keys are noted when a batch has inserted or met
+ * A bounded cache of keys that are in a table for good.  It knows them by their checks, not by the hashes in the
+ * table: a key that is another one under the same hash is not known, and meets the row in the table.  Keys are noted when a batch has inserted or met
  * them, and believed once its transaction has committed; forgotten when somebody truncates, deletes or
  * alters.
  */
@@ -90,11 +93,8 @@ extern MrKnownKeys *mr_known_create(Oid relid, const MrTable *table);
 /* Before a batch: takes over what the last one noted if it has committed, looks whether somebody deleted. */
 extern void mr_known_refresh(MrKnownKeys *known);
 extern bool mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key);
-/*
- * After the insert: the first column of `rows`, of which so many were new, is in the table if this transaction
- * commits.
- */
-extern void mr_known_note(MrKnownKeys *known, const MrRows *rows, int64 inserted);
+/* After the insert: so many keys, of which some were new, are in the table if this transaction commits. */
+extern void mr_known_note(MrKnownKeys *known, const pg_uuid_t *keys, int nkeys, int64 inserted);
 
 /* ---- common to the kinds (vault.c) ------------------------------------------------------------------- */
 
