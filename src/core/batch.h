@@ -85,6 +85,7 @@ typedef struct MrStaged
 	struct Tuplestorestate *new_store;
 	int naccepted; /* versions that were accepted, sorted by key */
 	MrVersion **accepted;
+	struct List *key_hashes; /* what several targets want of the rows; see vault/key.c */
 } MrStaged;
 
 typedef struct MrBatch

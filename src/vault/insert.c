@@ -52,23 +52,21 @@ typedef struct KeyRows
 
 /* Puts one row with the key that was read last into `keys`, unless it is known. */
 static void
-add_row(MrKeyTable *table, MrKeyReader *reader, KeyRows *keys, TimestampTz loaded_at,
-		Datum record_source)
+add_row(MrKeyTable *table, MrKeyReader *reader, const MrKeyHash *hash, KeyRows *keys,
+		TimestampTz loaded_at, Datum record_source)
 {
 	MrRows *rows = keys->rows;
-	pg_uuid_t key;
-	pg_uuid_t check;
 	pg_uuid_t *kept;
 	int row;
 
-	mr_key_hash_checked(reader, &key, &check);
-	if (mr_known_contains(table->known, &check) || !mr_key_set_add(keys->seen, &check))
+	if (mr_known_contains(table->known, &hash->check) || !mr_key_set_add(keys->seen, &hash->check))
 		return;
 
+	mr_key_row_read(reader);
 	row = rows->nrows++;
 	kept = palloc(sizeof(pg_uuid_t));
-	*kept = key;
-	keys->checks[row] = check;
+	*kept = hash->hash;
+	keys->checks[row] = hash->check;
 	rows->values[0][row] = UUIDPGetDatum(kept);
 	for (int i = 0; i < table->nmiddle; i++)
 		rows->values[1 + i][row] = table->middle(reader, i);
@@ -154,22 +152,26 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	for (int s = 0; s < target->nsources; s++)
 	{
 		MrKeyReader *reader = table->readers[s];
-		const MrStaged *staged;
+		MrStaged *staged;
 		Datum record_source;
+		int place = 0;
 
 		if (reader == NULL)
 			continue;
 		record_source = mr_vault_record_source(table->record_sources[s], table->record_source,
 											   batch);
 		staged = &batch->staged[target->sources[s].staging->ordinal];
+		mr_key_begin(reader, batch, staged);
 		for (int v = 0; v < staged->nversions; v++)
 		{
 			const MrVersion *version = &staged->versions[v];
 
 			for (int r = 0; r < version->nrows; r++)
 			{
-				if (mr_key_read(reader, version->rows[r].values, version->rows[r].nulls) > 0)
-					add_row(table, reader, &keys, batch->loaded_at, record_source);
+				MrKeyHash hash;
+
+				if (mr_key_row(reader, place++, &version->rows[r], &hash))
+					add_row(table, reader, &hash, &keys, batch->loaded_at, record_source);
 				else
 					skipped++;
 			}

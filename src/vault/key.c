@@ -13,6 +13,13 @@
 #include "utils/rel.h"
 #include "vault/vault.h"
 
+/*
+ * Of a shared hash: it has been made; there is none, because the key is NULL.  The byte with a hash's version is
+ * neither zero nor all ones.
+ */
+#define HASH_IS_THERE(shared) ((shared)->hash.data[6] != 0)
+#define HASH_IS_NONE(shared) ((shared)->hash.data[6] == 0xff)
+
 /* The types of a hub's business key as its definition view shows them: its columns key_1, key_2, …. */
 static void
 load_part(MrKeyPart *part, int32 hub_id)
@@ -110,6 +117,7 @@ reader_create(MrKey *key)
 	reader->values = palloc(sizeof(Datum) * key->ncolumns);
 	reader->nulls = palloc(sizeof(bool) * key->ncolumns);
 	reader->part_nulls = palloc(sizeof(bool) * key->nparts);
+	reader->shared = palloc0(sizeof(pg_uuid_t *) * key->nparts);
 	return reader;
 }
 
@@ -187,6 +195,7 @@ mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nulls)
 	int column = 0;
 	int found = 0;
 
+	reader->row = NULL;
 	for (int p = 0; p < key->nparts; p++)
 	{
 		int first = column;
@@ -243,6 +252,8 @@ add_part(MrKeyReader *reader, int part, int first)
 void
 mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result)
 {
+	MrKeyHash *shared = reader->row != NULL ? &reader->shared[part][reader->place] : NULL;
+	MrKeyHash made;
 	int first = 0;
 
 	if (reader->part_nulls[part])
@@ -250,15 +261,23 @@ mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result)
 		*result = mr_zero_key;
 		return;
 	}
+	if (shared != NULL && HASH_IS_THERE(shared))
+	{
+		*result = shared->hash;
+		return;
+	}
 	for (int p = 0; p < part; p++)
 		first += reader->key->parts[p].ncolumns;
 	mr_hasher_begin(reader->key->hasher);
 	add_part(reader, part, first);
-	mr_hasher_end(reader->key->hasher, result);
+	mr_hasher_end_checked(reader->key->hasher, &made.hash, &made.check);
+	if (shared != NULL)
+		*shared = made;
+	*result = made.hash;
 }
 
 void
-mr_key_hash_checked(MrKeyReader *reader, pg_uuid_t *result, pg_uuid_t *check)
+mr_key_hash_checked(MrKeyReader *reader, MrKeyHash *result)
 {
 	int first = 0;
 
@@ -268,13 +287,108 @@ mr_key_hash_checked(MrKeyReader *reader, pg_uuid_t *result, pg_uuid_t *check)
 		add_part(reader, p, first);
 		first += reader->key->parts[p].ncolumns;
 	}
-	mr_hasher_end_checked(reader->key->hasher, result, check);
+	mr_hasher_end_checked(reader->key->hasher, &result->hash, &result->check);
 }
 
 void
 mr_key_hash(MrKeyReader *reader, pg_uuid_t *result)
 {
-	pg_uuid_t check;
+	MrKeyHash made;
 
-	mr_key_hash_checked(reader, result, &check);
+	mr_key_hash_checked(reader, &made);
+	*result = made.hash;
+}
+
+/* ---- all rows of a batch ----------------------------------------------------------------------------- */
+
+/* The hashes that one hub's key has in the rows of a staging table. */
+typedef struct SharedHashes
+{
+	int32 hub_id;
+	int ncolumns;
+	const AttrNumber *attnums;
+	MrKeyHash *hashes; /* by row; see HASH_IS_THERE */
+} SharedHashes;
+
+/* Finds the hashes of a part, or makes room for them. */
+static MrKeyHash *
+shared_hashes(const MrKeyPart *part, const AttrNumber *attnums, MrStaged *staged)
+{
+	Size nrows = 0;
+	SharedHashes *shared;
+	ListCell *lc;
+
+	foreach(lc, staged->key_hashes)
+	{
+		shared = lfirst(lc);
+		if (shared->hub_id == part->hub_id && shared->ncolumns == part->ncolumns &&
+			memcmp(shared->attnums, attnums, sizeof(AttrNumber) * part->ncolumns) == 0)
+			return shared->hashes;
+	}
+	for (int v = 0; v < staged->nversions; v++)
+		nrows += staged->versions[v].nrows;
+	shared = palloc(sizeof(SharedHashes));
+	shared->hub_id = part->hub_id;
+	shared->ncolumns = part->ncolumns;
+	shared->attnums = attnums;
+	shared->hashes = MemoryContextAllocExtended(
+		CurrentMemoryContext, Max(nrows, 1) * sizeof(MrKeyHash), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	staged->key_hashes = lappend(staged->key_hashes, shared);
+	return shared->hashes;
+}
+
+void
+mr_key_begin(MrKeyReader *reader, const MrBatch *batch, MrStaged *staged)
+{
+	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	int first = 0;
+
+	for (int p = 0; p < reader->key->nparts; p++)
+	{
+		const MrKeyPart *part = &reader->key->parts[p];
+
+		reader->shared[p] = shared_hashes(part, reader->attnums + first, staged);
+		first += part->ncolumns;
+	}
+	MemoryContextSwitchTo(previous);
+}
+
+bool
+mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash)
+{
+	MrKeyHash *shared = &reader->shared[0][place];
+	bool alone = reader->key->nparts == 1;
+	bool named;
+
+	reader->is_read = !alone || !HASH_IS_THERE(shared);
+	if (reader->is_read)
+	{
+		named = mr_key_read(reader, row->values, row->nulls) > 0;
+		if (named)
+			mr_key_hash_checked(reader, hash);
+		else
+			hash->hash = mr_deleted_hash;
+		if (alone)
+			*shared = *hash;
+	}
+	else
+	{
+		named = !HASH_IS_NONE(shared);
+		*hash = *shared;
+	}
+	reader->row = row;
+	reader->place = place;
+	return named;
+}
+
+void
+mr_key_row_read(MrKeyReader *reader)
+{
+	const MrRow *row = reader->row;
+
+	if (reader->is_read)
+		return;
+	(void) mr_key_read(reader, row->values, row->nulls);
+	reader->row = row;
+	reader->is_read = true;
 }

@@ -209,10 +209,10 @@ satellite_load(const MrTarget *base)
 
 /* ---- assertions -------------------------------------------------------------------------------------- */
 
-/* Adds what one version asserts. */
+/* Adds what one version asserts, whose first row has that place among all of its source. */
 static int
-assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertion *assertions,
-			   int n)
+assert_version(MrSatellite *satellite, int s, const MrVersion *version, int *place,
+			   Assertion *assertions, int n)
 {
 	SatelliteSource *source = &satellite->sources[s];
 	TimestampTz time = mr_version_time(source->staging, version);
@@ -244,11 +244,12 @@ assert_version(MrSatellite *satellite, int s, const MrVersion *version, Assertio
 	{
 		Assertion *assertion = &assertions[n];
 		const MrRow *row = &version->rows[r];
+		MrKeyHash parent;
 
 		/* Rows without a parent are counted by the hub or link. */
-		if (mr_key_read(source->reader, row->values, row->nulls) == 0)
+		if (!mr_key_row(source->reader, (*place)++, row, &parent))
 			continue;
-		mr_key_hash(source->reader, &assertion->parent);
+		assertion->parent = parent.hash;
 		mr_attributes_hash(&satellite->attributes, satellite->key->hasher, &source->attributes, row,
 						   &assertion->hash);
 		assertion->time = time;
@@ -566,13 +567,15 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 	mr_run_as_restricted(&saved, target->owner);
 	for (int s = 0; s < target->nsources; s++)
 	{
-		const MrStaged *staged;
+		MrStaged *staged;
+		int place = 0;
 
 		if (satellite->sources[s].staging == NULL)
 			continue;
 		staged = &batch->staged[satellite->sources[s].staging->ordinal];
+		mr_key_begin(satellite->sources[s].reader, batch, staged);
 		for (int v = 0; v < staged->nversions; v++)
-			n = assert_version(satellite, s, &staged->versions[v], assertions, n);
+			n = assert_version(satellite, s, &staged->versions[v], &place, assertions, n);
 	}
 	mr_run_back(&saved);
 	if (n == 0)

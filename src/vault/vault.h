@@ -47,6 +47,13 @@ extern MrKey *mr_key_of_parent(Jsonb *parent);
 /* The key that some parts of another make. */
 extern MrKey *mr_key_of_parts(const MrKey *whole, const int *parts, int nparts);
 
+/* The hash of a key, and the rest of its digest, which tells two keys with one hash apart. */
+typedef struct MrKeyHash
+{
+	pg_uuid_t hash;
+	pg_uuid_t check;
+} MrKeyHash;
+
 /* Which columns of a staging table a key is read from, and how they become the hub's types. */
 typedef struct MrKeyReader
 {
@@ -56,6 +63,10 @@ typedef struct MrKeyReader
 	Datum *values; /* what was read last; a part with a NULL column is NULL as a whole */
 	bool *nulls;
 	bool *part_nulls;
+	MrKeyHash **shared; /* by part: its hashes in all rows of what is being read */
+	const MrRow *row; /* the row of mr_key_row, and its place among them */
+	int place;
+	bool is_read;
 } MrKeyReader;
 
 /* `columns` is millrace.target_source.columns: {"key": [["declared name", …], …], …}. */
@@ -70,6 +81,15 @@ extern MrKeyReader **mr_key_readers_create(MrKey *key, const MrTarget *target);
 /* Reads the key of a row; returns how many parts are not NULL. */
 extern int mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nulls);
 
+/*
+ * The same for all rows of a batch one after the other, by their place among them: hashes of hubs' keys are made
+ * once for all targets.  mr_key_row returns false when all parts are NULL; after it, mr_key_part_hash is about
+ * that row, and `values` are once mr_key_row_read has been called.
+ */
+extern void mr_key_begin(MrKeyReader *reader, const MrBatch *batch, MrStaged *staged);
+extern bool mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash);
+extern void mr_key_row_read(MrKeyReader *reader);
+
 /* Is a satellite's parent keyed by the staging's own key: do deletes name it? */
 extern bool mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging);
 
@@ -77,7 +97,7 @@ extern bool mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging
 extern void mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result);
 extern void mr_key_hash(MrKeyReader *reader, pg_uuid_t *result);
 /* The same with the check of mr_hasher_end_checked. */
-extern void mr_key_hash_checked(MrKeyReader *reader, pg_uuid_t *result, pg_uuid_t *check);
+extern void mr_key_hash_checked(MrKeyReader *reader, MrKeyHash *result);
 
 /* ---- known keys (known.c) ---------------------------------------------------------------------------- */
 
