@@ -32,6 +32,7 @@ typedef struct MrMessage
 	char *headers; /* a JSON object as text, or NULL */
 	bool retried; /* a dead letter that is tried again */
 	int64 letter; /* its id */
+	bool erased; /* it speaks of something that was erased: it never came */
 	struct MrFailure *failures; /* what in it cannot be taken, the last first */
 } MrMessage;
 

@@ -31,6 +31,7 @@ typedef struct Evaluation
 	MemoryContext document_context; /* reset for each message */
 	MrDocument *document;
 	MrHasher *hasher;
+	bool keys_only; /* of messages that speak of something erased */
 	bool entered;
 	Oid owner;
 	const char *timezone;
@@ -390,6 +391,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 bool
 mr_message_left_out(const MrBatch *batch, const MrMessage *message, const MrStaging *staging)
 {
+	if (message->erased)
+		return true;
 	for (const MrFailure *failure = message->failures; failure != NULL; failure = failure->next)
 	{
 		if (failure->element == 0 && failure->expectation == NULL &&
@@ -407,16 +410,121 @@ mr_failure_add(MrBatch *batch, MrFailure *failure)
 	batch->failures = lappend(batch->failures, failure);
 }
 
-void
-mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
+/* Do the values of one element, or (-1) of the whole message, speak of something erased? */
+static bool
+element_erased(const Evaluation *e, const MrStaging *staging, const MrMessage *message, int element)
+{
+	const MrStagingPlan *plan = staging->plan;
+
+	for (int i = 0; i < plan->nmapped; i++)
+	{
+		if (plan->erasable[i] && (i < staging->nkeys || message->value != NULL) &&
+			(element >= 0 || !plan->mapped[i].of_element))
+			map_column(e, plan, i, element);
+	}
+	return mr_erasures_match(plan->erasures, plan->raw->tts_values, plan->raw->tts_isnull);
+}
+
+/* Has a staging table raised an error at the message before?  Then it has been asked already. */
+static bool
+has_failed(const MrMessage *message, const MrStaging *staging)
+{
+	for (const MrFailure *failure = message->failures; failure != NULL; failure = failure->next)
+	{
+		if (failure->staging == staging && !failure->silent)
+			return true;
+	}
+	return false;
+}
+
+/* Adds a version that is no more than the key of its object. */
+static void
+add_key(Evaluation *e, MrStaged *staged, MrMessage *message)
+{
+	const MrStagingPlan *plan = staged->staging->plan;
+	MemoryContext previous = MemoryContextSwitchTo(e->batch->context);
+	MrVersion *version;
+	Datum *key = palloc(sizeof(Datum) * staged->staging->nkeys);
+	bool whole = true;
+
+	for (int i = 0; i < staged->staging->nkeys; i++)
+	{
+		map_column(e, plan, i, -1);
+		whole = whole && !plan->raw->tts_isnull[i];
+		key[i] = plan->raw->tts_values[i];
+	}
+	if (whole)
+	{
+		version = add_version(e->batch, staged);
+		version->message = message;
+		version->key = key;
+	}
+	MemoryContextSwitchTo(previous);
+}
+
+/*
+ * Marks the message when it speaks of something that was erased from one of the staging tables it is routed to: then it is
+ * for none of them.
+ */
+static void
+mark_erased(Evaluation *e, MrMessage *message)
+{
+	for (int s = 0; s < e->batch->nstaged; s++)
+	{
+		MrStaging *staging = e->batch->staged[s].staging;
+		const MrStagingPlan *plan = staging->plan;
+		int nelements;
+		bool erased;
+
+		if (plan->erasures == NULL || has_failed(message, staging))
+			continue;
+		current_staging = staging;
+		enter(e, staging);
+		clear_rows(plan);
+		if (!routed(e, plan, message))
+			continue;
+		erased = element_erased(e, staging, message, -1);
+		nelements = plan->scope == MR_SCOPE_MESSAGE
+						? 0
+						: mr_document_elements(e->document, plan->scope);
+		for (int i = 0; i < nelements && !erased; i++)
+			erased = element_erased(e, staging, message, i);
+		if (erased)
+		{
+			message->erased = true;
+			if (e->keys_only)
+				add_key(e, &e->batch->staged[s], message);
+			return;
+		}
+		ResetExprContext(plan->context);
+	}
+}
+
+/* Was anything ever erased from a staging table of the batch? */
+static bool
+any_erasures(const MrBatch *batch)
+{
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		if (batch->staged[s].staging->plan->erasures != NULL)
+			return true;
+	}
+	return false;
+}
+
+/* Maps messages, or only the keys of erased ones. */
+static void
+map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 {
 	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	bool erasures = any_erasures(batch);
 	Evaluation e = {0};
 
 	e.batch = batch;
 	e.document_context = AllocSetContextCreate(batch->context, "millrace document",
 											   ALLOCSET_DEFAULT_SIZES);
 	e.hasher = mr_hasher_create();
+	e.keys_only = keys_only;
 	for (int i = from; i < batch->nmessages; i++)
 	{
 		MrMessage *message = &batch->messages[i];
@@ -428,8 +536,10 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 		MemoryContextReset(e.document_context);
 		MemoryContextSwitchTo(e.document_context);
 		e.document = mr_plan_run(extraction, message);
+		if (erasures)
+			mark_erased(&e, message);
 		MemoryContextSwitchTo(batch->context);
-		for (int s = 0; s < batch->nstaged; s++)
+		for (int s = 0; s < batch->nstaged && !keys_only; s++)
 		{
 			current_staging = batch->staged[s].staging;
 			if (!mr_message_left_out(batch, message, current_staging))
@@ -439,6 +549,18 @@ mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
 	leave(&e);
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(e.document_context);
+}
+
+void
+mr_map_messages(MrBatch *batch, MrPlan *extraction, int from)
+{
+	map_messages(batch, extraction, from, false);
+}
+
+void
+mr_map_erased(MrBatch *batch, MrPlan *extraction, int from)
+{
+	map_messages(batch, extraction, from, true);
 }
 
 void

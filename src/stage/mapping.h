@@ -54,6 +54,9 @@ typedef enum MrPayload
 	MR_PAYLOAD_JSONB
 } MrPayload;
 
+/* What was erased from a staging table (erasure.c). */
+typedef struct MrErasures MrErasures;
+
 /* What stage alone knows of a staging table. */
 typedef struct MrStagingPlan
 {
@@ -98,6 +101,8 @@ typedef struct MrStagingPlan
 	int ncolumns;
 	AttrNumber *columns; /* that are written: key, element, then the others */
 	MrTable *table;
+	MrErasures *erasures; /* NULL: nothing was ever erased */
+	bool *erasable; /* by mapped column: they are judged by it */
 	MrTable *log; /* the same columns, _rows and _deleted; NULL without one */
 	bool log_in_days; /* it is partitioned by the day of _loaded_at */
 	TimestampTz log_until; /* until when there are partitions, as far as is known */
@@ -152,6 +157,30 @@ extern bool mr_message_left_out(const MrBatch *batch, const MrMessage *message,
  * Makes the partitions of a log that is to be written at that time, and those of the days after it.  The caller is connected to SPI.
  */
 extern void mr_log_extend(const MrStaging *staging, TimestampTz at);
+
+/* The digests of what was erased, or NULL; the caller is connected to SPI. */
+extern MrErasures *mr_erasures_load(const MrStaging *staging);
+
+/* Marks the mapped columns that matter. */
+extern void mr_erasures_mark(const MrErasures *erasures, bool *mapped);
+
+/* Do the mapped values speak of something that was erased? */
+extern bool mr_erasures_match(const MrErasures *erasures, const Datum *values, const bool *nulls);
+
+/*
+ * Marks those messages from number `from` on that speak of something erased; their versions have a key and nothing
+ * else.  Errors as from mr_map_messages.
+ */
+extern void mr_map_erased(MrBatch *batch, MrPlan *extraction, int from);
+
+/*
+ * Takes the objects whose keys stand in the versions out of the staging table, as if they had been deleted; old
+ * rows are what is to be told to those who count rows.  Neither the log nor the table of objects is touched.
+ */
+extern void mr_stage_erase(MrStaged *staged);
+
+/* All versions, which are of different objects, as accepted ones in the order of keys. */
+extern void mr_object_accept_all(MrStaged *staged);
 
 /* Puts what was mapped into the staging tables and their logs, and finds old and new rows; *writing_for is what it is at. */
 extern void mr_stage_apply(MrBatch *batch, MrStaging **writing_for);

@@ -338,6 +338,14 @@ upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *
 }
 
 void
+mr_object_accept_all(MrStaged *staged)
+{
+	staged->accepted = newest_versions(staged, &staged->naccepted);
+	for (int i = 0; i < staged->naccepted; i++)
+		staged->accepted[i]->accepted = staged->accepted[i]->known = true;
+}
+
+void
 mr_object_fence(MrBatch *batch, MrStaged *staged)
 {
 	MrVersion **newest;

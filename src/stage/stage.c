@@ -240,6 +240,15 @@ replace_rows(MrStaged *staged)
 }
 
 void
+mr_stage_erase(MrStaged *staged)
+{
+	staged->nold = staged->nnew = 0;
+	mr_object_accept_all(staged);
+	if (staged->naccepted > 0)
+		replace_rows(staged);
+}
+
+void
 mr_stage_apply(MrBatch *batch, MrStaging **writing_for)
 {
 	for (int s = 0; s < batch->nstaged; s++)

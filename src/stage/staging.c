@@ -379,6 +379,12 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 
 	plan->compared = palloc0(sizeof(bool) * (staging->desc->natts + 1));
 	compile_columns(c);
+	plan->erasures = mr_erasures_load(staging);
+	if (plan->erasures != NULL)
+	{
+		plan->erasable = palloc0(sizeof(bool) * plan->nmapped);
+		mr_erasures_mark(plan->erasures, plan->erasable);
+	}
 	plan->version = compile_single(c, "version");
 	plan->event_time = compile_single(c, "event_time");
 	if (plan->event_time != NULL && plan->event_time->type != TIMESTAMPTZOID)

@@ -359,6 +359,8 @@ BEGIN
 
     INSERT INTO millrace.staging (stream_id, relation, owner, timezone, definition)
     VALUES (feed.id, kept, caller, timezone, definition) RETURNING id INTO staging_id;
+    -- What was erased from a table of that name stays erased.
+    UPDATE millrace.erasure e SET staging_id = s.id FROM millrace.staging s WHERE s.relation = kept AND e.stream_id = feed.id AND e.staging_id IS NULL AND e.relation = qualified;
     EXECUTE format('CREATE TABLE millrace_state.object_%s (%s, version %s, epoch integer NOT NULL, digest uuid NOT NULL, flags smallint NOT NULL%s, definition integer NOT NULL, PRIMARY KEY (%s))',
         staging_id,
         (SELECT string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical),
