@@ -2,14 +2,16 @@
 """Starts a stream, waits until its positions add up to TOTAL, and prints "seconds peak_MB": the time from before
 start_stream to then, and the most anonymous memory (RssAnon) that any process of millrace had.
 
-    consume.py STREAM TOTAL           (the database is the one that PG* names)
+    consume.py STREAM TOTAL [WINDOW MARK ...]           (the database is the one that PG* names)
+
+Then, for each MARK, a line "MARK rate": messages a second while the WINDOW messages after the first MARK ones were consumed.
 """
 import sys
 import time
 
 import psycopg2
 
-LIMIT = 900                         # seconds
+LIMIT = 900                         # seconds, or two ms a message when that is more
 
 
 def rss_anon(pid):
@@ -21,25 +23,42 @@ def rss_anon(pid):
         return 0
 
 
+def time_at(samples, position):
+    """When so many messages had been consumed, between two looks at the positions."""
+    before = samples[0]
+    for sample in samples:
+        if sample[1] >= position:
+            part = (position - before[1]) / max(1, sample[1] - before[1])
+            return before[0] + part * (sample[0] - before[0])
+        before = sample
+    return before[0]
+
+
 def main():
     stream, total = sys.argv[1], int(sys.argv[2])
+    window, marks = int((sys.argv + ['0'] * 4)[3]), [int(mark) for mark in sys.argv[4:]]
+    limit = max(LIMIT, total / 500)
     connection = psycopg2.connect('')
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
     start, peak, done = time.monotonic(), 0, 0
+    samples = [(start, 0)]
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
         cursor.execute('SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s', (stream,))
         done = cursor.fetchone()[0]
         now = time.monotonic()
+        samples.append((now, done))
         if done < total:
             cursor.execute("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
             peak = max([peak] + [rss_anon(pid) for (pid,) in cursor.fetchall()])
-            if now - start > LIMIT:
+            if now - start > limit:
                 cursor.execute('SELECT * FROM millrace.stream_status')
-                sys.exit(f'{done} of {total} messages after {LIMIT} s: {cursor.fetchall()}')
+                sys.exit(f'{done} of {total} messages after {limit:.0f} s: {cursor.fetchall()}')
             time.sleep(0.05)
     print(f'{now - start:.2f} {peak:.0f}')
+    for mark in marks:
+        print(f'{mark} {window / (time_at(samples, mark + window) - time_at(samples, mark)):.0f}')
 
 
 if __name__ == '__main__':

@@ -49,6 +49,15 @@ CREATE TABLE cdm.user_product_counters (user_id text, product_id text, order_cnt
 CREATE TABLE cdm.user_category_counters (
 	user_id text, category_name text, category_id uuid, order_cnt bigint, PRIMARY KEY (user_id, category_name));
 
+-- What lifecycle.sql needs beside: until when a satellite's row has been said, and pairs of attributes.
+ALTER TABLE dds.s_user_names ADD confirmed_at timestamptz;
+ALTER TABLE dds.s_restaurant_names ADD confirmed_at timestamptz;
+ALTER TABLE dds.s_product_names ADD confirmed_at timestamptz;
+ALTER TABLE dds.s_order_cost ADD confirmed_at timestamptz;
+ALTER TABLE dds.s_order_status ADD confirmed_at timestamptz;
+CREATE TYPE dds.pair_of_texts AS (a text, b text);
+CREATE TYPE dds.pair_of_numbers AS (a numeric(12,2), b numeric(12,2));
+
 -- The first 16 bytes of SHA-256 as a uuid. STABLE, as convert_to() is: only so is the function inlined, and twice as fast.
 CREATE FUNCTION dds.hash(text) RETURNS uuid LANGUAGE sql STABLE PARALLEL SAFE
 	RETURN encode(substr(sha256(convert_to($1, 'UTF8')), 1, 16), 'hex')::uuid;

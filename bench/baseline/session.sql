@@ -3,4 +3,5 @@
 SET work_mem = '512MB';
 SET enable_mergejoin = off;     -- hubs without statistics would be sorted by text keys
 SET client_min_messages = warning;
-CREATE TEMP TABLE raw (position bigint GENERATED ALWAYS AS IDENTITY, payload json);
+CREATE TEMP TABLE raw (position bigint GENERATED ALWAYS AS IDENTITY, partition integer, key text, ms bigint, payload json);
+CREATE TEMP TABLE gone (order_id bigint, user_id text, product_id text, category_name text, status text);

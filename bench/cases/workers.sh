@@ -1,0 +1,18 @@
+# Two workers beside one, over the same topic.
+
+workers() {
+	local seconds= peak= ours= one deadlocks
+	needs_both workers
+	prepare
+	make_orders
+	declare_ours
+	consume_ours
+	one=$ours
+	declare_ours
+	ours_value "SELECT millrace.create_stream('orders', workers => 2, server => 'broker', format => 'json', replace => true,
+		options => '{\"topic\": \"orders\", \"start\": \"earliest\"}')" >/dev/null
+	consume_ours
+	deadlocks=$(ours_value "SELECT deadlocks FROM pg_stat_database WHERE datname = 'ours'")
+	[ "$deadlocks" = 0 ] || die "$deadlocks deadlocks"
+	result workers "$ours" "$one" orders/s
+}
