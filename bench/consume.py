@@ -1,11 +1,13 @@
 #!/usr/bin/python3
-"""Starts a stream, waits until its positions add up to TOTAL, and prints "seconds peak_MB": the time from before
-start_stream to then, and the most anonymous memory (RssAnon) that any process of millrace had.
+"""Starts a stream, waits until its positions add up to TOTAL, and prints "seconds peak_MB cpu": the time from before
+start_stream to then, the most anonymous memory (RssAnon) that any process of millrace had, and the processor time in seconds
+that all of them took together.
 
     consume.py STREAM TOTAL [WINDOW MARK ...]           (the database is the one that PG* names)
 
 Then, for each MARK, a line "MARK rate": messages a second while the WINDOW messages after the first MARK ones were consumed.
 """
+import os
 import sys
 import time
 
@@ -19,6 +21,16 @@ def rss_anon(pid):
     try:
         with open(f'/proc/{pid}/status', encoding='ascii', errors='replace') as status:
             return next((int(line.split()[1]) / 1024 for line in status if line.startswith('RssAnon')), 0)
+    except OSError:
+        return 0
+
+
+def cpu_time(pid):
+    """The processor time that the process has taken in seconds, 0 when it is gone."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii', errors='replace') as stat:
+            fields = stat.read().rpartition(')')[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
     except OSError:
         return 0
 
@@ -41,7 +53,7 @@ def main():
     connection = psycopg2.connect('')
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
-    start, peak, done = time.monotonic(), 0, 0
+    start, peak, done, cpu = time.monotonic(), 0, 0, {}
     samples = [(start, 0)]
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
@@ -49,14 +61,16 @@ def main():
         done = cursor.fetchone()[0]
         now = time.monotonic()
         samples.append((now, done))
+        cursor.execute("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
+        for (pid,) in cursor.fetchall():
+            peak = max(peak, rss_anon(pid))
+            cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
         if done < total:
-            cursor.execute("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
-            peak = max([peak] + [rss_anon(pid) for (pid,) in cursor.fetchall()])
             if now - start > limit:
                 cursor.execute('SELECT * FROM millrace.stream_status')
                 sys.exit(f'{done} of {total} messages after {limit:.0f} s: {cursor.fetchall()}')
             time.sleep(0.05)
-    print(f'{now - start:.2f} {peak:.0f}')
+    print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f}')
     for mark in marks:
         print(f'{mark} {window / (time_at(samples, mark + window) - time_at(samples, mark)):.0f}')
 

@@ -74,11 +74,11 @@ declare_ours() {
 	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/restaurant.sql"
 }
 
-# Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), and peak (MB).
+# Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), peak (MB) and cpu (s).
 consume_ours() {
-	read -r seconds peak < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
+	read -r seconds peak cpu < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
 	ours=$(calc "$messages / $seconds")
-	say "millrace: $seconds s, $ours a second, at most $peak MB of anonymous memory in a process"
+	say "millrace: $seconds s, $ours a second, $cpu s of processor time, at most $peak MB of anonymous memory in a process"
 	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')" -c CHECKPOINT
 }
 

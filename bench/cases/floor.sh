@@ -1,7 +1,7 @@
 # What PostgreSQL needs to write the same final rows: binary COPY into the same empty tables with their keys.
 
 floor() {
-	local seconds= peak= ours= table columns order baseline=0 start end
+	local seconds= peak= cpu= ours= table columns order baseline=0 start end
 	needs_both floor
 	prepare
 	make_orders

@@ -1,7 +1,7 @@
 # How the rate falls when much is there already: that of the orders that come after each of so many millions.
 
 growth() {
-	local seconds= peak= ours= window=${WINDOW:-300000} marks=() millions at first= last= rate
+	local seconds= peak= cpu= ours= window=${WINDOW:-300000} marks=() millions at first= last= rate
 	needs_both growth
 	prepare
 	for millions in ${GROWTH:-0.3 1 3 10}; do

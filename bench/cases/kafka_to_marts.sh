@@ -2,7 +2,7 @@
 
 # With --lifecycle an order comes several times, its states in any order, some of them twice.
 kafka_to_marts() {
-	local name=kafka_to_marts ours= baseline= peak= seconds batch rate file flavour=orders
+	local name=kafka_to_marts ours= baseline= seconds= peak= cpu= batch rate file flavour=orders
 	prepare
 	if [ "${1:-}" = --lifecycle ]; then
 		name=kafka_to_marts.lifecycle

@@ -1,7 +1,7 @@
 # Two workers beside one, over the same topic.
 
 workers() {
-	local seconds= peak= ours= one deadlocks
+	local seconds= peak= cpu= ours= one deadlocks
 	needs_both workers
 	prepare
 	make_orders
