@@ -305,9 +305,8 @@ next_part(const MrStream *stream, const MrTarget *target, Part *part)
 	return found && part->staging != NULL;
 }
 
-/* A batch of nothing but what one staging table's chunk will hold. */
-static MrBatch *
-chunk_batch(MrStream *stream, MrStaging *staging, MrStaged **staged)
+MrBatch *
+mr_backfill_batch(MrStream *stream, MrStaging *staging, MrStaged **staged)
 {
 	MrBatch *batch = palloc0(sizeof(MrBatch));
 	ListCell *lc;
@@ -362,7 +361,7 @@ static void
 fill_part(MrStream *stream, MrTarget *target, Part *part)
 {
 	MrStaged *staged;
-	MrBatch *batch = chunk_batch(stream, part->staging, &staged);
+	MrBatch *batch = mr_backfill_batch(stream, part->staging, &staged);
 	Datum position = (Datum) 0;
 	int64 nrows;
 	bool more;

@@ -472,6 +472,7 @@ const MrTargetKind mr_mart_kind = {
 	.load = mart_load,
 	.apply = mart_apply,
 	.filled_from = MR_FILLED_FROM_ROWS,
+	.clear = mr_mart_clear,
 };
 
 /* ---- rebuilding ------------------------------------------------------------------------------- */

@@ -132,6 +132,9 @@ extern MrMartDelta *mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *st
 extern void mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
 								MrMerge **merges, bool keep, const char *name);
 
+/* clear.c */
+extern void mr_mart_clear(MrTarget *target, const char *filter, char **condition);
+
 /* mart.c */
 extern void mr_mart_check_count(const char *name, int64 n);
 extern const MrTargetKind mr_mart_kind;

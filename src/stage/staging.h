@@ -103,6 +103,13 @@ typedef struct MrTargetKind
 	 * (MR_FILLED_AT_ONCE).  NULL when there is nothing to fill from.
 	 */
 	void (*fill)(struct MrTarget *target);
+
+	/*
+	 * Removes what a filter over the target's columns selects (NULL: everything), to be made again by applying
+	 * what the sources hold; *condition says of which staged rows "r", or NULL: of all.  NULL when it cannot be
+	 * rebuilt.
+	 */
+	void (*clear)(struct MrTarget *target, const char *filter, char **condition);
 } MrTargetKind;
 
 /* One source of a target. */

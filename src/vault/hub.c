@@ -32,5 +32,6 @@ const MrTargetKind mr_hub_kind = {
 	.load = hub_load,
 	.apply = mr_key_table_apply,
 	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.clear = mr_vault_clear,
 	.filled_from_staged = true,
 };

@@ -35,5 +35,6 @@ const MrTargetKind mr_link_kind = {
 	.load = link_load,
 	.apply = mr_key_table_apply,
 	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.clear = mr_vault_clear,
 	.filled_from_staged = true,
 };

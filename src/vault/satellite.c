@@ -608,4 +608,5 @@ const MrTargetKind mr_satellite_kind = {
 	.load = satellite_load,
 	.apply = satellite_apply,
 	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.clear = mr_vault_clear,
 };

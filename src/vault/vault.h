@@ -155,4 +155,8 @@ extern MrKeySet *mr_key_set_create(int capacity);
 /* True when it was not there yet. */
 extern bool mr_key_set_add(MrKeySet *set, const pg_uuid_t *key);
 
+/* ---- making again (clear.c) -------------------------------------------------------------------------- */
+
+extern void mr_vault_clear(MrTarget *target, const char *filter, char **condition);
+
 #endif /* MR_VAULT_VAULT_H */

@@ -27,6 +27,11 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_hash_key';
 COMMENT ON FUNCTION millrace.hash_key(regclass, "any") IS
     'the hash key that a hub has for a business key, or a link for those of its hubs in order; values are cast to the hub''s types; the zero key for NULL';
 
+CREATE FUNCTION millrace.hashdiff(numbers integer[], VARIADIC "any") RETURNS uuid
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_hashdiff';
+COMMENT ON FUNCTION millrace.hashdiff(integer[], "any") IS
+    'the hashdiff that a satellite has for values of its attributes, each with the attribute''s number';
+
 CREATE FUNCTION millrace_internal.definition_column(kind text, id integer, declared text) RETURNS text
 LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_definition_column';
 COMMENT ON FUNCTION millrace_internal.definition_column(text, integer, text) IS

@@ -1,0 +1,147 @@
+-- Computing derived tables anew, whole or what a filter selects.
+
+CREATE FUNCTION millrace_internal.rebuild_target(target integer, filter text, OUT rows_before bigint, OUT rows_after bigint)
+LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_rebuild_target';
+COMMENT ON FUNCTION millrace_internal.rebuild_target(integer, text) IS
+    'removes what a filter selects of a target, or everything, and makes it again, under the exclusive lock of its streams';
+
+-- What is removed from a vault table has to be in the logs of its sources, or it would be lost.
+CREATE FUNCTION millrace_internal.check_remade(target millrace.target, filter text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    horizon timestamptz := millrace_internal.log_horizon(target.id);
+    lost bigint;
+    sources text := (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+                     WHERE s.target_id = target.id);
+BEGIN
+    IF horizon IS NULL THEN
+        RAISE EXCEPTION '% % cannot be rebuilt: % keeps no log of the versions that came', target.kind, target.relation, sources
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
+    END IF;
+    IF horizon <= coalesce(target.horizon, '-infinity') AND target.horizon IS NOT NULL THEN
+        RETURN;
+    END IF;
+    -- Rows that came before the log began, or were filled in from what is no longer in it.
+    SELECT greatest(horizon, b.finished_at) INTO horizon FROM (VALUES (1)) AS one LEFT JOIN millrace.backfill b ON b.target_id = target.id AND b.rows > 0;
+    -- The filter is the owner's.
+    SELECT c.missing_rows INTO lost FROM millrace_internal.compare(target.owner, 'UTC',
+        format(E'lost AS (SELECT FROM %s AS %I WHERE %I < %L AND %I <> %L AND (%s\n))', target.relation,
+            (SELECT c.relname FROM pg_class c WHERE c.oid = target.relation),
+            millrace_internal.definition_column(target.kind, target.id, 'load_at'), horizon,
+            millrace_internal.definition_column(target.kind, target.id, 'hash_key'), '00000000-0000-0000-0000-000000000000', coalesce(filter, 'true')),
+        'SELECT 1 FROM lost', 'SELECT WHERE false') AS c;
+    IF lost > 0 THEN
+        RAISE EXCEPTION '% % cannot be rebuilt: % of its rows came before the log of % began', target.kind, target.relation, lost, sources
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = format('The log has every version since %s.', horizon), HINT = 'Without the versions that they are made from they would be lost.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_remade(millrace.target, text) IS 'raises an error when rows of a vault table could not be made again';
+
+-- After a whole rebuild nothing is left to be filled.
+CREATE FUNCTION millrace_internal.rebuilt(target_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
+    -- Also what workers remember of it is out of date.
+    PERFORM millrace_internal.backfill_end(target_id);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.rebuilt(integer) IS 'notes that a target is complete';
+
+-- A staging table from its log, and after it the marts that count its rows.
+CREATE FUNCTION millrace_internal.rebuild_staging(staging_id integer, filter text, OUT rows_before bigint, OUT rows_after bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    staging millrace.staging;
+    rows record;
+    short text;
+    selected text;
+    mart record;
+BEGIN
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    PERFORM millrace_internal.lock_stream(staging.stream_id, true);
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    rows := millrace_internal.staging_rows(staging_id);
+    IF staging.log_since > '-infinity' THEN
+        EXECUTE format('SELECT count(*) FROM %s WHERE _loaded_at < %L', staging.relation, staging.log_since) INTO rows_before;
+        IF rows_before > 0 THEN
+            RAISE EXCEPTION 'staging table % cannot be rebuilt: % of its rows came before its log began', staging.relation, rows_before
+                USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('The log has every version since %s.', staging.log_since);
+        END IF;
+    END IF;
+    short := quote_ident((SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation));
+    selected := CASE WHEN filter IS NULL THEN 'true' ELSE format(E'(%s\n)', filter) END;
+    EXECUTE format('SELECT count(*) FROM %s', staging.relation) INTO rows_before;
+    -- Whole objects of which the filter selects a row, as it is or as it should be.
+    PERFORM millrace_internal.rebuild_rows(staging.owner, 'UTC', rows.sources, rows.names,
+        (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n)), staging.relation, short, selected);
+    EXECUTE format('SELECT count(*) FROM %s', staging.relation) INTO rows_after;
+    FOR mart IN
+        SELECT t.id FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id
+        WHERE s.staging_id = staging.id AND t.kind = 'mart' AND t.state <> 'new' ORDER BY t.id
+    LOOP
+        PERFORM millrace_internal.rebuild_target(mart.id, NULL);
+        PERFORM millrace_internal.rebuilt(mart.id);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.rebuild_staging(integer, text) IS 'makes rows of a staging table anew from its log, and the marts over it';
+
+CREATE FUNCTION millrace_internal.rebuild_rows(role regrole, timezone text, sources text, names text, keys text, relation regclass, short text, selected text) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_rebuild_rows';
+COMMENT ON FUNCTION millrace_internal.rebuild_rows(regrole, text, text, text, text, regclass, text, text) IS
+    'puts the rows that a table should have into the place of those that it has, for the objects that a condition selects';
+
+CREATE FUNCTION millrace_internal.rebuild(caller regrole, name regclass, filter text)
+RETURNS TABLE (relation text, rows_before bigint, rows_after bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    kept record := millrace_internal.kept_table(name);
+    target millrace.target;
+BEGIN
+    IF kept.kind IS NULL THEN
+        RETURN;
+    END IF;
+    IF NOT pg_has_role(caller, kept.owner, 'MEMBER') THEN
+        RAISE EXCEPTION 'must be owner of %', name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF filter IS NOT NULL THEN
+        PERFORM millrace_internal.check_expression('filter', filter);
+    END IF;
+    relation := name::text;
+    IF kept.kind = 'staging' THEN
+        SELECT r.rows_before, r.rows_after INTO rows_before, rows_after FROM millrace_internal.rebuild_staging(kept.id, filter) AS r;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    IF filter IS NOT NULL THEN
+        PERFORM millrace_internal.check_filled(kept.id);
+    END IF;
+    SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = kept.id;
+    IF target.kind IN ('hub', 'link', 'satellite') THEN
+        PERFORM millrace_internal.check_remade(target, filter);
+    END IF;
+    SELECT r.rows_before, r.rows_after INTO rows_before, rows_after FROM millrace_internal.rebuild_target(kept.id, filter) AS r;
+    PERFORM millrace_internal.rebuilt(kept.id);
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.rebuild(regrole, regclass, text) IS 'the other half of millrace.rebuild()';
+
+CREATE FUNCTION millrace.rebuild(name regclass, filter text DEFAULT NULL)
+RETURNS TABLE (relation text, rows_before bigint, rows_after bigint)
+LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.rebuild(regclass, text) IS
+    'computes a table that millrace keeps anew from what it is computed from, or the rows that a filter over its columns selects, while its stream waits';
+REVOKE ALL ON FUNCTION millrace.rebuild(regclass, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.rebuild(regclass, text) TO millrace_admin;

@@ -1,0 +1,393 @@
+-- Checking derived tables: each kind has a function verify_<kind>(id) that returns (missing, unexpected, example), in one statement under
+-- one snapshot.  Nobody waits for it: it takes no lock but those of reading.
+
+CREATE FUNCTION millrace_internal.compare(role regrole, timezone text, sources text, missing text, unexpected text,
+    OUT missing_rows bigint, OUT unexpected_rows bigint, OUT example text)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_compare';
+COMMENT ON FUNCTION millrace_internal.compare(regrole, text, text, text, text) IS
+    'counts what two queries over common table expressions find, in one statement, as a role, under the settings of expressions';
+
+CREATE FUNCTION millrace_internal.comparable(expression text, type oid) RETURNS text
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_comparable';
+COMMENT ON FUNCTION millrace_internal.comparable(text, oid) IS 'an expression as it is compared: by value, or as text when its type has no equality';
+
+-- What millrace keeps under that name: its kind and id.
+CREATE FUNCTION millrace_internal.kept_table(name regclass, OUT kind text, OUT id integer, OUT owner regrole)
+LANGUAGE plpgsql STRICT STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT t.kind, t.id, t.owner INTO kind, id, owner FROM millrace.target t WHERE t.relation = name
+    UNION ALL
+    SELECT 'staging', s.id, s.owner FROM millrace.staging s WHERE s.relation = name;
+    IF kind IS NULL THEN
+        RAISE EXCEPTION '% is not kept by millrace', name
+            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite or a mart.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.kept_table(regclass) IS 'kind and id of a table that millrace keeps';
+
+-- A target that is not complete yet cannot be judged, or computed anew in part.
+CREATE FUNCTION millrace_internal.check_filled(target_id integer) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    target millrace.target;
+    stream text;
+BEGIN
+    SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
+    IF target.state = 'active' THEN
+        RETURN;
+    END IF;
+    SELECT r.name INTO stream FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id JOIN millrace.stream r ON r.id = g.stream_id
+    WHERE s.target_id = target.id ORDER BY s.ordinal LIMIT 1;
+    IF target.state = 'new' THEN
+        RAISE EXCEPTION '% % has not been filled yet', target.kind, target.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = format('The first batch of its stream does that: start_stream(%L) or run_stream(%L).', stream, stream);
+    END IF;
+    RAISE EXCEPTION '% % is being filled', target.kind, target.relation
+        USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'millrace.backfill_status shows how far it is.';
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_filled(integer) IS 'raises an error unless a target has been filled';
+
+-- ---- marts -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.verify_mart(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    mart record;
+    definition regclass := to_regclass('millrace_def.mart_' || target_id);
+    wanted text;
+    found text;
+BEGIN
+    SELECT t.relation, t.owner, g.timezone INTO STRICT mart
+    FROM millrace.target t
+    JOIN millrace.target_source s ON s.target_id = t.id
+    JOIN millrace.staging g ON g.id = s.staging_id
+    WHERE t.id = target_id;
+    IF definition IS NULL THEN
+        RAISE EXCEPTION 'the definition of mart % is gone', mart.relation
+            USING ERRCODE = 'undefined_object', HINT = 'Create the mart again with replace => true.';
+    END IF;
+    SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('%I', a.attname), a.atttypid), a.attname), ', ' ORDER BY a.attnum) INTO wanted
+    FROM pg_attribute a WHERE a.attrelid = definition AND a.attnum > 0;
+    SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('%I', a.attname), a.atttypid), a.attname), ', ' ORDER BY a.attnum) INTO found
+    FROM pg_attribute a WHERE a.attrelid = mart.relation AND a.attnum > 0;
+    SELECT c.* INTO missing, unexpected, example
+    FROM millrace_internal.compare(mart.owner, mart.timezone,
+        format('wanted AS MATERIALIZED (SELECT %s FROM %s), found AS MATERIALIZED (SELECT %s FROM %s)', wanted, definition, found, mart.relation),
+        'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_mart(integer) IS 'compares a mart with its query over what is staged';
+
+-- ---- vault -------------------------------------------------------------------------------------------------
+
+-- The column of the log that has the values of a declared column, or of the staging table when it has no log.
+CREATE FUNCTION millrace_internal.version_column(staging millrace.staging, declared text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN staging.log IS NOT NULL AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = staging.log AND a.attname = declared AND a.attnum > 0 AND NOT a.attisdropped)
+                THEN declared ELSE millrace_internal.definition_column('staging', staging.id, declared) END
+$$;
+COMMENT ON FUNCTION millrace_internal.version_column(millrace.staging, text) IS 'where the values of a declared column of every version are';
+
+-- What every row of every version says of a key: for each source a SELECT of the hash keys (key_hash, then part_1, … of the hubs), and `more`
+-- expressions by source.
+CREATE FUNCTION millrace_internal.version_keys(source millrace.target_source, staging millrace.staging, parent millrace.target, OUT from_clause text, OUT condition text,
+    OUT key_hash text, OUT part_hashes text[], OUT columns text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    part record;
+    own text[];
+BEGIN
+    from_clause := format('%s AS l', coalesce(staging.log, staging.relation));
+    condition := CASE WHEN staging.log IS NULL THEN 'true' ELSE 'l._rows > 0' END;
+    columns := '{}';
+    part_hashes := '{}';
+    FOR part IN
+        SELECT p.value AS names, CASE parent.kind WHEN 'hub' THEN parent.relation
+                                      ELSE (SELECT t.relation FROM millrace.target t WHERE t.id = (parent.definition #>> ARRAY['hubs', (p.ordinality - 1)::text, 'id'])::integer) END AS hub
+        FROM json_array_elements(source.columns -> 'key') WITH ORDINALITY AS p ORDER BY p.ordinality
+    LOOP
+        own := ARRAY(SELECT format('l.%I', millrace_internal.version_column(staging, n.value)) FROM json_array_elements_text(part.names) WITH ORDINALITY AS n ORDER BY n.ordinality);
+        columns := columns || own;
+        part_hashes := part_hashes || format('millrace.hash_key(%L::pg_catalog.regclass, %s)', part.hub::oid, array_to_string(own, ', '));
+    END LOOP;
+    key_hash := format('millrace.hash_key(%L::pg_catalog.regclass, %s)', parent.relation::oid, array_to_string(columns, ', '));
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.version_keys(millrace.target_source, millrace.staging, millrace.target) IS 'how the key of a hub or link is read from every version';
+
+-- From when on the sources of a target have every version: NULL when one of them has no log.
+CREATE FUNCTION millrace_internal.log_horizon(target_id integer) RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN bool_and(g.log IS NOT NULL) THEN max(g.log_since) END
+    FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = log_horizon.target_id
+$$;
+COMMENT ON FUNCTION millrace_internal.log_horizon(integer) IS 'from when on the logs of a target''s sources have every version; NULL: one of them has no log';
+
+-- The rows of a vault table that can be judged: those that came since its sources have every version.
+CREATE FUNCTION millrace_internal.judged_rows(target millrace.target, prefix text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN h.horizon IS NULL THEN 'false' WHEN h.horizon = '-infinity' THEN 'true'
+                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), h.horizon) END
+    FROM millrace_internal.log_horizon(target.id) AS h (horizon)
+$$;
+COMMENT ON FUNCTION millrace_internal.judged_rows(millrace.target, text) IS 'the condition under which a row of a vault table must come from a version that is still there';
+
+-- Hubs and links: their keys as every row of every version names them.  The key of a hub also has to fit its hash.
+CREATE FUNCTION millrace_internal.verify_keys(target millrace.target, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    zero CONSTANT text := quote_literal('00000000-0000-0000-0000-000000000000') || '::uuid';
+    hash_key text := quote_ident(millrace_internal.definition_column(target.kind, target.id, 'hash_key'));
+    middle text[]; -- names of the columns between the hash key and load_at
+    types oid[];
+    wanted text[] := '{}';
+    source record;
+    key record;
+    unfit text := 'false';
+    judged text := millrace_internal.judged_rows(target, 'f.');
+    shown text;
+BEGIN
+    SELECT array_agg(a.attname::text ORDER BY n), array_agg(a.atttypid ORDER BY n) INTO middle, types
+    FROM generate_series(1, json_array_length(target.definition -> CASE target.kind WHEN 'hub' THEN 'business_key' ELSE 'hubs' END)) AS n
+    JOIN pg_attribute a ON a.attrelid = target.relation
+     AND a.attname = millrace_internal.definition_column(target.kind, target.id, CASE target.kind WHEN 'hub' THEN 'key_' ELSE 'hub_' END || n);
+    FOR source IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
+        key := millrace_internal.version_keys(source.s, source.g, target);
+        -- Each combination of values is hashed once.
+        wanted := wanted || format('SELECT %s, %s FROM (SELECT DISTINCT %s FROM %s WHERE %s) AS l', key.key_hash,
+            CASE target.kind WHEN 'hub' THEN (SELECT string_agg(format('CAST(%s AS %s)', c, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY u.n)
+                                              FROM unnest(key.columns, middle) WITH ORDINALITY AS u (c, name, n) JOIN pg_attribute a ON a.attrelid = target.relation AND a.attname = u.name)
+                             ELSE array_to_string(key.part_hashes, ', ') END,
+            array_to_string(ARRAY(SELECT DISTINCT c FROM unnest(key.columns) c), ', '), key.from_clause, key.condition);
+    END LOOP;
+    SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('f.%I', c), t), c), ', ' ORDER BY n) INTO shown FROM unnest(middle, types) WITH ORDINALITY AS u (c, t, n);
+    IF target.kind = 'hub' THEN
+        unfit := format('f.%s <> millrace.hash_key(%L::pg_catalog.regclass, %s)', hash_key, target.relation::oid,
+                        (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)));
+    END IF;
+    SELECT c.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
+        format('said (%s, %s) AS (%s), wanted AS MATERIALIZED (SELECT DISTINCT f.%s, %s FROM said AS f WHERE f.%s <> %s), '
+               'found AS MATERIALIZED (SELECT f.%s, %s, %s AS judged FROM %s AS f WHERE f.%s <> %s)',
+               hash_key, (SELECT string_agg(quote_ident(c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)), array_to_string(wanted, ' UNION ALL '),
+               hash_key, shown, hash_key, zero,
+               hash_key, shown, format('(%s OR %s)', judged, unfit), target.relation, hash_key, zero),
+        format('SELECT * FROM wanted EXCEPT SELECT f.%s, %s FROM found AS f', hash_key, (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n))),
+        format('SELECT f.%s, %s FROM found AS f WHERE f.judged EXCEPT SELECT * FROM wanted', hash_key, (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)))) AS c;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_keys(millrace.target) IS 'compares a hub or link with the keys of every version of its sources';
+
+CREATE FUNCTION millrace_internal.verify_hub(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE sql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT v.* FROM millrace.target t, millrace_internal.verify_keys(t) v WHERE t.id = target_id
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_hub(integer) IS 'compares a hub with the business keys of every version of its sources';
+CREATE FUNCTION millrace_internal.verify_link(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE sql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT v.* FROM millrace.target t, millrace_internal.verify_keys(t) v WHERE t.id = target_id
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_link(integer) IS 'compares a link with the combinations of keys of every version of its sources';
+
+-- Satellites.  A row stands for what was said at applied_at and again at confirmed_at (C6): all that was ever said has to lie within a row
+-- of its content, and both ends of each row have to have been said.
+CREATE FUNCTION millrace_internal.verify_satellite(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    zero CONSTANT text := quote_literal('00000000-0000-0000-0000-000000000000') || '::uuid';
+    deleted_hash CONSTANT text := quote_literal('ffffffff-ffff-ffff-ffff-ffffffffffff') || '::uuid';
+    target millrace.target;
+    parent millrace.target;
+    source record;
+    key record;
+    attribute record;
+    said text[] := '{}';
+    at text;
+    numbers integer[] := '{}';
+    names text[] := '{}'; -- attributes as the table calls them
+    types text[] := '{}';
+    shown text := '';
+    hashed text[];
+    contents text[];
+    c jsonb;
+BEGIN
+    SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
+    SELECT t.* INTO STRICT parent FROM millrace.target t WHERE t.id = (target.definition #>> '{parent,id}')::integer;
+    IF coalesce(target.definition ->> 'kind', 'standard') <> 'standard' THEN
+        RAISE EXCEPTION 'satellites of kind ''%'' cannot be verified', target.definition ->> 'kind' USING ERRCODE = 'feature_not_supported';
+    END IF;
+    IF millrace_internal.log_horizon(target_id) IS NULL THEN
+        RAISE EXCEPTION 'satellite % cannot be verified: its source keeps no log of the versions that came', target.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
+    END IF;
+    SELECT jsonb_object_agg(n, quote_ident(millrace_internal.definition_column('satellite', target_id, n))) INTO c
+    FROM unnest('{hash_key,applied_at,hashdiff,confirmed_at,is_deleted}'::text[]) n;
+    FOR attribute IN SELECT (a ->> 'number')::integer AS number, millrace_internal.definition_column('satellite', target_id, 'attribute_' || (a ->> 'number')) AS name
+                     FROM json_array_elements(target.definition -> 'attributes') a ORDER BY 1 LOOP
+        numbers := numbers || attribute.number;
+        names := names || attribute.name;
+        types := types || (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attname = attribute.name);
+        shown := shown || (SELECT format(', %s AS %I', millrace_internal.comparable(format('f.%I', attribute.name), a.atttypid), attribute.name)
+                           FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attname = attribute.name);
+    END LOOP;
+
+    FOR source IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target_id ORDER BY s.ordinal LOOP
+        key := millrace_internal.version_keys(source.s, source.g, parent);
+        at := CASE WHEN (source.g).definition #>> '{version,type}' = 'timestamp with time zone' THEN 'coalesce(l._version, l._message_time)' ELSE 'l._message_time' END;
+        contents := '{}';
+        FOR i IN 1 .. cardinality(numbers) LOOP
+            contents := contents || format('CAST(%s AS %s)',
+                coalesce((SELECT format('l.%I', millrace_internal.version_column(source.g, n)) FROM (SELECT (source.s).columns #>> ARRAY['attributes', numbers[i]::text] AS n) AS x WHERE n IS NOT NULL), 'NULL'), types[i]);
+        END LOOP;
+        said := said || format('SELECT %s, %s, millrace.hashdiff(%L::pg_catalog.int4[], %s), false, %s FROM %s WHERE %s',
+                               key.key_hash, at, numbers, array_to_string(contents, ', '), array_to_string(contents, ', '), key.from_clause, key.condition);
+        -- A delete names the parent when that is keyed by the object's own key.
+        IF ARRAY(SELECT x FROM unnest(key.columns) x ORDER BY 1)
+           = ARRAY(SELECT format('l.%I', millrace_internal.version_column(source.g, m ->> 'name')) FROM json_array_elements((source.g).definition -> 'columns') m WHERE (m ->> 'key')::boolean ORDER BY 1) THEN
+            said := said || format('SELECT %s, %s, %s, true, %s FROM %s WHERE l._deleted', key.key_hash, at, deleted_hash,
+                                   (SELECT string_agg(format('NULL::%s', t), ', ' ORDER BY n) FROM unnest(types) WITH ORDINALITY AS u (t, n)), key.from_clause);
+        END IF;
+    END LOOP;
+
+    SELECT x.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
+        format('versions (%1$s, %2$s, %3$s, %4$s, %5$s) AS (%6$s), said AS MATERIALIZED (SELECT DISTINCT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s FROM versions AS f WHERE f.%1$s <> %8$s), '
+               'found AS MATERIALIZED (SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s, f.%9$s AS "until", %10$s AS judged FROM %11$s AS f WHERE f.%1$s <> %8$s)',
+               c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(quote_ident(n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)),
+               array_to_string(said, ' UNION ALL '), shown, zero, c ->> 'confirmed_at', millrace_internal.judged_rows(target, 'f.'), target.relation),
+        format('SELECT * FROM said AS s WHERE NOT EXISTS (SELECT FROM found AS f WHERE f.%1$s = s.%1$s AND f.%2$s = s.%2$s AND s.%3$s BETWEEN f.%3$s AND f."until")',
+               c ->> 'hash_key', c ->> 'hashdiff', c ->> 'applied_at'),
+        format('(SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged EXCEPT ALL SELECT * FROM said) UNION ALL '
+               'SELECT f.%1$s, f."until", f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s '
+               'AND NOT EXISTS (SELECT FROM said AS s WHERE s.%1$s = f.%1$s AND s.%3$s = f.%3$s AND s.%2$s = f."until")',
+               c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(format('f.%I', n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)))) AS x;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_satellite(integer) IS 'compares a satellite with what every version of its sources says';
+
+-- ---- staging -----------------------------------------------------------------------------------------------
+
+-- The rows that a staging table should have, from its log, as the query of a common table expression "wanted", and those that it has, "found".  Which version
+-- of an object is the newest says the table of objects.  Where several of the same version differ, the log does not tell which came out on top:
+-- then the one that is staged is taken.
+CREATE FUNCTION millrace_internal.staging_rows(staging_id integer, OUT sources text, OUT names text, OUT keys text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    staging millrace.staging;
+    own_order boolean;
+    key_join text;
+    log_keys text;
+    same_object text;
+    logged text;
+    shown text;
+    plain text;
+BEGIN
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    IF staging.log IS NULL THEN
+        RAISE EXCEPTION 'staging table % keeps no log', staging.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
+    END IF;
+    own_order := staging.definition #>> '{version,type}' IS NULL;
+    SELECT string_agg(format('o.k%s = l.%I', n, millrace_internal.version_column(staging, c.name)), ' AND ' ORDER BY n),
+           string_agg(format('l.%I', millrace_internal.version_column(staging, c.name)), ', ' ORDER BY n),
+           string_agg(format('t.%I = l.%I', millrace_internal.definition_column('staging', staging.id, c.name), millrace_internal.version_column(staging, c.name)), ' AND ' ORDER BY n),
+           array_agg(millrace_internal.definition_column('staging', staging.id, c.name) ORDER BY n)
+    INTO key_join, log_keys, same_object, keys
+    FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical;
+    SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('l.%I', millrace_internal.version_column(staging, c.name)), a.atttypid), a.attname), ', ' ORDER BY n),
+           string_agg(format('%s AS %I', millrace_internal.comparable(format('t.%I', a.attname), a.atttypid), a.attname), ', ' ORDER BY n),
+           string_agg(format('l.%I', millrace_internal.version_column(staging, c.name)), ', ' ORDER BY n),
+           string_agg(quote_ident(a.attname), ', ' ORDER BY n)
+    INTO logged, shown, plain, names
+    FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)
+    JOIN pg_attribute a ON a.attrelid = staging.relation AND a.attname = millrace_internal.definition_column('staging', staging.id, c.name);
+    sources := format(
+        'ranked AS MATERIALIZED (SELECT l.*, dense_rank() OVER (PARTITION BY %1$s ORDER BY '
+        '(EXISTS (SELECT FROM %2$s AS t WHERE %3$s AND t._partition = l._partition AND t._position = l._position AND t._loaded_at = l._loaded_at)) DESC, '
+        'l._loaded_at DESC, l._partition DESC, l._position DESC) AS ":rank" '
+        'FROM %4$s AS l JOIN millrace_state.object_%5$s AS o ON %6$s WHERE o.flags & 1 = 0 AND NOT l._deleted AND %7$s), '
+        'newest AS (SELECT %8$s FROM ranked AS l WHERE l.":rank" = 1 AND l._rows > 0%9$s), '
+        'wanted AS MATERIALIZED (SELECT %10$s FROM newest AS l), '
+        'found AS MATERIALIZED (SELECT %11$s FROM %2$s AS t WHERE %12$s AND NOT EXISTS (SELECT FROM millrace_state.object_%5$s AS l WHERE %13$s AND l.definition = 0))',
+        log_keys, staging.relation, same_object, staging.log, staging.id, key_join,
+        CASE WHEN own_order THEN 'l._partition = o.partition AND l._position = o.version' ELSE 'l._version IS NOT DISTINCT FROM o.version' END,
+        plain,
+        -- A version that is newer than the newest known object should have been staged.
+        CASE WHEN own_order THEN '' ELSE format(' UNION ALL SELECT %s FROM %s AS l JOIN millrace_state.object_%s AS o ON %s WHERE l._rows > 0 AND l._version > o.version', plain, staging.log, staging.id, key_join) END,
+        logged, shown,
+        CASE WHEN staging.log_since = '-infinity' THEN 'true' ELSE format('t._loaded_at >= %L', staging.log_since) END,
+        (SELECT string_agg(format('l.k%s = t.%I', n, k), ' AND ' ORDER BY n) FROM unnest(keys) WITH ORDINALITY AS u (k, n)));
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.staging_rows(integer) IS 'the rows that a staging table should have by its log, and those that it has';
+
+CREATE FUNCTION millrace_internal.verify_staging(staging_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    rows record := millrace_internal.staging_rows(staging_id);
+    role regrole := (SELECT s.owner FROM millrace.staging s WHERE s.id = staging_id);
+BEGIN
+    SELECT c.* INTO missing, unexpected, example
+    FROM millrace_internal.compare(role, 'UTC', rows.sources, 'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_staging(integer) IS 'compares a staging table with the newest version of each object in its log';
+
+-- ---- what users call ---------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.verify(caller regrole, name regclass)
+RETURNS TABLE (relation text, missing bigint, unexpected bigint, example text, compared_with text, horizon timestamptz)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    kept record := millrace_internal.kept_table(name);
+BEGIN
+    IF NOT has_table_privilege(caller, name, 'SELECT') THEN
+        RAISE EXCEPTION 'permission denied for %', name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF to_regprocedure(format('millrace_internal.verify_%s(integer)', kept.kind)) IS NULL THEN
+        RAISE EXCEPTION '% % cannot be verified', kept.kind, name USING ERRCODE = 'feature_not_supported';
+    END IF;
+    relation := name::text;
+    IF kept.kind = 'staging' THEN
+        SELECT s.log::text, s.log_since INTO compared_with, horizon FROM millrace.staging s WHERE s.id = kept.id;
+    ELSE
+        PERFORM millrace_internal.check_filled(kept.id);
+        SELECT string_agg(coalesce(CASE WHEN kept.kind <> 'mart' THEN g.log END, g.relation)::text, ', ' ORDER BY s.ordinal),
+               CASE WHEN kept.kind = 'mart' THEN '-infinity' ELSE coalesce(millrace_internal.log_horizon(kept.id), 'infinity') END
+        INTO compared_with, horizon
+        FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = kept.id;
+    END IF;
+    EXECUTE format('SELECT missing, unexpected, example FROM millrace_internal.verify_%s($1)', kept.kind)
+        INTO missing, unexpected, example USING kept.id;
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify(regrole, regclass) IS 'the other half of millrace.verify()';
+
+CREATE FUNCTION millrace.verify(name regclass)
+RETURNS TABLE (relation text, missing bigint, unexpected bigint, example text, compared_with text, horizon timestamptz)
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.verify(regclass) IS
+    'compares a table that millrace keeps with what it is computed from: rows that are missing, rows that should not be there, among those that came since horizon';
+REVOKE ALL ON FUNCTION millrace.verify(regclass) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.verify(regclass) TO millrace_admin;
