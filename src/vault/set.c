@@ -495,4 +495,5 @@ const MrTargetKind mr_set_kind = {
 	.stage = MR_STAGE_VAULT,
 	.apply = set_apply,
 	.filled_from = MR_FILLED_FROM_VERSIONS,
+	.clear = mr_vault_clear,
 };
