@@ -132,6 +132,9 @@ BEGIN
         PERFORM millrace_internal.check_remade(target, filter);
     END IF;
     SELECT r.rows_before, r.rows_after INTO rows_before, rows_after FROM millrace_internal.rebuild_target(kept.id, filter) AS r;
+    IF filter IS NULL THEN
+        UPDATE millrace.target t SET redefined_at = NULL WHERE t.id = kept.id;
+    END IF;
     PERFORM millrace_internal.rebuilt(kept.id);
     RETURN NEXT;
 END

@@ -96,10 +96,9 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.version_column(millrace.staging, text) IS 'where the values of a declared column of every version are';
 
--- What every row of every version says of a key: for each source a SELECT of the hash keys (key_hash, then part_1, … of the hubs), and `more`
--- expressions by source.
+-- How every row of every version names a key: the key's hash, those of its hubs, the columns from which it is read.
 CREATE FUNCTION millrace_internal.version_keys(source millrace.target_source, staging millrace.staging, parent millrace.target, OUT from_clause text, OUT condition text,
-    OUT key_hash text, OUT part_hashes text[], OUT columns text[])
+    OUT key_hash text, OUT part_hashes text[], OUT columns text[], OUT recent text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -107,6 +106,8 @@ DECLARE
     own text[];
 BEGIN
     from_clause := format('%s AS l', coalesce(staging.log, staging.relation));
+    -- Has the version come since the present definition is in force?
+    recent := (SELECT CASE WHEN t.redefined_at IS NULL THEN 'true' ELSE format('l._loaded_at >= %L', t.redefined_at) END FROM millrace.target t WHERE t.id = source.target_id);
     condition := CASE WHEN staging.log IS NULL THEN 'true' ELSE 'l._rows > 0' END;
     columns := '{}';
     part_hashes := '{}';
@@ -137,8 +138,8 @@ COMMENT ON FUNCTION millrace_internal.log_horizon(integer) IS 'from when on the 
 CREATE FUNCTION millrace_internal.judged_rows(target millrace.target, prefix text) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN h.horizon IS NULL THEN 'false' WHEN h.horizon = '-infinity' THEN 'true'
-                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), h.horizon) END
+    SELECT CASE WHEN h.horizon IS NULL THEN 'false' WHEN h.horizon = '-infinity' AND target.redefined_at IS NULL THEN 'true'
+                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), greatest(h.horizon, target.redefined_at)) END
     FROM millrace_internal.log_horizon(target.id) AS h (horizon)
 $$;
 COMMENT ON FUNCTION millrace_internal.judged_rows(millrace.target, text) IS 'the condition under which a row of a vault table must come from a version that is still there';
@@ -159,6 +160,7 @@ DECLARE
     unfit text := 'false';
     judged text := millrace_internal.judged_rows(target, 'f.');
     shown text;
+    plain text;
 BEGIN
     SELECT array_agg(a.attname::text ORDER BY n), array_agg(a.atttypid ORDER BY n) INTO middle, types
     FROM generate_series(1, json_array_length(target.definition -> CASE target.kind WHEN 'hub' THEN 'business_key' ELSE 'hubs' END)) AS n
@@ -167,25 +169,26 @@ BEGIN
     FOR source IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
         key := millrace_internal.version_keys(source.s, source.g, target);
         -- Each combination of values is hashed once.
-        wanted := wanted || format('SELECT %s, %s FROM (SELECT DISTINCT %s FROM %s WHERE %s) AS l', key.key_hash,
+        wanted := wanted || format('SELECT %s, %s, l.":recent" FROM (SELECT DISTINCT %s, %s AS ":recent" FROM %s WHERE %s) AS l', key.key_hash,
             CASE target.kind WHEN 'hub' THEN (SELECT string_agg(format('CAST(%s AS %s)', c, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY u.n)
                                               FROM unnest(key.columns, middle) WITH ORDINALITY AS u (c, name, n) JOIN pg_attribute a ON a.attrelid = target.relation AND a.attname = u.name)
                              ELSE array_to_string(key.part_hashes, ', ') END,
-            array_to_string(ARRAY(SELECT DISTINCT c FROM unnest(key.columns) c), ', '), key.from_clause, key.condition);
+            array_to_string(ARRAY(SELECT DISTINCT c FROM unnest(key.columns) c), ', '), key.recent, key.from_clause, key.condition);
     END LOOP;
     SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('f.%I', c), t), c), ', ' ORDER BY n) INTO shown FROM unnest(middle, types) WITH ORDINALITY AS u (c, t, n);
+    SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) INTO plain FROM unnest(middle) WITH ORDINALITY AS u (c, n);
     IF target.kind = 'hub' THEN
         unfit := format('f.%s <> millrace.hash_key(%L::pg_catalog.regclass, %s)', hash_key, target.relation::oid,
                         (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)));
     END IF;
     SELECT c.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
-        format('said (%s, %s) AS (%s), wanted AS MATERIALIZED (SELECT DISTINCT f.%s, %s FROM said AS f WHERE f.%s <> %s), '
+        format('said (%s, %s, ":recent") AS MATERIALIZED (%s), wanted AS (SELECT f.%s, %s, f.":recent" FROM said AS f WHERE f.%s <> %s), '
                'found AS MATERIALIZED (SELECT f.%s, %s, %s AS judged FROM %s AS f WHERE f.%s <> %s)',
                hash_key, (SELECT string_agg(quote_ident(c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)), array_to_string(wanted, ' UNION ALL '),
                hash_key, shown, hash_key, zero,
                hash_key, shown, format('(%s OR %s)', judged, unfit), target.relation, hash_key, zero),
-        format('SELECT * FROM wanted EXCEPT SELECT f.%s, %s FROM found AS f', hash_key, (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n))),
-        format('SELECT f.%s, %s FROM found AS f WHERE f.judged EXCEPT SELECT * FROM wanted', hash_key, (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)))) AS c;
+        format('SELECT f.%1$s, %2$s FROM wanted AS f WHERE f.":recent" EXCEPT SELECT f.%1$s, %2$s FROM found AS f', hash_key, plain),
+        format('SELECT f.%1$s, %2$s FROM found AS f WHERE f.judged EXCEPT SELECT f.%1$s, %2$s FROM wanted AS f', hash_key, plain)) AS c;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.verify_keys(millrace.target) IS 'compares a hub or link with the keys of every version of its sources';
@@ -255,24 +258,24 @@ BEGIN
             contents := contents || format('CAST(%s AS %s)',
                 coalesce((SELECT format('l.%I', millrace_internal.version_column(source.g, n)) FROM (SELECT (source.s).columns #>> ARRAY['attributes', numbers[i]::text] AS n) AS x WHERE n IS NOT NULL), 'NULL'), types[i]);
         END LOOP;
-        said := said || format('SELECT %s, %s, millrace.hashdiff(%L::pg_catalog.int4[], %s), false, %s FROM %s WHERE %s',
-                               key.key_hash, at, numbers, array_to_string(contents, ', '), array_to_string(contents, ', '), key.from_clause, key.condition);
+        said := said || format('SELECT %s, %s, millrace.hashdiff(%L::pg_catalog.int4[], %s), false, %s, %s FROM %s WHERE %s',
+                               key.key_hash, at, numbers, array_to_string(contents, ', '), array_to_string(contents, ', '), key.recent, key.from_clause, key.condition);
         -- A delete names the parent when that is keyed by the object's own key.
         IF ARRAY(SELECT x FROM unnest(key.columns) x ORDER BY 1)
            = ARRAY(SELECT format('l.%I', millrace_internal.version_column(source.g, m ->> 'name')) FROM json_array_elements((source.g).definition -> 'columns') m WHERE (m ->> 'key')::boolean ORDER BY 1) THEN
-            said := said || format('SELECT %s, %s, %s, true, %s FROM %s WHERE l._deleted', key.key_hash, at, deleted_hash,
-                                   (SELECT string_agg(format('NULL::%s', t), ', ' ORDER BY n) FROM unnest(types) WITH ORDINALITY AS u (t, n)), key.from_clause);
+            said := said || format('SELECT %s, %s, %s, true, %s, %s FROM %s WHERE l._deleted', key.key_hash, at, deleted_hash,
+                                   (SELECT string_agg(format('NULL::%s', t), ', ' ORDER BY n) FROM unnest(types) WITH ORDINALITY AS u (t, n)), key.recent, key.from_clause);
         END IF;
     END LOOP;
 
     SELECT x.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
-        format('versions (%1$s, %2$s, %3$s, %4$s, %5$s) AS (%6$s), said AS MATERIALIZED (SELECT DISTINCT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s FROM versions AS f WHERE f.%1$s <> %8$s), '
+        format('versions (%1$s, %2$s, %3$s, %4$s, %5$s, ":recent") AS (%6$s), said AS MATERIALIZED (SELECT DISTINCT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s, f.":recent" FROM versions AS f WHERE f.%1$s <> %8$s), '
                'found AS MATERIALIZED (SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s, f.%9$s AS "until", %10$s AS judged FROM %11$s AS f WHERE f.%1$s <> %8$s)',
                c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(quote_ident(n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)),
                array_to_string(said, ' UNION ALL '), shown, zero, c ->> 'confirmed_at', millrace_internal.judged_rows(target, 'f.'), target.relation),
-        format('SELECT * FROM said AS s WHERE NOT EXISTS (SELECT FROM found AS f WHERE f.%1$s = s.%1$s AND f.%2$s = s.%2$s AND s.%3$s BETWEEN f.%3$s AND f."until")',
-               c ->> 'hash_key', c ->> 'hashdiff', c ->> 'applied_at'),
-        format('(SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged EXCEPT ALL SELECT * FROM said) UNION ALL '
+        format('SELECT s.%1$s, s.%3$s, s.%2$s, s.%4$s, %5$s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE f.%1$s = s.%1$s AND f.%2$s = s.%2$s AND s.%3$s BETWEEN f.%3$s AND f."until")',
+               c ->> 'hash_key', c ->> 'hashdiff', c ->> 'applied_at', c ->> 'is_deleted', (SELECT string_agg(format('s.%I', n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o))),
+        format('(SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged EXCEPT SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM said AS f) UNION ALL '
                'SELECT f.%1$s, f."until", f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s '
                'AND NOT EXISTS (SELECT FROM said AS s WHERE s.%1$s = f.%1$s AND s.%3$s = f.%3$s AND s.%2$s = f."until")',
                c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(format('f.%I', n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)))) AS x;

@@ -29,7 +29,9 @@ CREATE TABLE millrace.target (
     -- 'new' until the first batch after the declaration has activated it, 'filling' until it has what came before (C11).
     state text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'filling', 'active')),
     -- From when on its sources are complete for it; '-infinity': from their beginning (C7).
-    horizon timestamptz
+    horizon timestamptz,
+    -- Rows that came before this were made by another definition; NULL: all by the present one.
+    redefined_at timestamptz
 );
 COMMENT ON TABLE millrace.target IS 'hubs, links, satellites and marts';
 

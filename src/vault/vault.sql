@@ -435,7 +435,13 @@ BEGIN
        AND (SELECT jsonb_strip_nulls(s.columns::jsonb) FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1) = jsonb_strip_nulls(columns::jsonb) THEN
         RETURN false;
     END IF;
-    UPDATE millrace.target t SET definition = vault_update.definition, definition_no = t.definition_no + 1 WHERE t.id = present.id;
+    -- Between two batches, so that it is known which rows were made by which definition.
+    PERFORM millrace_internal.lock_stream(g.stream_id, true)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = present.id ORDER BY 1) AS g;
+    UPDATE millrace.target t
+    SET definition = vault_update.definition, definition_no = t.definition_no + 1, 
+        redefined_at = CASE WHEN t.state = 'new' THEN t.redefined_at ELSE clock_timestamp() END
+    WHERE t.id = present.id;
     UPDATE millrace.target_source s SET columns = vault_update.columns
     WHERE s.target_id = present.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = present.id AND o.staging_id = staging.id);
     PERFORM millrace_internal.vault_changed(present.id);
