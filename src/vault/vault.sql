@@ -439,7 +439,7 @@ BEGIN
     PERFORM millrace_internal.lock_stream(g.stream_id, true)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = present.id ORDER BY 1) AS g;
     UPDATE millrace.target t
-    SET definition = vault_update.definition, definition_no = t.definition_no + 1, 
+    SET definition = vault_update.definition, definition_no = t.definition_no + 1,
         redefined_at = CASE WHEN t.state = 'new' THEN t.redefined_at ELSE clock_timestamp() END
     WHERE t.id = present.id;
     UPDATE millrace.target_source s SET columns = vault_update.columns
