@@ -118,6 +118,50 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_candidates(regclass, regclass, millrace.staging, json, regclass) IS 'the keys of a vault table that objects have';
 
+-- Hubs whose business key in a source is just what names him, and his key there.
+CREATE FUNCTION millrace_internal.erase_hubs(matched integer[], wanted text[], given json) RETURNS TABLE (hub integer, hash_key uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    source record;
+BEGIN
+    FOR source IN SELECT t.id, t.relation, ARRAY(SELECT json_array_elements_text(s.columns #> '{key,0}')) AS columns, g AS staging
+                  FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id JOIN millrace.staging g ON g.id = s.staging_id
+                  WHERE t.kind = 'hub' AND g.id = ANY (matched) LOOP
+        IF source.columns @> wanted AND source.columns <@ wanted THEN
+            hub := source.id;
+            EXECUTE format('SELECT millrace.hash_key(%L::regclass, %s)', source.relation,
+                (SELECT string_agg(format('CAST(%L AS %s)', given ->> d, c.type), ', ' ORDER BY n)
+                 FROM unnest(source.columns) WITH ORDINALITY AS u (d, n) JOIN millrace_internal.staging_columns((source.staging).definition) c ON c.name = d)) INTO hash_key;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_hubs(integer[], text[], json) IS 'the hubs of which what is given is the business key';
+
+-- Adds what hangs on such a hub's key to the keys of a vault table that may go.
+CREATE FUNCTION millrace_internal.erase_hanging(target millrace.target, keys regclass, named integer, named_key uuid) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    link millrace.target;
+    part bigint;
+BEGIN
+    SELECT t.* INTO link FROM millrace.target t WHERE t.id = CASE target.kind WHEN 'satellite' THEN (target.definition #>> '{parent,id}')::integer ELSE target.id END;
+    IF link.id = named THEN
+        EXECUTE format('INSERT INTO %s VALUES (%L) ON CONFLICT DO NOTHING', keys, named_key);
+    ELSIF link.kind = 'link' THEN
+        FOR part IN SELECT h.n FROM json_array_elements(link.definition -> 'hubs') WITH ORDINALITY AS h (hub, n) WHERE (h.hub ->> 'id')::integer = named LOOP
+            EXECUTE format('GRANT ALL ON %s TO %s', keys, link.owner);
+            PERFORM millrace_internal.execute_as(link.owner, format('INSERT INTO %s SELECT l.%I FROM %s AS l WHERE l.%I = %L ON CONFLICT DO NOTHING',
+                keys, millrace_internal.definition_column('link', link.id, 'hash_key'), link.relation, millrace_internal.definition_column('link', link.id, 'hub_' || part), named_key));
+        END LOOP;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_hanging(millrace.target, regclass, integer, uuid) IS 'adds the keys of a vault table that hang on a hub''s key';
+
 -- Takes those keys off the list that rows which stay still have; returns whether the logs tell all of it.
 CREATE FUNCTION millrace_internal.erase_evidence(target millrace.target, parent regclass, keys regclass) RETURNS boolean
 LANGUAGE plpgsql
@@ -166,21 +210,37 @@ $$;
 COMMENT ON FUNCTION millrace_internal.erase_keys(millrace.target, regclass) IS 'removes keys of a hub or link that nothing speaks of any more';
 
 -- A satellite: what was said of those keys goes, and what others have said of them is said again, if the logs know it.
-CREATE FUNCTION millrace_internal.erase_assertions(target millrace.target, keys regclass, complete boolean) RETURNS bigint
+CREATE FUNCTION millrace_internal.erase_assertions(target millrace.target, keys regclass, units regclass, complete boolean) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     parent regclass := (SELECT t.relation FROM millrace.target t WHERE t.id = (target.definition #>> '{parent,id}')::integer);
+    hash_key text := millrace_internal.definition_column('satellite', target.id, 'hash_key');
     source record;
     versions regclass;
     identity text;
-    deleted bigint;
+    unit text;
+    deleted bigint := 0;
 BEGIN
     IF NOT complete THEN
         PERFORM millrace_internal.erase_evidence(target, parent, keys);
     END IF;
-    deleted := millrace_internal.execute_as(target.owner, format('DELETE FROM %s AS t USING %s AS k WHERE t.%I = k.key',
-        target.relation, keys, millrace_internal.definition_column('satellite', target.id, 'hash_key')));
+    IF units IS NOT NULL THEN
+        -- What a version said of one link of a driving key it said of all of them.
+        unit := millrace_internal.definition_column('satellite', target.id, 'driving_hk');
+        IF complete THEN
+            PERFORM millrace_internal.execute_as(target.owner, format('INSERT INTO %s SELECT DISTINCT t.%I FROM %s AS t JOIN %s AS k ON t.%I = k.key ON CONFLICT DO NOTHING',
+                units, unit, target.relation, keys, hash_key));
+            PERFORM millrace_internal.execute_as(target.owner, format('INSERT INTO %s SELECT DISTINCT t.%I FROM %s AS t JOIN %s AS u ON t.%I = u.key ON CONFLICT DO NOTHING',
+                keys, hash_key, target.relation, units, unit));
+        ELSE
+            PERFORM millrace_internal.execute_as(h.owner, format('DELETE FROM %s AS u USING %s AS h WHERE h.%I = u.key', units, h.relation, millrace_internal.definition_column('hub', h.id, 'hash_key')))
+            FROM millrace.target h WHERE h.id = (target.definition #>> ARRAY['parent', 'hubs', target.definition #>> '{driving,0}', 'id'])::integer;
+        END IF;
+        deleted := millrace_internal.execute_as(target.owner, format('DELETE FROM %s AS t USING %s AS u WHERE t.%I = u.key', target.relation, units, unit));
+    END IF;
+    deleted := deleted + millrace_internal.execute_as(target.owner, format('DELETE FROM %s AS t USING %s AS k WHERE t.%I = k.key AND k.key <> %L', target.relation, keys, hash_key,
+        '00000000-0000-0000-0000-000000000000'));
     IF NOT complete THEN
         RETURN deleted;
     END IF;
@@ -195,11 +255,10 @@ BEGIN
         PERFORM millrace_internal.erase_reapply((source.staging).stream_id, target.id, (source.staging).id, versions);
         EXECUTE format('DROP TABLE %s', versions);
     END LOOP;
-    RETURN deleted - millrace_internal.execute_as(target.owner, format('SELECT FROM %s AS t JOIN %s AS k ON t.%I = k.key',
-        target.relation, keys, millrace_internal.definition_column('satellite', target.id, 'hash_key')));
+    RETURN deleted - millrace_internal.execute_as(target.owner, format('SELECT FROM %s AS t JOIN %s AS k ON t.%I = k.key', target.relation, keys, hash_key));
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.erase_assertions(millrace.target, regclass, boolean) IS 'removes what erased objects have said from a satellite';
+COMMENT ON FUNCTION millrace_internal.erase_assertions(millrace.target, regclass, regclass, boolean) IS 'removes what erased objects have said from a satellite';
 
 -- millrace.erase()
 CREATE FUNCTION millrace_internal.erase(caller regrole, name text, key json) RETURNS TABLE (relation text, rows bigint)
@@ -301,6 +360,20 @@ BEGIN
             PERFORM millrace_internal.erase_candidates(parent, (keys ->> target.id::text)::regclass, source.staging, source.columns,
                 (objects ->> millrace_internal.erase_identity((source.staging).definition))::regclass);
         END LOOP;
+        -- A hub's key may be what names him: whatever hangs on that key is his, also where no log tells of which object it came.
+        FOR source IN SELECT h.hub, h.hash_key FROM millrace_internal.erase_hubs(matched, wanted, key) h LOOP
+            PERFORM millrace_internal.erase_hanging(target, (keys ->> target.id::text)::regclass, source.hub, source.hash_key);
+        END LOOP;
+        CONTINUE WHEN target.definition ->> 'kind' IS DISTINCT FROM 'effectivity';
+        keys := keys || jsonb_build_object('units ' || target.id, millrace_internal.erase_table('erase_units_' || target.id, 'key uuid PRIMARY KEY', owners || ARRAY(SELECT DISTINCT t.owner FROM millrace.target t))::text);
+        FOR source IN SELECT g AS staging, json_build_object('key', json_build_array(s.columns #> ARRAY['key', target.definition #>> '{driving,0}'])) AS columns,
+                             (SELECT t.relation FROM millrace.target t WHERE t.id = (target.definition #>> ARRAY['parent', 'hubs', target.definition #>> '{driving,0}', 'id'])::integer) AS hub
+                      FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+                      WHERE json_array_length(target.definition -> 'driving') = 1
+                        AND s.target_id = target.id AND g.stream_id = feed.id AND objects ? millrace_internal.erase_identity(g.definition) LOOP
+            PERFORM millrace_internal.erase_candidates(source.hub, (keys ->> ('units ' || target.id))::regclass, source.staging, source.columns,
+                (objects ->> millrace_internal.erase_identity((source.staging).definition))::regclass);
+        END LOOP;
     END LOOP;
 
     -- Messages about these objects that do not name anybody, as tombstones.
@@ -351,7 +424,7 @@ BEGIN
         IF target.kind = 'satellite' THEN
             SELECT bool_and(g.log IS NOT NULL AND g.log_since = '-infinity') INTO complete
             FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id;
-            rows := millrace_internal.erase_assertions(target, (keys ->> target.id::text)::regclass, complete);
+            rows := millrace_internal.erase_assertions(target, (keys ->> target.id::text)::regclass, (keys ->> ('units ' || target.id))::regclass, complete);
             IF NOT complete THEN
                 RAISE NOTICE '% keeps what was said of keys that are still in use: its sources have no log of all versions', target.relation;
             END IF;
