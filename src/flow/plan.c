@@ -29,12 +29,19 @@ kind_named(const char *name)
 	elog(ERROR, "targets of kind \"%s\" are not known to this version", name);
 }
 
+/*
+ * The order in which a batch visits its targets.  Whoever meets a row that another worker is inserting waits for that
+ * one's commit, and until its own commit the next one waits: as few as can be come after such rows.
+ */
 static int
 compare_targets(const ListCell *left, const ListCell *right)
 {
 	const MrTarget *l = lfirst(left);
 	const MrTarget *r = lfirst(right);
 
+	if (l->kind->phase != MR_PHASE_MART && r->kind->phase != MR_PHASE_MART &&
+		l->shared != r->shared)
+		return l->shared ? 1 : -1;
 	if (l->kind->phase != r->kind->phase)
 		return l->kind->phase < r->kind->phase ? -1 : 1;
 	return l->relid < r->relid ? -1 : l->relid > r->relid;

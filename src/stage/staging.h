@@ -58,8 +58,8 @@ extern TimestampTz mr_version_time(const MrStaging *staging, const MrVersion *ve
 
 /*
  * What hangs on staging tables: a hub, link, satellite, mart.  One struct and one small interface, so that a
- * new kind is a new file.  The order of phases is the order in which a batch takes locks (C3); within a
- * phase targets are visited by relid.
+ * new kind is a new file.  The order in which a batch takes locks (C3) is that of phases, and by relid within one;
+ * targets whose rows objects share come after those whose rows are of one object.
  */
 typedef enum MrPhase
 {
@@ -131,6 +131,7 @@ typedef struct MrTarget
 	char *name;
 	char *definition; /* JSON, its shape is the kind's own */
 	bool filling; /* chunk by chunk; see flow/backfill.c */
+	bool shared; /* several objects insert one row: workers may have to wait for each other */
 	int nsources;
 	MrTargetSource *sources;
 } MrTarget;

@@ -38,8 +38,12 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 	table->readers = mr_key_readers_create(key, base);
 	table->record_sources = palloc0(sizeof(char *) * Max(base->nsources, 1));
 	for (int s = 0; s < base->nsources; s++)
+	{
+		table->base.shared |= table->readers[s] == NULL ||
+							  !mr_key_has_object(table->readers[s], base->sources[s].staging);
 		table->record_sources[s] = mr_vault_json_text(
 			mr_vault_json_member(mr_vault_json(base->sources[s].columns), "record_source"));
+	}
 }
 
 /* The rows of one batch, and the checks of their keys. */

@@ -221,11 +221,8 @@ mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nulls)
 }
 
 bool
-mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging)
+mr_key_has_object(const MrKeyReader *reader, const MrStaging *staging)
 {
-	if (reader->key->ncolumns != staging->nkeys)
-		return false;
-	/* The same columns in any order. */
 	for (int i = 0; i < staging->nkeys; i++)
 	{
 		bool found = false;
@@ -236,6 +233,13 @@ mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging)
 			return false;
 	}
 	return true;
+}
+
+bool
+mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging)
+{
+	/* The same columns in any order. */
+	return reader->key->ncolumns == staging->nkeys && mr_key_has_object(reader, staging);
 }
 
 /* Adds one part to the hash that has been begun. */

@@ -90,6 +90,9 @@ extern void mr_key_begin(MrKeyReader *reader, const MrBatch *batch, MrStaged *st
 extern bool mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash);
 extern void mr_key_row_read(MrKeyReader *reader);
 
+/* Is the staging's own key in it, so that no two objects have the same? */
+extern bool mr_key_has_object(const MrKeyReader *reader, const MrStaging *staging);
+
 /* Is a satellite's parent keyed by the staging's own key: do deletes name it? */
 extern bool mr_key_is_object(const MrKeyReader *reader, const MrStaging *staging);
 
