@@ -38,6 +38,7 @@ typedef struct MrStageTime
 } MrStageTime;
 
 extern void mr_flow_stats_add(MrStage stage, instr_time start, int64 rows);
+extern void mr_flow_stats_forget(void);
 extern void mr_flow_stats_write(MrStream *stream, int worker, bool now);
 
 /* What others' DDL changes between these two and later makes mr_watch_changed true; see watch.c. */

@@ -486,8 +486,8 @@ fill_all(MrFlow *flow)
 }
 
 /* The stream that a caller names and may run. */
-static int32
-own_stream(const char *name)
+int32
+mr_flow_own_stream(const char *name)
 {
 	MrRunAs saved;
 	MrStream *stream;
@@ -604,7 +604,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 
 	nest_level = mr_settings_pin("UTC");
 	SPI_connect();
-	id = own_stream(name);
+	id = mr_flow_own_stream(name);
 	/* It outlives the connection to SPI. */
 	MemoryContextSwitchTo(context);
 	flow = mr_flow_create(id, 0, 1);

@@ -35,6 +35,9 @@ extern MrFlow *mr_flow_create(int32 stream_id, int worker, int workers);
  */
 extern bool mr_flow_compile_active(MrFlow *flow);
 
+/* The stream that a caller names and may run, or an error. */
+extern int32 mr_flow_own_stream(const char *name);
+
 /* Batches in somebody's own transaction need each statement to see what others have committed (C3). */
 extern void mr_flow_require_read_committed(const char *what);
 

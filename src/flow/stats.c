@@ -30,6 +30,13 @@ mr_flow_stats_add(MrStage stage, instr_time start, int64 rows)
 	counted[stage].seconds += INSTR_TIME_GET_DOUBLE(now);
 }
 
+/* What was not meant seriously is not counted. */
+void
+mr_flow_stats_forget(void)
+{
+	memset(counted, 0, sizeof(counted));
+}
+
 void
 mr_flow_stats_write(MrStream *stream, int worker, bool now)
 {

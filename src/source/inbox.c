@@ -48,7 +48,7 @@ inbox_open(MrStream *stream, int worker, int workers)
 	source->base.workers = workers;
 
 	mr_position_insert(stream, "", worker, 0);
-	lanes = mr_positions_take(stream, worker, workers, &nlanes);
+	lanes = mr_positions_take(stream, worker, workers, false, &nlanes);
 	for (int i = 0; i < nlanes; i++)
 	{
 		if (lanes[i].partition == worker && lanes[i].topic[0] == '\0')
@@ -201,6 +201,47 @@ inbox_close(MrSource *base)
 {
 }
 
+/* The oldest rows, whichever worker's they are. */
+static void
+inbox_peek(MrStream *stream, MrBatch *batch, int max_messages, Size max_bytes, int timeout_ms)
+{
+	MrRunAs saved;
+	uint64 count;
+
+	mr_run_as(&saved, mr_extension_owner());
+	count = mr_sql("SELECT push_no, message_time, key, value, headers::text FROM millrace.inbox "
+				   "WHERE stream_id = %d ORDER BY push_no LIMIT %d",
+				   stream->id, max_messages);
+	mr_run_back(&saved);
+	for (uint64 i = 0; i < count && batch->bytes < max_bytes; i++)
+	{
+		MrMessage *message = mr_batch_add(batch);
+		bool isnull;
+		Datum value;
+
+		message->epoch = stream->epoch;
+		message->position = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+		message->time = DatumGetTimestampTz(mr_sql_value(i, 2, &isnull));
+		value = mr_sql_value(i, 3, &isnull);
+		if (!isnull)
+		{
+			message->key_length = VARSIZE_ANY_EXHDR(DatumGetByteaPP(value));
+			message->key = mr_batch_copy(batch, VARDATA_ANY(DatumGetByteaPP(value)),
+										 message->key_length);
+		}
+		value = mr_sql_value(i, 4, &isnull);
+		if (!isnull)
+		{
+			bytea *bytes = DatumGetByteaPP(value);
+
+			message->value_length = VARSIZE_ANY_EXHDR(bytes);
+			message->value = mr_batch_copy(batch, VARDATA_ANY(bytes), message->value_length);
+		}
+		message->headers = mr_sql_text(i, 5);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
 const MrSourceKind mr_inbox_source = {
 	.name = "inbox",
 	.open = inbox_open,
@@ -212,4 +253,5 @@ const MrSourceKind mr_inbox_source = {
 	.tick = inbox_tick,
 	.drained = inbox_drained,
 	.close = inbox_close,
+	.peek = inbox_peek,
 };

@@ -18,13 +18,14 @@
  */
 #include "postgres.h"
 
-#include "common/int.h"
 #include "core/millrace.h"
 #include "datatype/timestamp.h"
 #include "miscadmin.h"
 #include "port/pg_crc32c.h"
 #include "source/kafka_client.h"
+#include "source/kafka_message.h"
 #include "source/kafka_options.h"
+#include "source/kafka_topic.h"
 #include "source/position.h"
 #include "source/server.h"
 #include "source/source.h"
@@ -40,7 +41,7 @@
 typedef struct KafkaPartition
 {
 	MrPosition position;
-	const char *topic; /* of the options: lives as long as the source */
+	const char *topic; /* lives as long as the source */
 	bool verify; /* the message before the position is still to be compared */
 	bool suspect; /* it was another one */
 	bool at_end;
@@ -53,8 +54,9 @@ typedef struct KafkaPartition
 
 typedef struct KafkaTopic
 {
-	const char *name;
+	const char *name; /* lives as long as the source */
 	int count; /* of its partitions */
+	bool matched; /* by a pattern */
 } KafkaTopic;
 
 /* A partition whose last message was not what it had been. */
@@ -71,7 +73,8 @@ typedef struct KafkaSource
 	MemoryContext reading; /* of one client's life */
 	MrKafkaOptions *options;
 	pgsocket descriptor; /* the same for all clients: whoever waits on it need not know of them */
-	KafkaTopic *topics;
+	List *names; /* of all topics there have been: messages refer to them */
+	KafkaTopic *topics; /* of one client's life */
 	int ntopics;
 	MrKafkaClient *client;
 	KafkaPartition *partitions;
@@ -104,8 +107,14 @@ set_problem(KafkaSource *source, const char *problem)
 static void
 copy_problem(KafkaSource *source)
 {
-	if (!source->stopped && source->client != NULL)
-		set_problem(source, mr_kafka_problem(source->client, NULL));
+	const char *problem;
+
+	if (source->stopped || source->client == NULL)
+		return;
+	problem = mr_kafka_problem(source->client, NULL);
+	if (problem == NULL && source->assigned && source->ntopics == 0)
+		problem = "no topic matches the pattern of the stream";
+	set_problem(source, problem);
 }
 
 /* Ends the client and forgets its partitions. */
@@ -115,6 +124,8 @@ stop_reading(KafkaSource *source)
 	if (source->client != NULL)
 		mr_kafka_disconnect(source->client);
 	source->client = NULL;
+	source->topics = NULL;
+	source->ntopics = 0;
 	source->partitions = NULL;
 	source->npartitions = 0;
 	source->recent = NULL;
@@ -144,53 +155,31 @@ connect_client(KafkaSource *source)
 
 /* ---- where to begin -------------------------------------------------------------------------------- */
 
-/* The offset at which a partition of a topic that has not been read yet begins. */
-static bool
-first_offset(KafkaSource *source, const char *topic, int32 partition, int timeout_ms, int64 *offset)
-{
-	MrKafkaOptions *options = source->options;
-	int64 low;
-	int64 high;
-
-	if (options->start == MR_START_OFFSETS &&
-		mr_kafka_start_offset(options, topic, partition, offset))
-		return true;
-	if (!mr_kafka_watermarks(source->client, topic, partition, timeout_ms, &low, &high))
-		return false;
-	switch (options->start)
-	{
-		case MR_START_LATEST:
-			*offset = high;
-			return true;
-		case MR_START_TIME:
-			if (!mr_kafka_offset_at(source->client, topic, partition, options->start_time,
-									timeout_ms, offset))
-				return false;
-			if (*offset < 0)
-				*offset = high;
-			return true;
-		default:
-			*offset = low;
-			return true;
-	}
-}
-
 /*
  * Gives every partition of a topic a row, whichever worker's it is, so that all begin by the same rule.  A
  * topic that has rows already is being read: a partition without one was added since, and is read from its
- * first message on.
+ * first message on.  So is a topic that has come to match a pattern since the stream began (`later`).
  */
 static bool
-add_rows(KafkaSource *source, KafkaTopic *topic, int timeout_ms)
+add_rows(KafkaSource *source, const KafkaTopic *topic, bool later, int timeout_ms)
 {
 	MrStream *stream = source->base.stream;
 	bool known = mr_positions_known(stream, topic->name);
 	int64 *offsets = palloc0(sizeof(int64) * topic->count);
+	int64 high;
 
 	for (int32 i = 0; i < topic->count && !known; i++)
 	{
-		if (mr_kafka_wants(source->options, i) &&
-			!first_offset(source, topic->name, i, timeout_ms, &offsets[i]))
+		if (!mr_kafka_wants(source->options, i))
+			continue;
+		if (later && topic->matched)
+		{
+			if (!mr_kafka_watermarks(source->client, topic->name, i, timeout_ms, &offsets[i],
+									 &high))
+				return false;
+		}
+		else if (!mr_kafka_first_offset(source->client, source->options, topic->name, i, timeout_ms,
+										&offsets[i]))
 			return false;
 	}
 	for (int32 i = 0; i < topic->count; i++)
@@ -276,7 +265,50 @@ judge(KafkaSource *source, MrPosition *position, int64 low, int64 high, bool *ra
 	return true;
 }
 
-/* ---- assigning ------------------------------------------------------------------------------------- */
+/* ---- topics ---------------------------------------------------------------------------------------- */
+
+/* The name of a topic, kept as long as the source. */
+static const char *
+keep_name(KafkaSource *source, const char *name)
+{
+	MemoryContext old;
+	ListCell *cell;
+	char *kept;
+
+	foreach(cell, source->names)
+	{
+		if (strcmp(lfirst(cell), name) == 0)
+			return lfirst(cell);
+	}
+	old = MemoryContextSwitchTo(source->context);
+	kept = pstrdup(name);
+	source->names = lappend(source->names, kept);
+	MemoryContextSwitchTo(old);
+	return kept;
+}
+
+/* Finds the stream's topics; false when the broker does not answer or there is none. */
+static bool
+find_topics(KafkaSource *source, int timeout_ms)
+{
+	List *found;
+	ListCell *cell;
+
+	if (!mr_kafka_find_topics(source->client, source->options, timeout_ms, &found))
+		return false;
+	source->topics = palloc0(sizeof(KafkaTopic) * Max(list_length(found), 1));
+	source->ntopics = 0;
+	foreach(cell, found)
+	{
+		MrKafkaTopic *topic = lfirst(cell);
+		KafkaTopic *known = &source->topics[source->ntopics++];
+
+		known->name = keep_name(source, topic->name);
+		known->count = topic->partitions;
+		known->matched = topic->matched;
+	}
+	return true;
+}
 
 static KafkaTopic *
 find_topic(KafkaSource *source, const char *name)
@@ -288,6 +320,27 @@ find_topic(KafkaSource *source, const char *name)
 	}
 	return NULL;
 }
+
+/* Are the topics and their partitions others than they were? */
+static bool
+topics_changed(KafkaSource *source, const List *found)
+{
+	ListCell *cell;
+
+	if (list_length(found) != source->ntopics)
+		return true;
+	foreach(cell, found)
+	{
+		MrKafkaTopic *topic = lfirst(cell);
+		KafkaTopic *known = find_topic(source, topic->name);
+
+		if (known == NULL || known->count != topic->partitions)
+			return true;
+	}
+	return false;
+}
+
+/* ---- assigning ------------------------------------------------------------------------------------- */
 
 /*
  * Takes this worker's partitions over and judges them; `partitions` are those that can be read.  False when
@@ -302,7 +355,8 @@ take_partitions(KafkaSource *source, int timeout_ms, bool *raise)
 	int count;
 
 	*raise = false;
-	positions = mr_positions_take(stream, source->base.worker, source->base.workers, &count);
+	positions = mr_positions_take(stream, source->base.worker, source->base.workers,
+								  mr_kafka_has_pattern(source->options), &count);
 	source->partitions = palloc0(sizeof(KafkaPartition) * Max(count, 1));
 	source->npartitions = 0;
 	for (int i = 0; i < count; i++)
@@ -356,6 +410,7 @@ try_to_assign(KafkaSource *source, int timeout_ms)
 	MemoryContext old;
 	const char *code = NULL;
 	MrKafkaBegin *begins;
+	bool later;
 	bool raise;
 
 	/* Secrets and addresses may have been corrected since. */
@@ -369,12 +424,12 @@ try_to_assign(KafkaSource *source, int timeout_ms)
 		return;
 
 	old = MemoryContextSwitchTo(source->reading);
+	if (!find_topics(source, timeout_ms))
+		goto failed;
+	later = mr_positions_any(source->base.stream);
 	for (int i = 0; i < source->ntopics; i++)
 	{
-		KafkaTopic *topic = &source->topics[i];
-
-		if (!mr_kafka_partitions(source->client, topic->name, timeout_ms, &topic->count) ||
-			!add_rows(source, topic, timeout_ms))
+		if (!add_rows(source, &source->topics[i], later, timeout_ms))
 			goto failed;
 	}
 	if (!take_partitions(source, timeout_ms, &raise))
@@ -404,8 +459,8 @@ try_to_assign(KafkaSource *source, int timeout_ms)
 	source->failures = 0;
 	source->next_refresh = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													   source->options->refresh_ms);
-	set_problem(source, NULL);
 	MemoryContextSwitchTo(old);
+	copy_problem(source);
 	return;
 
 failed:
@@ -422,7 +477,6 @@ kafka_open(MrStream *stream, int worker, int workers)
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	KafkaSource *source = palloc0(sizeof(KafkaSource));
-	ListCell *cell;
 
 	source->base.kind = &mr_kafka_source;
 	source->base.stream = stream;
@@ -433,9 +487,6 @@ kafka_open(MrStream *stream, int worker, int workers)
 											ALLOCSET_DEFAULT_SIZES);
 	source->descriptor = mr_kafka_descriptor();
 	source->options = mr_kafka_options(stream);
-	source->topics = palloc0(sizeof(KafkaTopic) * list_length(source->options->topics));
-	foreach(cell, source->options->topics)
-		source->topics[source->ntopics++].name = lfirst(cell);
 	MemoryContextSwitchTo(old);
 
 	try_to_assign(source, OPEN_TIMEOUT_MS);
@@ -470,22 +521,6 @@ find_partition(KafkaSource *source, const char *topic, int32 number)
 	return NULL;
 }
 
-/* Kafka's milliseconds as a time; what is out of PostgreSQL's range is infinitely far. */
-static TimestampTz
-record_time(int64 milliseconds)
-{
-	const int64 epoch = (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY *
-						INT64CONST(1000);
-	int64 time;
-
-	if (milliseconds == -1)
-		return DT_NOBEGIN;
-	if (pg_sub_s64_overflow(milliseconds, epoch, &time) || pg_mul_s64_overflow(time, 1000, &time) ||
-		!IS_VALID_TIMESTAMP(time))
-		return milliseconds < 0 ? DT_NOBEGIN : DT_NOEND;
-	return time;
-}
-
 /* What is remembered of a message, to know it again. */
 static int64
 checksum(const char *key, int key_length, const char *value, int value_length)
@@ -513,7 +548,7 @@ verify_last(KafkaSource *source, KafkaPartition *partition, const MrKafkaRecord 
 	MemoryContext old;
 	Suspect *suspect;
 
-	if (record_time(record->time) == position->last_time &&
+	if (mr_kafka_time(record->time) == position->last_time &&
 		checksum(record->key, record->key_length, record->value, record->value_length) ==
 			position->last_checksum)
 		return;
@@ -533,7 +568,6 @@ static void
 take_message(KafkaSource *source, MrBatch *batch, const MrKafkaRecord *record)
 {
 	KafkaPartition *partition = find_partition(source, record->topic, record->partition);
-	MrMessage *message;
 
 	if (partition == NULL || partition->suspect)
 		return;
@@ -547,30 +581,8 @@ take_message(KafkaSource *source, MrBatch *batch, const MrKafkaRecord *record)
 	if (partition->suspect || record->offset < partition->position.next)
 		return;
 
-	message = mr_batch_add(batch);
-	message->topic = partition->topic;
-	message->partition = record->partition;
-	message->epoch = partition->position.epoch;
-	message->position = record->offset;
-	message->time = record_time(record->time);
-	if (record->key != NULL)
-	{
-		message->key_length = (int) record->key_length;
-		message->key = mr_batch_copy(batch, record->key, message->key_length);
-	}
-	if (record->value != NULL)
-	{
-		message->value_length = (int) record->value_length;
-		message->value = mr_batch_copy(batch, record->value, message->value_length);
-	}
-	message->headers = mr_kafka_headers(source->client);
-	if (message->headers != NULL)
-	{
-		char *headers = message->headers;
-
-		message->headers = mr_batch_copy(batch, headers, strlen(headers));
-		pfree(headers);
-	}
+	(void) mr_kafka_message(batch, source->client, record, partition->topic,
+							partition->position.epoch);
 	partition->position.next = record->offset + 1;
 	partition->last = batch->nmessages - 1;
 	partition->at_end = false;
@@ -755,20 +767,20 @@ tell_broker(KafkaSource *source)
 	pfree(offsets);
 }
 
-/* Looks for new partitions; asking also finds out whether the broker answers again. */
+/* Looks for new topics and partitions; asking also finds out whether the broker answers again. */
 static void
 refresh(KafkaSource *source)
 {
-	for (int i = 0; i < source->ntopics && !source->look_again; i++)
-	{
-		KafkaTopic *topic = &source->topics[i];
-		int count;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace kafka topics",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	List *found;
 
-		if (!mr_kafka_partitions(source->client, topic->name, TICK_TIMEOUT_MS, &count))
-			break;
-		if (count != topic->count)
-			source->look_again = true;
-	}
+	if (mr_kafka_find_topics(source->client, source->options, TICK_TIMEOUT_MS, &found) &&
+		topics_changed(source, found))
+		source->look_again = true;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 }
 
 static void
@@ -846,4 +858,5 @@ const MrSourceKind mr_kafka_source = {
 	.tick = kafka_tick,
 	.drained = kafka_drained,
 	.close = kafka_close,
+	.peek = mr_kafka_peek,
 };

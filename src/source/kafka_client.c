@@ -661,6 +661,62 @@ mr_kafka_partitions(MrKafkaClient *client, const char *topic, int timeout_ms, in
 	return found;
 }
 
+/* The topics of the broker's answer. */
+static List *
+read_topics(const struct rd_kafka_metadata *metadata)
+{
+	List *topics = NIL;
+
+	for (int i = 0; i < metadata->topic_cnt; i++)
+	{
+		MrKafkaTopic *topic;
+
+		if (metadata->topics[i].err != RD_KAFKA_RESP_ERR_NO_ERROR ||
+			metadata->topics[i].partition_cnt <= 0)
+			continue;
+		topic = palloc0(sizeof(MrKafkaTopic));
+		topic->name = pstrdup(metadata->topics[i].topic);
+		topic->partitions = metadata->topics[i].partition_cnt;
+		topics = lappend(topics, topic);
+	}
+	return topics;
+}
+
+bool
+mr_kafka_topics(MrKafkaClient *client, int timeout_ms, List **topics)
+{
+	rd_kafka_resp_err_t error = RD_KAFKA_RESP_ERR__TIMED_OUT;
+	Patience patience;
+	int slice;
+
+	begin_patience(&patience, timeout_ms);
+	while ((slice = next_slice(&patience)) > 0)
+	{
+		const struct rd_kafka_metadata *metadata;
+
+		error = rd_kafka_metadata(client->handle, 1, NULL, &metadata, slice);
+		if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
+		{
+			PG_TRY();
+			{
+				*topics = read_topics(metadata);
+			}
+			PG_FINALLY();
+			{
+				rd_kafka_metadata_destroy(metadata);
+			}
+			PG_END_TRY();
+			clear_problem(client);
+			return true;
+		}
+		if (!may_pass(client, error))
+			break;
+		pause_a_little();
+	}
+	note_error(client, error, NULL, NULL);
+	return false;
+}
+
 bool
 mr_kafka_offset_at(MrKafkaClient *client, const char *topic, int32 partition, int64 time,
 				   int timeout_ms, int64 *offset)

@@ -58,6 +58,17 @@ extern void mr_kafka_disconnect(MrKafkaClient *client);
 /* Why nothing comes, or NULL; `code` is a word for it: unreachable, authentication, tls, topic, denied, other. */
 extern const char *mr_kafka_problem(const MrKafkaClient *client, const char **code);
 
+/* A topic that the broker has. */
+typedef struct MrKafkaTopic
+{
+	const char *name;
+	int partitions;
+	bool matched; /* found by a pattern */
+} MrKafkaTopic;
+
+/* All topics that can be read, as MrKafkaTopic * in CurrentMemoryContext. */
+extern bool mr_kafka_topics(MrKafkaClient *client, int timeout_ms, List **topics);
+
 /* The number of a topic's partitions. */
 extern bool mr_kafka_partitions(MrKafkaClient *client, const char *topic, int timeout_ms,
 								int *count);

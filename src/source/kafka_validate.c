@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 #include "source/kafka_client.h"
 #include "source/kafka_options.h"
+#include "source/kafka_topic.h"
 #include "source/server.h"
 #include "source/source.h"
 #include "utils/builtins.h"
@@ -25,6 +26,9 @@ PG_FUNCTION_INFO_V1(millrace_validate_source);
 /* How many messages of a partition, and how many partitions of a topic, are looked at. */
 #define SAMPLE_MESSAGES 20
 #define SAMPLE_PARTITIONS 8
+
+/* How many of the topics that match a pattern. */
+#define SAMPLE_TOPICS 20
 
 typedef struct Report
 {
@@ -228,6 +232,8 @@ validate_kafka(Report *to, MrStream *stream)
 	MrProperty *group = palloc(sizeof(MrProperty));
 	pgsocket descriptor = mr_kafka_descriptor();
 	MrKafkaClient *client;
+	List *topics;
+	List *found;
 	char *problem;
 	ListCell *cell;
 	int partitions = 0;
@@ -241,7 +247,29 @@ validate_kafka(Report *to, MrStream *stream)
 		report(to, "error", problem, "Check the options of the server and its user mapping.");
 		return;
 	}
-	foreach(cell, options->topics)
+	topics = options->topics;
+	if (mr_kafka_has_pattern(options))
+	{
+		if (!mr_kafka_find_topics(client, options, to->timeout_ms, &found))
+		{
+			report_problem(to, client, properties);
+			mr_kafka_disconnect(client);
+			return;
+		}
+		report(to, found == NIL ? "warning" : "info",
+			   psprintf("%d topic%s the options' names and patterns", list_length(found),
+						list_length(found) == 1 ? " fits" : "s fit"),
+			   found == NIL ? "The stream waits for a topic that matches; it looks for one every "
+							  "\"refresh\" interval."
+							: NULL);
+		topics = NIL;
+		foreach(cell, found)
+		{
+			if (list_length(topics) < SAMPLE_TOPICS)
+				topics = lappend(topics, (char *) ((MrKafkaTopic *) lfirst(cell))->name);
+		}
+	}
+	foreach(cell, topics)
 	{
 		if (!validate_topic(to, client, options, properties, descriptor, lfirst(cell)))
 		{

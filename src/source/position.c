@@ -60,15 +60,17 @@ mr_position_was_lost(void)
 }
 
 MrPosition *
-mr_positions_take(const MrStream *stream, int worker, int workers, int *count)
+mr_positions_take(const MrStream *stream, int worker, int workers, bool spread, int *count)
 {
 	static MrStatement *statement = NULL;
-	const Oid types[] = {INT4OID, INT4OID, INT4OID};
-	Datum values[] = {Int32GetDatum(stream->id), Int32GetDatum(worker), Int32GetDatum(workers)};
+	const Oid types[] = {INT4OID, INT4OID, INT4OID, BOOLOID};
+	Datum values[] = {Int32GetDatum(stream->id), Int32GetDatum(worker), Int32GetDatum(workers),
+					  BoolGetDatum(spread)};
 	uint64 n =
 		run(&statement,
 			"WITH taken AS (UPDATE millrace.stream_position p SET generation = p.generation + 1"
-			" WHERE p.stream_id = $1 AND p.partition % $3 = $2 RETURNING p.*)"
+			" WHERE p.stream_id = $1 AND (p.partition + CASE WHEN $4 THEN"
+			" pg_catalog.hashtext(p.topic) & 65535 ELSE 0 END) % $3 = $2 RETURNING p.*)"
 			" SELECT t.topic, t.partition, t.epoch, t.position, t.generation, t.last_time,"
 			" t.last_checksum FROM taken t ORDER BY t.topic, t.partition",
 			lengthof(types), types, values, NULL);
@@ -95,6 +97,20 @@ mr_positions_take(const MrStream *stream, int worker, int workers, int *count)
 	SPI_freetuptable(SPI_tuptable);
 	*count = (int) n;
 	return positions;
+}
+
+bool
+mr_positions_any(const MrStream *stream)
+{
+	static MrStatement *statement = NULL;
+	const Oid types[] = {INT4OID};
+	Datum values[] = {Int32GetDatum(stream->id)};
+	bool any = run(&statement,
+				   "SELECT FROM millrace.stream_position p WHERE p.stream_id = $1 LIMIT 1",
+				   lengthof(types), types, values, NULL) > 0;
+
+	SPI_freetuptable(SPI_tuptable);
+	return any;
 }
 
 bool

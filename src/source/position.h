@@ -28,9 +28,14 @@ typedef struct MrPosition
 
 /*
  * Raises the generation of the stream's rows whose partition is this worker's and returns them, by topic and
- * partition, in CurrentMemoryContext.
+ * partition, in CurrentMemoryContext.  A partition is of the worker partition % workers; with `spread` each topic begins at
+ * another worker, so that many topics of one partition are not all the first one's.
  */
-extern MrPosition *mr_positions_take(const MrStream *stream, int worker, int workers, int *count);
+extern MrPosition *mr_positions_take(const MrStream *stream, int worker, int workers, bool spread,
+									 int *count);
+
+/* Has the stream been opened before, since it was made or reset? */
+extern bool mr_positions_any(const MrStream *stream);
 
 /* The topics' partitions that have a row already, whoever's they are. */
 extern bool mr_positions_known(const MrStream *stream, const char *topic);

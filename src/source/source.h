@@ -94,6 +94,13 @@ typedef struct MrSourceKind
 	bool (*drained)(MrSource *source);
 
 	void (*close)(MrSource *source);
+
+	/*
+	 * Adds what the stream would read next to the batch without taking it: nothing is opened, moved or locked.  Waits at
+	 * most `timeout_ms`; an endpoint that cannot be reached is an error.
+	 */
+	void (*peek)(MrStream *stream, MrBatch *batch, int max_messages, Size max_bytes,
+				 int timeout_ms);
 } MrSourceKind;
 
 struct MrSource

@@ -225,6 +225,10 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_start(json) IS 'raises an error for a beginning that is none';
 
+CREATE FUNCTION millrace_internal.check_topic_pattern(pattern text) RETURNS void
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_topic_pattern';
+COMMENT ON FUNCTION millrace_internal.check_topic_pattern(text) IS 'raises an error for a pattern of topics that is no regular expression';
+
 -- Options of a stream that reads from Kafka.
 CREATE FUNCTION millrace_internal.check_kafka_options(options json) RETURNS void
 LANGUAGE plpgsql STABLE
@@ -248,9 +252,11 @@ BEGIN
     END IF;
     FOR member IN SELECT value, count(*) OVER (PARTITION BY value #>> '{}') AS n FROM json_array_elements(topic) LOOP
         PERFORM millrace_internal.check_option_type('topic', member.value, '{string}');
-        IF member.value #>> '{}' !~ '^[a-zA-Z0-9._-]{1,249}$' OR member.value #>> '{}' IN ('.', '..') THEN
+        IF starts_with(member.value #>> '{}', '^') THEN
+            PERFORM millrace_internal.check_topic_pattern(member.value #>> '{}');
+        ELSIF member.value #>> '{}' !~ '^[a-zA-Z0-9._-]{1,249}$' OR member.value #>> '{}' IN ('.', '..') THEN
             RAISE EXCEPTION 'invalid topic %', member.value USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'A topic''s name consists of letters, digits, ".", "_" and "-".';
+                HINT = 'A topic''s name consists of letters, digits, ".", "_" and "-"; one that begins with "^" is a pattern.';
         END IF;
         IF member.n > 1 THEN
             RAISE EXCEPTION 'topic % is named twice', member.value USING ERRCODE = 'invalid_parameter_value';

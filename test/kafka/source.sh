@@ -230,6 +230,83 @@ case_security() {
 	drop scram
 }
 
+case_patterns() {
+	kafka_topic orders-eu 2
+	kafka_topic orders-us 1
+	kafka_topic other 1
+	produce orders-eu 1 10
+	produce orders-us 11 20
+	produce other 901 905
+	stream pattern '{"topic": "^orders-[a-z]+$", "refresh": "1 second"}'
+	stream late '{"topic": "^orders-", "start": "latest", "refresh": "1 second"}'
+	stream several '{"topic": ["other", "^orders-u.*", "^(orders-us|nothing)$"]}'
+	stream all '{"topic": "^.*"}'
+	is "topics that match a pattern are read" "$(run pattern)" 20
+	is "one at the latest" "$(run late)" 0
+	is "a name and patterns, each topic once" "$(run several)" 15
+	is "positions are by topic" "$(sql "SELECT string_agg(DISTINCT topic, ' ' ORDER BY topic) || ' ' || count(*) FROM millrace.stream_partition WHERE stream = 'pattern'")" "orders-eu orders-us 3"
+	run all >/dev/null
+	is "Kafka's own topics are not meant" "$(sql "SELECT count(*) FROM millrace.stream_partition WHERE stream = 'all' AND topic LIKE E'\\\\_\\\\_%'")" 0
+	call "SELECT millrace.start_stream('pattern'), millrace.start_stream('late')"
+	kafka_topic orders-asia 2
+	produce orders-asia 21 30
+	becomes "a topic that comes to match is found" "SELECT count(*) FROM stg.pattern" 30
+	becomes "and read from its beginning, wherever the stream began" "SELECT count(*) FROM stg.late" 10
+	call "SELECT millrace.create_stream('pattern', server => 'broker', options => '{\"topic\": \"^orders-[a-z]+$\", \"refresh\": \"1 second\"}', workers => 2, replace => true)"
+	produce orders-us 31 40
+	produce orders-asia 41 50
+	becomes "two workers share the topics" "SELECT count(*) FROM stg.pattern" 50
+	becomes "both run" "SELECT state || ' ' || workers_running FROM millrace.stream_status WHERE stream = 'pattern'" "running 2"
+	delete_topic orders-us
+	produce orders-eu 51 60
+	becomes "a topic that is deleted does not stop the others" "SELECT count(*) FROM stg.pattern" 60
+	is "nothing came twice, nothing is dead" "$(sql "SELECT count(*) FROM millrace.dead_letter WHERE stream = 'pattern'")" 0
+	call "SELECT millrace.stop_stream('pattern')"
+	kafka_topic orders-late 1
+	produce orders-late 61 65
+	is "one made while the stream was stopped" "$(run pattern)" 5
+	stream none '{"topic": "^nothing-", "refresh": "1 second"}'
+	call "SELECT millrace.start_stream('none')"
+	matches "no topic matches" "$(problem none)" 'no topic matches the pattern'
+	like "validate tells" "$(sql "SELECT severity, message FROM millrace.validate('none')")" "warning\|0 topics fit"
+	kafka_topic nothing-1 1
+	produce nothing-1 1 5
+	becomes "until one does" "SELECT count(*) FROM stg.none" 5
+	becomes "which ends the problem" "SELECT state FROM millrace.stream_status WHERE stream = 'none'" running
+	like "a pattern that is none is refused" "$(sql "SELECT millrace.create_stream('wrong', server => 'broker', options => '{\"topic\": \"^orders-(\"}')" 2>&1)" 'invalid topic pattern "\^orders-\("'
+	for s in pattern late several all none; do drop $s; done
+}
+
+case_preview() {
+	local before
+	kafka_topic preview 2
+	produce preview 1 10 -p 0
+	produce preview 11 20 -p 1
+	stream preview '{"topic": "preview"}'
+	call "SELECT millrace.create_mart('stg.preview_count', 'SELECT count(*) AS n FROM stg.preview')"
+	is "a stream that has not begun" "$(sql "SELECT count(*) FILTER (WHERE layer = 'staging'), max(after ->> 'n') FILTER (WHERE layer = 'mart') FROM millrace.preview('preview', 100)")" "20|20"
+	is "leaves no position" "$(sql "SELECT count(*) FROM millrace.stream_partition WHERE stream = 'preview'")" 0
+	is "and no row" "$(sql "SELECT count(*) FROM stg.preview")" 0
+	is "all is still to be read" "$(run preview)" 20
+	is "nothing is left to preview" "$(sql "SELECT count(*) FROM millrace.preview('preview')")" 0
+	before=$(sql "SELECT string_agg(p::text, ' ' ORDER BY p.partition) FROM millrace.stream_position p JOIN millrace.stream s ON s.id = p.stream_id WHERE s.name = 'preview'")
+	produce preview 21 23 -p 1
+	printf 'x|{"id": "y"}\n' | kcat -q -P -b "$KAFKA_BOOTSTRAP" -t preview -p 1 -K '|'
+	is "messages at the stored position" "$(sql "SELECT string_agg(coalesce(after ->> 'id', after ->> 'n', reason), ' ' ORDER BY layer DESC, message) FROM millrace.preview('preview', 10)")" \
+		'21 22 23 23 22P02: invalid input syntax for type bigint: "y"'
+	is "at most so many" "$(sql "SELECT count(DISTINCT message) FROM millrace.preview('preview', 2)")" 2
+	is "a given message" "$(sql "SELECT string_agg(coalesce(after ->> 'id', after ->> 'n'), ' ' ORDER BY layer DESC) FROM millrace.preview('preview', payload => '{\"id\": 99}')")" "99 21"
+	is "positions stay" "$(sql "SELECT string_agg(p::text, ' ' ORDER BY p.partition) FROM millrace.stream_position p JOIN millrace.stream s ON s.id = p.stream_id WHERE s.name = 'preview'")" "$before"
+	call "SELECT millrace.start_stream('preview')"
+	becomes "a worker takes them" "SELECT count(*) FROM stg.preview" 23
+	is "a preview while it runs" "$(sql "SELECT count(*) FROM millrace.preview('preview')")" 0
+	produce preview 24 1000
+	for i in 1 2 3; do call "SELECT count(*) FROM millrace.preview('preview', 100)"; done
+	becomes "does not disturb it" "SELECT count(*) FROM stg.preview" 1000
+	is "no failure" "$(sql "SELECT coalesce(max(failures), 0) FROM millrace.worker_status WHERE stream = 'preview'")" 0
+	drop preview
+}
+
 case_big() {
 	kafka_topic big 1 max.message.bytes=30000000
 	stream big '{"topic": "big"}'
@@ -248,7 +325,7 @@ psql -Xq -v ON_ERROR_STOP=1 <<-SQL
 	CREATE SCHEMA stg;
 	CREATE SERVER broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers '$KAFKA_BOOTSTRAP');
 SQL
-[ $# -gt 0 ] || set -- start worker waits lost recreated compacted transactions security big
+[ $# -gt 0 ] || set -- start worker waits lost recreated compacted transactions patterns preview security big
 for name in "$@"; do
 	echo "# $name"
 	"case_$name"

@@ -1,0 +1,78 @@
+-- preview(): what messages would become.
+
+-- Where a message that is given to preview() stands: behind all others.
+CREATE FUNCTION millrace_internal.preview_place(stream_id integer, OUT topic text, OUT partition integer, OUT next_position bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    stream millrace.stream;
+BEGIN
+    SELECT s.* INTO STRICT stream FROM millrace.stream s WHERE s.id = stream_id;
+    IF stream.server IS NULL THEN
+        SELECT 0, q.last_value + 1 INTO partition, next_position FROM millrace.inbox_push_no_seq q;
+        RETURN;
+    END IF;
+    SELECT p.topic, p.partition, greatest(p.position, p.high_watermark) INTO topic, partition, next_position
+    FROM millrace.stream_position p WHERE p.stream_id = stream.id ORDER BY p.topic, p.partition LIMIT 1;
+    topic := coalesce(topic, stream.options #>> '{topic,0}', stream.options ->> 'topic');
+    partition := coalesce(partition, 0);
+    next_position := coalesce(next_position, 0);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.preview_place(integer) IS 'topic, partition and position of a message that comes after all others of a stream';
+
+-- How the rows that a target keeps are shown.
+CREATE FUNCTION millrace_internal.preview_query(target_id integer, id_column text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    target millrace.target;
+    state text;
+    body text;
+    alias text;
+BEGIN
+    SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
+    IF target.kind <> 'mart' THEN
+        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY t.ctid',
+            (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+             WHERE i.indrelid = target.relation AND i.indexrelid = (
+                 SELECT o.indexrelid FROM pg_index o WHERE o.indrelid = target.relation AND o.indisunique ORDER BY o.indisprimary DESC, o.indexrelid LIMIT 1)),
+            target.relation, id_column);
+    END IF;
+
+    -- The mart's view over the groups that were touched, beside what tells one group from another.
+    state := format('millrace_state.mart_%s', target.id);
+    body := rtrim(pg_get_viewdef(target.relation), ';');
+    alias := (regexp_match(body, replace(state, '.', '\.') || ' ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
+    body := regexp_replace(body, replace(state, '.', '\.') || '\M(?!_)', format('(SELECT * FROM %s WHERE %s = ANY ($1))', state, id_column), 'g');
+    body := regexp_replace(body, '^\s*SELECT', format('SELECT pg_catalog.row_to_json(ROW(%s))::text AS ":group",',
+        (SELECT string_agg(format('%s.%I', alias, a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
+         WHERE a.attrelid = state::regclass AND a.attname ~ '^g\d+$' AND NOT a.attisdropped)));
+    RETURN format('SELECT v.":group", (SELECT pg_catalog.row_to_json(r) FROM (SELECT %s) AS r)::text FROM (%s) AS v ORDER BY 1',
+        (SELECT string_agg(format('v.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attnum > 0), body);
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.preview_query(integer, text) IS
+    'the query that shows what transactions ($1) have made (xmin) or replaced (xmax) in what a target keeps: a key, and the row as JSON';
+
+CREATE FUNCTION millrace.preview(stream text, max_messages integer DEFAULT 10)
+    RETURNS TABLE (message integer, layer text, relation text, change text, before json, after json, reason text)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_preview';
+COMMENT ON FUNCTION millrace.preview(text, integer) IS
+    'what the next messages of a stream would become in every layer; nothing is kept, no position moves';
+CREATE FUNCTION millrace.preview(stream text, payload text, key text DEFAULT NULL, headers json DEFAULT NULL, message_time timestamptz DEFAULT NULL)
+    RETURNS TABLE (message integer, layer text, relation text, change text, before json, after json, reason text)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_preview_text';
+COMMENT ON FUNCTION millrace.preview(text, text, text, json, timestamptz) IS 'what a message would become in every layer; nothing is kept';
+CREATE FUNCTION millrace.preview(stream text, payload json, key text DEFAULT NULL, headers json DEFAULT NULL, message_time timestamptz DEFAULT NULL)
+    RETURNS TABLE (message integer, layer text, relation text, change text, before json, after json, reason text)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_preview_text';
+COMMENT ON FUNCTION millrace.preview(text, json, text, json, timestamptz) IS 'what a message would become in every layer; nothing is kept';
+CREATE FUNCTION millrace.preview(stream text, payload jsonb, key text DEFAULT NULL, headers json DEFAULT NULL, message_time timestamptz DEFAULT NULL)
+    RETURNS TABLE (message integer, layer text, relation text, change text, before json, after json, reason text)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_preview_jsonb';
+COMMENT ON FUNCTION millrace.preview(text, jsonb, text, json, timestamptz) IS 'what a message would become in every layer; nothing is kept';
+REVOKE ALL ON FUNCTION millrace.preview(text, integer), millrace.preview(text, text, text, json, timestamptz), millrace.preview(text, json, text, json, timestamptz),
+    millrace.preview(text, jsonb, text, json, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.preview(text, integer), millrace.preview(text, text, text, json, timestamptz), millrace.preview(text, json, text, json, timestamptz),
+    millrace.preview(text, jsonb, text, json, timestamptz) TO millrace_admin;
