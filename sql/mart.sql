@@ -17,6 +17,8 @@ SELECT millrace.create_staging('mstg.orders', stream => 'mart_feed', timezone =>
 SELECT millrace.create_staging('mstg.items', stream => 'mart_feed', for_each => '$.items[*]',
   key => '{"id": ["$key", "bigint"]}', columns => '{"product": "@.product", "quantity": ["@.quantity", "integer"]}');
 CREATE TABLE mstg.other (id bigint, product_name text);
+CREATE FUNCTION mstg.add_noise(bigint, integer) RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT coalesce($1, 0) + $2';
+CREATE AGGREGATE mstg.noisy(integer) (SFUNC = mstg.add_noise, STYPE = bigint);
 
 -- What no mart has, with the reason and the place.
 SELECT millrace.create_mart('x', 'SELECT status, row_number() OVER (ORDER BY status) AS r FROM mstg.orders GROUP BY status');
@@ -52,17 +54,20 @@ SELECT millrace.create_mart('x', 'SELECT status, to_char(count(*), ''999'') AS n
 CREATE FUNCTION mstg.looked_up(text) RETURNS text STABLE LANGUAGE sql AS 'SELECT $1';
 SELECT millrace.create_mart('x', 'SELECT mstg.looked_up(status) AS s, count(*) AS n FROM mstg.orders GROUP BY 1');
 -- Aggregates.
-SELECT millrace.create_mart('x', 'SELECT status, min(total) AS least FROM mstg.orders GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT status, max(o.quantity) FILTER (WHERE o.total > 0) AS most FROM mstg.orders AS o GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT status, sum(weight) AS w FROM mstg.orders GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT status, sum(DISTINCT quantity) AS q FROM mstg.orders GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT status, string_agg(product_name, '','') AS p FROM mstg.orders GROUP BY status');
+SELECT millrace.create_mart('x', 'SELECT status, json_agg(tags) AS t FROM mstg.orders GROUP BY status');
+SELECT millrace.create_mart('x', 'SELECT status, rank(5) WITHIN GROUP (ORDER BY quantity) AS r FROM mstg.orders GROUP BY status');
+SELECT millrace.create_mart('x', 'SELECT status, percentile_cont(quantity / 100.0) WITHIN GROUP (ORDER BY weight) AS p FROM mstg.orders GROUP BY status, quantity');
 SELECT millrace.create_mart('x', 'SELECT status, count(DISTINCT (status, product_name)) AS p FROM mstg.orders GROUP BY status');
-SELECT millrace.create_mart('x', 'SELECT status, percentile_cont(0.5) WITHIN GROUP (ORDER BY quantity) AS p FROM mstg.orders GROUP BY status');
+SELECT millrace.create_mart('x', 'SELECT quantity::bit(4) AS q, max(total) AS t FROM mstg.orders GROUP BY 1');
+SELECT millrace.create_mart('x', 'SELECT status, mstg.noisy(quantity) AS q FROM mstg.orders GROUP BY status');
+SELECT millrace.create_mart('x', 'SELECT status, millrace.latest(tags, order_date) AS t FROM mstg.orders GROUP BY status');
 SELECT millrace.create_mart('x', 'SELECT ctid::text AS place, count(*) AS n FROM mstg.orders GROUP BY 1');
 SELECT millrace.create_mart('x', 'SELECT orders, count(*) AS n FROM mstg.orders GROUP BY orders');
 -- Arguments.
-SELECT millrace.create_mart('x', 'SELECT count(*) AS n FROM mstg.orders', stripes => 4);
+SELECT millrace.create_mart('x', 'SELECT count(*) AS n FROM mstg.orders', stripes => 0);
+SELECT millrace.create_mart('x', 'SELECT status, count(*) AS n FROM mstg.orders GROUP BY status', stripes => 4, order_by => 'n');
+SELECT millrace.create_mart('x', 'SELECT max(total)::numeric(14,2) AS most FROM mstg.orders', stripes => 4);
+SELECT millrace.create_mart('x', 'SELECT quantity::bit(4) AS q, count(*) AS n FROM mstg.orders GROUP BY 1', stripes => 4);
 SELECT millrace.create_mart('x', 'SELECT status, count(*) AS n FROM mstg.orders GROUP BY status', order_by => 'm');
 SELECT millrace.create_mart('x', 'SELECT status, count(*) AS n FROM mstg.orders GROUP BY status', order_by => 'n; DROP TABLE mstg.other');
 SELECT millrace.create_mart('x', 'SELECT status, count(*) AS n FROM mstg.orders GROUP BY status', order_by => 'n + 1');

@@ -33,6 +33,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/numeric.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/sortsupport.h"
@@ -73,8 +74,9 @@ typedef struct Merging
 {
 	MrMerge *merge;
 	const MrRows *rows;
-	bool keep;
+	MrMergeEmpty empty;
 	int64 *after;
+	ItemPointerData *places;
 	Relation relation;
 	int nindexes;
 	Relation *indexes;
@@ -119,21 +121,34 @@ mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
 	return merge;
 }
 
+Oid
+mr_merge_relation(const MrMerge *merge)
+{
+	return merge->relid;
+}
+
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-/* A heap of the role's own that nobody has put a trigger or a policy on, with all columns given. */
+/* A heap of the role's own that nobody has put a trigger or a policy on, and whose other columns may be left out. */
 static bool
 is_plain_table(const MrMerge *merge, Relation relation)
 {
 	TupleConstr *constraints = relation->rd_att->constr;
-	int live = 0;
+	bool optional = true;
 
 	for (int i = 0; i < relation->rd_att->natts; i++)
-		live += TupleDescAttr(relation->rd_att, i)->attisdropped ? 0 : 1;
+	{
+		Form_pg_attribute attribute = TupleDescAttr(relation->rd_att, i);
+		bool given = attribute->attisdropped;
+
+		for (int c = 0; c < merge->ncolumns && !given; c++)
+			given = merge->attnums[c] == i + 1;
+		optional = optional && (given || !(attribute->attnotnull || attribute->atthasdef));
+	}
 	return relation->rd_rel->relkind == RELKIND_RELATION && !relation->rd_rel->relispartition &&
 		   relation->rd_rel->relam == HEAP_TABLE_AM_OID && relation->trigdesc == NULL &&
 		   relation->rd_rules == NULL && !relation->rd_rel->relrowsecurity &&
-		   (constraints == NULL || constraints->num_check == 0) && live == merge->ncolumns &&
+		   (constraints == NULL || constraints->num_check == 0) && optional &&
 		   merge->role == relation->rd_rel->relowner;
 }
 
@@ -386,6 +401,24 @@ add(MrMergeColumn kind, Datum old, bool old_null, Datum difference, bool differe
 	return Int64GetDatum(sum);
 }
 
+static void
+note(Merging *merging, int row, int64 count, ItemPointer place)
+{
+	if (merging->after != NULL)
+		merging->after[row] = count;
+	if (merging->places != NULL)
+		merging->places[row] = *place;
+}
+
+static bool
+is_zero(MrMergeColumn kind, Datum value)
+{
+	if (kind != MR_MERGE_NUMERIC)
+		return DatumGetInt64(value) == 0;
+	return DatumGetInt32(
+			   DirectFunctionCall2(numeric_cmp, value, NumericGetDatum(int64_to_numeric(0)))) == 0;
+}
+
 /* Updates or deletes the row in merging->found; false when it is not the newest version any more. */
 static bool
 change_found(Merging *merging, int row)
@@ -398,6 +431,7 @@ change_found(Merging *merging, int row)
 	MrUpdateIndexes update_indexes;
 	LockTupleMode lock_mode;
 	TM_Result result;
+	bool all_zero = true;
 	int64 count;
 
 	slot_getallattrs(found);
@@ -408,14 +442,18 @@ change_found(Merging *merging, int row)
 	{
 		int attribute = merge->attnums[c] - 1;
 
-		if (merge->columns[c] != MR_MERGE_FIXED)
-			changed->tts_values[attribute] =
-				add(merge->columns[c], found->tts_values[attribute], found->tts_isnull[attribute],
-					merging->rows->values[c][row], merging->rows->nulls[c][row],
-					&changed->tts_isnull[attribute]);
+		if (merge->columns[c] == MR_MERGE_FIXED)
+			continue;
+		changed->tts_values[attribute] =
+			add(merge->columns[c], found->tts_values[attribute], found->tts_isnull[attribute],
+				merging->rows->values[c][row], merging->rows->nulls[c][row],
+				&changed->tts_isnull[attribute]);
+		all_zero = all_zero && (changed->tts_isnull[attribute] ||
+								is_zero(merge->columns[c], changed->tts_values[attribute]));
 	}
 	count = DatumGetInt64(changed->tts_values[merge->attnums[merge->counter] - 1]);
-	if (count == 0 && !merging->keep)
+	if (count == 0 && merging->empty != MR_EMPTY_STAYS &&
+		(merging->empty == MR_EMPTY_GOES || all_zero))
 		result = table_tuple_delete(merging->relation, &found->tts_tid, merging->command,
 									SnapshotAny, InvalidSnapshot, true, &failure, false);
 	else
@@ -435,8 +473,7 @@ change_found(Merging *merging, int row)
 	switch (result)
 	{
 		case TM_Ok:
-			if (merging->after != NULL)
-				merging->after[row] = count;
+			note(merging, row, count, &changed->tts_tid);
 			return true;
 		case TM_Updated:
 		case TM_Deleted:
@@ -448,10 +485,10 @@ change_found(Merging *merging, int row)
 }
 
 static void
-note_inserted(Merging *merging, int row)
+note_inserted(Merging *merging, int row, TupleTableSlot *slot)
 {
-	if (merging->after != NULL)
-		merging->after[row] = DatumGetInt64(merging->rows->values[merging->merge->counter][row]);
+	note(merging, row, DatumGetInt64(merging->rows->values[merging->merge->counter][row]),
+		 &slot->tts_tid);
 }
 
 /* Takes a tuple back that an earlier command has inserted. */
@@ -481,7 +518,7 @@ merge_row(Merging *merging, int row, ItemPointer except)
 		table_tuple_insert(merging->relation, merging->changed, merging->command, 0, NULL);
 		if (insert_entries(merging, merging->changed))
 		{
-			note_inserted(merging, row);
+			note_inserted(merging, row, merging->changed);
 			break;
 		}
 		own = merging->changed->tts_tid;
@@ -589,7 +626,8 @@ merge_chunk(Merging *merging, const Sorted *sorted, int n)
 		ItemPointerSetInvalid(&places[i]);
 		unseen[i] = !seen(merging, row);
 		/* Only who has rows to give can be new. */
-		there[i] = !merging->keep && DatumGetInt64(merging->rows->values[merge->counter][row]) <= 0;
+		there[i] = merging->empty == MR_EMPTY_GOES &&
+				   DatumGetInt64(merging->rows->values[merge->counter][row]) <= 0;
 		if (!there[i] && !(unseen[i] && merge->trust_unseen))
 		{
 			there[i] = find(merging, row, NULL);
@@ -621,7 +659,7 @@ merge_chunk(Merging *merging, const Sorted *sorted, int n)
 		}
 		slot = merging->slots[next++];
 		if (insert_entries(merging, slot))
-			note_inserted(merging, sorted[i].row);
+			note_inserted(merging, sorted[i].row, slot);
 		else
 		{
 			taken_back[ntaken_back++] = slot->tts_tid;
@@ -660,7 +698,8 @@ merge_all(Merging *merging)
 }
 
 void
-mr_merge_rows(MrMerge *merge, const MrRows *rows, bool keep, int64 *after)
+mr_merge_rows(MrMerge *merge, const MrRows *rows, MrMergeEmpty empty, int64 *after,
+			  ItemPointerData *places)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	MemoryContext context;
@@ -674,8 +713,9 @@ mr_merge_rows(MrMerge *merge, const MrRows *rows, bool keep, int64 *after)
 	merging = palloc0(sizeof(Merging));
 	merging->merge = merge;
 	merging->rows = rows;
-	merging->keep = keep;
+	merging->empty = empty;
 	merging->after = after;
+	merging->places = places;
 	merging->context = context;
 	merging->row_context = AllocSetContextCreate(context, "millrace merge chunk",
 												 ALLOCSET_DEFAULT_SIZES);

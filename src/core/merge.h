@@ -10,6 +10,7 @@
 #define MR_CORE_MERGE_H
 
 #include "core/writer.h"
+#include "storage/itemptr.h"
 
 /* How a column follows. */
 typedef enum MrMergeColumn
@@ -21,6 +22,14 @@ typedef enum MrMergeColumn
 	MR_MERGE_NUMERIC
 } MrMergeColumn;
 
+/* What becomes of a row whose counter comes to 0. */
+typedef enum MrMergeEmpty
+{
+	MR_EMPTY_GOES,
+	MR_EMPTY_STAYS,
+	MR_EMPTY_GOES_IF_ALL_ARE /* when every other column is 0, too; the counter may be negative */
+} MrMergeEmpty;
+
 typedef struct MrMerge MrMerge;
 
 /*
@@ -30,6 +39,8 @@ typedef struct MrMerge MrMerge;
 extern MrMerge *mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
 								const MrMergeColumn *columns, int counter);
 
+extern Oid mr_merge_relation(const MrMerge *merge);
+
 /*
  * Is the table plain enough?  A heap of the role's own without triggers, rules and policies, with one unique index,
  * over the key.
@@ -37,9 +48,10 @@ extern MrMerge *mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNum
 extern bool mr_merge_is_plain(const MrMerge *merge);
 
 /*
- * Merges rows of different keys into a plain table.  With `keep` rows stay that count nothing.  after[r] (may be
- * NULL) is the counter of row r afterwards.
+ * Merges rows of different keys into a plain table.  after[r] (may be
+ * NULL) is the counter of row r afterwards, places[r] (may be NULL) where the row stands now.
  */
-extern void mr_merge_rows(MrMerge *merge, const MrRows *rows, bool keep, int64 *after);
+extern void mr_merge_rows(MrMerge *merge, const MrRows *rows, MrMergeEmpty empty, int64 *after,
+						  ItemPointerData *places);
 
 #endif /* MR_CORE_MERGE_H */

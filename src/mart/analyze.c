@@ -33,27 +33,14 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
-#define refuse(mart, node, ...) \
-	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED), \
-					mr_mart_position(mart, (Node *) (node)), __VA_ARGS__))
-
 #define TIME_HINT "Group by day, and filter by the current day in a view over the mart."
 
 /* ---- what an expression is made of ------------------------------------------------------------ */
 
-/* Which tables' columns an expression has. */
-typedef struct Columns
-{
-	Index staging;
-	bool of_staging;
-	Var *joined; /* the first column of a joined view, or NULL */
-	bool whole; /* a row as a whole, or a system column */
-} Columns;
-
 static bool
 columns_walker(Node *node, void *context)
 {
-	Columns *columns = context;
+	MrMartColumns *columns = context;
 
 	if (node == NULL)
 		return false;
@@ -72,17 +59,17 @@ columns_walker(Node *node, void *context)
 	return expression_tree_walker(node, columns_walker, context);
 }
 
-static Columns
-columns_of(MrMartQuery *mart, Node *expression)
+MrMartColumns
+mr_mart_columns_of(MrMartQuery *mart, Node *expression)
 {
-	Columns columns = {.staging = mart->staging};
+	MrMartColumns columns = {.staging = mart->staging};
 
 	(void) columns_walker(expression, &columns);
 	if (columns.whole)
-		refuse(mart, expression,
-			   errmsg("a mart cannot use rows as a whole or system columns: %s",
-					  mr_mart_describe(mart, expression)),
-			   errhint("Name the columns."));
+		mr_mart_refuse(mart, expression,
+					   errmsg("a mart cannot use rows as a whole or system columns: %s",
+							  mr_mart_describe(mart, expression)),
+					   errhint("Name the columns."));
 	return columns;
 }
 
@@ -90,7 +77,7 @@ columns_of(MrMartQuery *mart, Node *expression)
 bool
 mr_mart_is_joined(MrMartQuery *mart, Node *expression)
 {
-	return columns_of(mart, expression).joined != NULL;
+	return mr_mart_columns_of(mart, expression).joined != NULL;
 }
 
 typedef struct Stability
@@ -150,25 +137,29 @@ function_checker(Oid function, void *context)
 	name = get_func_name(function);
 	schema = get_namespace_name(get_func_namespace(function));
 	if (strcmp(schema, "pg_catalog") == 0 && tells_the_moment(function, name))
-		refuse(mart, stability->node,
-			   errmsg("a mart cannot call %s, whose result depends on when it is called", name),
-			   errhint(TIME_HINT));
+		mr_mart_refuse(
+			mart, stability->node,
+			errmsg("a mart cannot call %s, whose result depends on when it is called", name),
+			errhint(TIME_HINT));
 	if (volatility == PROVOLATILE_VOLATILE)
-		refuse(mart, stability->node, errmsg("a mart cannot call the volatile function %s", name),
-			   errdetail("What it returned for a row cannot be computed again to take it back."),
-			   errhint("Compute it in a view over the mart."));
+		mr_mart_refuse(
+			mart, stability->node, errmsg("a mart cannot call the volatile function %s", name),
+			errdetail("What it returned for a row cannot be computed again to take it back."),
+			errhint("Compute it in a view over the mart."));
 	if (strcmp(schema, "pg_catalog") != 0 && strcmp(schema, "millrace") != 0)
-		refuse(mart, stability->node, errmsg("a mart cannot call %s, which is only stable", name),
-			   errdetail("It may read tables, and a change there would not be seen."),
-			   errhint("If its result depends on nothing but its arguments, ALTER FUNCTION … "
-					   "IMMUTABLE."));
+		mr_mart_refuse(
+			mart, stability->node, errmsg("a mart cannot call %s, which is only stable", name),
+			errdetail("It may read tables, and a change there would not be seen."),
+			errhint("If its result depends on nothing but its arguments, ALTER FUNCTION … "
+					"IMMUTABLE."));
 	if (stability->immutable)
-		refuse(mart, stability->node,
-			   errmsg("%s is only stable, and what is computed when the mart is read must be "
-					  "immutable",
-					  name),
-			   errdetail("Its result may depend on the reader's settings."),
-			   errhint("Group by it, or compute it in a view over the mart."));
+		mr_mart_refuse(
+			mart, stability->node,
+			errmsg("%s is only stable, and what is computed when the mart is read must be "
+				   "immutable",
+				   name),
+			errdetail("Its result may depend on the reader's settings."),
+			errhint("Group by it, or compute it in a view over the mart."));
 	return false;
 }
 
@@ -180,24 +171,31 @@ stability_walker(Node *node, void *context)
 	if (node == NULL)
 		return false;
 	if (IsA(node, SQLValueFunction))
-		refuse(stability->mart, node,
-			   errmsg("a mart cannot use %s, which depends on when it is computed",
-					  mr_mart_describe(stability->mart, node)),
-			   errhint(TIME_HINT));
+		mr_mart_refuse(stability->mart, node,
+					   errmsg("a mart cannot use %s, which depends on when it is computed",
+							  mr_mart_describe(stability->mart, node)),
+					   errhint(TIME_HINT));
 	if (IsA(node, NextValueExpr))
-		refuse(stability->mart, node, errmsg("a mart cannot take values from a sequence"));
+		mr_mart_refuse(stability->mart, node, errmsg("a mart cannot take values from a sequence"));
 	stability->node = node;
 	(void) check_functions_in_node(node, function_checker, context);
 	return expression_tree_walker(node, stability_walker, context);
 }
 
-/* Refuses functions that would give another result for the same row tomorrow, or for another reader. */
-static void
-check_stability(MrMartQuery *mart, Node *expression, bool immutable)
+void
+mr_mart_check_stability(MrMartQuery *mart, Node *expression, bool immutable)
 {
 	Stability stability = {.mart = mart, .immutable = immutable};
 
 	(void) stability_walker(expression, &stability);
+}
+
+void
+mr_mart_check_function(MrMartQuery *mart, Node *node, Oid function)
+{
+	Stability stability = {.mart = mart, .node = node};
+
+	(void) function_checker(function, &stability);
 }
 
 /* The first node of a kind, for its place in the query; contain_… functions do not tell. */
@@ -242,55 +240,60 @@ check_clauses(MrMartQuery *mart)
 	Query *query = mart->query;
 
 	if (query->commandType != CMD_SELECT || query->utilityStmt != NULL)
-		refuse(mart, NULL, errmsg("a mart's query must be a SELECT"));
+		mr_mart_refuse(mart, NULL, errmsg("a mart's query must be a SELECT"));
 	if (query->setOperations != NULL)
-		refuse(mart, NULL, errmsg("a mart cannot have UNION, INTERSECT or EXCEPT"),
-			   errhint("Make a mart of each side, and a view over them."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have UNION, INTERSECT or EXCEPT"),
+					   errhint("Make a mart of each side, and a view over them."));
 	if (query->cteList != NIL)
-		refuse(mart, NULL, errmsg("a mart cannot have WITH"),
-			   errhint("A mart groups the rows of one staging table."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have WITH"),
+					   errhint("A mart groups the rows of one staging table."));
 	if (query->hasSubLinks)
-		refuse(mart, find_node(query, T_SubLink), errmsg("a mart cannot have a sub-query"),
-			   errdetail("A change of what the sub-query reads would not be seen."),
-			   errhint("Join a …_current view of the vault, or make a view over the mart."));
+		mr_mart_refuse(
+			mart, find_node(query, T_SubLink), errmsg("a mart cannot have a sub-query"),
+			errdetail("A change of what the sub-query reads would not be seen."),
+			errhint("Join a …_current view of the vault, or make a view over the mart."));
 	if (query->hasDistinctOn)
-		refuse(mart, NULL, errmsg("a mart cannot have DISTINCT ON"));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have DISTINCT ON"));
 	if (query->distinctClause != NIL)
-		refuse(mart, NULL, errmsg("a mart cannot have DISTINCT"),
-			   errhint("Use GROUP BY, which gives each group once."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have DISTINCT"),
+					   errhint("Use GROUP BY, which gives each group once."));
 	if (query->groupingSets != NIL)
-		refuse(mart, NULL, errmsg("a mart cannot have GROUPING SETS, ROLLUP or CUBE"),
-			   errhint("Make a mart of each grouping."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have GROUPING SETS, ROLLUP or CUBE"),
+					   errhint("Make a mart of each grouping."));
 	if (query->hasWindowFuncs || query->windowClause != NIL)
-		refuse(mart, find_node(query, T_WindowFunc), errmsg("a mart cannot have a window function"),
-			   errdetail("One changed row would change the result of many groups."),
-			   errhint("Compute it in a view over the mart."));
+		mr_mart_refuse(mart, find_node(query, T_WindowFunc),
+					   errmsg("a mart cannot have a window function"),
+					   errdetail("One changed row would change the result of many groups."),
+					   errhint("Compute it in a view over the mart."));
 	if (query->hasTargetSRFs)
-		refuse(mart, NULL, errmsg("a mart cannot call a function that returns a set"));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot call a function that returns a set"));
 	if (query->sortClause != NIL)
-		refuse(mart, get_sortgroupclause_expr(linitial(query->sortClause), query->targetList),
-			   errmsg("a mart cannot have ORDER BY"),
-			   errhint("Order when the mart is read; order_by => makes an index for it."));
+		mr_mart_refuse(mart,
+					   get_sortgroupclause_expr(linitial(query->sortClause), query->targetList),
+					   errmsg("a mart cannot have ORDER BY"),
+					   errhint("Order when the mart is read; order_by => makes an index for it."));
 	if (query->limitOffset != NULL || query->limitCount != NULL)
-		refuse(mart, query->limitCount != NULL ? query->limitCount : query->limitOffset,
-			   errmsg("a mart cannot have LIMIT or OFFSET"),
-			   errhint("Use them in a view over the mart."));
+		mr_mart_refuse(mart, query->limitCount != NULL ? query->limitCount : query->limitOffset,
+					   errmsg("a mart cannot have LIMIT or OFFSET"),
+					   errhint("Use them in a view over the mart."));
 	if (query->rowMarks != NIL)
-		refuse(mart, NULL, errmsg("a mart cannot lock rows"));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot lock rows"));
 	if (query->groupClause == NIL && !query->hasAggs)
-		refuse(mart, NULL, errmsg("a mart needs GROUP BY or an aggregate"),
-			   errhint("The rows themselves are in the staging table."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart needs GROUP BY or an aggregate"),
+					   errhint("The rows themselves are in the staging table."));
 }
 
 /* Refuses columns of the staging table that others fill: of their changes nothing is heard. */
 static void
-check_columns(MrMartQuery *mart, const Query *definition)
+check_columns(MrMartQuery *mart)
 {
+	Query *definition = mr_definition_expressions(mr_definition_query("staging", mart->staging_id));
 	Bitmapset *read = NULL;
 	int member = -1;
 
 	pull_varattnos((Node *) mart->query->targetList, mart->staging, &read);
-	pull_varattnos((Node *) mart->query->jointree, mart->staging, &read);
+	pull_varattnos((Node *) mart->query->jointree->fromlist, mart->staging, &read);
+	pull_varattnos(mart->where, mart->staging, &read);
 	pull_varattnos(mart->query->havingQual, mart->staging, &read);
 	while ((member = bms_next_member(read, member)) >= 0)
 	{
@@ -307,18 +310,19 @@ check_columns(MrMartQuery *mart, const Query *definition)
 						attnum;
 		}
 		if (attnum == InvalidAttrNumber)
-			refuse(mart, NULL,
-				   errmsg("a mart cannot use rows of %s as a whole",
-						  mr_relation_name(mart->staging_relid)),
-				   errhint("Name the columns."));
+			mr_mart_refuse(mart, NULL,
+						   errmsg("a mart cannot use rows of %s as a whole",
+								  mr_relation_name(mart->staging_relid)),
+						   errhint("Name the columns."));
 		/* Of system columns more is said where they stand. */
 		if (!kept && attnum > 0)
-			refuse(mart, NULL,
-				   errmsg("a mart cannot use column \"%s\" of %s",
-						  get_attname(mart->staging_relid, attnum, false),
-						  mr_relation_name(mart->staging_relid)),
-				   errdetail("millrace does not keep it, so nothing would tell the mart when it "
-							 "changes."));
+			mr_mart_refuse(
+				mart, NULL,
+				errmsg("a mart cannot use column \"%s\" of %s",
+					   get_attname(mart->staging_relid, attnum, false),
+					   mr_relation_name(mart->staging_relid)),
+				errdetail("millrace does not keep it, so nothing would tell the mart when it "
+						  "changes."));
 	}
 }
 
@@ -340,10 +344,10 @@ take_staging(MrMartQuery *mart, Index rti, Oid relid)
 		Query *definition;
 
 		if (mart->staging != 0)
-			refuse(mart, NULL,
-				   errmsg("a mart cannot read two staging tables: %s and %s",
-						  mr_relation_name(mart->staging_relid), mr_relation_name(relid)),
-				   errhint("Make a mart of each, and join them in a view."));
+			mr_mart_refuse(mart, NULL,
+						   errmsg("a mart cannot read two staging tables: %s and %s",
+								  mr_relation_name(mart->staging_relid), mr_relation_name(relid)),
+						   errhint("Make a mart of each, and join them in a view."));
 		mart->staging = rti;
 		mart->staging_relid = relid;
 		mart->staging_id = DatumGetInt32(mr_sql_value(0, 1, &isnull));
@@ -356,8 +360,6 @@ take_staging(MrMartQuery *mart, Index rti, Oid relid)
 		for (int i = 0; i < mart->nkeys; i++)
 			mart->keys[i] = mr_definition_attribute(definition, relid,
 													TextDatumGetCString(names[i]));
-		if (mart->text != NULL)
-			check_columns(mart, definition);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return found;
@@ -370,12 +372,14 @@ take_table(MrMartQuery *mart, Index rti)
 	RangeTblEntry *entry = rt_fetch(rti, mart->query->rtable);
 
 	if (entry->rtekind == RTE_SUBQUERY)
-		refuse(mart, NULL,
-			   errmsg("a mart cannot have a sub-query in FROM: %s", entry->eref->aliasname));
+		mr_mart_refuse(
+			mart, NULL,
+			errmsg("a mart cannot have a sub-query in FROM: %s", entry->eref->aliasname));
 	if (entry->rtekind != RTE_RELATION)
-		refuse(mart, NULL, errmsg("a mart reads tables only, not %s", entry->eref->aliasname));
+		mr_mart_refuse(mart, NULL,
+					   errmsg("a mart reads tables only, not %s", entry->eref->aliasname));
 	if (entry->tablesample != NULL)
-		refuse(mart, NULL, errmsg("a mart cannot have TABLESAMPLE"));
+		mr_mart_refuse(mart, NULL, errmsg("a mart cannot have TABLESAMPLE"));
 	if (take_staging(mart, rti, entry->relid))
 		return;
 
@@ -389,10 +393,11 @@ take_table(MrMartQuery *mart, Index rti)
 		known = DatumGetBool(mr_sql_value(0, 1, &isnull));
 		SPI_freetuptable(SPI_tuptable);
 		if (!known)
-			refuse(mart, NULL, errmsg("a mart cannot read %s", mr_relation_name(entry->relid)),
-				   errdetail("It is neither a staging table nor a …_current view of the vault, so "
-							 "its changes would not be seen."),
-				   errhint("Join it in a view over the mart."));
+			mr_mart_refuse(
+				mart, NULL, errmsg("a mart cannot read %s", mr_relation_name(entry->relid)),
+				errdetail("It is neither a staging table nor a …_current view of the vault, so "
+						  "its changes would not be seen."),
+				errhint("Join it in a view over the mart."));
 	}
 	mart->joined = lappend(mart->joined, makeInteger(rti));
 }
@@ -417,12 +422,13 @@ take_from(MrMartQuery *mart, Node *item)
 	right = take_from(mart, join->rarg);
 	if (join->jointype == JOIN_FULL || (join->jointype == JOIN_LEFT && right) ||
 		(join->jointype == JOIN_RIGHT && left))
-		refuse(mart, join->quals,
-			   errmsg("a mart cannot keep rows that have no row in the staging table"),
-			   errhint("Let the staging table be the side that is kept: staging LEFT JOIN …"));
+		mr_mart_refuse(
+			mart, join->quals,
+			errmsg("a mart cannot keep rows that have no row in the staging table"),
+			errhint("Let the staging table be the side that is kept: staging LEFT JOIN …"));
 	if (join->jointype == JOIN_RIGHT)
-		refuse(mart, join->quals, errmsg("a mart cannot have RIGHT JOIN"),
-			   errhint("Write it as LEFT JOIN."));
+		mr_mart_refuse(mart, join->quals, errmsg("a mart cannot have RIGHT JOIN"),
+					   errhint("Write it as LEFT JOIN."));
 	join->quals = mr_flatten_vars(mart->query, join->quals);
 	return left || right;
 }
@@ -445,8 +451,8 @@ is_group(MrMartQuery *mart, Node *node)
 	return false;
 }
 
-static MrMartColumn *
-make_column(Node *expression)
+MrMartColumn *
+mr_mart_make_column(Node *expression)
 {
 	MrMartColumn *column = palloc0(sizeof(MrMartColumn));
 
@@ -462,13 +468,14 @@ add_group(MrMartQuery *mart, Node *expression)
 {
 	if (is_group(mart, expression))
 		return;
-	check_stability(mart, expression, false);
+	mr_mart_check_stability(mart, expression, false);
 	if (!OidIsValid(lookup_type_cache(exprType(expression), TYPECACHE_CMP_PROC)->cmp_proc) ||
 		get_typtype(exprType(expression)) == TYPTYPE_PSEUDO)
-		refuse(mart, expression,
-			   errmsg("a mart cannot group by %s of type %s, which has no order",
-					  mr_mart_describe(mart, expression), format_type_be(exprType(expression))));
-	mart->groups = lappend(mart->groups, make_column(expression));
+		mr_mart_refuse(mart, expression,
+					   errmsg("a mart cannot group by %s of type %s, which has no order",
+							  mr_mart_describe(mart, expression),
+							  format_type_be(exprType(expression))));
+	mart->groups = lappend(mart->groups, mr_mart_make_column(expression));
 }
 
 /* Looks, below groups and aggregates, for columns of the staging table. */
@@ -509,7 +516,7 @@ take_groups(MrMartQuery *mart)
 	{
 		Node *expression = get_sortgroupclause_expr(lfirst(lc), query->targetList);
 
-		if (columns_of(mart, expression).joined == NULL)
+		if (mr_mart_columns_of(mart, expression).joined == NULL)
 			add_group(mart, expression);
 	}
 
@@ -529,16 +536,16 @@ take_groups(MrMartQuery *mart)
 	foreach(lc, query->groupClause)
 	{
 		Node *expression = get_sortgroupclause_expr(lfirst(lc), query->targetList);
-		Columns columns = columns_of(mart, expression);
+		MrMartColumns columns = mr_mart_columns_of(mart, expression);
 
 		if (columns.joined != NULL && (ungrouped = find_ungrouped(mart, expression)) != NULL)
-			refuse(mart, expression,
-				   errmsg("a mart cannot group by %s", mr_mart_describe(mart, expression)),
-				   errdetail("%s is joined when the mart is read, so it cannot form groups "
-							 "together with %s.",
-							 mr_mart_describe(mart, (Node *) columns.joined),
-							 mr_mart_describe(mart, ungrouped)),
-				   errhint("Group by %s itself.", mr_mart_describe(mart, ungrouped)));
+			mr_mart_refuse(mart, expression,
+						   errmsg("a mart cannot group by %s", mr_mart_describe(mart, expression)),
+						   errdetail("%s is joined when the mart is read, so it cannot form groups "
+									 "together with %s.",
+									 mr_mart_describe(mart, (Node *) columns.joined),
+									 mr_mart_describe(mart, ungrouped)),
+						   errhint("Group by %s itself.", mr_mart_describe(mart, ungrouped)));
 	}
 
 	mart->global = query->groupClause == NIL;
@@ -551,175 +558,11 @@ take_groups(MrMartQuery *mart)
 		mart->groups = list_make1(constant);
 	}
 	if (list_length(mart->groups) + 1 > INDEX_MAX_KEYS)
-		refuse(mart, NULL, errmsg("a mart cannot have more than %d groups", INDEX_MAX_KEYS - 1));
+		mr_mart_refuse(mart, NULL,
+					   errmsg("a mart cannot have more than %d groups", INDEX_MAX_KEYS - 1));
 }
 
 /* ---- aggregates ------------------------------------------------------------------------------- */
-
-/* The argument is the object's key. */
-static bool
-is_object_key(MrMartQuery *mart, Node *argument)
-{
-	List *parts = IsA(argument, RowExpr) ? ((RowExpr *) argument)->args : list_make1(argument);
-
-	if (mart->nkeys == 0 || list_length(parts) != mart->nkeys)
-		return false;
-	for (int i = 0; i < mart->nkeys; i++)
-	{
-		bool found = false;
-		ListCell *lc;
-
-		foreach(lc, parts)
-		{
-			Var *var = (Var *) strip_implicit_coercions(lfirst(lc));
-
-			found |= IsA(var, Var) && var->varno == mart->staging && var->varattno == mart->keys[i];
-		}
-		if (!found)
-			return false;
-	}
-	return true;
-}
-
-/* The slot for an argument, made when it is not there. */
-static MrMartSlot *
-find_slot(MrMartQuery *mart, MrMartSlotKind kind, Node *argument, Node *filter, bool add)
-{
-	MrMartSlot *slot;
-	ListCell *lc;
-
-	foreach(lc, mart->slots)
-	{
-		slot = lfirst(lc);
-		if (slot->kind == kind && equal(slot->argument, argument) && equal(slot->filter, filter))
-			return slot;
-	}
-	if (!add)
-		elog(ERROR, "an aggregate of the mart has no place in its state");
-
-	slot = palloc0(sizeof(MrMartSlot));
-	slot->kind = kind;
-	slot->number = list_length(mart->slots) + 1;
-	slot->argument = argument;
-	slot->filter = filter;
-	if (argument != NULL)
-	{
-		slot->type = exprType(argument);
-		slot->typmod = exprTypmod(argument);
-		slot->collation = exprCollation(argument);
-	}
-	mart->slots = lappend(mart->slots, slot);
-	return slot;
-}
-
-/* Refuses an aggregate that is not one of ours. */
-static void
-check_aggregate(MrMartQuery *mart, Aggref *aggregate)
-{
-	char *name = get_func_name(aggregate->aggfnoid);
-	bool ours = get_func_namespace(aggregate->aggfnoid) == PG_CATALOG_NAMESPACE;
-
-	switch (aggregate->aggfnoid)
-	{
-		case F_COUNT_:
-		case F_COUNT_ANY:
-		case F_SUM_INT2:
-		case F_SUM_INT4:
-		case F_SUM_INT8:
-		case F_SUM_NUMERIC:
-		case F_AVG_INT2:
-		case F_AVG_INT4:
-		case F_AVG_INT8:
-		case F_AVG_NUMERIC:
-		case F_BOOL_AND:
-		case F_BOOL_OR:
-		case F_EVERY:
-			break;
-		case F_SUM_FLOAT4:
-		case F_SUM_FLOAT8:
-		case F_AVG_FLOAT4:
-		case F_AVG_FLOAT8:
-			refuse(mart, aggregate,
-				   errmsg("a mart cannot maintain %s of floating point numbers",
-						  mr_mart_describe(mart, (Node *) aggregate)),
-				   errdetail("Their sum depends on the order in which they are added, so it cannot "
-							 "be taken back exactly."),
-				   errhint("Cast the argument to numeric."));
-			break;
-		default:
-			if (ours && (strcmp(name, "min") == 0 || strcmp(name, "max") == 0))
-				refuse(mart, aggregate,
-					   errmsg("%s cannot be maintained yet",
-							  mr_mart_describe(mart, (Node *) aggregate)),
-					   errdetail("When the row that has it goes, the next one is not known."));
-			refuse(mart, aggregate,
-				   errmsg("a mart cannot maintain the aggregate %s",
-						  mr_mart_describe(mart, (Node *) aggregate)),
-				   errhint("It can maintain count, sum, avg, bool_and, bool_or and every, the "
-						   "sums over integers and numeric."));
-	}
-	if (aggregate->aggdistinct != NIL && aggregate->aggfnoid != F_COUNT_ANY)
-		refuse(mart, aggregate,
-			   errmsg("a mart cannot maintain %s", mr_mart_describe(mart, (Node *) aggregate)),
-			   errdetail("DISTINCT is maintained for count only."));
-}
-
-/*
- * What the state keeps for an aggregate; NULL when it is the number of rows, which is always kept.  With `add`
- * it is made, or refused.
- */
-MrMartSlot *
-mr_mart_slot(MrMartQuery *mart, Aggref *aggregate, bool add)
-{
-	Node *filter = (Node *) aggregate->aggfilter;
-	Node *argument = NULL;
-	MrMartSlot *slot;
-
-	if (add)
-	{
-		Columns columns = columns_of(mart, (Node *) aggregate->args);
-
-		if (columns.joined == NULL)
-			columns = columns_of(mart, filter);
-		if (columns.joined != NULL)
-			refuse(mart, columns.joined,
-				   errmsg("a mart cannot aggregate over %s",
-						  mr_mart_describe(mart, (Node *) columns.joined)),
-				   errdetail("Columns of …_current views are joined when the mart is read."),
-				   errhint("Aggregate over columns of the staging table."));
-		check_aggregate(mart, aggregate);
-		check_stability(mart, (Node *) aggregate->args, false);
-		check_stability(mart, filter, false);
-	}
-	if (aggregate->args != NIL)
-		argument = (Node *) linitial_node(TargetEntry, aggregate->args)->expr;
-	/* A constant counts rows. */
-	if (argument != NULL && aggregate->aggfnoid == F_COUNT_ANY && aggregate->aggdistinct == NIL &&
-		IsA(argument, Const) && !((Const *) argument)->constisnull)
-		argument = NULL;
-
-	if (argument == NULL && filter == NULL)
-		return NULL;
-	if (aggregate->aggdistinct == NIL)
-	{
-		slot = find_slot(mart, MR_SLOT_VALUES, argument, filter, add);
-		if (aggregate->aggfnoid == F_BOOL_AND || aggregate->aggfnoid == F_BOOL_OR ||
-			aggregate->aggfnoid == F_EVERY)
-			slot->truth = true;
-		else if (aggregate->aggfnoid != F_COUNT_ && aggregate->aggfnoid != F_COUNT_ANY)
-			slot->sum = true;
-		return slot;
-	}
-	if (is_object_key(mart, argument))
-		return find_slot(mart, MR_SLOT_OBJECTS, argument, filter, add);
-	if (add && (type_is_rowtype(exprType(argument)) ||
-				!OidIsValid(lookup_type_cache(exprType(argument), TYPECACHE_CMP_PROC)->cmp_proc)))
-		refuse(mart, aggregate,
-			   errmsg("a mart cannot maintain %s", mr_mart_describe(mart, (Node *) aggregate)),
-			   errdetail("Different values of type %s cannot be kept in an index.",
-						 format_type_be(exprType(argument))));
-	return find_slot(mart, MR_SLOT_DISTINCT, argument, filter, add);
-}
 
 static bool
 slots_walker(Node *node, void *context)
@@ -750,24 +593,24 @@ outputs_walker(Node *node, void *context)
 	if (node == NULL || IsA(node, Aggref) || is_group(mart, node))
 		return false;
 	if (!mart->global && !IsA(node, List) && contain_mutable_functions(node) &&
-		columns_of(mart, node).joined == NULL && !contain_aggs_of_level(node, 0))
+		mr_mart_columns_of(mart, node).joined == NULL && !contain_aggs_of_level(node, 0))
 	{
-		MrMartColumn *column = make_column(node);
+		MrMartColumn *column = mr_mart_make_column(node);
 		ListCell *lc;
 
-		check_stability(mart, node, false);
+		mr_mart_check_stability(mart, node, false);
 		foreach(lc, mart->extras)
 			if (equal(((MrMartColumn *) lfirst(lc))->expression, node))
 				return false;
 		if (get_typtype(column->type) == TYPTYPE_PSEUDO)
-			refuse(mart, node,
-				   errmsg("a mart cannot store %s of type %s", mr_mart_describe(mart, node),
-						  format_type_be(column->type)));
+			mr_mart_refuse(mart, node,
+						   errmsg("a mart cannot store %s of type %s", mr_mart_describe(mart, node),
+								  format_type_be(column->type)));
 		mart->extras = lappend(mart->extras, column);
 		return false;
 	}
 	if (IsA(node, SQLValueFunction))
-		check_stability(mart, node, false);
+		mr_mart_check_stability(mart, node, false);
 	(void) check_functions_in_node(node, function_checker, &stability);
 	return expression_tree_walker(node, outputs_walker, context);
 }
@@ -786,11 +629,11 @@ take_outputs(MrMartQuery *mart)
 
 		if (entry->resjunk)
 			continue;
-		(void) columns_of(mart, (Node *) entry->expr);
+		(void) mr_mart_columns_of(mart, (Node *) entry->expr);
 		if ((ungrouped = find_ungrouped(mart, (Node *) entry->expr)) != NULL)
-			refuse(mart, ungrouped,
-				   errmsg("%s must be in GROUP BY or in an aggregate",
-						  mr_mart_describe(mart, ungrouped)));
+			mr_mart_refuse(mart, ungrouped,
+						   errmsg("%s must be in GROUP BY or in an aggregate",
+								  mr_mart_describe(mart, ungrouped)));
 		(void) outputs_walker((Node *) entry->expr, mart);
 		if (mart->text != NULL && exprType((Node *) entry->expr) == NUMERICOID &&
 			exprTypmod((Node *) entry->expr) == -1)
@@ -800,7 +643,7 @@ take_outputs(MrMartQuery *mart)
 					 errhint("Cast it, for example (…)::numeric(18,2).")));
 	}
 	if ((ungrouped = find_ungrouped(mart, query->havingQual)) != NULL)
-		refuse(
+		mr_mart_refuse(
 			mart, ungrouped,
 			errmsg("%s must be in GROUP BY or in an aggregate", mr_mart_describe(mart, ungrouped)));
 	(void) outputs_walker(query->havingQual, mart);
@@ -846,15 +689,16 @@ check_joins(MrMartQuery *mart, Node *item, Index rti, ArrayBuildState *names)
 		return names;
 	names = check_joins(mart, join->larg, rti, names);
 	names = check_joins(mart, join->rarg, rti, names);
-	(void) columns_of(mart, join->quals);
+	(void) mr_mart_columns_of(mart, join->quals);
 	if ((ungrouped = find_ungrouped(mart, join->quals)) != NULL)
-		refuse(mart, ungrouped,
-			   errmsg("a mart can join by what it is grouped by only: %s is not in GROUP BY",
-					  mr_mart_describe(mart, ungrouped)),
-			   errdetail("%s is joined when the mart is read, by the columns of the group.",
-						 rt_fetch(rti, mart->query->rtable)->eref->aliasname),
-			   errhint("Add %s to GROUP BY.", mr_mart_describe(mart, ungrouped)));
-	check_stability(mart, join->quals, true);
+		mr_mart_refuse(
+			mart, ungrouped,
+			errmsg("a mart can join by what it is grouped by only: %s is not in GROUP BY",
+				   mr_mart_describe(mart, ungrouped)),
+			errdetail("%s is joined when the mart is read, by the columns of the group.",
+					  rt_fetch(rti, mart->query->rtable)->eref->aliasname),
+			errhint("Add %s to GROUP BY.", mr_mart_describe(mart, ungrouped)));
+	mr_mart_check_stability(mart, join->quals, true);
 	return equated_columns(mart, rti, join->quals, names);
 }
 
@@ -885,10 +729,11 @@ take_joins(MrMartQuery *mart)
 			keys = mr_sql_text(0, 1);
 		SPI_freetuptable(SPI_tuptable);
 		if (keys != NULL)
-			refuse(mart, from,
-				   errmsg("a mart must join %s by its whole key", mr_relation_name(entry->relid)),
-				   errdetail("Otherwise one group could have several rows."),
-				   errhint("Join it by %s.", keys));
+			mr_mart_refuse(
+				mart, from,
+				errmsg("a mart must join %s by its whole key", mr_relation_name(entry->relid)),
+				errdetail("Otherwise one group could have several rows."),
+				errhint("Join it by %s.", keys));
 	}
 }
 
@@ -902,37 +747,41 @@ MrMartQuery *
 mr_mart_analyze(Query *query, const char *text, Oid owner)
 {
 	MrMartQuery *mart = palloc0(sizeof(MrMartQuery));
-	Columns columns;
+	MrMartColumns columns;
 
 	mart->query = query;
 	mart->text = text;
+	mart->stripes = 1;
 	mr_flatten_groups(query);
 	check_clauses(mart);
 	if (list_length(query->jointree->fromlist) != 1)
-		refuse(mart, NULL, errmsg("a mart reads one staging table and what is joined to it"),
-			   errhint("Use JOIN … USING instead of a comma in FROM."));
+		mr_mart_refuse(mart, NULL,
+					   errmsg("a mart reads one staging table and what is joined to it"),
+					   errhint("Use JOIN … USING instead of a comma in FROM."));
 	(void) take_from(mart, linitial(query->jointree->fromlist));
 	if (mart->staging == 0)
-		refuse(mart, NULL, errmsg("a mart must read a staging table"),
-			   errhint("Make one with millrace.create_staging()."));
+		mr_mart_refuse(mart, NULL, errmsg("a mart must read a staging table"),
+					   errhint("Make one with millrace.create_staging()."));
 	if (check_enable_rls(mart->staging_relid, owner, true) == RLS_ENABLED)
-		refuse(mart, NULL,
-			   errmsg("a mart cannot read %s, which has row security for its owner",
-					  mr_relation_name(mart->staging_relid)),
-			   errdetail("The difference of a batch would not follow the policies."));
+		mr_mart_refuse(mart, NULL,
+					   errmsg("a mart cannot read %s, which has row security for its owner",
+							  mr_relation_name(mart->staging_relid)),
+					   errdetail("The difference of a batch would not follow the policies."));
 
 	query->targetList = (List *) mr_flatten_vars(query, (Node *) query->targetList);
 	query->havingQual = mr_flatten_vars(query, query->havingQual);
 	mart->where = mr_flatten_vars(query, query->jointree->quals);
-	columns = columns_of(mart, mart->where);
+	if (text != NULL)
+		check_columns(mart);
+	columns = mr_mart_columns_of(mart, mart->where);
 	if (columns.joined != NULL)
-		refuse(
+		mr_mart_refuse(
 			mart, columns.joined,
 			errmsg("a mart cannot filter by %s", mr_mart_describe(mart, (Node *) columns.joined)),
 			errdetail("Columns of …_current views are joined when the mart is read, and change "
 					  "without a row of the staging table."),
 			errhint("Put it into GROUP BY and filter in HAVING, or in a view over the mart."));
-	check_stability(mart, mart->where, false);
+	mr_mart_check_stability(mart, mart->where, false);
 
 	take_groups(mart);
 	(void) slots_walker((Node *) query->targetList, mart);
@@ -940,4 +789,32 @@ mr_mart_analyze(Query *query, const char *text, Oid owner)
 	take_outputs(mart);
 	take_joins(mart);
 	return mart;
+}
+
+void
+mr_mart_stripe(MrMartQuery *mart, int stripes)
+{
+	ListCell *lc;
+
+	mart->stripes = stripes;
+	if (stripes == 1)
+		return;
+	if (mart->sides != NIL)
+		mr_mart_refuse(mart, NULL, errmsg("stripes => %d cannot be used for this mart", stripes),
+					   errdetail("Only counts and sums can be spread over several rows, not "
+								 "different values and what is computed from them."));
+	foreach(lc, mart->groups)
+	{
+		MrMartColumn *group = lfirst(lc);
+
+		if (!OidIsValid(lookup_type_cache(group->type, TYPECACHE_HASH_PROC)->hash_proc))
+			mr_mart_refuse(mart, group->expression,
+						   errmsg("stripes => %d cannot be used for this mart", stripes),
+						   errdetail("It is grouped by a value of type %s, which cannot be hashed.",
+									 format_type_be(group->type)));
+	}
+	if (list_length(mart->groups) + 1 > INDEX_MAX_KEYS)
+		mr_mart_refuse(
+			mart, NULL,
+			errmsg("a mart with stripes cannot have more than %d groups", INDEX_MAX_KEYS - 1));
 }

@@ -123,6 +123,7 @@ millrace_mart_query(PG_FUNCTION_ARGS)
 	error_context_stack = &callback;
 	query = parse_query(author, typed);
 	check_names(query);
+	mr_mart_rewrite(query);
 	definition = pg_get_querydef(copyObject(query), false);
 	SPI_connect();
 	MemoryContextSwitchTo(context);
@@ -150,7 +151,7 @@ view_query(Oid view)
 }
 
 /*
- * mart_layout(definition regclass, base text, order_by text, OUT ddl text[], OUT view text): statements that
+ * mart_layout(definition regclass, base text, stripes integer, order_by text, OUT ddl text[], OUT view text): statements that
  * make the state's tables, called after `base`, and the query of the mart's view over them.
  */
 Datum
@@ -158,7 +159,8 @@ millrace_mart_layout(PG_FUNCTION_ARGS)
 {
 	Oid view = PG_GETARG_OID(0);
 	char *base = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	char *order_by = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+	int32 stripes = PG_GETARG_INT32(2);
+	char *order_by = PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3));
 	MemoryContext context = CurrentMemoryContext;
 	ArrayBuildState *ddl = NULL;
 	MrMartQuery *mart;
@@ -175,6 +177,7 @@ millrace_mart_layout(PG_FUNCTION_ARGS)
 	SPI_connect();
 	MemoryContextSwitchTo(context);
 	mart = mr_mart_analyze(view_query(view), NULL, owner);
+	mr_mart_stripe(mart, stripes);
 	foreach(lc, mr_mart_ddl(mart, base, order_by))
 		ddl = accumArrayResult(ddl, CStringGetTextDatum((char *) lfirst(lc)), false, TEXTOID,
 							   context);

@@ -15,6 +15,7 @@
 #include "common/hashfn.h"
 #include "common/int.h"
 #include "core/expression.h"
+#include "executor/spi.h"
 #include "core/millrace.h"
 #include "mart/mart.h"
 #include "miscadmin.h"
@@ -41,6 +42,16 @@ typedef struct Key
 	bool by_bytes; /* text of a collation to which equal means the same bytes */
 } Key;
 
+/* A side table. */
+typedef struct Side
+{
+	MrExpression *filter; /* or NULL */
+	int nvalues;
+	Key *values;
+	int counter; /* of different first values, or -1 */
+	bool results;
+} Side;
+
 /* What a counter of the state is computed from. */
 typedef struct Argument
 {
@@ -57,7 +68,6 @@ typedef struct Argument
 struct MrMartDelta
 {
 	const MrStaging *staging;
-	MemoryContext context;
 	ExprContext *econtext;
 	TupleTableSlot *row;
 	Datum *row_values; /* its own arrays: it borrows those of rows */
@@ -65,11 +75,15 @@ struct MrMartDelta
 	MrExpression *where;
 	int nkeys;
 	Key *keys;
+	int striped; /* 1 when groups are spread over stripes, else 0 */
+	int stripe; /* into which this process writes */
 	int nextras;
 	Key *extras; /* over the columns of a group */
 	TupleTableSlot *group_row;
 	int narguments;
 	Argument *arguments;
+	int nsides;
+	Side *sides;
 	int ncounters;
 	MrMartCount *counters;
 };
@@ -87,6 +101,7 @@ typedef struct Tally
 	uint32 hash;
 	Datum *keys;
 	bool *nulls;
+	bool touched; /* results will be computed for it */
 	int64 *objects; /* by argument: the object counted last */
 	Counter *counters;
 } Tally;
@@ -101,9 +116,9 @@ typedef struct TallyEntry
 /* A value in a group, for a side table. */
 typedef struct Value
 {
-	const Tally *group;
-	const Key *key;
-	Datum value;
+	Tally *group;
+	Datum *values;
+	bool *nulls;
 	uint32 hash;
 	int64 n;
 } Value;
@@ -120,14 +135,14 @@ typedef struct Counting
 {
 	MrMartDelta *delta;
 	struct group_hash *groups;
-	struct value_hash **values; /* by argument; NULL without a side table */
+	struct value_hash **values; /* by side table */
 	Datum *keys; /* of the row */
 	bool *nulls;
 	int64 object; /* number of the object that the row is of */
 } Counting;
 
 static bool same_group(struct group_hash *table, const Tally *left, const Tally *right);
-static bool same_value(const Value *left, const Value *right);
+static bool same_value(struct value_hash *table, const Value *left, const Value *right);
 
 #define SH_PREFIX group
 #define SH_ELEMENT_TYPE TallyEntry
@@ -147,7 +162,7 @@ static bool same_value(const Value *left, const Value *right);
 #define SH_KEY_TYPE Value *
 #define SH_KEY value
 #define SH_HASH_KEY(table, key) (key)->hash
-#define SH_EQUAL(table, a, b) same_value(a, b)
+#define SH_EQUAL(table, a, b) same_value(table, a, b)
 #define SH_SCOPE static inline
 #define SH_STORE_HASH
 #define SH_GET_HASH(table, entry) (entry)->hash
@@ -214,9 +229,19 @@ same_group(struct group_hash *table, const Tally *left, const Tally *right)
 }
 
 static bool
-same_value(const Value *left, const Value *right)
+same_value(struct value_hash *table, const Value *left, const Value *right)
 {
-	return left->group == right->group && same(left->key, left->value, right->value);
+	const Side *side = table->private_data;
+
+	if (left->group != right->group)
+		return false;
+	for (int i = 0; i < side->nvalues; i++)
+	{
+		if (left->nulls[i] != right->nulls[i] ||
+			(!left->nulls[i] && !same(&side->values[i], left->values[i], right->values[i])))
+			return false;
+	}
+	return true;
 }
 
 /* The value of an expression over the row, where the row's memory lasts; varlena values are whole. */
@@ -288,7 +313,7 @@ compile_groups(MrMartDelta *delta, MrMartQuery *mart)
 	return true;
 }
 
-static bool
+static void
 compile_arguments(MrMartDelta *delta, MrMartQuery *mart)
 {
 	List *counters = mr_mart_counters(mart);
@@ -311,12 +336,7 @@ compile_arguments(MrMartDelta *delta, MrMartQuery *mart)
 		argument->type = slot->type;
 		if (slot->filter != NULL)
 			argument->filter = mr_expression_compile(slot->filter);
-		if (slot->kind == MR_SLOT_DISTINCT)
-		{
-			if (!compile_key(&argument->value, slot->argument, slot->type, slot->collation))
-				return false;
-		}
-		else if (slot->kind == MR_SLOT_VALUES && slot->argument != NULL)
+		if (slot->kind == MR_SLOT_VALUES && slot->argument != NULL)
 		{
 			argument->value.expression = mr_expression_compile(slot->argument);
 			get_typlenbyval(slot->type, &argument->value.length, &argument->value.by_value);
@@ -330,6 +350,41 @@ compile_arguments(MrMartDelta *delta, MrMartQuery *mart)
 			}
 		}
 	}
+}
+
+static bool
+compile_sides(MrMartDelta *delta, MrMartQuery *mart)
+{
+	List *counters = mr_mart_counters(mart);
+	ListCell *lc;
+
+	delta->sides = palloc0(sizeof(Side) * Max(list_length(mart->sides), 1));
+	foreach(lc, mart->sides)
+	{
+		const MrMartSide *declared = lfirst(lc);
+		Side *side = &delta->sides[delta->nsides++];
+		ListCell *lc2;
+
+		side->results = declared->results;
+		if (declared->filter != NULL)
+			side->filter = mr_expression_compile(declared->filter);
+		side->values = palloc0(sizeof(Key) * Max(list_length(declared->values), 1));
+		foreach(lc2, declared->values)
+		{
+			MrMartColumn *value = lfirst(lc2);
+
+			if (!compile_key(&side->values[side->nvalues++], value->expression, value->type,
+							 value->collation))
+				return false;
+		}
+		side->counter = -1;
+		foreach(lc2, counters)
+		{
+			if (declared->distinct != NULL &&
+				((MrMartCounter *) lfirst(lc2))->slot == declared->distinct)
+				side->counter = foreach_current_index(lc2);
+		}
+	}
 	return true;
 }
 
@@ -341,9 +396,13 @@ mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner)
 	bool possible;
 
 	delta->staging = staging;
-	delta->context = CurrentMemoryContext;
+	delta->striped = mart->stripes > 1 ? 1 : 0;
+	/* Neighbours among processes, as the workers of a stream are, get different ones. */
+	delta->stripe = MyProcPid % mart->stripes;
 	mr_run_as_restricted(&saved, owner);
-	possible = compile_groups(delta, mart) && compile_arguments(delta, mart);
+	possible = compile_groups(delta, mart) && compile_sides(delta, mart);
+	if (possible)
+		compile_arguments(delta, mart);
 	if (possible && mart->where != NULL)
 		delta->where = mr_expression_compile(mart->where);
 	mr_run_back(&saved);
@@ -405,22 +464,43 @@ find_group(Counting *counting)
 	return group;
 }
 
-/* Counts a value for the side table. */
+/* Counts the row's values for a side table. */
 static void
-count_value(Counting *counting, int a, const Tally *group, Datum datum, int sign)
+count_values(Counting *counting, int number, Tally *group, int sign)
 {
-	Argument *argument = &counting->delta->arguments[a];
-	Value probe = {.group = group, .key = &argument->value, .value = datum};
+	MrMartDelta *delta = counting->delta;
+	Side *side = &delta->sides[number];
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+	Value probe = {.group = group, .values = values, .nulls = nulls, .hash = group->hash};
 	ValueEntry *entry;
 	bool found;
 
-	probe.hash = murmurhash32(hash_combine(group->hash, hash_value(&argument->value, datum)));
-	entry = value_insert_hash(counting->values[a], &probe, probe.hash, &found);
+	if (side->filter != NULL && !mr_expression_true(side->filter, delta->econtext))
+		return;
+	for (int i = 0; i < side->nvalues; i++)
+	{
+		values[i] = evaluate(delta, &side->values[i], &nulls[i]);
+		probe.hash = hash_combine(probe.hash,
+								  nulls[i] ? 0 : hash_value(&side->values[i], values[i]));
+	}
+	probe.hash = murmurhash32(probe.hash);
+	entry = value_insert_hash(counting->values[number], &probe, probe.hash, &found);
 	if (!found)
 	{
-		entry->value = palloc(sizeof(Value));
-		*entry->value = probe;
-		entry->value->value = datumCopy(datum, argument->value.by_value, argument->value.length);
+		Value *value = palloc(sizeof(Value));
+
+		*value = probe;
+		value->values = palloc(sizeof(Datum) * Max(side->nvalues, 1));
+		value->nulls = palloc(Max(side->nvalues, 1));
+		for (int i = 0; i < side->nvalues; i++)
+		{
+			value->nulls[i] = nulls[i];
+			value->values[i] = nulls[i] ? (Datum) 0
+										: datumCopy(values[i], side->values[i].by_value,
+													side->values[i].length);
+		}
+		entry->value = value;
 	}
 	entry->value->n += sign;
 }
@@ -490,6 +570,8 @@ count_row(Counting *counting, int sign)
 		Datum value = (Datum) 0;
 		bool isnull = false;
 
+		if (argument->kind == MR_SLOT_DISTINCT || argument->kind == MR_SLOT_RESULT)
+			continue;
 		if (argument->filter != NULL && !mr_expression_true(argument->filter, delta->econtext))
 			continue;
 		if (argument->by_object)
@@ -502,15 +584,12 @@ count_row(Counting *counting, int sign)
 			value = evaluate(delta, &argument->value, &isnull);
 		if (isnull)
 			continue;
-		if (argument->kind == MR_SLOT_DISTINCT)
-		{
-			count_value(counting, a, group, value, sign);
-			continue;
-		}
 		group->counters[argument->first].count += sign;
 		if (argument->kind == MR_SLOT_VALUES)
 			add_value(argument, group->counters, value, sign);
 	}
+	for (int i = 0; i < delta->nsides; i++)
+		count_values(counting, i, group, sign);
 }
 
 /* Are two rows of one object?  Rows of one version have the very same key. */
@@ -635,8 +714,11 @@ argument_of(const MrMartDelta *delta, int counter)
 {
 	const Argument *argument = NULL;
 
-	for (int a = 0; a < delta->narguments && delta->arguments[a].first <= counter; a++)
-		argument = &delta->arguments[a];
+	for (int a = 0; a < delta->narguments; a++)
+	{
+		if (delta->arguments[a].kind != MR_SLOT_RESULT && delta->arguments[a].first <= counter)
+			argument = &delta->arguments[a];
+	}
 	return argument;
 }
 
@@ -645,8 +727,8 @@ static void
 add_group(MrMartDelta *delta, Tally *group, MrRows *rows)
 {
 	int r = rows->nrows;
-	int column = delta->nkeys + delta->nextras;
-	bool changed = false;
+	int column = delta->nkeys + delta->striped + delta->nextras;
+	bool changed = group->touched;
 
 	for (int c = 0; c < delta->ncounters; c++, column++)
 		changed |= counter_value(delta, argument_of(delta, c), delta->counters[c],
@@ -659,6 +741,8 @@ add_group(MrMartDelta *delta, Tally *group, MrRows *rows)
 		rows->values[i][r] = group->keys[i];
 		rows->nulls[i][r] = group->nulls[i];
 	}
+	if (delta->striped)
+		rows->values[delta->nkeys][r] = Int16GetDatum(delta->stripe);
 	if (delta->nextras > 0)
 	{
 		ExprContext *econtext = delta->econtext;
@@ -677,33 +761,38 @@ add_group(MrMartDelta *delta, Tally *group, MrRows *rows)
 	rows->nrows++;
 }
 
-/* What changes in a side table, in the columns g…, v, n, d; *owners are the rows' groups. */
+/* What changes in a side table, in the columns g…, v…, n, d; *owners are the rows' groups. */
 static MrRows *
-side_rows(const MrMartDelta *delta, struct value_hash *values, const Tally ***owners)
+side_rows(const MrMartDelta *delta, const Side *side, struct value_hash *values, Value ***found)
 {
-	MrRows *rows = make_rows(delta->nkeys + 3, values->members);
+	MrRows *rows = make_rows(delta->nkeys + side->nvalues + 2, values->members);
 	value_iterator iterator;
 	ValueEntry *entry;
 
-	*owners = MemoryContextAllocHuge(CurrentMemoryContext,
-									 sizeof(Tally *) * Max(values->members, 1));
+	*found = MemoryContextAllocHuge(CurrentMemoryContext,
+									sizeof(Value *) * Max(values->members, 1));
 	value_start_iterate(values, &iterator);
 	while ((entry = value_iterate(values, &iterator)) != NULL)
 	{
-		const Value *value = entry->value;
+		Value *value = entry->value;
+		int column = 0;
 		int r = rows->nrows;
 
 		if (value->n == 0)
 			continue;
-		for (int i = 0; i < delta->nkeys; i++)
+		for (int i = 0; i < delta->nkeys; i++, column++)
 		{
-			rows->values[i][r] = value->group->keys[i];
-			rows->nulls[i][r] = value->group->nulls[i];
+			rows->values[column][r] = value->group->keys[i];
+			rows->nulls[column][r] = value->group->nulls[i];
 		}
-		rows->values[delta->nkeys][r] = value->value;
-		rows->values[delta->nkeys + 1][r] = Int64GetDatum(value->n);
-		rows->values[delta->nkeys + 2][r] = Int64GetDatum(value->n);
-		(*owners)[r] = value->group;
+		for (int i = 0; i < side->nvalues; i++, column++)
+		{
+			rows->values[column][r] = value->values[i];
+			rows->nulls[column][r] = value->nulls[i];
+		}
+		rows->values[column][r] = Int64GetDatum(value->n);
+		rows->values[column + 1][r] = Int64GetDatum(value->n);
+		(*found)[r] = value;
 		rows->nrows++;
 	}
 	return rows;
@@ -711,66 +800,93 @@ side_rows(const MrMartDelta *delta, struct value_hash *values, const Tally ***ow
 
 /* Merges what changed in a side table, and counts what appeared in or disappeared from the groups. */
 static void
-merge_values(const MrMartDelta *delta, struct value_hash *values, int counter, MrMerge *merge,
+merge_values(const MrMartDelta *delta, const Side *side, struct value_hash *values, MrMerge *merge,
 			 const char *name)
 {
-	const Tally **owners;
-	MrRows *rows = side_rows(delta, values, &owners);
+	Value **found;
+	MrRows *rows = side_rows(delta, side, values, &found);
 	int64 *after = MemoryContextAllocHuge(CurrentMemoryContext,
 										  sizeof(int64) * Max(rows->nrows, 1));
 
-	mr_merge_rows(merge, rows, false, after);
+	mr_merge_rows(merge, rows, MR_EMPTY_GOES, after, NULL);
 	for (int r = 0; r < rows->nrows; r++)
 	{
-		int64 before = after[r] - DatumGetInt64(rows->values[delta->nkeys + 1][r]);
+		Value *value = found[r];
+		int64 before = after[r] - value->n;
 
 		mr_mart_check_count(name, after[r]);
-		owners[r]->counters[counter].count += (after[r] > 0) - (before > 0);
+		if (side->counter >= 0 && !value->nulls[0])
+			value->group->counters[side->counter].count += (after[r] > 0) - (before > 0);
+		value->group->touched |= side->results;
+	}
+}
+
+/* Merges the groups themselves, and computes the results of those that need it. */
+static void
+merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *merge,
+			 MrMartResults *results, MrMergeEmpty empty, const char *name)
+{
+	int counter = delta->nkeys + delta->striped + delta->nextras;
+	MrRows *rows = make_rows(counter + delta->ncounters, groups->members);
+	bool *chosen = palloc0(Max(groups->members, 1));
+	group_iterator iterator;
+	TallyEntry *entry;
+	ItemPointerData *places = NULL;
+	int64 *after;
+	MrRunAs saved;
+
+	mr_run_as_restricted(&saved, owner);
+	group_start_iterate(groups, &iterator);
+	while ((entry = group_iterate(groups, &iterator)) != NULL)
+	{
+		chosen[rows->nrows] = entry->group->touched;
+		add_group(delta, entry->group, rows);
+	}
+	mr_run_back(&saved);
+	after = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int64) * Max(rows->nrows, 1));
+	if (results != NULL)
+		places = MemoryContextAllocHuge(CurrentMemoryContext,
+										sizeof(ItemPointerData) * Max(rows->nrows, 1));
+	mr_merge_rows(merge, rows, empty, after, places);
+	for (int r = 0; r < rows->nrows; r++)
+	{
+		if (empty != MR_EMPTY_GOES_IF_ALL_ARE)
+			mr_mart_check_count(name, after[r]);
+		/* A new group has results, too, if only of no values. */
+		chosen[r] = after[r] > 0 &&
+					(chosen[r] || after[r] == DatumGetInt64(rows->values[counter][r]));
+	}
+	if (results != NULL && rows->nrows > 0)
+	{
+		MemoryContext context = CurrentMemoryContext;
+
+		SPI_connect();
+		mr_mart_results_compute(results, owner, rows, places, chosen);
+		SPI_finish();
+		MemoryContextSwitchTo(context);
 	}
 }
 
 void
 mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner, MrMerge **merges,
-					bool keep, const char *name)
+					MrMartResults *results, MrMergeEmpty empty, const char *name)
 {
 	Counting counting = {.delta = delta};
-	int side = 0;
 	MrRunAs saved;
-	group_iterator iterator;
-	TallyEntry *entry;
-	MrRows *rows;
-	int64 *after;
 
 	counting.groups = group_create(CurrentMemoryContext, 1024, delta);
 	counting.keys = palloc(sizeof(Datum) * delta->nkeys);
 	counting.nulls = palloc(delta->nkeys);
-	counting.values = palloc0(sizeof(struct value_hash *) * Max(delta->narguments, 1));
-	for (int a = 0; a < delta->narguments; a++)
-	{
-		if (delta->arguments[a].kind == MR_SLOT_DISTINCT)
-			counting.values[a] = value_create(CurrentMemoryContext, 1024, NULL);
-	}
+	counting.values = palloc0(sizeof(struct value_hash *) * Max(delta->nsides, 1));
+	for (int i = 0; i < delta->nsides; i++)
+		counting.values[i] = value_create(CurrentMemoryContext, 1024, &delta->sides[i]);
 	mr_run_as_restricted(&saved, owner);
 	count_rows(&counting, staged, false);
 	count_rows(&counting, staged, true);
 	mr_run_back(&saved);
 
-	for (int a = 0; a < delta->narguments; a++)
-	{
-		if (counting.values[a] != NULL)
-			merge_values(delta, counting.values[a], delta->arguments[a].first, merges[side++],
-						 name);
-	}
-
-	rows = make_rows(delta->nkeys + delta->nextras + delta->ncounters, counting.groups->members);
-	mr_run_as_restricted(&saved, owner);
-	group_start_iterate(counting.groups, &iterator);
-	while ((entry = group_iterate(counting.groups, &iterator)) != NULL)
-		add_group(delta, entry->group, rows);
-	mr_run_back(&saved);
-	after = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int64) * Max(rows->nrows, 1));
-	mr_merge_rows(merges[side], rows, keep, after);
-	for (int r = 0; r < rows->nrows; r++)
-		mr_mart_check_count(name, after[r]);
+	for (int i = 0; i < delta->nsides; i++)
+		merge_values(delta, &delta->sides[i], counting.values[i], merges[i], name);
+	merge_groups(delta, counting.groups, owner, merges[delta->nsides], results, empty, name);
 	MemoryContextReset(delta->econtext->ecxt_per_tuple_memory);
 }

@@ -9,8 +9,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
@@ -29,21 +31,15 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/acl.h"
 #include "utils/regproc.h"
+#include "utils/syscache.h"
 
 /* From so many changed rows on a batch has plans of its own. */
 #define LARGE_BATCH 1000
 
 /* kB, at least: the groups of a batch are sorted in memory. */
 #define DELTA_WORK_MEM (32 * 1024)
-
-/* A saved statement whose result goes to a tuplestore. */
-typedef struct Saved
-{
-	char *sql;
-	SPIPlanPtr plan; /* NULL until it runs first */
-	MemoryContextCallback release;
-} Saved;
 
 typedef enum DeltaSize
 {
@@ -59,8 +55,8 @@ typedef struct StateTable
 	char *name; /* qualified */
 	char *input; /* name of the ephemeral relation that is written */
 	char *output; /* name of what comes of it, or NULL */
-	Saved *delta[SIZES];
-	Saved *write;
+	MrSaved *delta[SIZES];
+	MrSaved *write;
 	MrStatement *remove; /* deletes the rows at the given places */
 } StateTable;
 
@@ -70,87 +66,15 @@ typedef struct MrMart
 	Query *definition; /* for privileges */
 	char *timezone;
 	bool global;
+	MrMergeEmpty empty;
 	int ngroups;
 	char *empty_row;
 	int ntables;
 	StateTable *tables; /* the mart's own is the last */
 	MrMartDelta *delta; /* NULL: batches are read by SQL */
 	MrMerge **merges; /* by table */
+	MrMartResults *results; /* NULL: none */
 } MrMart;
-
-/* ---- saved statements ------------------------------------------------------------------------- */
-
-static void
-release_saved(void *arg)
-{
-	Saved *saved = arg;
-
-	if (saved->plan != NULL)
-		(void) SPI_freeplan(saved->plan);
-	saved->plan = NULL;
-}
-
-static Saved *
-save(char *sql)
-{
-	Saved *saved = palloc0(sizeof(Saved));
-
-	saved->sql = sql;
-	saved->release.func = release_saved;
-	saved->release.arg = saved;
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, &saved->release);
-	return saved;
-}
-
-/* Registers rows as an ephemeral relation. */
-static void
-publish(char *name, Tuplestorestate *store, TupleDesc desc)
-{
-	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
-	int result;
-
-	relation->md.name = name;
-	relation->md.reliddesc = InvalidOid;
-	relation->md.tupdesc = desc;
-	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
-	relation->md.enrtuples = (double) tuplestore_tuple_count(store);
-	relation->reldata = store;
-	result = SPI_register_relation(relation);
-	if (result != SPI_OK_REL_REGISTER)
-		elog(ERROR, "cannot register \"%s\": %s", name, SPI_result_code_string(result));
-}
-
-/* Runs it, and returns its result. */
-static Tuplestorestate *
-run_saved(Saved *saved, TupleDesc *desc)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
-	DestReceiver *receiver = CreateTuplestoreDestReceiver();
-	SPIExecuteOptions options = {.dest = receiver};
-	CachedPlanSource *source;
-	int result;
-
-	SetTuplestoreDestReceiverParams(receiver, store, context, false, NULL, NULL);
-	if (saved->plan == NULL)
-	{
-		SPIPlanPtr plan = SPI_prepare(saved->sql, 0, NULL);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "cannot prepare \"%s\": %s", saved->sql,
-				 SPI_result_code_string(SPI_result));
-		saved->plan = plan;
-	}
-	result = SPI_execute_plan_extended(saved->plan, &options);
-	if (result < 0)
-		elog(ERROR, "cannot run \"%s\": %s", saved->sql, SPI_result_code_string(result));
-	MemoryContextSwitchTo(context);
-	receiver->rDestroy(receiver);
-
-	source = (CachedPlanSource *) linitial(SPI_plan_get_plan_sources(saved->plan));
-	*desc = CreateTupleDescCopy(source->resultDesc);
-	return store;
-}
 
 /* ---- loading ---------------------------------------------------------------------------------- */
 
@@ -160,10 +84,10 @@ make_table(char *state, char *input, char *output, char *changes, char *whole, c
 	Oid types[1] = {TIDARRAYOID};
 	StateTable table = {.name = state, .input = input, .output = output};
 
-	table.delta[SMALL] = save(changes);
-	table.delta[LARGE] = save(changes);
-	table.delta[WHOLE] = save(whole);
-	table.write = save(upsert);
+	table.delta[SMALL] = mr_saved_create(changes);
+	table.delta[LARGE] = mr_saved_create(changes);
+	table.delta[WHOLE] = mr_saved_create(whole);
+	table.write = mr_saved_create(upsert);
 	table.remove = mr_statement_create(psprintf("DELETE FROM %s WHERE ctid = ANY ($1)", state), 1,
 									   types);
 	return table;
@@ -190,12 +114,13 @@ compare_columns(const Query *definition, MrStaging *staging)
 
 /* A table of the state as differences are merged into it. */
 static MrMerge *
-make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, bool side)
+make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, const MrMartSide *side)
 {
 	Oid relid = RangeVarGetRelid(makeRangeVarFromNameList(mr_qualified_name_list(table->name)),
 								 NoLock, false);
-	List *counters = side ? NIL : mr_mart_counters(query);
-	int capacity = mart->ngroups + list_length(query->extras) + list_length(counters) + 3;
+	List *counters = side != NULL ? NIL : mr_mart_counters(query);
+	int capacity = mart->ngroups + 1 + list_length(query->extras) + list_length(counters) +
+				   (side != NULL ? list_length(side->values) + 2 : 0);
 	AttrNumber *attnums = palloc(sizeof(AttrNumber) * capacity);
 	MrMergeColumn *columns = palloc(sizeof(MrMergeColumn) * capacity);
 	int counter;
@@ -205,13 +130,16 @@ make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, bool side)
 #define ADD(kind, name) (columns[n] = (kind), attnums[n++] = get_attnum(relid, name))
 	for (int i = 1; i <= mart->ngroups; i++)
 		ADD(MR_MERGE_KEY, psprintf("g%d", i));
-	if (side)
+	if (side != NULL)
 	{
-		ADD(MR_MERGE_KEY, "v");
+		for (int i = 1; i <= list_length(side->values); i++)
+			ADD(MR_MERGE_KEY, psprintf("v%d", i));
 		ADD(MR_MERGE_INT8, "n");
 		ADD(MR_MERGE_FIXED, "d");
 		return mr_merge_create(relid, mr_extension_owner(), n, attnums, columns, n - 2);
 	}
+	if (query->stripes > 1)
+		ADD(MR_MERGE_KEY, "stripe");
 	for (int i = 1; i <= list_length(query->extras); i++)
 		ADD(MR_MERGE_FIXED, psprintf("e%d", i));
 	counter = n;
@@ -228,6 +156,47 @@ make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, bool side)
 	return mr_merge_create(relid, mr_extension_owner(), n, attnums, columns, counter);
 }
 
+/* Over how many stripes the mart was declared to be spread. */
+static int
+stripes_of(int32 target_id)
+{
+	int stripes = 1;
+	bool isnull;
+
+	if (mr_sql("SELECT coalesce((definition ->> 'stripes')::integer, 1) FROM millrace.target "
+			   "WHERE id = %d",
+			   target_id) == 1)
+		stripes = DatumGetInt32(mr_sql_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return stripes;
+}
+
+/* Whoever the mart's view belongs to now must be able to read the state. */
+static void
+follow_owner(const MrTarget *base, MrMart *mart)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(base->relid));
+	MrRunAs saved;
+	Oid owner;
+
+	if (!HeapTupleIsValid(tuple))
+		return;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	for (int i = 0; i < mart->ntables; i++)
+	{
+		Oid relid = mr_merge_relation(mart->merges[i]);
+
+		if (pg_class_aclcheck(relid, owner, ACL_SELECT) == ACLCHECK_OK)
+			continue;
+		mr_run_as(&saved, mr_extension_owner());
+		(void) mr_sql("SELECT millrace_internal.mart_grant('%s', '{%u,%u}'::regrole[])",
+					  mr_mart_base(base->id), base->owner, owner);
+		mr_run_back(&saved);
+		break;
+	}
+}
+
 /* Compiles a mart from its definition. */
 static MrTarget *
 mart_load(const MrTarget *base)
@@ -235,7 +204,6 @@ mart_load(const MrTarget *base)
 	MemoryContext context = CurrentMemoryContext;
 	MrMart *mart = palloc0(sizeof(MrMart));
 	MrMartQuery *query;
-	List *slots;
 	ListCell *lc;
 	char *state = mr_mart_base(base->id);
 	int nest_level;
@@ -247,6 +215,10 @@ mart_load(const MrTarget *base)
 	nest_level = mr_settings_pin("UTC");
 	mart->definition = mr_definition_query("mart", base->id);
 	query = mr_mart_analyze(copyObject(mart->definition), NULL, base->owner);
+	mr_mart_stripe(query, stripes_of(base->id));
+	mart->empty = query->stripes > 1 ? MR_EMPTY_GOES_IF_ALL_ARE
+				  : query->global    ? MR_EMPTY_STAYS
+									 : MR_EMPTY_GOES;
 	for (int i = 0; i < base->nsources; i++)
 	{
 		if (base->sources[i].staging != NULL)
@@ -257,17 +229,16 @@ mart_load(const MrTarget *base)
 	mart->ngroups = list_length(query->groups);
 	mart->empty_row = mr_mart_empty_row(query, state);
 
-	slots = mr_mart_distinct_slots(query);
-	mart->tables = palloc0(sizeof(StateTable) * (list_length(slots) + 1));
-	foreach(lc, slots)
+	mart->tables = palloc0(sizeof(StateTable) * (list_length(query->sides) + 1));
+	foreach(lc, query->sides)
 	{
-		MrMartSlot *slot = lfirst(lc);
+		MrMartSide *side = lfirst(lc);
 
 		mart->tables[mart->ntables++] = make_table(
-			mr_mart_state_name(state, slot), psprintf("mr_side_%d_%d", base->id, slot->number),
-			psprintf("mr_distinct_%d_%d", base->id, slot->number),
-			mr_mart_side_delta(query, slot, false), mr_mart_side_delta(query, slot, true),
-			mr_mart_side_upsert(query, base->id, slot));
+			mr_mart_state_name(state, side), psprintf("mr_side_%d_%d", base->id, side->number),
+			psprintf("mr_appeared_%d_%d", base->id, side->number),
+			mr_mart_side_delta(query, side, false), mr_mart_side_delta(query, side, true),
+			mr_mart_side_upsert(query, base->id, side));
 	}
 	mart->tables[mart->ntables++] =
 		make_table(mr_mart_state_name(state, NULL), psprintf("mr_delta_%d", base->id), NULL,
@@ -275,7 +246,10 @@ mart_load(const MrTarget *base)
 				   mr_mart_upsert(query, base->id));
 	mart->merges = palloc(sizeof(MrMerge *) * mart->ntables);
 	for (int i = 0; i < mart->ntables; i++)
-		mart->merges[i] = make_merge(mart, query, &mart->tables[i], i < mart->ntables - 1);
+		mart->merges[i] = make_merge(mart, query, &mart->tables[i],
+									 i < mart->ntables - 1 ? list_nth(query->sides, i) : NULL);
+	follow_owner(base, mart);
+	mart->results = mr_mart_results_create(query, base->id);
 	for (int i = 0; i < base->nsources; i++)
 	{
 		if (base->sources[i].staging != NULL)
@@ -348,22 +322,24 @@ write_deltas(MrMart *mart, DeltaSize size)
 
 		mr_run_as_restricted(&saved, mart->base.owner);
 		mr_check_privileges(mart->definition);
-		delta = run_saved(table->delta[size], &desc);
+		delta = mr_saved_run(table->delta[size], &desc);
 		stores = lappend(stores, delta);
 		mr_run_back(&saved);
 		if (tuplestore_tuple_count(delta) == 0 && table->output == NULL)
 			continue;
 
 		mr_run_as(&saved, mr_extension_owner());
-		publish(table->input, delta, desc);
-		written = run_saved(table->write, &desc);
+		mr_saved_publish(table->input, delta, desc);
+		written = mr_saved_run(table->write, &desc);
 		if (table->output != NULL)
-			publish(table->output, written, desc);
+			mr_saved_publish(table->output, written, desc);
 		stores = lappend(stores, written);
 		if (table->output != NULL || !mart->global)
 			remove_empty(mart, table, written, desc);
 		mr_run_back(&saved);
 	}
+	if (mart->results != NULL)
+		mr_mart_results_compute(mart->results, mart->base.owner, NULL, NULL, NULL);
 	/* They may have files. */
 	foreach(lc, stores)
 		tuplestore_end(lfirst(lc));
@@ -430,15 +406,23 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 
 	PG_TRY();
 	{
-		if (staged == NULL || mart->delta == NULL || !is_plain(mart))
+		bool direct = staged != NULL && mart->delta != NULL && is_plain(mart);
+
+		if (!direct && staged != NULL && mart->results != NULL)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the tables in millrace_state of mart %s have triggers, rules, "
+								   "policies, constraints or unique indexes of others",
+								   mart->base.name),
+							errhint("Remove them, or create the mart again.")));
+		if (!direct)
 			maintain_by_sql(mart, batch, staged);
 		else
 		{
 			mr_run_as_restricted(&saved, mart->base.owner);
 			mr_check_privileges(mart->definition);
 			mr_run_back(&saved);
-			mr_mart_delta_apply(mart->delta, staged, mart->base.owner, mart->merges, mart->global,
-								mart->base.name);
+			mr_mart_delta_apply(mart->delta, staged, mart->base.owner, mart->merges, mart->results,
+								mart->empty, mart->base.name);
 		}
 	}
 	PG_CATCH();

@@ -1,5 +1,59 @@
 -- Marts: aggregates over one staging table, kept by the difference of old and new rows (C8).
 
+-- ---- aggregates whose result depends on no order --------------------------------------------------
+
+CREATE FUNCTION millrace_internal.latest_next(internal, anyelement, anycompatible) RETURNS internal
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_latest_next';
+COMMENT ON FUNCTION millrace_internal.latest_next(internal, anyelement, anycompatible) IS 'the next row of millrace.latest()';
+CREATE FUNCTION millrace_internal.latest_result(internal, anyelement, anycompatible) RETURNS anyelement
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_latest_result';
+COMMENT ON FUNCTION millrace_internal.latest_result(internal, anyelement, anycompatible) IS 'the result of millrace.latest()';
+CREATE AGGREGATE millrace.latest(value anyelement, at anycompatible) (
+    SFUNC = millrace_internal.latest_next, STYPE = internal,
+    FINALFUNC = millrace_internal.latest_result, FINALFUNC_EXTRA, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace.latest(anyelement, anycompatible) IS
+    'the value of the row with the greatest time; of several at that time the greatest value, any value before NULL; rows without a time do not count';
+
+CREATE FUNCTION millrace.exact_numeric(number double precision) RETURNS numeric
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_numeric';
+COMMENT ON FUNCTION millrace.exact_numeric(double precision) IS 'the number that a floating point number stands for, with all of its digits';
+CREATE FUNCTION millrace.exact_numeric(number real) RETURNS numeric
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_numeric';
+COMMENT ON FUNCTION millrace.exact_numeric(real) IS 'the number that a floating point number stands for, with all of its digits';
+
+CREATE FUNCTION millrace_internal.exact_next(internal, double precision) RETURNS internal
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_next';
+COMMENT ON FUNCTION millrace_internal.exact_next(internal, double precision) IS 'the next row of millrace.exact_sum() and exact_avg()';
+CREATE FUNCTION millrace_internal.exact_next(internal, real) RETURNS internal
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_next';
+COMMENT ON FUNCTION millrace_internal.exact_next(internal, real) IS 'the next row of millrace.exact_sum() and exact_avg()';
+CREATE FUNCTION millrace_internal.exact_sum_result(internal, double precision) RETURNS double precision
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_sum_result';
+COMMENT ON FUNCTION millrace_internal.exact_sum_result(internal, double precision) IS 'the result of millrace.exact_sum()';
+CREATE FUNCTION millrace_internal.exact_sum_result(internal, real) RETURNS real
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_sum_result';
+COMMENT ON FUNCTION millrace_internal.exact_sum_result(internal, real) IS 'the result of millrace.exact_sum()';
+CREATE FUNCTION millrace_internal.exact_avg_result(internal) RETURNS double precision
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_exact_avg_result';
+COMMENT ON FUNCTION millrace_internal.exact_avg_result(internal) IS 'the result of millrace.exact_avg()';
+
+CREATE AGGREGATE millrace.exact_sum(number double precision) (
+    SFUNC = millrace_internal.exact_next, STYPE = internal,
+    FINALFUNC = millrace_internal.exact_sum_result, FINALFUNC_EXTRA, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace.exact_sum(double precision) IS 'the sum of floating point numbers, rounded once: it depends on no order';
+CREATE AGGREGATE millrace.exact_sum(number real) (
+    SFUNC = millrace_internal.exact_next, STYPE = internal,
+    FINALFUNC = millrace_internal.exact_sum_result, FINALFUNC_EXTRA, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace.exact_sum(real) IS 'the sum of floating point numbers, rounded once: it depends on no order';
+CREATE AGGREGATE millrace.exact_avg(number double precision) (
+    SFUNC = millrace_internal.exact_next, STYPE = internal, FINALFUNC = millrace_internal.exact_avg_result, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace.exact_avg(double precision) IS 'the mean of floating point numbers from their exact sum: it depends on no order';
+CREATE AGGREGATE millrace.exact_avg(number real) (
+    SFUNC = millrace_internal.exact_next, STYPE = internal, FINALFUNC = millrace_internal.exact_avg_result, PARALLEL = SAFE);
+COMMENT ON AGGREGATE millrace.exact_avg(real) IS 'the mean of floating point numbers from their exact sum: it depends on no order';
+
+-- ---- making and keeping marts ---------------------------------------------------------------------
+
 CREATE FUNCTION millrace_internal.run_as(role regrole, statement text) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_run_as';
 COMMENT ON FUNCTION millrace_internal.run_as(regrole, text) IS
@@ -10,9 +64,9 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_query';
 COMMENT ON FUNCTION millrace_internal.mart_query(regrole, text) IS
     'parses the query of a mart as its author, refuses what cannot be maintained, and returns it with every name qualified';
 
-CREATE FUNCTION millrace_internal.mart_layout(definition regclass, base text, order_by text, OUT ddl text[], OUT view text)
+CREATE FUNCTION millrace_internal.mart_layout(definition regclass, base text, stripes integer, order_by text, OUT ddl text[], OUT view text)
 LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_mart_layout';
-COMMENT ON FUNCTION millrace_internal.mart_layout(regclass, text, text) IS
+COMMENT ON FUNCTION millrace_internal.mart_layout(regclass, text, integer, text) IS
     'the statements that make the state of a mart, and the query of the view over it';
 
 CREATE FUNCTION millrace_internal.mart_rebuild(target integer, OUT rows_before bigint, OUT rows_after bigint)
@@ -62,12 +116,34 @@ LANGUAGE sql STRICT STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT * FROM pg_class
     WHERE relnamespace = 'millrace_state'::regnamespace AND relkind IN ('r', 'p')
-      AND relname ~ ('^' || base || '(_distinct_[0-9]+)?$')
+      AND relname ~ ('^' || base || '(_values_[0-9]+)?$')
 $$;
 COMMENT ON FUNCTION millrace_internal.mart_tables(text) IS 'the tables of a mart''s state, whose names start with base';
 
+-- Lets those read the state, and nobody else: who declared the mart, and whom its view belongs to, whose rights the
+-- view has.  Its readers need none.
+CREATE FUNCTION millrace_internal.mart_grant(base text, owners regrole[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    state record;
+    other oid;
+BEGIN
+    FOR state IN SELECT t.relname, t.relowner, t.relacl FROM millrace_internal.mart_tables(base) AS t LOOP
+        FOR other IN SELECT DISTINCT a.grantee FROM aclexplode(state.relacl) AS a
+                     WHERE a.grantee <> state.relowner AND a.grantee <> 0 AND a.grantee <> ALL (owners::oid[]) LOOP
+            EXECUTE format('REVOKE ALL ON millrace_state.%I FROM %s', state.relname, other::regrole);
+        END LOOP;
+        FOR other IN SELECT DISTINCT o FROM unnest(owners) AS o LOOP
+            EXECUTE format('GRANT SELECT ON millrace_state.%I TO %s', state.relname, other::regrole);
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.mart_grant(text, regrole[]) IS 'lets the owners of a mart read its state, and nobody else';
+
 -- Makes the definition and the state of a mart under a base name, and returns the query of its view.
-CREATE FUNCTION millrace_internal.mart_build(owner regrole, base text, definition text, order_by text) RETURNS text
+CREATE FUNCTION millrace_internal.mart_build(owner regrole, base text, definition text, stripes integer, order_by text) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -77,18 +153,15 @@ DECLARE
 BEGIN
     EXECUTE format('CREATE VIEW millrace_def.%I AS %s', base, definition);
     EXECUTE format('ALTER VIEW millrace_def.%I OWNER TO %s', base, owner);
-    layout := millrace_internal.mart_layout(format('millrace_def.%I', base)::regclass, base, order_by);
+    layout := millrace_internal.mart_layout(format('millrace_def.%I', base)::regclass, base, stripes, order_by);
     FOREACH statement IN ARRAY layout.ddl LOOP
         EXECUTE statement;
     END LOOP;
-    -- The rights of the mart's view are its owner's; its readers need none here.
-    FOR state IN SELECT relname FROM millrace_internal.mart_tables(base) LOOP
-        EXECUTE format('GRANT SELECT ON millrace_state.%I TO %s', state, owner);
-    END LOOP;
+    PERFORM millrace_internal.mart_grant(base, ARRAY[owner]);
     RETURN layout.view;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.mart_build(regrole, text, text, text) IS
+COMMENT ON FUNCTION millrace_internal.mart_build(regrole, text, text, integer, text) IS
     'makes the definition and the empty state of a mart, and returns the query of its view';
 
 -- Drops what mart_build made.
@@ -190,9 +263,14 @@ BEGIN
         RAISE EXCEPTION '% must not be NULL', CASE WHEN name IS NULL THEN 'name' ELSE 'query' END
             USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    IF stripes IS DISTINCT FROM 1 THEN
-        RAISE EXCEPTION 'stripes => % cannot be maintained yet', coalesce(stripes::text, 'NULL')
-            USING ERRCODE = 'feature_not_supported', HINT = 'A group is one row of the state for now: leave out stripes.';
+    IF stripes IS NULL OR stripes NOT BETWEEN 1 AND 64 THEN
+        RAISE EXCEPTION 'stripes must be a number from 1 to 64, not %', coalesce(stripes::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF stripes > 1 AND order_by IS NOT NULL THEN
+        RAISE EXCEPTION 'a mart has stripes or order_by, not both'
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = 'A group that is spread over several rows has no place in an index.';
     END IF;
 
     existing := millrace_internal.relation(name);
@@ -220,7 +298,7 @@ BEGIN
         parsed := millrace_internal.mart_query(caller, query);
         id := nextval('millrace.target_id_seq');
         base := 'mart_' || id;
-        view_query := millrace_internal.mart_build(caller, base, parsed.definition, order_by);
+        view_query := millrace_internal.mart_build(caller, base, parsed.definition, stripes, order_by);
         PERFORM millrace_internal.run_as(caller, format('CREATE VIEW %s AS %s', qualified, view_query));
         INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
         VALUES (id, 'mart', qualified::regclass, caller, settings, '-infinity');
@@ -232,9 +310,10 @@ BEGIN
     id := old.id;
     base := 'mart_' || id;
     parsed := millrace_internal.mart_query(old.owner, query);
-    view_query := millrace_internal.mart_build(old.owner, base || '_new', parsed.definition, order_by);
+    view_query := millrace_internal.mart_build(old.owner, base || '_new', parsed.definition, stripes, order_by);
     IF pg_get_viewdef(to_regclass('millrace_def.' || base)) = pg_get_viewdef(to_regclass('millrace_def.' || base || '_new'))
-       AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by' THEN
+       AND order_by IS NOT DISTINCT FROM old.definition ->> 'order_by'
+       AND stripes = (old.definition ->> 'stripes')::integer THEN
         PERFORM millrace_internal.mart_unbuild(base || '_new');
         RETURN;
     END IF;
@@ -244,6 +323,12 @@ BEGIN
           WHERE g.id IN (old.staging_id, parsed.staging_id) ORDER BY 1) AS s;
     existing := millrace_internal.mart_replace_view(existing, old.owner, format('millrace_def.%I', base || '_new')::regclass, view_query);
     PERFORM millrace_internal.mart_unbuild(base);
+    FOR state IN
+        SELECT i.relname FROM millrace_internal.mart_tables(base || '_new') AS t
+        JOIN pg_index x ON x.indrelid = t.oid JOIN pg_class i ON i.oid = x.indexrelid
+    LOOP
+        EXECUTE format('ALTER INDEX millrace_state.%I RENAME TO %I', state, pg_catalog.replace(state, base || '_new', base));
+    END LOOP;
     FOR state IN SELECT relname FROM millrace_internal.mart_tables(base || '_new') LOOP
         EXECUTE format('ALTER TABLE millrace_state.%I RENAME TO %I', state, pg_catalog.replace(state, base || '_new', base));
     END LOOP;

@@ -4,7 +4,7 @@
  *
  * A delta is computed from the ephemeral relations mr_new_<staging id> and mr_old_<staging id> as the mart's
  * owner, materialised as mr_delta_<target id>, and added to the state as the extension's owner.  Distinct
- * values come first: their side tables (mr_side_<target id>_<slot> in, mr_distinct_<target id>_<slot> out)
+ * values come first: their side tables (mr_side_<target id>_<side> in, mr_appeared_<target id>_<side> out)
  * tell which values appeared and disappeared, and that is one more input of the delta.
  */
 #include "postgres.h"
@@ -50,12 +50,15 @@ static List *
 slot_columns(MrMartQuery *mart, MrMartSlot *slot, List *columns)
 {
 	char *filter = slot->filter == NULL ? NULL : mr_mart_text(mart, slot->filter, MR_PLACE_ROWS);
-	char *x = slot->argument == NULL ? NULL : mr_mart_text(mart, slot->argument, MR_PLACE_ROWS);
 	char *name = psprintf("a%d_n", slot->number);
 	const char *finite = NULL;
+	char *x;
 
+	if (slot->kind == MR_SLOT_RESULT)
+		return columns;
 	if (slot->kind == MR_SLOT_DISTINCT)
 		return add_column(columns, name, MR_COUNT_DISTINCT, NULL, slot);
+	x = slot->argument == NULL ? NULL : mr_mart_text(mart, slot->argument, MR_PLACE_ROWS);
 	if (slot->kind == MR_SLOT_OBJECTS)
 	{
 		/* Rows are grouped by the object's key, too, so that an object is there or not. */
@@ -127,19 +130,6 @@ mr_mart_counters(MrMartQuery *mart)
 	return columns;
 }
 
-/* The slots that have a side table. */
-List *
-mr_mart_distinct_slots(MrMartQuery *mart)
-{
-	List *slots = NIL;
-	ListCell *lc;
-
-	foreach(lc, mart->slots)
-		if (((MrMartSlot *) lfirst(lc))->kind == MR_SLOT_DISTINCT)
-			slots = lappend(slots, lfirst(lc));
-	return slots;
-}
-
 /* Name of the state's tables in millrace_state, without schema. */
 char *
 mr_mart_base(int32 target_id)
@@ -147,14 +137,14 @@ mr_mart_base(int32 target_id)
 	return psprintf("mart_%d", target_id);
 }
 
-/* The state table, or with `slot` its side table, qualified. */
+/* The state table, or with `side` a side table, qualified. */
 char *
-mr_mart_state_name(const char *base, const MrMartSlot *slot)
+mr_mart_state_name(const char *base, const MrMartSide *side)
 {
-	if (slot == NULL)
+	if (side == NULL)
 		return psprintf("millrace_state.%s", quote_identifier(base));
 	return psprintf("millrace_state.%s",
-					quote_identifier(psprintf("%s_distinct_%d", base, slot->number)));
+					quote_identifier(psprintf("%s_values_%d", base, side->number)));
 }
 
 /* "g1, g2, …" with a prefix for each. */
@@ -166,6 +156,19 @@ group_list(MrMartQuery *mart, const char *prefix)
 	initStringInfo(&list);
 	for (int i = 1; i <= list_length(mart->groups); i++)
 		appendStringInfo(&list, "%s%sg%d", i == 1 ? "" : ", ", prefix, i);
+	return list.data;
+}
+
+/* "g1, g2, …, v1, …" with a prefix for each. */
+static char *
+key_list(MrMartQuery *mart, const MrMartSide *side, const char *prefix)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	appendStringInfoString(&list, group_list(mart, prefix));
+	for (int i = 1; i <= list_length(side->values); i++)
+		appendStringInfo(&list, ", %sv%d", prefix, i);
 	return list.data;
 }
 
@@ -302,6 +305,8 @@ mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "CREATE TABLE %s (", state);
 	append_columns(&sql, mart->groups, 'g');
+	if (mart->stripes > 1)
+		appendStringInfoString(&sql, "stripe smallint NOT NULL, ");
 	append_columns(&sql, mart->extras, 'e');
 	foreach(lc, mr_mart_counters(mart))
 	{
@@ -311,31 +316,40 @@ mr_mart_ddl(MrMartQuery *mart, const char *base, const char *order_by)
 						 column->name, counter_type(column),
 						 mr_mart_is_rare(column->what) ? "" : " NOT NULL");
 	}
+	foreach(lc, mart->slots)
+	{
+		MrMartSlot *slot = lfirst(lc);
+
+		if (slot->kind == MR_SLOT_RESULT)
+			appendStringInfo(&sql, ", %s",
+							 column_definition(psprintf("r%d", slot->number),
+											   exprType(slot->argument), exprTypmod(slot->argument),
+											   exprCollation(slot->argument)));
+	}
 	/* Groups are updated again and again: room for it on their page spares the index. */
 	appendStringInfoString(&sql, ") WITH (fillfactor = 80)");
 	ddl = list_make1(sql.data);
-	ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s) NULLS NOT DISTINCT", state,
-								group_list(mart, "")));
+	ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s%s) NULLS NOT DISTINCT", state,
+								group_list(mart, ""), mart->stripes > 1 ? ", stripe" : ""));
 	if (order_by != NULL)
 		ddl = lappend(ddl,
 					  psprintf("CREATE INDEX ON %s (%s)", state, index_columns(mart, order_by)));
 
-	foreach(lc, mr_mart_distinct_slots(mart))
+	foreach(lc, mart->sides)
 	{
-		MrMartSlot *slot = lfirst(lc);
-		char *side = mr_mart_state_name(base, slot);
+		MrMartSide *side = lfirst(lc);
+		char *name = mr_mart_state_name(base, side);
 
 		initStringInfo(&sql);
-		appendStringInfo(&sql, "CREATE TABLE %s (", side);
+		appendStringInfo(&sql, "CREATE TABLE %s (", name);
 		append_columns(&sql, mart->groups, 'g');
+		append_columns(&sql, side->values, 'v');
 		/* d is what was added last: with n it tells whether the value is new to its group. */
-		appendStringInfo(&sql,
-						 "%s NOT NULL, n bigint NOT NULL, d bigint NOT NULL) "
-						 "WITH (fillfactor = 90)",
-						 column_definition("v", slot->type, slot->typmod, slot->collation));
+		appendStringInfoString(&sql,
+							   "n bigint NOT NULL, d bigint NOT NULL) WITH (fillfactor = 90)");
 		ddl = lappend(ddl, sql.data);
-		ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s, v) NULLS NOT DISTINCT", side,
-									group_list(mart, "")));
+		ddl = lappend(ddl, psprintf("CREATE UNIQUE INDEX ON %s (%s) NULLS NOT DISTINCT", name,
+									key_list(mart, side, "")));
 	}
 	return ddl;
 }
@@ -435,19 +449,23 @@ mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole)
 		appendStringInfoString(&sql, " UNION ALL ");
 		append_rows(&sql, mart, columns, psprintf("mr_old_%d", mart->staging_id), true);
 	}
-	foreach(lc, mr_mart_distinct_slots(mart))
+	foreach(lc, mart->sides)
 	{
+		MrMartSide *side = lfirst(lc);
+
+		if (side->distinct == NULL)
+			continue;
 		appendStringInfo(&sql, " UNION ALL SELECT %s", group_list(mart, ""));
 		foreach(lc2, columns)
 		{
 			MrMartCounter *column = lfirst(lc2);
 
 			appendStringInfo(&sql, ", %s",
-							 column->slot == lfirst(lc) ? "appeared"
-														: psprintf("0::%s", counter_type(column)));
+							 column->slot == side->distinct
+								 ? "appeared"
+								 : psprintf("0::%s", counter_type(column)));
 		}
-		appendStringInfo(&sql, " FROM mr_distinct_%d_%d", target_id,
-						 ((MrMartSlot *) lfirst(lc))->number);
+		appendStringInfo(&sql, " FROM mr_appeared_%d_%d", target_id, side->number);
 	}
 	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING ", numbers(ngroups));
 	foreach(lc, columns)
@@ -482,53 +500,62 @@ mr_mart_upsert(MrMartQuery *mart, int32 target_id)
 						 foreach_current_index(lc) == 0 ? "" : ", ", column->name, column->name,
 						 column->name);
 	}
-	return psprintf("WITH written AS (INSERT INTO %s AS s (%s) SELECT %s FROM mr_delta_%d "
-					"ON CONFLICT (%s) DO UPDATE SET %s RETURNING s.ctid AS place, s.n) "
+	return psprintf("WITH written AS (INSERT INTO %s AS s (%s%s) SELECT %s%s FROM mr_delta_%d "
+					"ON CONFLICT (%s%s) DO UPDATE SET %s RETURNING s.ctid AS place, s.n) "
 					"SELECT place, n FROM written WHERE n <= 0",
-					mr_mart_state_name(mr_mart_base(target_id), NULL), names.data, names.data,
-					target_id, group_list(mart, ""), sets.data);
+					mr_mart_state_name(mr_mart_base(target_id), NULL), names.data,
+					mart->stripes > 1 ? ", stripe" : "", names.data, mart->stripes > 1 ? ", 0" : "",
+					target_id, group_list(mart, ""), mart->stripes > 1 ? ", stripe" : "",
+					sets.data);
 }
 
-/* How often each distinct value of a slot comes or goes in each group. */
+/* In how many rows the values of a side table come or go in each group. */
 char *
-mr_mart_side_delta(MrMartQuery *mart, const MrMartSlot *slot, bool whole)
+mr_mart_side_delta(MrMartQuery *mart, const MrMartSide *side, bool whole)
 {
-	char *x = mr_mart_text(mart, slot->argument, MR_PLACE_ROWS);
-	char *condition = psprintf("(%s) IS NOT NULL", x);
-	char *columns = numbers(list_length(mart->groups) + 1);
+	char *filter = side->filter == NULL ? NULL : mr_mart_text(mart, side->filter, MR_PLACE_ROWS);
+	char *columns = numbers(list_length(mart->groups) + list_length(side->values));
 	const char *relations[2] = {psprintf("mr_new_%d", mart->staging_id),
 								psprintf("mr_old_%d", mart->staging_id)};
 	StringInfoData sql;
+	ListCell *lc;
 
-	if (slot->filter != NULL)
-		condition = psprintf("(%s) AND %s", mr_mart_text(mart, slot->filter, MR_PLACE_ROWS),
-							 condition);
 	if (whole)
 		relations[0] = mr_relation_name(mart->staging_relid);
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s, d.v, sum(d.n)::bigint AS n FROM (", group_list(mart, "d."));
+	appendStringInfo(&sql, "SELECT %s, sum(d.n)::bigint AS n FROM (", key_list(mart, side, "d."));
 	for (int old = 0; old < (whole ? 1 : 2); old++)
-		appendStringInfo(&sql, "%sSELECT %s, %s AS v, %scount(*) AS n FROM %s AS r%s GROUP BY %s",
-						 old ? " UNION ALL " : "", group_expressions(mart), x, old ? "- " : "",
-						 relations[old], where_clause(mart, condition), columns);
+	{
+		appendStringInfo(&sql, "%sSELECT %s", old ? " UNION ALL " : "", group_expressions(mart));
+		foreach(lc, side->values)
+			appendStringInfo(
+				&sql, ", %s AS v%d",
+				mr_mart_text(mart, ((MrMartColumn *) lfirst(lc))->expression, MR_PLACE_ROWS),
+				foreach_current_index(lc) + 1);
+		appendStringInfo(&sql, ", %scount(*) AS n FROM %s AS r%s GROUP BY %s", old ? "- " : "",
+						 relations[old], where_clause(mart, filter), columns);
+	}
 	appendStringInfo(&sql, ") AS d GROUP BY %s HAVING sum(d.n) <> 0 ORDER BY %s", columns, columns);
 	return sql.data;
 }
 
 /* Adds it to the side table; returns what appeared in or disappeared from its group. */
 char *
-mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSlot *slot)
+mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSide *side)
 {
+	char *keys = key_list(mart, side, "");
 	char *groups = group_list(mart, "");
+	bool values = side->values != NIL;
 
-	return psprintf("WITH written AS (INSERT INTO %s AS s (%s, v, n, d) "
-					"SELECT %s, v, n, n FROM mr_side_%d_%d ON CONFLICT (%s, v) "
-					"DO UPDATE SET n = s.n + excluded.n, d = excluded.n "
-					"RETURNING s.ctid AS place, s.n, %s, s.d) "
-					"SELECT place, n, %s, CASE WHEN n > 0 THEN 1 ELSE -1 END::bigint AS appeared "
-					"FROM written WHERE n <= 0 OR n = d",
-					mr_mart_state_name(mr_mart_base(target_id), slot), groups, groups, target_id,
-					slot->number, groups, group_list(mart, "s."), groups);
+	return psprintf(
+		"WITH written AS (INSERT INTO %s AS s (%s, n, d) "
+		"SELECT %s, n, n FROM mr_side_%d_%d ON CONFLICT (%s) "
+		"DO UPDATE SET n = s.n + excluded.n, d = excluded.n "
+		"RETURNING s.ctid AS place, s.n, %s, s.d, %s AS nothing) "
+		"SELECT place, n, %s, CASE WHEN nothing THEN 0 WHEN n > 0 THEN 1 ELSE -1 END::bigint "
+		"AS appeared FROM written WHERE n <= 0 OR n = d",
+		mr_mart_state_name(mr_mart_base(target_id), side), keys, keys, target_id, side->number,
+		keys, group_list(mart, "s."), values ? "s.v1 IS NULL" : "true", groups);
 }
 
 /* The row that a mart without GROUP BY has for no rows, or NULL. */
@@ -553,11 +580,43 @@ mr_mart_empty_row(MrMartQuery *mart, const char *base)
 			appendStringInfoString(&values, ", 0");
 		}
 	}
+	if (mart->stripes > 1)
+	{
+		appendStringInfoString(&names, ", stripe");
+		appendStringInfoString(&values, ", 0");
+	}
 	return psprintf("INSERT INTO %s (g1%s) VALUES (0%s)", mr_mart_state_name(base, NULL),
 					names.data, values.data);
 }
 
 /* ---- the view --------------------------------------------------------------------------------- */
+
+/* The state as the view reads it: one row a group. */
+static char *
+state_relation(MrMartQuery *mart, const char *base)
+{
+	char *state = mr_mart_state_name(base, NULL);
+	StringInfoData columns;
+	StringInfoData keys;
+	ListCell *lc;
+
+	if (mart->stripes == 1)
+		return state;
+	initStringInfo(&columns);
+	initStringInfo(&keys);
+	appendStringInfoString(&keys, group_list(mart, ""));
+	for (int i = 1; i <= list_length(mart->extras); i++)
+		appendStringInfo(&keys, ", e%d", i);
+	foreach(lc, mr_mart_counters(mart))
+	{
+		MrMartCounter *column = lfirst(lc);
+
+		appendStringInfo(&columns, ", sum(%s)::%s AS %s", column->name, counter_type(column),
+						 column->name);
+	}
+	return psprintf("(SELECT %s%s FROM %s GROUP BY %s%s)", keys.data, columns.data, state,
+					keys.data, mart->global ? "" : " HAVING sum(n) > 0");
+}
 
 /* FROM, with the state in place of the staging table. */
 static char *
@@ -571,7 +630,7 @@ from_text(MrMartQuery *mart, Node *item, const char *base)
 		RangeTblEntry *entry = rt_fetch(rti, mart->query->rtable);
 
 		return psprintf("%s AS %s",
-						rti == mart->staging ? mr_mart_state_name(base, NULL)
+						rti == mart->staging ? state_relation(mart, base)
 											 : mr_relation_name(entry->relid),
 						quote_identifier(entry->eref->aliasname));
 	}

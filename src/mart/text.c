@@ -25,6 +25,7 @@ typedef struct Printing
 {
 	MrMartQuery *mart;
 	MrMartPlace place;
+	List *values; /* MrMartColumn * of the side table, for MR_PLACE_VALUES */
 	List *pieces; /* text of parameter 1, 2, … */
 } Printing;
 
@@ -64,43 +65,64 @@ state_column(const Printing *printing, const char *name)
 	}
 }
 
+/* A result, from the state.  Over no rows at all it is what the aggregate says of none. */
+static char *
+result_text(const Printing *printing, const MrMartSlot *slot)
+{
+	MrMartQuery *mart = printing->mart;
+	char *result = state_column(printing, psprintf("r%d", slot->number));
+	StringInfoData nothing;
+	ListCell *lc;
+
+	if (!mart->global || printing->place != MR_PLACE_VIEW)
+		return result;
+	initStringInfo(&nothing);
+	foreach(lc, slot->side->values)
+	{
+		MrMartColumn *value = lfirst(lc);
+
+		appendStringInfo(&nothing, "%sNULL::%s AS v%d", nothing.len == 0 ? "" : ", ",
+						 format_type_with_typemod(value->type, value->typmod),
+						 foreach_current_index(lc) + 1);
+	}
+	return psprintf(
+		"(CASE WHEN %s > 0 THEN %s ELSE (SELECT %s FROM (SELECT %s) AS s WHERE false) END)",
+		state_column(printing, "n"), result, mr_mart_result_text(mart, slot), nothing.data);
+}
+
 /* The value of an aggregate, from the state. */
 static char *
 aggregate_text(const Printing *printing, Aggref *aggregate)
 {
 	MrMartSlot *slot = mr_mart_slot(printing->mart, aggregate, false);
-	bool average = false;
+	MrMartFunction function = mr_mart_function(aggregate);
 	char *specials = "";
 	char *value;
 	char *n;
 
 	if (slot == NULL)
 		return state_column(printing, "n");
+	if (slot->kind == MR_SLOT_RESULT)
+		return result_text(printing, slot);
 
 	n = state_column(printing, psprintf("a%d_n", slot->number));
-	switch (aggregate->aggfnoid)
+	switch (function)
 	{
-		case F_COUNT_:
-		case F_COUNT_ANY:
+		case MR_FUNCTION_COUNT:
 			return n;
-		case F_BOOL_AND:
-		case F_EVERY:
+		case MR_FUNCTION_EVERY:
 			value = psprintf("%s = %s", state_column(printing, psprintf("a%d_true", slot->number)),
 							 n);
 			break;
-		case F_BOOL_OR:
+		case MR_FUNCTION_SOME:
 			value = psprintf("%s > 0", state_column(printing, psprintf("a%d_true", slot->number)));
 			break;
-		case F_AVG_INT2:
-		case F_AVG_INT4:
-		case F_AVG_INT8:
-		case F_AVG_NUMERIC:
-			average = true;
-			/* FALLTHROUGH */
 		default:
 			value = state_column(printing, psprintf("a%d_sum", slot->number));
-			if (average)
+			if (function == MR_FUNCTION_AVG)
 				value = psprintf("%s::numeric / %s::numeric", value, n);
+			if (function == MR_FUNCTION_EXACT_AVG)
+				value = psprintf("trim_scale(%s) / %s::numeric", value, n);
 			break;
 	}
 	if (slot->sum && slot->type == NUMERICOID)
@@ -114,7 +136,10 @@ aggregate_text(const Printing *printing, Aggref *aggregate)
 							" WHEN %s > 0 THEN '-Infinity'::numeric",
 							nan, plus, minus, plus, minus);
 	}
-	return psprintf("(CASE%s WHEN %s > 0 THEN %s END)", specials, n, value);
+	value = psprintf("(CASE%s WHEN %s > 0 THEN %s END)", specials, n, value);
+	if (function == MR_FUNCTION_EXACT_SUM || function == MR_FUNCTION_EXACT_AVG)
+		value = psprintf("%s::%s", value, format_type_be(aggregate->aggtype));
+	return value;
 }
 
 /* The column of `columns` that is this expression, from 1, or 0. */
@@ -138,11 +163,15 @@ printing_mutator(Node *node, void *context)
 {
 	Printing *printing = context;
 	MrMartQuery *mart = printing->mart;
-	bool over_state = printing->place != MR_PLACE_ROWS && printing->place != MR_PLACE_ERROR;
+	bool over_state = printing->place != MR_PLACE_ROWS && printing->place != MR_PLACE_ERROR &&
+					  printing->place != MR_PLACE_VALUES;
 	int number;
 
 	if (node == NULL)
 		return NULL;
+	if (printing->place == MR_PLACE_VALUES && !IsA(node, List) && !IsA(node, TargetEntry) &&
+		(number = column_of(printing->values, node)) > 0)
+		return placeholder(printing, node, psprintf("s.v%d", number));
 	if (over_state && !IsA(node, List) && !IsA(node, TargetEntry))
 	{
 		if ((number = column_of(mart->groups, node)) > 0)
@@ -211,6 +240,19 @@ mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place)
 	Printing printing = {.mart = mart, .place = place};
 	Node *replaced = printing_mutator(expression, &printing);
 
+	return fill_in(deparse_expression(replaced, NIL, false, false), printing.pieces);
+}
+
+/* An aggregate over the values "s" of its side table, whose rows have passed the filter. */
+char *
+mr_mart_result_text(MrMartQuery *mart, const MrMartSlot *slot)
+{
+	Printing printing = {.mart = mart, .place = MR_PLACE_VALUES, .values = slot->side->values};
+	Aggref *aggregate = copyObject((Aggref *) slot->argument);
+	Node *replaced;
+
+	aggregate->aggfilter = NULL;
+	replaced = printing_mutator((Node *) aggregate, &printing);
 	return fill_in(deparse_expression(replaced, NIL, false, false), printing.pieces);
 }
 
