@@ -359,3 +359,19 @@ SELECT millrace.create_hub('h_renamed', source => 'renamed', business_key => '{w
 SELECT messages FROM millrace.run_stream('renamed');
 SELECT w FROM h_renamed WHERE w IS NOT NULL;
 SELECT millrace.drop_stream('renamed', cascade => true);
+
+-- A payload as jsonb is what PostgreSQL makes of the message.
+SELECT millrace.create_stream('whole');
+SELECT millrace.create_staging('whole', stream => 'whole', payload => 'jsonb', key => '{"id": ["$key", "integer"]}', columns => '{"v": "$.v"}');
+CREATE TEMP TABLE said AS SELECT row_number() OVER () AS id, said FROM unnest(ARRAY[
+  '{}', '[]', ' [ ] ', '1', '-0', '"text"', 'null', 'true', '{"v": 1, "v": {"deep": [1, [2, {"three": 3.10}]]}}', '[1, "two", null, false, {"v": []}]',
+  '{"v": "a\"b\\c\/d\b\n\u00e9\ud83d\ude00"}', '{"n\u0061me": 1, "name": 2}', '{"v": 1e400}', '{"skipped": {"a": [{}, [], "x", 1.50, 0.000001]}, "v": "kept"}',
+  '{"v": [1.0E+3, 12345678901234567890.12345678901234567890]}', '{"b": 1, "aa": 2, "a": 3}', '{"v": "žluťoučký кот"}',
+  '{"v": ' || repeat('[', 900) || repeat(']', 900) || '}', '{"v": ' || repeat('9', 3000) || '}']) AS said;
+SELECT count(millrace.push('whole', said, key => id::text)) FROM said;
+SELECT messages, dead_letters FROM millrace.run_stream('whole');
+SELECT count(*) AS rows, count(*) FILTER (WHERE payload::text = said::jsonb::text) AS equal FROM said JOIN whole USING (id);
+SELECT millrace.push('whole', '{"v": 1e999999}', key => '1') > 0 AS pushed;
+SELECT messages, dead_letters FROM millrace.run_stream('whole');
+SELECT staging, sqlstate, message FROM millrace.dead_letter WHERE stream = 'whole';
+SELECT millrace.drop_stream('whole', cascade => true);

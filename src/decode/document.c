@@ -182,6 +182,7 @@ make_document(MrPlan *plan)
 				((Size) plan->scopes[i].nslots * sizeof(MrValue) + sizeof(int32));
 	document = MemoryContextAllocHuge(CurrentMemoryContext, size);
 	document->nscopes = plan->nscopes;
+	document->jsonb = plan->jsonb;
 	document->scopes = (MrElements *) (document + 1);
 	p = (char *) document + header;
 	/* All values first, for their alignment. */
@@ -219,6 +220,7 @@ mr_plan_run(MrPlan *plan, const MrMessage *message)
 
 	MemoryContextReset(plan->scratch);
 	reset_scopes(plan);
+	plan->jsonb = NULL;
 	MemoryContextSwitchTo(plan->scratch);
 	if (message->value)
 		mr_walk_json(plan, caller, MR_ROOT_VALUE, "value", message->value, message->value_length);

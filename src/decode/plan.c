@@ -233,6 +233,13 @@ mr_plan_slot(MrPlan *plan, int scope, const MrPath *path)
 	return slot;
 }
 
+/* Asks for the message's whole value as jsonb. */
+void
+mr_plan_want_jsonb(MrPlan *plan)
+{
+	plan->wants_jsonb = true;
+}
+
 /* How many slots a scope has. */
 int
 mr_plan_slots(const MrPlan *plan, int scope)

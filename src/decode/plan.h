@@ -78,6 +78,8 @@ typedef struct MrDocument
 {
 	int nscopes;
 	MrElements *scopes; /* [MR_SCOPE_MESSAGE] has exactly one element */
+	struct varlena *
+		jsonb; /* the whole value, if the plan wants it and it was easily made; until the next run */
 } MrDocument;
 
 typedef struct MrPlan MrPlan;
@@ -96,6 +98,9 @@ extern int mr_plan_scope(MrPlan *plan, const MrPath *for_each);
  * around them.
  */
 extern MrSlot mr_plan_slot(MrPlan *plan, int scope, const MrPath *path);
+
+/* Asks for the message's whole value as jsonb. */
+extern void mr_plan_want_jsonb(MrPlan *plan);
 
 /*
  * How many slots a scope has, and the path of each: enrichment finds the slots of $dict and @dict

@@ -5,6 +5,7 @@
 #ifndef MR_DECODE_TRIE_H
 #define MR_DECODE_TRIE_H
 
+#include "common/jsonapi.h"
 #include "decode/plan.h"
 
 /* A place in a message that some path leads to or through. */
@@ -72,6 +73,8 @@ struct MrPlan
 	int nactive;
 	int active_capacity;
 	MrNode **active; /* nodes of all open frames, a stack */
+	bool wants_jsonb; /* of the value */
+	struct varlena *jsonb; /* made by the last walk over the value, or NULL */
 };
 
 /* What makes two names differ at once. */
@@ -100,6 +103,18 @@ extern void mr_scope_add(MrPlan *plan, MrScope *scope);
  */
 extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
 						 const char *text, int length);
+
+/*
+ * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  mr_jsonb_end returns NULL when
+ * jsonb might refuse it.
+ */
+typedef struct MrJsonbMaker MrJsonbMaker;
+
+extern MrJsonbMaker *mr_jsonb_begin(int length);
+extern void mr_jsonb_container(MrJsonbMaker *maker, bool object, bool begins);
+extern void mr_jsonb_name(MrJsonbMaker *maker, char *name);
+extern void mr_jsonb_scalar(MrJsonbMaker *maker, char *token, JsonTokenType type);
+extern struct varlena *mr_jsonb_end(MrJsonbMaker *maker);
 
 /* Raises an error unless the part is UTF-8. */
 extern void mr_walk_text(const char *part, const char *text, int length);

@@ -36,6 +36,7 @@ typedef struct Walk
 	StringInfo buffer; /* the lexer's, while unescaping is off */
 	JsonSemAction actions;
 	bool escapes; /* there is a backslash somewhere */
+	MrJsonbMaker *jsonb; /* when the whole is wanted as jsonb, too */
 	const char *scalar; /* the last one, unescaped */
 } Walk;
 
@@ -46,12 +47,16 @@ typedef struct WalkContext
 	int byte; /* 0: the parser says it */
 } WalkContext;
 
-static MrJsonResult container_start(void *state);
+static MrJsonResult object_start(void *state);
+static MrJsonResult object_end(void *state);
+static MrJsonResult array_start(void *state);
+static MrJsonResult array_end(void *state);
 static MrJsonResult field_start(void *state, char *name, bool isnull);
 static MrJsonResult field_end(void *state, char *name, bool isnull);
 static MrJsonResult element_start(void *state, bool isnull);
 static MrJsonResult element_end(void *state, bool isnull);
 static MrJsonResult scalar(void *state, char *token, JsonTokenType type);
+static MrJsonResult skipped_field_start(void *state, char *name, bool isnull);
 
 /* Says which part of the message an error is in. */
 static void
@@ -69,12 +74,14 @@ walk_error_context(void *arg)
 static void
 set_callbacks(Walk *walk, bool on)
 {
-	walk->actions.object_field_start = on ? field_start : NULL;
+	walk->actions.object_field_start = on                    ? field_start
+									   : walk->jsonb != NULL ? skipped_field_start
+															 : NULL;
 	walk->actions.object_field_end = on ? field_end : NULL;
 	walk->actions.array_element_start = on ? element_start : NULL;
 	walk->actions.array_element_end = on ? element_end : NULL;
-	walk->actions.scalar = on && walk->escapes ? scalar : NULL;
-	if (!walk->escapes)
+	walk->actions.scalar = walk->jsonb != NULL || (on && walk->escapes) ? scalar : NULL;
+	if (!walk->escapes && walk->jsonb == NULL)
 		mr_json_unescape(walk->lex, walk->buffer, on);
 }
 
@@ -252,15 +259,51 @@ close_value(Walk *walk, const char *end)
 }
 
 /* Begins an object or array: bounds the depth. */
-static MrJsonResult
-container_start(void *state)
+static void
+container_start(Walk *walk, bool object)
 {
-	Walk *walk = state;
-
 	if (walk->lex->lex_level >= MR_MAX_DEPTH)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_JSON_TEXT), errmsg("message is nested too deeply"),
 				 errdetail("Objects and arrays may be nested %d levels deep.", MR_MAX_DEPTH)));
+	if (walk->jsonb != NULL)
+		mr_jsonb_container(walk->jsonb, object, true);
+}
+
+static MrJsonResult
+object_start(void *state)
+{
+	container_start(state, true);
+	MR_JSON_DONE;
+}
+
+static MrJsonResult
+array_start(void *state)
+{
+	container_start(state, false);
+	MR_JSON_DONE;
+}
+
+/* The ends of objects and arrays matter to jsonb alone. */
+static MrJsonResult
+object_end(void *state)
+{
+	mr_jsonb_container(((Walk *) state)->jsonb, true, false);
+	MR_JSON_DONE;
+}
+
+static MrJsonResult
+array_end(void *state)
+{
+	mr_jsonb_container(((Walk *) state)->jsonb, false, false);
+	MR_JSON_DONE;
+}
+
+/* Begins a member of an object in which no path leads anywhere. */
+static MrJsonResult
+skipped_field_start(void *state, char *name, bool isnull)
+{
+	mr_jsonb_name(((Walk *) state)->jsonb, name);
 	MR_JSON_DONE;
 }
 
@@ -310,6 +353,8 @@ field_start(void *state, char *name, bool isnull)
 	uint32 tag = mr_name_tag(name, length);
 	int i;
 
+	if (walk->jsonb != NULL)
+		mr_jsonb_name(walk->jsonb, name);
 	for (i = frame->first; i < frame->first + frame->count; i++)
 	{
 		MrNode *child = find_member(plan->active[i], name, length, tag);
@@ -384,6 +429,8 @@ scalar(void *state, char *token, JsonTokenType type)
 	Walk *walk = state;
 
 	walk->scalar = token;
+	if (walk->jsonb != NULL)
+		mr_jsonb_scalar(walk->jsonb, token, type);
 	MR_JSON_DONE;
 }
 
@@ -409,7 +456,8 @@ is_space(char c)
 
 /* Walks over one JSON text from a root of the trie. */
 static void
-walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, int length)
+walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, int length,
+		  MrJsonbMaker *jsonb)
 {
 	Walk walk = {0};
 	JsonParseErrorType error;
@@ -427,8 +475,11 @@ walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, in
 	walk.lex = mr_json_lexer(text, length);
 	walk.buffer = walk.lex->strval;
 	walk.actions.semstate = &walk;
-	walk.actions.object_start = container_start;
-	walk.actions.array_start = container_start;
+	walk.jsonb = jsonb;
+	walk.actions.object_start = object_start;
+	walk.actions.array_start = array_start;
+	walk.actions.object_end = jsonb != NULL ? object_end : NULL;
+	walk.actions.array_end = jsonb != NULL ? array_end : NULL;
 	set_callbacks(&walk, true);
 	plan->depth = 0;
 	plan->nactive = 0;
@@ -465,6 +516,7 @@ mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, 
 {
 	WalkContext context = {part, 0};
 	ErrorContextCallback callback;
+	MrJsonbMaker *jsonb = NULL;
 
 	push_context(&callback, &context);
 	if (length == 0)
@@ -472,7 +524,11 @@ mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, 
 						errdetail("An empty text is not JSON; only a payload that is absent is a "
 								  "tombstone.")));
 	check_encoding(&context, text, length);
-	walk_json(plan, result, plan->roots[root], text, length);
+	if (root == MR_ROOT_VALUE && plan->wants_jsonb)
+		jsonb = mr_jsonb_begin(length);
+	walk_json(plan, result, plan->roots[root], text, length, jsonb);
+	if (jsonb != NULL)
+		plan->jsonb = mr_jsonb_end(jsonb);
 	error_context_stack = callback.previous;
 }
 

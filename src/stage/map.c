@@ -257,6 +257,8 @@ payload_value(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *m
 
 	if (plan->payload == MR_PAYLOAD_JSON)
 		return PointerGetDatum(cstring_to_text_with_len(message->value, message->value_length));
+	if (e->document->jsonb != NULL)
+		return datumCopy(PointerGetDatum(e->document->jsonb), false, -1);
 	previous = MemoryContextSwitchTo(e->document_context);
 	jsonb = DirectFunctionCall1(jsonb_in,
 								CStringGetDatum(pnstrdup(message->value, message->value_length)));

@@ -467,6 +467,8 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		c.plan->payload = strcmp(word, "json") == 0    ? MR_PAYLOAD_JSON
 						  : strcmp(word, "jsonb") == 0 ? MR_PAYLOAD_JSONB
 													   : MR_PAYLOAD_NONE;
+		if (c.plan->payload == MR_PAYLOAD_JSONB)
+			mr_plan_want_jsonb(*extraction);
 		c.plan->max_ahead = DatumGetInt64(mr_sql_value(i, 9, &isnull));
 		value = mr_sql_value(i, 10, &isnull);
 		log = isnull ? InvalidOid : DatumGetObjectId(value);
