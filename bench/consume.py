@@ -5,7 +5,8 @@ that all of them took together.
 
     consume.py STREAM TOTAL [WINDOW MARK ...]           (the database is the one that PG* names)
 
-Then, for each MARK, a line "MARK rate": messages a second while the WINDOW messages after the first MARK ones were consumed.
+Then, for each MARK, a line "MARK rate µs": messages a second while the WINDOW messages after the first MARK ones were consumed,
+and the processor time that one of them took.
 """
 import os
 import sys
@@ -35,15 +36,15 @@ def cpu_time(pid):
         return 0
 
 
-def time_at(samples, position):
-    """When so many messages had been consumed, between two looks at the positions."""
+def at(samples, position):
+    """(Time, processor time) when so many messages had been consumed, between two looks at the positions."""
     before = samples[0]
     for sample in samples:
-        if sample[1] >= position:
-            part = (position - before[1]) / max(1, sample[1] - before[1])
-            return before[0] + part * (sample[0] - before[0])
+        if sample[0] >= position:
+            part = (position - before[0]) / max(1, sample[0] - before[0])
+            return [x + part * (y - x) for x, y in zip(before[1:], sample[1:])]
         before = sample
-    return before[0]
+    return before[1:]
 
 
 def main():
@@ -54,17 +55,17 @@ def main():
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
     start, peak, done, cpu = time.monotonic(), 0, 0, {}
-    samples = [(start, 0)]
+    samples = [(0, start, 0)]
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
         cursor.execute('SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s', (stream,))
-        done = cursor.fetchone()[0]
+        done = int(cursor.fetchone()[0])
         now = time.monotonic()
-        samples.append((now, done))
         cursor.execute("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
         for (pid,) in cursor.fetchall():
             peak = max(peak, rss_anon(pid))
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
+        samples.append((done, now, sum(cpu.values())))
         if done < total:
             if now - start > limit:
                 cursor.execute('SELECT * FROM millrace.stream_status')
@@ -72,7 +73,8 @@ def main():
             time.sleep(0.05)
     print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f}')
     for mark in marks:
-        print(f'{mark} {window / (time_at(samples, mark + window) - time_at(samples, mark)):.0f}')
+        seconds, cpu = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))
+        print(f'{mark} {window / seconds:.0f} {cpu / window * 1e6:.1f}')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,18 @@
 # From producing an order to seeing it in the mart.
+
 freshness() {
-	local rate side skip=0 p50 p99
-	declare -A figures
+	local rate side skip p50 p99 full=${FULL:-} seconds= peak= cpu= ours= name
+	declare -A figures persecond
 	prepare
+	for rate in ${RATES:-200 2000 half}; do
+		[ "$rate" != half ] || [ -n "$full" ] || measure_full_load
+		persecond[$rate]=${rate/half/$((${full:-0} / 2))}
+	done
 	for side in ours baseline; do
 		measures "$side" || continue
 		kafka_topic "$side" "$partitions"
 		if [ "$side" = ours ]; then
+			psql -qX -c 'DROP DATABASE ours WITH (FORCE)' -c 'CREATE DATABASE ours'
 			psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=ours -v start=1 -f "$here/../examples/restaurant/restaurant.sql"
 		else
 			psql -qX -v ON_ERROR_STOP=1 -d baseline -f "$here/baseline/schema.sql"
@@ -15,21 +21,32 @@ freshness() {
 			on_exit stop_consumer
 		fi
 		skip=0
-		for rate in ${RATES:-200 2000}; do
+		for name in ${RATES:-200 2000 half}; do
+			rate=${persecond[$name]}
 			read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "$side" "$rate" "${SECONDS_EACH:-20}" "$skip") ||
 				die "freshness of $side could not be measured"
 			say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms"
-			figures[$side.$rate.p50]=$p50
-			figures[$side.$rate.p99]=$p99
+			figures[$side.$name.p50]=$p50
+			figures[$side.$name.p99]=$p99
 			skip=$((skip + rate * ${SECONDS_EACH:-20}))
 		done
 		[ "$side" != ours ] || psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')"
 	done
-	for rate in ${RATES:-200 2000}; do
+	for name in ${RATES:-200 2000 half}; do
 		for p in p50 p99; do
-			result "freshness.${rate}_$p" "${figures[ours.$rate.$p]:-}" "${figures[baseline.$rate.$p]:-}" ms
+			result "freshness.${name}_$p" "${figures[ours.$name.$p]:-}" "${figures[baseline.$name.$p]:-}" ms
 		done
 	done
+}
+
+# The rate at which a backlog is drained; sets full.
+measure_full_load() {
+	measures ours || die "how much is half of the full load? Say it by FULL=… orders a second"
+	orders=${ORDERS:-100000}
+	make_orders
+	declare_ours
+	consume_ours
+	full=$ours
 }
 
 stop_consumer() {
