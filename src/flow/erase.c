@@ -240,12 +240,17 @@ find_erased(MrFlow *flow)
 			ReThrowError(error);
 		else
 		{
-			int message;
-			MrStaging *staging;
+			MrFailure *failure = palloc0(sizeof(MrFailure));
+			MrMessage *message;
+			int place;
 
+			/* One staging table cannot read it: the others are asked all the same. */
 			FreeErrorData(error);
-			mr_map_place(&message, &staging);
-			from = message + 1;
+			mr_map_place(&place, &failure->staging);
+			message = &flow->batch->messages[place];
+			failure->message = message;
+			from = failure->staging == NULL ? place + 1 : place;
+			mr_failure_add(flow->batch, failure);
 		}
 	}
 }

@@ -427,7 +427,7 @@ element_erased(const Evaluation *e, const MrStaging *staging, const MrMessage *m
 	return mr_erasures_match(plan->erasures, plan->raw->tts_values, plan->raw->tts_isnull);
 }
 
-/* Has a staging table raised an error at the message before?  Then it has been asked already. */
+/* Has a staging table raised an error at the message before?  Then it has been asked already, or cannot be. */
 static bool
 has_failed(const MrMessage *message, const MrStaging *staging)
 {
@@ -494,6 +494,9 @@ mark_erased(Evaluation *e, MrMessage *message)
 		if (erased)
 		{
 			message->erased = true;
+			/* That it could not be taken elsewhere is nobody's business any more. */
+			for (MrFailure *failure = message->failures; failure != NULL; failure = failure->next)
+				failure->silent = true;
 			if (e->keys_only)
 				add_key(e, &e->batch->staged[s], message);
 			return;
