@@ -287,7 +287,7 @@ COMMENT ON FUNCTION millrace_internal.verify_satellite(integer) IS 'compares a s
 
 -- The rows that a staging table should have, from its log, as the query of a common table expression "wanted", and those that it has, "found".  Which version
 -- of an object is the newest says the table of objects.  Where several of the same version differ, the log does not tell which came out on top:
--- then the one that is staged is taken.
+-- then the one that is staged is taken, or one without rows when none is.
 CREATE FUNCTION millrace_internal.staging_rows(staging_id integer, OUT sources text, OUT names text, OUT keys text[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -323,7 +323,7 @@ BEGIN
     JOIN pg_attribute a ON a.attrelid = staging.relation AND a.attname = millrace_internal.definition_column('staging', staging.id, c.name);
     sources := format(
         'ranked AS MATERIALIZED (SELECT l.*, dense_rank() OVER (PARTITION BY %1$s ORDER BY '
-        '(EXISTS (SELECT FROM %2$s AS t WHERE %3$s AND t._partition = l._partition AND t._position = l._position AND t._loaded_at = l._loaded_at)) DESC, '
+        '(EXISTS (SELECT FROM %2$s AS t WHERE %3$s AND t._partition = l._partition AND t._position = l._position AND t._loaded_at = l._loaded_at)) DESC, l._rows = 0 DESC, '
         'l._loaded_at DESC, l._partition DESC, l._position DESC) AS ":rank" '
         'FROM %4$s AS l JOIN millrace_state.object_%5$s AS o ON %6$s WHERE o.flags & 1 = 0 AND NOT l._deleted AND %7$s), '
         'newest AS (SELECT %8$s FROM ranked AS l WHERE l.":rank" = 1 AND l._rows > 0%9$s), '

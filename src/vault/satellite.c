@@ -498,10 +498,27 @@ confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 	return asserted != NULL;
 }
 
-/* Inserts a row for each run that is left: from its first to its last time, or of its last time alone. */
+/* The assertion of a run after so many others of earlier times, or NULL. */
+static const Assertion *
+assertion_after(const Run *run, int skipped)
+{
+	const Assertion *assertion = run->first;
+
+	while (skipped > 0 && assertion < run->last)
+	{
+		assertion++;
+		skipped -= assertion->time != assertion[-1].time;
+	}
+	return skipped > 0 ? NULL : assertion;
+}
+
+/*
+ * Inserts a row for each run that is left, from its first to its last time, or leaving so many times at its
+ * beginning out; returns how many were there already.
+ */
 static int64
 insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int nruns, int nleft,
-			bool last_only)
+			int skipped)
 {
 	MrRows *rows = mr_rows_create(satellite->table, nleft);
 	Datum *record_sources = palloc(sizeof(Datum) * Max(satellite->base.nsources, 1));
@@ -514,12 +531,13 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 	for (int i = 0; i < nruns; i++)
 	{
 		const Run *run = &runs[i];
-		const Assertion *assertion = last_only ? run->last : run->first;
-		const SatelliteSource *source = &satellite->sources[assertion->source];
+		const Assertion *assertion = run->done ? NULL : assertion_after(run, skipped);
+		const SatelliteSource *source;
 		int n;
 
-		if (run->done || (last_only && run->first->time == run->last->time))
+		if (assertion == NULL)
 			continue;
+		source = &satellite->sources[assertion->source];
 		n = rows->nrows++;
 		rows->values[COLUMN_PARENT][n] = UUIDPGetDatum(&assertion->parent);
 		rows->values[COLUMN_APPLIED_AT][n] = TimestampTzGetDatum(assertion->time);
@@ -594,11 +612,11 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		return;
 
 	/*
-	 * A row that was there already may end earlier than the run: then the last assertion is still to be
-	 * written.  Which rows were there is not known; a few needless ones do no harm.
+	 * A row that was there already may end earlier than the run: then what comes after its beginning is still to
+	 * be written.  Which rows were there is not known; a few needless ones do no harm.
 	 */
-	if (insert_runs(satellite, batch, runs, nruns, nleft, false) > 0)
-		(void) insert_runs(satellite, batch, runs, nruns, nleft, true);
+	for (int skipped = 0; insert_runs(satellite, batch, runs, nruns, nleft, skipped) > 0; skipped++)
+		;
 }
 
 const MrTargetKind mr_satellite_kind = {
