@@ -131,7 +131,7 @@ reference_arguments() {
 	ask "SELECT DISTINCT proname || ' ' || a FROM pg_proc, unnest(proargnames[:pronargs]) a
 		WHERE pronamespace = 'millrace'::regnamespace AND a <> '' ORDER BY 1" | while read -r function argument; do
 		awk -v heading="### \`$function" '/^#/ { inside = index($0, heading "(") == 1 || index($0, heading "`") == 1 } inside' docs/reference.md |
-			grep -qE "\b$argument\b" || echo "docs/reference.md says nothing of argument $argument of $function()"
+			grep -E "\b$argument\b" >/dev/null || echo "docs/reference.md says nothing of argument $argument of $function()"
 	done
 }
 

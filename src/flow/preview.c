@@ -169,7 +169,7 @@ rows_before(Preview *preview, const MrStaging *staging, const MrVersion *version
 	char **rows;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT pg_catalog.row_to_json(t)::text FROM %s AS t WHERE ",
+	appendStringInfo(&sql, "SELECT pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE ",
 					 mr_relation_name(staging->relid));
 	for (int k = 0; k < staging->nkeys; k++)
 	{

@@ -33,7 +33,7 @@ DECLARE
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
     IF target.kind <> 'mart' THEN
-        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY t.ctid',
+        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY t.ctid',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
              WHERE i.indrelid = target.relation AND i.indexrelid = (
                  SELECT o.indexrelid FROM pg_index o WHERE o.indrelid = target.relation AND o.indisunique ORDER BY o.indisprimary DESC, o.indexrelid LIMIT 1)),
@@ -48,7 +48,7 @@ BEGIN
     body := regexp_replace(body, '^\s*SELECT', format('SELECT pg_catalog.row_to_json(ROW(%s))::text AS ":group",',
         (SELECT string_agg(format('%s.%I', alias, a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
          WHERE a.attrelid = state::regclass AND a.attname ~ '^g\d+$' AND NOT a.attisdropped)));
-    RETURN format('SELECT v.":group", (SELECT pg_catalog.row_to_json(r) FROM (SELECT %s) AS r)::text FROM (%s) AS v ORDER BY 1',
+    RETURN format('SELECT v.":group", (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text FROM (%s) AS v ORDER BY 1',
         (SELECT string_agg(format('v.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attnum > 0), body);
 END
 $fn$;

@@ -53,7 +53,7 @@ BEGIN
     END IF;
     RETURN QUERY SELECT place::text, t.object, t.element, t.version, t.event_time, t.message_partition, t.message_position, t.message_time, t.loaded_at, t.deleted, t.content, since
     FROM millrace_internal.rows_as(role, staging.timezone, format(
-        'SELECT json_build_object(%s), %s, %s::text, %s, %s, %s, %s, %s, %s, row_to_json(r) FROM %s AS r WHERE %s ORDER BY %s, %s, %s',
+        'SELECT json_build_object(%s), %s, %s::text, %s, %s, %s, %s, %s, %s, row_to_json(r.*) FROM %s AS r WHERE %s ORDER BY %s, %s, %s',
         (SELECT string_agg(format('%L, %s', k, c), ', ' ORDER BY n) FROM unnest(keys, millrace_internal.erase_columns(staging, keys, in_log)) WITH ORDINALITY AS u (k, c, n)),
         CASE WHEN staging.definition ->> 'for_each' IS NULL THEN 'NULL::integer' ELSE (millrace_internal.erase_columns(staging, '{_element}', in_log))[1] END,
         technical[1], technical[2], technical[3], technical[4], CASE WHEN in_log THEN 'r._message_time' ELSE 'NULL::timestamptz' END, technical[5],

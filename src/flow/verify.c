@@ -58,8 +58,8 @@ millrace_compare(PG_FUNCTION_ARGS)
 	(void) mr_sql(
 		"WITH %s, missing AS MATERIALIZED (%s), unexpected AS MATERIALIZED (%s) "
 		"SELECT (SELECT count(*) FROM missing), (SELECT count(*) FROM unexpected), "
-		"coalesce((SELECT 'missing: ' || row_to_json(m)::text FROM missing AS m LIMIT 1), "
-		"(SELECT 'unexpected: ' || row_to_json(u)::text FROM unexpected AS u LIMIT 1))",
+		"coalesce((SELECT 'missing: ' || row_to_json(m.*)::text FROM missing AS m LIMIT 1), "
+		"(SELECT 'unexpected: ' || row_to_json(u.*)::text FROM unexpected AS u LIMIT 1))",
 		sources, missing, unexpected);
 	mr_run_back(&saved);
 	for (int i = 0; i < 3; i++)
