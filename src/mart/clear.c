@@ -136,7 +136,7 @@ mr_mart_clear(MrTarget *target, const char *filter, char **condition)
 
 	SPI_connect();
 	MemoryContextSwitchTo(context);
-	mart = mr_mart_analyze(mr_definition_query("mart", target->id), NULL, target->owner);
+	mart = mr_mart_load_query(mr_definition_query("mart", target->id), target->id, target->owner);
 	nest_level = mr_settings_pin(mart->timezone);
 	mr_run_as(&saved, mr_extension_owner());
 	ntables =

@@ -156,19 +156,18 @@ make_merge(MrMart *mart, MrMartQuery *query, const StateTable *table, const MrMa
 	return mr_merge_create(relid, mr_extension_owner(), n, attnums, columns, counter);
 }
 
-/* Over how many stripes the mart was declared to be spread. */
-static int
-stripes_of(int32 target_id)
+MrMartQuery *
+mr_mart_load_query(Query *definition, int32 target_id, Oid owner)
 {
-	int stripes = 1;
+	MrMartQuery *mart = mr_mart_analyze(definition, NULL, owner);
 	bool isnull;
 
 	if (mr_sql("SELECT coalesce((definition ->> 'stripes')::integer, 1) FROM millrace.target "
 			   "WHERE id = %d",
 			   target_id) == 1)
-		stripes = DatumGetInt32(mr_sql_value(0, 1, &isnull));
+		mr_mart_stripe(mart, DatumGetInt32(mr_sql_value(0, 1, &isnull)));
 	SPI_freetuptable(SPI_tuptable);
-	return stripes;
+	return mart;
 }
 
 /* Whoever the mart's view belongs to now must be able to read the state. */
@@ -214,8 +213,7 @@ mart_load(const MrTarget *base)
 	/* Names in the statements are as short as the search_path under which they run allows. */
 	nest_level = mr_settings_pin("UTC");
 	mart->definition = mr_definition_query("mart", base->id);
-	query = mr_mart_analyze(copyObject(mart->definition), NULL, base->owner);
-	mr_mart_stripe(query, stripes_of(base->id));
+	query = mr_mart_load_query(copyObject(mart->definition), base->id, base->owner);
 	mart->empty = query->stripes > 1 ? MR_EMPTY_GOES_IF_ALL_ARE
 				  : query->global    ? MR_EMPTY_STAYS
 									 : MR_EMPTY_GOES;

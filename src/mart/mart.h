@@ -210,6 +210,7 @@ extern void mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid 
 extern void mr_mart_clear(MrTarget *target, const char *filter, char **condition);
 
 /* mart.c */
+extern MrMartQuery *mr_mart_load_query(Query *definition, int32 target_id, Oid owner);
 extern void mr_mart_check_count(const char *name, int64 n);
 extern const MrTargetKind mr_mart_kind;
 extern MrTarget *mr_mart_open(int32 target_id);

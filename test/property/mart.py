@@ -126,7 +126,52 @@ def check_state(cursor, step):
     return True
 
 
-def run(seed, steps):
+def push(cursor, rng, keys):
+    value = None if rng.random() < 0.2 else json.dumps(event(rng))
+    cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(rng.randrange(keys))))
+
+
+def wait(cursor, query, what):
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        cursor.execute(query)
+        if cursor.fetchone()[0]:
+            return
+        time.sleep(0.02)
+    raise Exception(f"waited in vain for {what}")
+
+
+def run_in_background(admin, database, cursor, rng, made, pushes):
+    """Two workers whose batches touch the same groups, and make the same new ones, at once."""
+    cursor.execute("SELECT millrace.create_stream('feed', workers => 2, replace => true)")
+    admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
+    admin.cursor().execute("SELECT pg_reload_conf()")
+    try:
+        for _ in range(2):
+            cursor.execute("BEGIN")
+            for _ in range(pushes):
+                push(cursor, rng, KEYS * 20)
+            cursor.execute("COMMIT")
+            cursor.execute("SELECT millrace.start_stream('feed')")
+            for _ in range(pushes):
+                push(cursor, rng, KEYS)
+            wait(cursor, "SELECT NOT EXISTS (SELECT FROM millrace.inbox)", "the workers to empty the inbox")
+            cursor.execute("SELECT millrace.stop_stream('feed')")
+            wait(cursor, "SELECT count(*) = 0 FROM millrace.worker_status WHERE pid IS NOT NULL", "the workers to end")
+    finally:
+        admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
+        admin.cursor().execute("SELECT pg_reload_conf()")
+    cursor.execute("SELECT pg_stat_force_next_flush(), deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    if cursor.fetchone()[1]:
+        print("the workers deadlocked")
+        return False
+    good = True
+    for name in made:
+        good = check(cursor, name, "end") and good
+    return good and check_state(cursor, "end")
+
+
+def run(seed, steps, pushes):
     rng = random.Random(seed)
     admin = psycopg2.connect("")
     admin.autocommit = True
@@ -148,9 +193,7 @@ def run(seed, steps):
                 made.append(names.pop())
                 create(cursor, made[-1])
             for _ in range(rng.choice([1, 1, 3, 20])):
-                key = rng.randrange(KEYS)
-                value = None if rng.random() < 0.2 else json.dumps(event(rng))
-                cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(key)))
+                push(cursor, rng, KEYS)
             cursor.execute("SELECT * FROM millrace.run_stream('feed')")
             if rng.random() < 0.1:
                 cursor.execute("SELECT * FROM millrace.rebuild(%s::regclass)", (f"cdm.{rng.choice(made)}",))
@@ -159,6 +202,9 @@ def run(seed, steps):
             good = check_state(cursor, step) and good
             if not good:
                 break
+        cursor.execute("SELECT current_setting('shared_preload_libraries') LIKE '%millrace%'")
+        if good and cursor.fetchone()[0]:
+            good = run_in_background(admin, database, cursor, rng, made, pushes)
         cursor.execute("SELECT count(*) FROM millrace.letter")
         if cursor.fetchone()[0]:
             print("there are dead letters")
@@ -176,11 +222,12 @@ def main():
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--pushes", type=int, default=300, help="in the background, four times")
     options = parser.parse_args()
     for i in range(options.runs):
         seed = options.seed + i
         print(f"seed {seed}", flush=True)
-        if not run(seed, options.steps):
+        if not run(seed, options.steps, options.pushes):
             sys.exit(1)
     print("marts equal their queries")
 
