@@ -161,14 +161,42 @@ def run_in_background(admin, database, cursor, rng, made, pushes):
     finally:
         admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
         admin.cursor().execute("SELECT pg_reload_conf()")
-    cursor.execute("SELECT pg_stat_force_next_flush(), deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    if cursor.fetchone()[1]:
-        print("the workers deadlocked")
-        return False
     good = True
     for name in made:
         good = check(cursor, name, "end") and good
     return good and check_state(cursor, "end")
+
+
+WIDE = "SELECT g, h, count(*) AS n, count(DISTINCT id) AS objects, sum(x) AS total FROM stg.wide GROUP BY g, h"
+WIDE_MARTS = {"wide": WIDE, "wide_results": "SELECT g, max(x) AS most, count(DISTINCT h) AS hs FROM stg.wide GROUP BY g"}
+
+
+def run_wide(admin, database, cursor, rng, count):
+    """Two workers with large batches of which each makes and changes many groups of the other: neither waits in a circle."""
+    cursor.execute("SELECT millrace.create_stream('wide', workers => 2)")
+    cursor.execute("SELECT millrace.create_staging('stg.wide', stream => 'wide', key => %s, columns => %s)",
+                   ('{"id": ["$key", "bigint"]}', '{"g": ["$.g", "integer"], "h": "$.h", "x": ["$.x", "integer"]}'))
+    for name, query in WIDE_MARTS.items():
+        cursor.execute("SELECT millrace.create_mart(%s, %s)", (f"cdm.{name}", query))
+    admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
+    admin.cursor().execute("SELECT pg_reload_conf()")
+    try:
+        for _ in range(2):
+            values = [json.dumps({"g": rng.randrange(400), "h": rng.choice("abc"), "x": rng.randrange(100)}) for _ in range(count)]
+            keys = [str(rng.randrange(count)) for _ in range(count)]
+            cursor.execute("SELECT count(millrace.push('wide', v, key => k)) FROM unnest(%s, %s) AS u (v, k)", (values, keys))
+            cursor.execute("SELECT millrace.start_stream('wide')")
+            wait(cursor, "SELECT NOT EXISTS (SELECT FROM millrace.inbox)", "the workers to empty the inbox")
+            cursor.execute("SELECT millrace.stop_stream('wide')")
+            wait(cursor, "SELECT count(*) = 0 FROM millrace.worker_status WHERE pid IS NOT NULL", "the workers to end")
+    finally:
+        admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
+        admin.cursor().execute("SELECT pg_reload_conf()")
+    cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    if cursor.fetchone()[0]:
+        print("the workers deadlocked")
+        return False
+    return all([check(cursor, name, "wide", query) for name, query in WIDE_MARTS.items()])
 
 
 def run(seed, steps, pushes):
@@ -205,6 +233,7 @@ def run(seed, steps, pushes):
         cursor.execute("SELECT current_setting('shared_preload_libraries') LIKE '%millrace%'")
         if good and cursor.fetchone()[0]:
             good = run_in_background(admin, database, cursor, rng, made, pushes)
+            good = good and run_wide(admin, database, cursor, rng, pushes * 20)
         cursor.execute("SELECT count(*) FROM millrace.letter")
         if cursor.fetchone()[0]:
             print("there are dead letters")
