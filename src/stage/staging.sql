@@ -510,6 +510,57 @@ SET datestyle = 'ISO, YMD' AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.log_parts(regclass) IS 'the days of a partitioned log';
 
+-- Columns that users have renamed since they were declared.
+CREATE FUNCTION millrace_internal.renamed_columns(staging_id integer) RETURNS TABLE (declared text, now text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.name, millrace_internal.definition_column('staging', s.id, c.name)
+    FROM millrace.staging s, millrace_internal.staging_columns(s.definition) c
+    WHERE s.id = staging_id AND c.name <> millrace_internal.definition_column('staging', s.id, c.name)
+$$;
+COMMENT ON FUNCTION millrace_internal.renamed_columns(integer) IS 'columns of a staging table that have been renamed since they were declared';
+
+-- Present names take the place of declared ones in what is stored of the columns, here and in what reads them.  Expressions
+-- are not looked into: they are declared anew with the names.
+CREATE FUNCTION millrace_internal.redeclare_columns(caller regrole, staging_id integer, renamed jsonb) RETURNS millrace.staging
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staging millrace.staging;
+    item record;
+BEGIN
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    FOR item IN SELECT r.key AS declared, r.value AS now FROM jsonb_each_text(renamed) r
+                WHERE EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = staging.log AND a.attname = r.key)
+                  AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = staging.log AND a.attname = r.value) LOOP
+        PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s RENAME COLUMN %I TO %I', staging.log, item.declared, item.now));
+    END LOOP;
+    UPDATE millrace.staging s SET definition = (
+        SELECT json_object_agg(m.key, CASE
+            WHEN m.key = 'columns' THEN (
+                SELECT json_agg(json_build_object('name', coalesce(renamed ->> (c ->> 'name'), c ->> 'name'), 'paths', c -> 'paths', 'type', c ->> 'type', 'format', c ->> 'format',
+                                                  'key', (c ->> 'key')::boolean) ORDER BY n)
+                FROM json_array_elements(m.value) WITH ORDINALITY AS e (c, n))
+            WHEN m.key = 'computed' THEN (
+                SELECT coalesce(json_agg(json_build_object('name', coalesce(renamed ->> (c ->> 'name'), c ->> 'name'), 'expression', c ->> 'expression', 'type', c ->> 'type') ORDER BY n), '[]')
+                FROM json_array_elements(m.value) WITH ORDINALITY AS e (c, n))
+            ELSE m.value END ORDER BY m.n)
+        FROM json_each(s.definition) WITH ORDINALITY AS m (key, value, n))
+    WHERE s.id = staging_id RETURNING s.* INTO staging;
+    UPDATE millrace.target_source x SET columns = (
+        SELECT json_object_agg(m.key, CASE m.key
+            WHEN 'key' THEN (SELECT json_agg((SELECT json_agg(coalesce(renamed ->> c, c) ORDER BY i) FROM json_array_elements_text(h) WITH ORDINALITY AS e (c, i)) ORDER BY n)
+                             FROM json_array_elements(m.value) WITH ORDINALITY AS k (h, n))
+            WHEN 'sub_key' THEN (SELECT json_agg(coalesce(renamed ->> c, c) ORDER BY i) FROM json_array_elements_text(nullif(m.value::text, 'null')::json) WITH ORDINALITY AS e (c, i))
+            WHEN 'attributes' THEN (SELECT json_object_agg(a.key, coalesce(renamed ->> a.value, a.value)) FROM json_each_text(nullif(m.value::text, 'null')::json) a)
+            ELSE m.value END ORDER BY m.n)
+        FROM json_each(x.columns) WITH ORDINALITY AS m (key, value, n))
+    WHERE x.staging_id = redeclare_columns.staging_id AND x.columns IS NOT NULL;
+    RETURN staging;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.redeclare_columns(regrole, integer, jsonb) IS 'stores columns of a staging table under the names that users have given them';
+
 -- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
 CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, log_partition text, log_retention interval,
     timezone text) RETURNS void
@@ -517,7 +568,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     member text;
-    renamed record;
+    renamed jsonb;
+    removed record;
     added record;
     log_relation regclass := present.log;
     broken boolean := to_regclass(format('millrace_def.staging_%s', present.id)) IS NULL;
@@ -527,11 +579,30 @@ BEGIN
             USING ERRCODE = 'feature_not_supported', HINT = 'Replace it with log => false, rename or drop its log, and replace it again.';
     END IF;
     UPDATE millrace.staging s SET log_retention = replace_staging.log_retention WHERE s.id = present.id AND s.log IS NOT NULL;
-    IF NOT broken AND definition::text = present.definition::text AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
+    -- Columns that were renamed are declared under the names that they have now, or the declaration is older than that.
+    SELECT jsonb_object_agg(r.declared, r.now) INTO renamed FROM millrace_internal.renamed_columns(present.id) r WHERE NOT broken;
+    SELECT c.name, c.technical, renamed ->> c.name AS now INTO removed FROM millrace_internal.staging_columns(definition) c
+    WHERE renamed ? c.name AND NOT EXISTS (SELECT FROM jsonb_each_text(renamed) r WHERE r.value = c.name) LIMIT 1;
+    IF FOUND THEN
+        IF definition::jsonb = present.definition::jsonb AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
+            RETURN; -- as it was declared; the rename is followed
+        END IF;
+        RAISE EXCEPTION 'column "%" of staging table % is called "%" now', removed.name, present.relation, removed.now
+            USING ERRCODE = 'undefined_column',
+                  HINT = CASE WHEN removed.technical THEN 'Rename it back, replace the definition, and rename it again, in one transaction.' ELSE 'Declare it under its present name.' END;
+    END IF;
+    IF renamed IS NOT NULL THEN
+        present := millrace_internal.redeclare_columns(caller, present.id, renamed);
+    END IF;
+    IF NOT broken AND definition::jsonb = present.definition::jsonb AND log = (present.log IS NOT NULL) AND timezone = present.timezone THEN
+        IF renamed IS NOT NULL THEN
+            PERFORM millrace_internal.define_staging(present.id);
+            PERFORM millrace_internal.changed(present.stream_id);
+        END IF;
         RETURN;
     END IF;
     FOREACH member IN ARRAY '{for_each, version, payload}'::text[] LOOP
-        IF (definition -> member)::text IS DISTINCT FROM (present.definition -> member)::text THEN
+        IF (definition -> member)::jsonb IS DISTINCT FROM (present.definition -> member)::jsonb THEN
             RAISE EXCEPTION '% of staging table % cannot change', member, present.relation
                 USING ERRCODE = 'feature_not_supported', DETAIL = 'Every object that is staged has been judged by it.', HINT = 'Drop the staging table and create it again.';
         END IF;
@@ -541,19 +612,23 @@ BEGIN
         RAISE EXCEPTION 'the key of staging table % cannot change', present.relation
             USING ERRCODE = 'feature_not_supported', HINT = 'Drop the staging table and create it again.';
     END IF;
-    -- What hangs on the table knows columns by their declared names, and expressions by their present ones: they must be the same.
-    FOR renamed IN
-        SELECT c.name, millrace_internal.definition_column('staging', present.id, c.name) AS now FROM millrace_internal.staging_columns(present.definition) c WHERE NOT broken
-    LOOP
-        IF renamed.now <> renamed.name THEN
-            RAISE EXCEPTION 'column "%" of staging table % is called "%" now', renamed.name, present.relation, renamed.now
-                USING ERRCODE = 'feature_not_supported', HINT = 'Rename it back, replace the definition, and rename it again, in one transaction.';
-        END IF;
-    END LOOP;
     IF EXISTS (SELECT FROM millrace_internal.staging_columns(definition) c
                WHERE c.in_key AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = present.relation AND a.attname = c.name AND NOT a.attisdropped)) THEN
         RAISE EXCEPTION 'a key column of staging table % is gone', present.relation
             USING ERRCODE = 'undefined_column', HINT = 'Drop the staging table and create it again.';
+    END IF;
+    SELECT c.name, t.kind, t.relation INTO removed
+    FROM millrace_internal.staging_columns(present.definition) c
+    JOIN millrace.target_source x ON x.staging_id = present.id JOIN millrace.target t ON t.id = x.target_id
+    WHERE NOT EXISTS (SELECT FROM millrace_internal.staging_columns(replace_staging.definition) n WHERE n.name = c.name)
+      AND (EXISTS (SELECT FROM jsonb_path_query(x.columns::jsonb, 'strict $.**') v WHERE v = to_jsonb(c.name))
+           OR EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                      JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                      WHERE r.ev_class = to_regclass(format('millrace_def.mart_%s', t.id)) AND d.refobjid = present.relation AND a.attname = c.name))
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column "%" of staging table % is read by % %', removed.name, present.relation, removed.kind, removed.relation
+            USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Change or drop what reads it first.';
     END IF;
     FOR added IN
         SELECT c.name, c.type, o.type AS old_type FROM millrace_internal.staging_columns(definition) c
