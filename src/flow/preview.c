@@ -358,12 +358,24 @@ transaction_ids(void)
 		construct_array(ids, n, XIDOID, sizeof(TransactionId), true, TYPALIGN_INT));
 }
 
+/* In the order of the layers, and in each as they were declared. */
+static int
+compare_targets(const ListCell *left, const ListCell *right)
+{
+	const MrTarget *l = lfirst(left);
+	const MrTarget *r = lfirst(right);
+
+	return l->kind->phase != r->kind->phase ? (int) l->kind->phase - (int) r->kind->phase
+											: l->id - r->id;
+}
+
 /* Takes the messages through all stages and shows what has become of them. */
 static void
 run(Preview *preview)
 {
 	MrFlow *flow = preview->flow;
 	MrBatch *batch;
+	List *targets;
 	MrRunAs saved;
 	ListCell *lc;
 
@@ -409,7 +421,9 @@ run(Preview *preview)
 		if (!((MrFailure *) lfirst(lc))->silent)
 			show_failure(preview, lfirst(lc));
 	}
-	foreach(lc, flow->stream->targets)
+	targets = list_copy(flow->stream->targets);
+	list_sort(targets, compare_targets);
+	foreach(lc, targets)
 		show_target(preview, lfirst(lc));
 }
 

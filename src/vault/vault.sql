@@ -508,6 +508,21 @@ COMMENT ON FUNCTION millrace_internal.vault_base(regrole, regclass, text, text[]
 
 -- ---- hubs --------------------------------------------------------------------------------------------------
 
+-- Does a business key, as it is declared now, speak of the same columns as when the hub was made?  Its columns and those of the
+-- source may have been renamed since, and answer to either name.
+CREATE FUNCTION millrace_internal.hub_has_key(hub millrace.target, staging millrace.staging, business_key text[]) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT cardinality(business_key) = json_array_length(hub.definition -> 'business_key') AND bool_and(
+               CASE WHEN c.declared IS NOT NULL THEN c.declared = s.columns #>> ARRAY['key', '0', (k.n - 1)::text]
+                    ELSE k.name IN (hub.definition #>> ARRAY['business_key', (k.n - 1)::text], millrace_internal.definition_column('hub', hub.id, 'key_' || k.n)) END)
+    FROM unnest(business_key) WITH ORDINALITY AS k (name, n)
+    CROSS JOIN LATERAL (SELECT x.columns FROM millrace.target_source x WHERE x.target_id = hub.id AND x.staging_id = staging.id ORDER BY x.ordinal LIMIT 1) AS s
+    CROSS JOIN LATERAL (SELECT coalesce(millrace_internal.declared_column('staging', staging.id, k.name),
+                                        CASE WHEN millrace_internal.definition_column('staging', staging.id, k.name) IS NOT NULL THEN k.name END) AS declared) AS c
+$$;
+COMMENT ON FUNCTION millrace_internal.hub_has_key(millrace.target, millrace.staging, text[]) IS 'whether a business key speaks of the columns that a hub has';
+
 CREATE FUNCTION millrace_internal.create_hub(caller regrole, name text, source regclass, business_key text[], hash_key text, names json, record_source text, replace boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -525,8 +540,14 @@ DECLARE
     target_id integer;
 BEGIN
     PERFORM millrace_internal.vault_check_list('business_key', business_key);
-    called := millrace_internal.vault_names(names, jsonb_build_object('hash_key', coalesce(hash_key, short || '_hk'), 'load_at', 'load_at', 'record_source', 'record_source'));
-    declared := millrace_internal.vault_columns(staging, business_key);
+    called := millrace_internal.vault_names(names, jsonb_build_object('hash_key', coalesce(hash_key, present.definition #>> '{names,hash_key}', short || '_hk'), 'load_at', 'load_at', 'record_source', 'record_source'));
+    IF present.id IS NOT NULL AND millrace_internal.hub_has_key(present, staging, business_key) THEN
+        business_key := ARRAY(SELECT json_array_elements_text(present.definition -> 'business_key'));
+        SELECT ARRAY(SELECT json_array_elements_text(x.columns #> '{key,0}')) INTO declared FROM millrace.target_source x
+        WHERE x.target_id = present.id AND x.staging_id = staging.id ORDER BY x.ordinal LIMIT 1;
+    ELSE
+        declared := millrace_internal.vault_columns(staging, business_key);
+    END IF;
     columns := json_build_object('key', json_build_array(to_json(declared)));
     definition := json_build_object('business_key', business_key, 'names', called, 'record_source', record_source,
         'current', coalesce(present.definition ->> 'current', millrace_internal.vault_current_name(qualified)));
@@ -614,8 +635,14 @@ BEGIN
         key := key || jsonb_build_array(part);
     END LOOP;
     called := millrace_internal.vault_names(names,
-        jsonb_build_object('hash_key', coalesce(hash_key, short || '_hk'), 'load_at', 'load_at', 'record_source', 'record_source')
+        jsonb_build_object('hash_key', coalesce(hash_key, present.definition #>> '{names,hash_key}', short || '_hk'), 'load_at', 'load_at', 'record_source', 'record_source')
         || (SELECT jsonb_object_agg(r, r) FROM unnest(references_to) r));
+    -- The same hubs, whatever they and their columns are called by now.
+    IF (SELECT jsonb_agg(m - 'as' ORDER BY n) FROM jsonb_array_elements(members) WITH ORDINALITY AS u (m, n))
+       = (SELECT jsonb_agg(m::jsonb - 'as' ORDER BY n) FROM json_array_elements(present.definition -> 'hubs') WITH ORDINALITY AS u (m, n)) THEN
+        members := present.definition -> 'hubs';
+        called := CASE WHEN names IS NULL THEN (present.definition -> 'names')::jsonb ELSE called END;
+    END IF;
     definition := json_build_object('hubs', members, 'names', called, 'record_source', record_source,
         'current', coalesce(present.definition ->> 'current', millrace_internal.vault_current_name(qualified)));
 
