@@ -1,4 +1,4 @@
-# What proving costs: the rate while another session verifies every mart again and again.
+# What proving costs: the rate while another session verifies every derived table again and again.
 
 verify() {
 	local seconds= peak= cpu= ours= alone count
@@ -24,7 +24,7 @@ verify() {
 verify_again_and_again() {
 	while :; do
 		psql -qXAt -d ours 2>/dev/null -c "SELECT t.relation, v.missing, v.unexpected FROM millrace.target_status t, millrace.verify(t.relation::regclass) v
-			WHERE t.kind = 'mart' AND t.state = 'active'" >>"$work/verified" || true
+			WHERE t.state = 'active'" >>"$work/verified" || true
 	done
 }
 
