@@ -16,7 +16,7 @@
 
 /* All kinds of targets; a new kind is a new file and a line here. */
 static const MrTargetKind *const kinds[] = {&mr_hub_kind, &mr_link_kind, &mr_satellite_kind,
-											&mr_mart_kind};
+											&mr_pit_kind, &mr_mart_kind};
 
 static const MrTargetKind *
 kind_named(const char *name)
@@ -180,12 +180,13 @@ mr_flow_activate(MrStream *stream)
 	for (uint64 i = 0; i < count; i++)
 		mr_stream_lock(ids[i], true);
 
-	count = mr_sql("SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
-				   "WHEN 'satellite' THEN 3 ELSE 4 END AS phase FROM millrace.target t "
-				   "JOIN millrace.target_source s ON s.target_id = t.id "
-				   "JOIN millrace.staging g ON g.id = s.staging_id "
-				   "WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",
-				   stream->id);
+	count = mr_sql(
+		"SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
+		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 ELSE 5 END AS phase FROM millrace.target t "
+		"JOIN millrace.target_source s ON s.target_id = t.id "
+		"JOIN millrace.staging g ON g.id = s.staging_id "
+		"WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",
+		stream->id);
 	ids = palloc(sizeof(int32) * Max(count, 1));
 	for (uint64 i = 0; i < count; i++)
 	{

@@ -479,7 +479,8 @@ fill_all(MrFlow *flow)
 	}
 	if (!filled)
 		return true;
-	if (!compile(flow))
+	/* What stands on a table that has been filled is activated again. */
+	if (!mr_flow_compile_active(flow))
 		return false;
 	flow->source->stream = flow->stream;
 	return true;

@@ -376,9 +376,13 @@ BEGIN
     ELSE
         PERFORM millrace_internal.check_filled(kept.id);
         SELECT string_agg(coalesce(CASE WHEN kept.kind <> 'mart' THEN g.log END, g.relation)::text, ', ' ORDER BY s.ordinal),
-               CASE WHEN kept.kind = 'mart' THEN '-infinity' ELSE coalesce(millrace_internal.log_horizon(kept.id), 'infinity') END
+               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE coalesce(millrace_internal.log_horizon(kept.id), 'infinity') END
         INTO compared_with, horizon
         FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = kept.id;
+        IF kept.kind = 'pit' THEN
+            SELECT string_agg(t.relation::text, ', ' ORDER BY e.n) INTO compared_with
+            FROM millrace.target p, json_array_elements_text(p.definition -> 'satellites') WITH ORDINALITY AS e (id, n), millrace.target t WHERE p.id = kept.id AND t.id = e.id::integer;
+        END IF;
     END IF;
     EXECUTE format('SELECT missing, unexpected, example FROM millrace_internal.verify_%s($1)', kept.kind)
         INTO missing, unexpected, example USING kept.id;

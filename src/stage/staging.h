@@ -66,6 +66,7 @@ typedef enum MrPhase
 	MR_PHASE_HUB,
 	MR_PHASE_LINK,
 	MR_PHASE_SATELLITE,
+	MR_PHASE_PIT,
 	MR_PHASE_MART
 } MrPhase;
 

@@ -73,6 +73,9 @@ create_statements(MrSetSatellite *satellite, const MrVaultTable *table, const At
 	for (int i = 0; i < COLUMNS; i++)
 		names[i] =
 			pstrdup(quote_identifier(NameStr(TupleDescAttr(table->desc, attnums[i] - 1)->attname)));
+	satellite->unit = pstrdup(names[COLUMN_UNIT]);
+	satellite->set = psprintf("%s, %s, %s", names[COLUMN_UNIT], names[COLUMN_APPLIED_AT],
+							  names[COLUMN_HASHDIFF]);
 	alone = satellite->whole ? "" : psprintf(" AND s.%s = u.member", names[COLUMN_MEMBER]);
 
 	/* One probe of the unique index for each run: the row before its end. */
@@ -489,11 +492,28 @@ set_apply(MrTarget *target, MrBatch *batch)
 		(void) insert_runs(satellite, batch, runs, nruns, true);
 }
 
+/* Whole sets of which the filter selects a row: what is left of one would pass for all of it. */
+static void
+set_clear(MrTarget *target, const char *filter, char **condition)
+{
+	MrSetSatellite *satellite = (MrSetSatellite *) target;
+	char *relation = mr_relation_name(target->relid);
+	MrRunAs saved;
+
+	mr_run_as_restricted(&saved, target->owner);
+	(void) mr_sql("DELETE FROM %s WHERE %s <> '00000000-0000-0000-0000-000000000000'::uuid "
+				  "AND (%s) IN (SELECT %s FROM %s AS %s WHERE (%s\n))",
+				  relation, satellite->unit, satellite->set, satellite->set, relation,
+				  quote_identifier(get_rel_name(target->relid)), filter == NULL ? "true" : filter);
+	mr_run_back(&saved);
+	*condition = NULL;
+}
+
 const MrTargetKind mr_set_kind = {
 	.name = "satellite",
 	.phase = MR_PHASE_SATELLITE,
 	.stage = MR_STAGE_VAULT,
 	.apply = set_apply,
 	.filled_from = MR_FILLED_FROM_VERSIONS,
-	.clear = mr_vault_clear,
+	.clear = set_clear,
 };

@@ -47,6 +47,8 @@ typedef struct MrSetSatellite
 	MrAttributes attributes;
 	MrSetSource *sources;
 	MrTable *table;
+	char *set; /* the columns that name a set, and the unit's, as SQL writes them */
+	char *unit;
 	MrStatement *find_predecessors;
 	MrStatement *confirm;
 

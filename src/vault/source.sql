@@ -82,6 +82,7 @@ BEGIN
         PERFORM millrace_internal.vault_horizon(target.id, target.relation, staging);
     END IF;
     PERFORM millrace_internal.vault_changed(target.id);
+    PERFORM millrace_internal.pit_renew(target.id);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.add_source(regrole, regclass, regclass, json, text, boolean) IS 'the other half of millrace.add_source';
@@ -107,6 +108,7 @@ BEGIN
     END IF;
     PERFORM millrace_internal.vault_changed(target.id);
     DELETE FROM millrace.target_source s WHERE s.target_id = target.id AND s.staging_id = staging_id;
+    PERFORM millrace_internal.pit_renew(target.id);
     -- One that is being filled begins again, without it.
     UPDATE millrace.target t SET state = 'new' WHERE t.id = target.id AND t.state = 'filling';
 END

@@ -19,6 +19,7 @@
 extern const MrTargetKind mr_hub_kind;
 extern const MrTargetKind mr_link_kind;
 extern const MrTargetKind mr_satellite_kind;
+extern const MrTargetKind mr_pit_kind;
 
 /* ---- keys (key.c) ------------------------------------------------------------------------------------ */
 

@@ -445,6 +445,7 @@ BEGIN
     UPDATE millrace.target_source s SET columns = vault_update.columns
     WHERE s.target_id = present.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = present.id AND o.staging_id = staging.id);
     PERFORM millrace_internal.vault_changed(present.id);
+    PERFORM millrace_internal.pit_renew(present.id);
     RETURN true;
 END
 $$;
@@ -693,6 +694,8 @@ BEGIN
         WHERE (t.kind = 'link' AND EXISTS (SELECT FROM json_array_elements(t.definition -> 'hubs') h WHERE (h ->> 'id')::integer = target_id))
            OR (t.kind = 'satellite' AND ((t.definition #>> '{parent,id}')::integer = target_id
                OR EXISTS (SELECT FROM json_array_elements(t.definition #> '{parent,hubs}') h WHERE (h ->> 'id')::integer = target_id)))
+           OR (t.kind = 'pit' AND ((t.definition #>> '{parent,id}')::integer = target_id
+               OR EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') e WHERE e::integer = target_id)))
            OR (t.kind = 'mart' AND EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
                                            WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = current_view
                                              AND r.ev_class = to_regclass(format('millrace_def.mart_%s', t.id))))
@@ -708,6 +711,13 @@ BEGIN
     END LOOP;
     EXECUTE format('DROP VIEW IF EXISTS millrace_def.%s_%s', target.kind, target.id);
     DELETE FROM millrace.target t WHERE t.id = target_id;
+    IF target.kind = 'pit' THEN
+        IF EXISTS (SELECT FROM pg_class c WHERE c.oid = target.relation) THEN
+            PERFORM millrace_internal.execute_as(caller, format('DROP VIEW %s%s', target.relation, CASE WHEN cascade THEN ' CASCADE' ELSE '' END));
+        END IF;
+        EXECUTE format('DROP TABLE millrace_state.pit_%s', target.id);
+        RETURN;
+    END IF;
     IF current_view IS NOT NULL THEN
         IF to_regprocedure((target.definition ->> 'as_of') || '(timestamptz)') IS NOT NULL THEN
             PERFORM millrace_internal.execute_as(caller, format('DROP FUNCTION %s(timestamptz)%s', target.definition ->> 'as_of', CASE WHEN cascade THEN ' CASCADE' ELSE '' END));

@@ -11,6 +11,7 @@ drops it.  Prints its seed; `vault.py --seed N` repeats a run.
 """
 import argparse
 import collections
+import datetime
 import decimal
 import hashlib
 import json
@@ -56,8 +57,11 @@ def boolean(value):
     return None if value is None else "t" if value else "f"
 
 
-def time_text(minute):
-    return f"2026-01-{1 + minute // 1440:02d} {minute % 1440 // 60:02d}:{minute % 60:02d}:00+00"
+MINUTES = 37    # of a unit of time, so that a history takes some days
+
+
+def time_text(unit):
+    return (datetime.datetime(2026, 1, 1) + datetime.timedelta(minutes=MINUTES * unit)).isoformat(" ") + "+00"
 
 
 def history(rng, objects, versions):
@@ -232,6 +236,8 @@ def vault(cursor, schema):
              f"""attributes => '{{quantity}}', columns => '{{"order_no": "order_id"}}', history => '{history_kept}')""")
     call(f"SELECT millrace.create_satellite('{schema}.e_order', source => 'stg.items', parent => '{schema}.l_order_product', kind => 'effectivity', driving_key => '{{order_id}}')")
     call(f"SELECT millrace.create_satellite('{schema}.e_product', source => 'stg.items', parent => '{schema}.l_order_product', kind => 'effectivity', driving_key => '{{product}}', history => 'all')")
+    call(f"SELECT millrace.create_pit('{schema}.pit_order', hub => '{schema}.h_order', satellites => '{{{schema}.s_order, {schema}.s_order_all, {schema}.m_items_changes}}', every => 'day')")
+    call(f"SELECT millrace.create_pit('{schema}.pit_user', hub => '{schema}.h_user', satellites => '{{{schema}.s_user}}', every => 'day')")
     call(f"""SELECT millrace.add_source('{schema}.h_user', source => 'stg.crm', columns => '{{"user_id": "who"}}', record_source => 'crm')""")
     call(f"""SELECT millrace.add_source('{schema}.h_order', source => 'stg.crm', columns => '{{"order_id": "order_no"}}')""")
     call(f"""SELECT millrace.add_source('{schema}.s_user', source => 'stg.crm', columns => '{{"user_id": "who", "name": "nick", "city": null}}')""")
@@ -265,6 +271,17 @@ def compare(cursor, schema, name, source, rows, step):
     return found == rows
 
 
+def check_pit(cursor, schema, name, step):
+    """A point-in-time table equals its plain query; in the days that the history tells of, for it has a row for each day since."""
+    cursor.execute("SELECT id FROM millrace.target WHERE relation = %s::regclass", (f"{schema}.{name}",))
+    kept, plain = (f"(SELECT * FROM {relation} WHERE snapshot_at < '2026-01-12')" for relation in (f"{schema}.{name}", f"millrace_def.pit_{cursor.fetchone()[0]}"))
+    cursor.execute(f"SELECT (SELECT count(*) FROM ({kept} EXCEPT ALL {plain}) AS u), (SELECT count(*) FROM ({plain} EXCEPT ALL {kept}) AS m)")
+    unexpected, missing = cursor.fetchone()
+    if unexpected or missing:
+        print(f"{schema}.{name} differs at step {step}: missing {missing}, unexpected {unexpected}")
+    return not unexpected and not missing
+
+
 def check(cursor, schema, messages, step):
     good = True
     for name, rows in expected(messages).items():
@@ -275,6 +292,14 @@ def check(cursor, schema, messages, step):
         for minute in [times.randrange(-1, 1 + max((m["minute"] for m in messages), default=0)) for _ in range(3)]:
             moment = "2025-12-31 23:59+00" if minute < 0 else time_text(minute)
             good &= compare(cursor, schema, name, f"_as_of('{moment}')", content_at(said[name], minute), step)
+    for day in range(1, 4):
+        # The ghost record has no order.
+        good &= compare(cursor, schema, "s_order_all", f" s JOIN {schema}.h_order USING (h_order_hk) JOIN {schema}.pit_order p "
+                        "ON (s.h_order_hk, s.applied_at, s.hashdiff) = (p.s_order_all_hk, p.s_order_all_applied_at, p.s_order_all_hashdiff) "
+                        f"WHERE order_id IS NOT NULL AND p.snapshot_at = '2026-01-{day:02d} 23:59:59.999999+00'",
+                        content_at(said["s_order_all"], (day * 1440 - 1) // MINUTES), step)
+    for name in ("pit_order", "pit_user") if not isinstance(step, int) or step % 3 == 0 else ():
+        good &= check_pit(cursor, schema, name, step)
     cursor.execute(f"SELECT h_place_hk, city, amount::text FROM {schema}.h_place_current")
     for key, city, amount in cursor.fetchall():
         if uuid.UUID(key).bytes != hash_key(city, number(amount)):

@@ -1,0 +1,290 @@
+/*
+ * pit.c
+ *	  Point-in-time tables: which rows of satellites were valid at the end of each period.
+ *
+ * A batch names the keys of which something was said, and the earliest time of it.  Their spans are computed anew
+ * from the satellites, which the batch has written before, from that time on.  So the table is a function of
+ * its satellites, whatever came in whatever order.  Workers that meet at a key lock it first and look at the
+ * satellites afterwards (C4): the later one sees what both have written.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "miscadmin.h"
+#include "stage/mapping.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "vault/satellite.h"
+
+#define KEYS_AT_ONCE 5000
+/* Plans for few keys are made once; those for many look at their number. */
+#define FEW_KEYS 100
+
+typedef struct PitStatements
+{
+	MrStatement *insert_keys;
+	MrStatement *lock_keys;
+	MrStatement *compute;
+	char *all_keys;
+	char *state;
+} PitStatements;
+
+typedef struct MrPit
+{
+	MrTarget base;
+	MrKey *key;
+	MrKeyReader **readers; /* by source; NULL for sources of other streams */
+	bool *is_object; /* by source: deletes and empty versions name the key */
+	PitStatements statements;
+} MrPit;
+
+/* A key of which something was said, and when first. */
+typedef struct Touched
+{
+	pg_uuid_t key;
+	TimestampTz time;
+} Touched;
+
+/* The statements on names as they are now; as the extension's owner. */
+static void
+load_statements(PitStatements *statements, int32 target_id)
+{
+	Oid types[] = {get_array_type(UUIDOID), TIMESTAMPTZARRAYOID};
+
+	(void) mr_sql("SELECT insert_keys, lock_keys, compute, all_keys "
+				  "FROM millrace_internal.pit_statements(%d)",
+				  target_id);
+	statements->insert_keys = mr_statement_create(mr_sql_text(0, 1), 1, types);
+	statements->lock_keys = mr_statement_create(mr_sql_text(0, 2), 1, types);
+	statements->compute = mr_statement_create(mr_sql_text(0, 3), 2, types);
+	statements->all_keys = mr_sql_text(0, 4);
+	statements->state = psprintf("millrace_state.pit_%d", target_id);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+static MrTarget *
+pit_load(const MrTarget *base)
+{
+	MrPit *pit = palloc0(sizeof(MrPit));
+
+	pit->base = *base;
+	pit->key = mr_key_of_parent(mr_vault_json_member(mr_vault_json(base->definition), "parent"));
+	pit->readers = mr_key_readers_create(pit->key, base);
+	pit->is_object = palloc0(Max(base->nsources, 1));
+	for (int s = 0; s < base->nsources; s++)
+	{
+		if (pit->readers[s] != NULL)
+			pit->is_object[s] = mr_key_is_object(pit->readers[s], base->sources[s].staging);
+	}
+	load_statements(&pit->statements, base->id);
+	/* After all of its satellites, also those that objects share. */
+	pit->base.shared = true;
+	return &pit->base;
+}
+
+static int
+compare_touched(const void *left, const void *right)
+{
+	const Touched *l = left;
+	const Touched *r = right;
+	int order = memcmp(&l->key, &r->key, sizeof(pg_uuid_t));
+
+	if (order != 0)
+		return order;
+	return l->time < r->time ? -1 : l->time > r->time;
+}
+
+/* Runs a statement over keys as the owner. */
+static uint64
+run_over_keys(MrStatement *statement, Oid owner, const Touched *touched, int n)
+{
+	Datum *elements = palloc(sizeof(Datum) * n);
+	int nest_level = NewGUCNestLevel();
+	Datum arrays[2];
+	MrRunAs saved;
+	uint64 processed;
+
+	for (int i = 0; i < n; i++)
+		elements[i] = UUIDPGetDatum(&touched[i].key);
+	arrays[0] = mr_satellite_uuid_array(elements, n);
+	for (int i = 0; i < n; i++)
+		elements[i] = TimestampTzGetDatum(touched[i].time);
+	arrays[1] = mr_satellite_time_array(elements, n);
+	/* Satellites are read through their indexes, whatever the statistics of young tables say. */
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	(void) set_config_option("plan_cache_mode",
+							 n <= FEW_KEYS ? "force_generic_plan" : "force_custom_plan",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	mr_run_as_restricted(&saved, owner);
+	processed = mr_statement_run(statement, arrays, NULL);
+	mr_run_back(&saved);
+	AtEOXact_GUC(false, nest_level);
+	pfree(DatumGetPointer(arrays[0]));
+	pfree(DatumGetPointer(arrays[1]));
+	pfree(elements);
+	return processed;
+}
+
+/* Adds the key of one row. */
+static int
+touch(MrKeyReader *reader, const MrRow *row, TimestampTz time, Touched *touched, int n)
+{
+	if (mr_key_read(reader, row->values, row->nulls) == 0)
+		return n;
+	mr_key_hash(reader, &touched[n].key);
+	touched[n].time = time;
+	return n + 1;
+}
+
+/* Adds the keys that a version says something of. */
+static int
+touch_version(const MrPit *pit, int s, const MrVersion *version, Touched *touched, int n)
+{
+	const MrStaging *staging = pit->base.sources[s].staging;
+	TimestampTz time = mr_version_time(staging, version);
+
+	if (version->nrows == 0 && pit->is_object[s])
+	{
+		MrRow empty = mr_version_empty_row(staging, version);
+
+		return touch(pit->readers[s], &empty, time, touched, n);
+	}
+	for (int r = 0; r < version->nrows; r++)
+		n = touch(pit->readers[s], &version->rows[r], time, touched, n);
+	return n;
+}
+
+static void
+pit_apply(MrTarget *target, MrBatch *batch)
+{
+	MrPit *pit = (MrPit *) target;
+	int capacity = mr_vault_count_rows(target, batch);
+	Touched *touched;
+	int n = 0;
+	int kept = 0;
+	MrRunAs saved;
+
+	for (int s = 0; s < target->nsources; s++)
+	{
+		if (pit->readers[s] != NULL)
+			capacity += batch->staged[target->sources[s].staging->ordinal].nversions;
+	}
+	if (capacity == 0)
+		return;
+	touched = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Touched) * capacity);
+	/* Casts and output functions are of types that the owner has chosen. */
+	mr_run_as_restricted(&saved, target->owner);
+	for (int s = 0; s < target->nsources; s++)
+	{
+		const MrStaged *staged;
+
+		if (pit->readers[s] == NULL)
+			continue;
+		staged = &batch->staged[target->sources[s].staging->ordinal];
+		for (int v = 0; v < staged->nversions; v++)
+			n = touch_version(pit, s, &staged->versions[v], touched, n);
+	}
+	mr_run_back(&saved);
+	if (n == 0)
+		return;
+
+	/* Sorted, so that nobody waits in a circle; of a key the first time. */
+	qsort(touched, n, sizeof(Touched), compare_touched);
+	for (int i = 0; i < n; i++)
+	{
+		if (kept == 0 || memcmp(&touched[kept - 1].key, &touched[i].key, sizeof(pg_uuid_t)) != 0)
+			touched[kept++] = touched[i];
+	}
+	(void) run_over_keys(pit->statements.insert_keys, target->owner, touched, kept);
+	(void) run_over_keys(pit->statements.lock_keys, target->owner, touched, kept);
+	SPI_freetuptable(SPI_tuptable);
+	(void) run_over_keys(pit->statements.compute, target->owner, touched, kept);
+}
+
+/* ---- filling ----------------------------------------------------------------------------------------- */
+
+/* Computes the spans of all keys, under the exclusive lock of all streams. */
+static void
+compute_all(PitStatements *statements, Oid owner)
+{
+	Touched *touched = palloc(sizeof(Touched) * KEYS_AT_ONCE);
+	MemoryContext previous = CurrentMemoryContext;
+	MemoryContext chunk = AllocSetContextCreate(previous, "millrace keys", ALLOCSET_DEFAULT_SIZES);
+	MrRunAs saved;
+	SPIPlanPtr plan;
+	Portal portal;
+
+	mr_run_as_restricted(&saved, owner);
+	(void) mr_sql("DELETE FROM %s", statements->state);
+	plan = SPI_prepare(statements->all_keys, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "cannot read the keys of %s: %s", statements->state,
+			 SPI_result_code_string(SPI_result));
+	/* Not as read-only: rows of this transaction count, too. */
+	portal = SPI_cursor_open(NULL, plan, NULL, NULL, false);
+	mr_run_back(&saved);
+	for (;;)
+	{
+		SPITupleTable *keys;
+		int n;
+
+		CHECK_FOR_INTERRUPTS();
+		mr_run_as_restricted(&saved, owner);
+		SPI_cursor_fetch(portal, true, KEYS_AT_ONCE);
+		mr_run_back(&saved);
+		MemoryContextSwitchTo(chunk);
+		keys = SPI_tuptable;
+		n = (int) SPI_processed;
+		for (int i = 0; i < n; i++)
+		{
+			bool isnull;
+
+			touched[i].key = *DatumGetUUIDP(mr_sql_value(i, 1, &isnull));
+			touched[i].time = DT_NOBEGIN;
+		}
+		SPI_freetuptable(keys);
+		if (n == 0)
+			break;
+		(void) run_over_keys(statements->compute, owner, touched, n);
+		MemoryContextSwitchTo(previous);
+		MemoryContextReset(chunk);
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(chunk);
+	SPI_cursor_close(portal);
+	(void) SPI_freeplan(plan);
+}
+
+static void
+pit_fill(MrTarget *target)
+{
+	compute_all(&((MrPit *) target)->statements, target->owner);
+}
+
+/* What it is made from is not removed: everything is computed anew. */
+static void
+pit_clear(MrTarget *target, const char *filter, char **condition)
+{
+	if (filter != NULL)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("point-in-time table %s is rebuilt as a whole", target->name),
+						errhint("Leave out the filter.")));
+	pit_fill(target);
+}
+
+const MrTargetKind mr_pit_kind = {
+	.name = "pit",
+	.phase = MR_PHASE_PIT,
+	.stage = MR_STAGE_VAULT,
+	.load = pit_load,
+	.apply = pit_apply,
+	.filled_from = MR_FILLED_AT_ONCE,
+	.fill = pit_fill,
+	.clear = pit_clear,
+};
