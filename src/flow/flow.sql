@@ -220,6 +220,56 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.validate_stream(millrace.stream) IS 'what is wrong with a stream and its endpoint';
 
+-- What somebody should see to: nothing is wrong with the stream because of it.
+CREATE FUNCTION millrace_internal.validate_state(stream millrace.stream)
+    RETURNS TABLE (severity text, subject text, message text, hint text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT 'error', 'stream ' || stream.name, 'it has stopped itself: ' || stream.stop_reason, 'See millrace.dead_letter; start it again with millrace.start_stream() when the reason is gone.'
+    WHERE stream.stop_reason IS NOT NULL
+    UNION ALL
+    SELECT 'warning', 'stream ' || stream.name, format('%s dead letter%s open, of %s', count(*), CASE count(*) WHEN 1 THEN ' is' ELSE 's are' END,
+                  coalesce(string_agg(DISTINCT g.relation::text, ', '), 'the stream itself')),
+           'See millrace.dead_letter, and millrace.retry() or millrace.discard().'
+    FROM millrace.letter l LEFT JOIN millrace.staging g ON g.id = l.staging_id WHERE l.stream_id = stream.id AND l.state = 'open' HAVING count(*) > 0
+    UNION ALL
+    SELECT 'warning', 'stream ' || stream.name, format('%s incident%s in the last day, the last one: %s', count(*), CASE count(*) WHEN 1 THEN '' ELSE 's' END,
+                  (array_agg(i.detail ORDER BY i.at DESC, i.id DESC))[1]), 'See millrace.incident.'
+    FROM millrace.stream_incident i WHERE i.stream_id = stream.id AND i.at > clock_timestamp() - interval '1 day' HAVING count(*) > 0
+    UNION ALL
+    SELECT 'warning', 'stream ' || stream.name, format('streams of this database have %s workers, and max_worker_processes is %s', sum(s.workers), current_setting('max_worker_processes')),
+           'It must hold the launcher, a manager for each database, all workers, and those of parallel queries: ALTER SYSTEM SET max_worker_processes = …, then restart.'
+    FROM millrace.stream s WHERE s.enabled HAVING bool_or(s.id = stream.id) AND sum(s.workers) + 2 > current_setting('max_worker_processes')::integer
+    UNION ALL
+    (SELECT 'info', format('staging %s', t.relation), 'it declares no version: of two messages about an object in different partitions the later one counts by its time, which producers set',
+            'version => says from the message which state of an object is newer.'
+     FROM millrace.staging t
+     WHERE t.stream_id = stream.id AND stream.server IS NOT NULL AND t.definition #>> '{version,type}' IS NULL
+       AND (SELECT count(*) FROM millrace.stream_position p WHERE p.stream_id = stream.id) > 1 ORDER BY t.id)
+    UNION ALL
+    (SELECT CASE WHEN b.last_error IS NOT NULL AND t.state <> 'active' THEN 'error' ELSE 'info' END, format('%s %s', t.kind, t.relation),
+            CASE WHEN t.state = 'new' THEN 'it waits for the next batch of its stream' WHEN b.last_error IS NULL THEN 'it is being filled' ELSE 'it cannot be filled: ' || b.last_error END,
+            'See millrace.backfill_status.'
+     FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id
+     WHERE t.state <> 'active' AND EXISTS (SELECT FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = t.id AND g.stream_id = stream.id) ORDER BY t.id)
+    UNION ALL
+    (SELECT 'info', format('%s %s', k.kind, k.relation), format('batches write it by SQL statements, which takes longer: it %s', k.why), 'That is right, only slower.'
+     FROM (SELECT o.kind, o.relation, o.id,
+                  CASE WHEN c.relkind = 'p' THEN 'is partitioned' WHEN c.relrowsecurity THEN 'has row security'
+                       WHEN EXISTS (SELECT FROM pg_trigger r WHERE r.tgrelid = c.oid AND NOT r.tgisinternal) THEN 'has triggers'
+                       WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '') THEN 'has generated columns' END AS why
+           FROM (SELECT 'staging' AS kind, t.relation, t.id FROM millrace.staging t WHERE t.stream_id = stream.id
+                 UNION ALL
+                 SELECT t.kind, t.relation, 1000000 + t.id FROM millrace.target t
+                 WHERE EXISTS (SELECT FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = t.id AND g.stream_id = stream.id)) AS o
+           JOIN pg_class c ON c.oid = o.relation) AS k WHERE k.why IS NOT NULL ORDER BY k.id);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.validate_state(millrace.stream) IS 'what of a stream somebody should see to';
+
 -- millrace.validate()
 CREATE FUNCTION millrace_internal.validate(caller regrole, name text)
     RETURNS TABLE (severity text, subject text, message text, hint text)
@@ -234,6 +284,7 @@ BEGIN
     FOR stream IN SELECT s.* FROM millrace.stream s
                   WHERE (s.name = validate.name OR validate.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE') ORDER BY s.name LOOP
         RETURN QUERY SELECT v.* FROM millrace_internal.validate_stream(stream) v;
+        RETURN QUERY SELECT v.* FROM millrace_internal.validate_state(stream) v;
         RETURN QUERY SELECT v.* FROM millrace.staging t, millrace_internal.validate_table(t.relation, 'staging', t.id, t.owner) v
         WHERE t.stream_id = stream.id ORDER BY t.id;
         RETURN QUERY SELECT v.* FROM millrace.target t, millrace_internal.validate_table(t.relation, t.kind, t.id, t.owner) v
