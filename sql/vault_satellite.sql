@@ -139,6 +139,10 @@ SELECT FROM millrace.push('satellite_crm', '{"id": "dan", "order": "1", "state":
 SELECT dead_letters FROM millrace.run_stream('satellite_crm');
 SELECT order_id, status FROM sd.s_all_current ORDER BY 1;
 
+-- A mart may not be joined to what has several rows for a key.
+SELECT millrace.create_mart('sd.m', $$ SELECT o.order_id, l.quantity, count(*) AS n FROM ss.orders o LEFT JOIN sd.s_lines_current l USING (order_id) GROUP BY 1, 2 $$);
+SELECT rows > 0 AS counted FROM millrace.stage_stats WHERE stream = 'satellite_orders' AND stage = 'vault';
+
 -- ---- dropping: what has another source stays
 SELECT millrace.drop_table('ss.phones', cascade => true);
 SELECT relation, sources FROM millrace.target_status WHERE owner = 'satellite_builder' ORDER BY 1;

@@ -256,11 +256,12 @@ write_step(void *argument)
 				writing_for = target->sources[i].staging;
 		}
 		INSTR_TIME_SET_CURRENT(start);
+		target->written = 0;
 		MemoryContextSwitchTo(context);
 		target->kind->apply(target, mr_backfill_restrict(target, step->part));
 		MemoryContextSwitchTo(step->batch->context);
 		MemoryContextReset(context);
-		mr_flow_stats_add(target->kind->stage, start, 0);
+		mr_flow_stats_add(target->kind->stage, start, target->written);
 	}
 	in_mart = false;
 	MemoryContextDelete(context);

@@ -88,7 +88,9 @@ DECLARE
 BEGIN
     SELECT t.kind, t.definition, CASE t.kind WHEN 'satellite' THEN (t.definition #>> '{parent,id}')::integer ELSE t.id END AS parent_id INTO target
     FROM millrace.target t
-    WHERE t.kind IN ('hub', 'link', 'satellite') AND to_regclass(t.definition ->> 'current') = view;
+    WHERE t.kind IN ('hub', 'link', 'satellite') AND to_regclass(t.definition ->> 'current') = view
+      -- A multi-active one has several rows for a key.
+      AND t.definition ->> 'kind' IS DISTINCT FROM 'multi_active';
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;

@@ -133,6 +133,7 @@ typedef struct MrTarget
 	char *definition; /* JSON, its shape is the kind's own */
 	bool filling; /* chunk by chunk; see flow/backfill.c */
 	bool shared; /* several objects insert one row: workers may have to wait for each other */
+	int64 written; /* rows that apply has written so far: stage_stats counts them */
 	int nsources;
 	MrTargetSource *sources;
 } MrTarget;

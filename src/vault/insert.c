@@ -184,6 +184,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	mr_run_back(&saved);
 	conflicts = palloc0(Max(keys.rows->nrows, 1));
 	inserted = mr_table_insert_new(table->table, keys.rows, conflicts);
+	target->written += inserted;
 	if (inserted < keys.rows->nrows)
 		refuse_collision(table, keys.rows, conflicts);
 	mr_known_note(table->known, keys.checks, keys.rows->nrows, inserted);

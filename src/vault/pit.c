@@ -204,7 +204,7 @@ pit_apply(MrTarget *target, MrBatch *batch)
 	(void) run_over_keys(pit->statements.insert_keys, target->owner, touched, kept);
 	(void) run_over_keys(pit->statements.lock_keys, target->owner, touched, kept);
 	SPI_freetuptable(SPI_tuptable);
-	(void) run_over_keys(pit->statements.compute, target->owner, touched, kept);
+	target->written += (int64) run_over_keys(pit->statements.compute, target->owner, touched, kept);
 }
 
 /* ---- filling ----------------------------------------------------------------------------------------- */

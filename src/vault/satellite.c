@@ -522,6 +522,7 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 {
 	MrRows *rows = mr_rows_create(satellite->table, nleft);
 	Datum *record_sources = palloc(sizeof(Datum) * Max(satellite->base.nsources, 1));
+	int64 inserted;
 	MrRunAs saved;
 
 	for (int i = 0; i < satellite->base.nsources; i++)
@@ -557,7 +558,9 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 		}
 	}
 	mr_run_back(&saved);
-	return rows->nrows - mr_table_insert_new(satellite->table, rows, NULL);
+	inserted = mr_table_insert_new(satellite->table, rows, NULL);
+	satellite->base.written += inserted;
+	return rows->nrows - inserted;
 }
 
 static void

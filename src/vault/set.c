@@ -391,13 +391,28 @@ match_and_confirm(MrSetSatellite *satellite, Run *runs, int nruns)
 	pfree(numbers);
 }
 
-/* Inserts rows for each run that is left: from its first to its last time, or of its last time alone. */
+/* The assertion of a run after so many others of earlier times, or NULL. */
+static const Assertion *
+assertion_after(const Run *run, int skipped)
+{
+	const Assertion *assertion = run->first;
+
+	while (skipped > 0 && assertion < run->last)
+	{
+		assertion++;
+		skipped -= assertion->time != assertion[-1].time;
+	}
+	return skipped > 0 ? NULL : assertion;
+}
+
+/* Inserts rows for each run that is left: from one of its assertions to its last time. */
 static int64
 insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, int nruns,
-			bool last_only)
+			int skipped)
 {
 	Datum *record_sources = palloc(sizeof(Datum) * Max(satellite->base.nsources, 1));
 	int capacity = 0;
+	int64 inserted;
 	MrRows *rows;
 	MrRunAs saved;
 
@@ -406,8 +421,10 @@ insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, in
 												   satellite->record_source, batch);
 	for (int i = 0; i < nruns; i++)
 	{
-		if (!runs[i].done)
-			capacity += (last_only ? runs[i].last : runs[i].first)->nmembers;
+		const Assertion *assertion = runs[i].done ? NULL : assertion_after(&runs[i], skipped);
+
+		if (assertion != NULL)
+			capacity += assertion->nmembers;
 	}
 	if (capacity == 0)
 		return 0;
@@ -417,9 +434,9 @@ insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, in
 	for (int i = 0; i < nruns; i++)
 	{
 		const Run *run = &runs[i];
-		const Assertion *assertion = last_only ? run->last : run->first;
+		const Assertion *assertion = run->done ? NULL : assertion_after(run, skipped);
 
-		if (run->done || (last_only && run->first->time == run->last->time))
+		if (assertion == NULL)
 			continue;
 		for (int m = 0; m < assertion->nmembers; m++)
 		{
@@ -441,7 +458,9 @@ insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, in
 		}
 	}
 	mr_run_back(&saved);
-	return rows->nrows - mr_table_insert_new(satellite->table, rows, NULL);
+	inserted = mr_table_insert_new(satellite->table, rows, NULL);
+	satellite->base.written += inserted;
+	return rows->nrows - inserted;
 }
 
 static void
@@ -488,8 +507,8 @@ set_apply(MrTarget *target, MrBatch *batch)
 	if (!satellite->every)
 		match_and_confirm(satellite, runs, nruns);
 	/* As in a standard satellite: rows that were there may end earlier than the run. */
-	if (insert_runs(satellite, batch, runs, nruns, false) > 0)
-		(void) insert_runs(satellite, batch, runs, nruns, true);
+	for (int skipped = 0; insert_runs(satellite, batch, runs, nruns, skipped) > 0; skipped++)
+		;
 }
 
 /* Whole sets of which the filter selects a row: what is left of one would pass for all of it. */
