@@ -345,6 +345,10 @@ BEGIN
         RAISE NOTICE '% keeps what it has: it maps neither % nor the key by which the others know their objects', staging.relation, (SELECT string_agg(format('"%s"', w), ', ') FROM unnest(wanted) w);
     END LOOP;
 
+    FOR condition IN SELECT o.value FROM jsonb_each_text(objects) o LOOP
+        EXECUTE format('ANALYZE %s', condition);
+    END LOOP;
+
     -- The keys that these objects have in the vault: found while their rows are there.
     FOR target IN
         SELECT t.* FROM millrace.target t
@@ -417,6 +421,9 @@ BEGIN
         END LOOP;
     END LOOP;
 
+    FOR condition IN SELECT o.value FROM jsonb_each_text(keys) o LOOP
+        EXECUTE format('ANALYZE %s', condition);
+    END LOOP;
     -- The vault: links before the hubs that they speak of, satellites when it is known what is left.
     FOR target IN SELECT t.* FROM millrace.target t WHERE keys ? t.id::text
                   ORDER BY array_position('{link, hub, satellite}'::text[], t.kind), t.id LOOP

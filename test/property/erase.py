@@ -26,7 +26,7 @@ VAULT = {
     "s_phone": "order_id, product, quantity", "e_product": "order_id, product", "e_user": "order_id, user_id",
 }
 MARTS = {
-    "by_user": "SELECT user_id, count(*) AS n, sum(n) AS total FROM {s}.o GROUP BY user_id",
+    "by_user": "SELECT user_id, count(*) AS n, sum(n) AS total, min(n) AS least, max(city) AS last_city, string_agg(DISTINCT city, ',' ORDER BY city) AS cities FROM {s}.o GROUP BY user_id",
     "by_product": "SELECT product, count(DISTINCT order_id) AS orders, sum(quantity) AS q, count(DISTINCT user_id) AS users FROM {s}.i GROUP BY product",
     "all": "SELECT count(*) AS n FROM {s}.i",
 }
