@@ -22,6 +22,7 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_index.h"
 #include "common/hashfn.h"
+#include "common/int.h"
 #include "core/compat.h"
 #include "core/merge.h"
 #include "core/millrace.h"
