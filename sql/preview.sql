@@ -18,6 +18,11 @@ SELECT millrace.create_satellite('pv.s_order', source => 'pv.orders', parent => 
 SELECT millrace.create_mart('pv.spent', $$ SELECT customer, count(*) AS n, sum(total)::numeric(12,2) AS spent FROM pv.orders WHERE status = 'closed' GROUP BY customer $$);
 SELECT millrace.create_mart('pv.all', $$ SELECT sum(quantity) AS pieces, count(DISTINCT product) AS products FROM pv.items $$);
 
+SELECT millrace.create_mart('pv.striped', $$ SELECT customer AS "the customer", status, count(*) AS n FROM pv.orders AS "o o" GROUP BY 1, 2 $$, stripes => 4);
+SELECT millrace.create_mart('pv.striped_all', $$ SELECT count(*) AS n FROM pv.orders $$, stripes => 4);
+SELECT millrace.create_mart('pv.named', $$ SELECT o.customer, c.record_source AS source, count(DISTINCT o.status) AS n, max(o.total)::numeric(10,2) AS most FROM pv.orders o LEFT JOIN pv.h_customer_current c USING (customer)
+  GROUP BY o.customer, c.record_source $$);
+
 -- what a preview shows, without hashes and times
 CREATE FUNCTION pg_temp.short(j json) RETURNS text LANGUAGE sql AS $$
     SELECT string_agg(key || '=' || coalesce(value, '-'), ' ' ORDER BY n) FROM json_each_text(j) WITH ORDINALITY AS e (key, value, n)
@@ -44,13 +49,15 @@ CREATE TEMP TABLE shown AS SELECT * FROM millrace.preview('pv', 100);
 SELECT pg_temp.state() = :'state' AS unchanged;
 SELECT messages, dead_letters FROM millrace.run_stream('pv');
 SELECT layer, relation, change, count(*) FROM shown WHERE change <> 'none' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
-SELECT pg_temp.short(after) FROM shown WHERE layer = 'mart' EXCEPT ALL (SELECT pg_temp.short(to_json(t)) FROM pv.spent t UNION ALL SELECT pg_temp.short(to_json(t)) FROM pv."all" t);
+SELECT pg_temp.short(after) FROM shown WHERE layer = 'mart' EXCEPT ALL (SELECT pg_temp.short(to_json(t)) FROM pv.spent t UNION ALL SELECT pg_temp.short(to_json(t)) FROM pv."all" t
+    UNION ALL SELECT pg_temp.short(to_json(t)) FROM pv.striped t UNION ALL SELECT pg_temp.short(to_json(t)) FROM pv.striped_all t UNION ALL SELECT pg_temp.short(to_json(t)) FROM pv.named t);
 SELECT after ->> 'h_order_hk' FROM shown WHERE relation = 'pv.h_order' EXCEPT SELECT h_order_hk::text FROM pv.h_order;
 
 -- changes of what is there
 SELECT pg_temp.state() AS state \gset
 :show millrace.preview('pv', payload => '{"id": 1, "v": 2, "customer": "c1", "status": "open", "total": 1, "items": []}'::json);
 :show millrace.preview('pv', payload => '{"id": 1, "v": 2, "customer": "c2", "status": "closed", "total": 5, "items": [{"p": "p1", "q": 1}, {"p": "new", "q": 4}]}'::jsonb);
+:show millrace.preview('pv', payload => '{"id": 7, "v": 2, "customer": "c1", "status": "closed", "total": 50, "items": [{"p": "p7", "q": 7}]}');
 :show millrace.preview('pv', payload => '{"id": 1, "v": 0, "customer": "late", "status": "closed", "total": 5}');
 :show millrace.preview('pv', payload => '{"id": 3, "v": 2, "customer": "c0", "status": "hidden"}');
 :show millrace.preview('pv', payload => NULL::text, key => '2');

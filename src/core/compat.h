@@ -176,4 +176,11 @@
 #define mr_class_forget_frozen(class) ((void) 0)
 #endif
 
+/* 18 asks the locale itself. */
+#if PG_VERSION_NUM >= 180000
+#define mr_collate_is_c(collation) (pg_newlocale_from_collation(collation)->collate_is_c)
+#else
+#define mr_collate_is_c(collation) lc_collate_is_c(collation)
+#endif
+
 #endif /* MR_CORE_COMPAT_H */

@@ -207,7 +207,7 @@ sort_prefix(const MrColumn *column, Datum value, bool isnull)
 			return pg_ntoh64(bytes);
 		case TEXTOID:
 		case VARCHAROID:
-			if (!lc_collate_is_c(column->collation) || VARATT_IS_EXTENDED(DatumGetPointer(value)) !=
+			if (!mr_collate_is_c(column->collation) || VARATT_IS_EXTENDED(DatumGetPointer(value)) !=
 														   VARATT_IS_SHORT(DatumGetPointer(value)))
 				return 0;
 			bytes = 0;

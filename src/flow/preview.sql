@@ -21,6 +21,14 @@ END
 $fn$;
 COMMENT ON FUNCTION millrace_internal.preview_place(integer) IS 'topic, partition and position of a message that comes after all others of a stream';
 
+-- The columns by which the state of a mart tells groups apart.
+CREATE FUNCTION millrace_internal.preview_groups(state text) RETURNS SETOF text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = state::regclass AND a.attname ~ '^g\d+$' AND NOT a.attisdropped
+$fn$;
+COMMENT ON FUNCTION millrace_internal.preview_groups(text) IS 'the columns by which the state of a mart tells groups apart';
+
 -- How the rows that a target keeps are shown.
 CREATE FUNCTION millrace_internal.preview_query(target_id integer, id_column text) RETURNS text
 LANGUAGE plpgsql STABLE
@@ -28,6 +36,7 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
     target millrace.target;
     state text;
+    pattern text;
     body text;
     alias text;
 BEGIN
@@ -40,14 +49,22 @@ BEGIN
             target.relation, id_column);
     END IF;
 
-    -- The mart's view over the groups that were touched, beside what tells one group from another.
+    -- The mart's view over the groups that were touched, beside what tells one group from another.  A group that is spread over
+    -- stripes is touched as a whole.
     state := format('millrace_state.mart_%s', target.id);
+    pattern := replace(state, '.', '\.') || '\M(?!_)';
     body := rtrim(pg_get_viewdef(target.relation), ';');
-    alias := (regexp_match(body, replace(state, '.', '\.') || ' ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
-    body := regexp_replace(body, replace(state, '.', '\.') || '\M(?!_)', format('(SELECT * FROM %s WHERE %s = ANY ($1))', state, id_column), 'g');
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = state::regclass AND a.attname = 'stripe') THEN
+        alias := (regexp_match(regexp_replace(body, '^.*' || pattern, ''), '\) ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
+        body := regexp_replace(body, pattern, format('(SELECT s.* FROM %s AS s WHERE EXISTS (SELECT FROM %s AS x WHERE x.%s = ANY ($1) AND (%s) IS NOT DISTINCT FROM (%s))) AS mart_%s', state, state, id_column,
+            (SELECT string_agg('s.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g),
+            (SELECT string_agg('x.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g), target.id));
+    ELSE
+        alias := (regexp_match(body, pattern || ' ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
+        body := regexp_replace(body, pattern, format('(SELECT * FROM %s WHERE %s = ANY ($1))', state, id_column));
+    END IF;
     body := regexp_replace(body, '^\s*SELECT', format('SELECT pg_catalog.row_to_json(ROW(%s))::text AS ":group",',
-        (SELECT string_agg(format('%s.%I', alias, a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
-         WHERE a.attrelid = state::regclass AND a.attname ~ '^g\d+$' AND NOT a.attisdropped)));
+        (SELECT string_agg(format('%s.%s', alias, g), ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g)));
     RETURN format('SELECT v.":group", (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text FROM (%s) AS v ORDER BY 1',
         (SELECT string_agg(format('v.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attnum > 0), body);
 END
