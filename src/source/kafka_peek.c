@@ -18,7 +18,7 @@
 
 /* The broker's fault, in words. */
 static void
-pg_attribute_noreturn() fail(const MrStream *stream, const char *problem)
+fail(const MrStream *stream, const char *problem)
 {
 	ereport(ERROR, (errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
 					errmsg("stream \"%s\" cannot be read: %s", stream->name,
