@@ -15,6 +15,7 @@ SELECT millrace.create_hub('er.h_product', source => 'er.i', business_key => '{p
 SELECT millrace.create_link('er.l_user', source => 'er.o', hubs => '{er.h_order, er.h_user}');
 SELECT millrace.create_satellite('er.s_user', source => 'er.o', parent => 'er.h_user', attributes => '{user_name}');
 SELECT millrace.create_satellite('er.s_user2', source => 'er.u', parent => 'er.h_user', columns => '{"user_id": "id"}', attributes => '{name}');
+SELECT millrace.create_pit('er.p', hub => 'er.h_user', satellites => '{er.s_user}');
 SELECT millrace.create_mart('er.m', 'SELECT product, count(DISTINCT oid) AS orders, sum(q) AS q FROM er.i GROUP BY product');
 -- Order 1 is Ann's; 2 Bob's; 3 Ann's, which er.o cannot take and er.i does; 4 and 5 cannot be decoded.
 SELECT count(millrace.push('er', m)) FROM unnest(ARRAY[
@@ -54,6 +55,8 @@ SELECT product FROM er.h_product_current ORDER BY 1;
 SELECT user_id FROM er.h_user_current;
 SELECT order_id, user_id FROM er.l_user_current;
 SELECT user_id, user_name FROM er.s_user_current;
+SELECT (xpath('//h/text()', query_to_xml(format('SELECT u.user_id AS h FROM millrace_state.pit_%s s JOIN er.h_user u ON u.h_user_hk = s.hash_key WHERE s.from_at > ''-infinity''', id), true, true, '')))[1] AS users,
+       (xpath('//n/text()', query_to_xml(format('SELECT count(DISTINCT hash_key) AS n FROM millrace_state.pit_%s', id), true, true, '')))[1] AS keys FROM millrace.target WHERE relation = 'er.p'::regclass;
 SELECT kind, convert_from(value, 'UTF8') FROM millrace.dead_letter WHERE stream = 'er' ORDER BY id;
 SELECT convert_from(value, 'UTF8') FROM millrace.inbox i JOIN millrace.stream s ON s.id = i.stream_id WHERE s.name = 'er';
 -- The user's own row is found by the staging table in which that column is his.

@@ -260,6 +260,31 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_assertions(millrace.target, regclass, regclass, boolean) IS 'removes what erased objects have said from a satellite';
 
+-- A point-in-time table: the spans of keys of which something has gone are computed anew.
+CREATE FUNCTION millrace_internal.erase_spans(target millrace.target, lists text[]) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    statements record := millrace_internal.pit_statements(target.id);
+    list text;
+    keys uuid[];
+    deleted bigint := 0;
+    left_over bigint;
+BEGIN
+    FOREACH list IN ARRAY lists LOOP
+        EXECUTE format('WITH gone AS (DELETE FROM millrace_state.pit_%s AS s USING %s AS k WHERE s.hash_key = k.key RETURNING s.hash_key) SELECT array_agg(DISTINCT hash_key), count(*) FROM gone', target.id, list)
+            INTO keys, left_over;
+        deleted := deleted + left_over;
+        CONTINUE WHEN keys IS NULL;
+        EXECUTE statements.compute USING keys, array_fill('4000-01-01 00:00:00+00 BC'::timestamptz, ARRAY[cardinality(keys)]);
+        EXECUTE format('SELECT count(*) FROM millrace_state.pit_%s AS s WHERE s.hash_key = ANY ($1)', target.id) INTO left_over USING keys;
+        deleted := deleted - left_over;
+    END LOOP;
+    RETURN deleted;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_spans(millrace.target, text[]) IS 'computes a point-in-time table anew for the keys in lists';
+
 -- millrace.erase()
 CREATE FUNCTION millrace_internal.erase(caller regrole, name text, key json) RETURNS TABLE (relation text, rows bigint)
 LANGUAGE plpgsql
@@ -438,6 +463,14 @@ BEGIN
         ELSE
             rows := millrace_internal.erase_keys(target, (keys ->> target.id::text)::regclass);
         END IF;
+        RETURN NEXT;
+    END LOOP;
+
+    -- Point-in-time tables say which of these rows were valid when.
+    FOR target IN SELECT t.* FROM millrace.target t WHERE t.kind = 'pit' AND t.state <> 'new'
+                    AND EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') s WHERE keys ? s) ORDER BY t.id LOOP
+        relation := target.relation::text;
+        rows := millrace_internal.erase_spans(target, ARRAY(SELECT keys ->> s FROM json_array_elements_text(target.definition -> 'satellites') s WHERE keys ? s));
         RETURN NEXT;
     END LOOP;
 
