@@ -397,7 +397,7 @@ fill_part(MrStream *stream, MrTarget *target, Part *part)
 	mr_run_back(&saved);
 }
 
-void
+bool
 mr_backfill_chunk(MrStream *stream, int32 target_id)
 {
 	MemoryContext previous = CurrentMemoryContext;
@@ -415,7 +415,7 @@ mr_backfill_chunk(MrStream *stream, int32 target_id)
 			target = lfirst(lc);
 	}
 	if (target == NULL)
-		return;
+		return false;
 
 	/* Rows that were read live as long as this connection. */
 	SPI_connect();
@@ -428,6 +428,7 @@ mr_backfill_chunk(MrStream *stream, int32 target_id)
 	SPI_finish();
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
+	return found;
 }
 
 void

@@ -33,8 +33,8 @@ extern int32 mr_backfill_next(int32 stream_id, const List *except);
 /* Locks all streams that feed the target exclusively. */
 extern void mr_backfill_lock(int32 target_id);
 
-/* Fills one chunk, under that lock. */
-extern void mr_backfill_chunk(MrStream *stream, int32 target_id);
+/* Fills one chunk, under that lock; false when the compiled stream does not know of it. */
+extern bool mr_backfill_chunk(MrStream *stream, int32 target_id);
 
 /* A batch of nothing but what one staging table's chunk will hold: *staged, empty yet. */
 extern MrBatch *mr_backfill_batch(MrStream *stream, MrStaging *staging, MrStaged **staged);

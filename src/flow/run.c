@@ -353,8 +353,9 @@ fill_next(MrFlow *flow)
 	{
 		mr_backfill_lock(target_id);
 		/* What changed meanwhile is the next batch's business. */
-		if (still_current(flow) && follow_definitions(flow))
-			mr_backfill_chunk(flow->stream, target_id);
+		if (!still_current(flow) || !follow_definitions(flow) ||
+			!mr_backfill_chunk(flow->stream, target_id))
+			target_id = 0;
 	}
 	mr_debug_point("before_chunk_commit");
 	commit_transaction();
@@ -417,20 +418,21 @@ mr_flow_fill(MrFlow *flow)
 	return target_id != 0;
 }
 
-/* A chunk of run_stream in a subtransaction of its own; false, with a warning, when it failed. */
+/* A chunk of run_stream in a subtransaction of its own; false when it failed (with a warning), or has to wait. */
 static bool
 fill_in_caller(MrFlow *flow, int32 target_id)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
+	volatile bool filled = false;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
 		mr_backfill_lock(target_id);
-		mr_backfill_chunk(flow->stream, target_id);
+		filled = mr_backfill_chunk(flow->stream, target_id);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -444,7 +446,7 @@ fill_in_caller(MrFlow *flow, int32 target_id)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	if (error == NULL)
-		return true;
+		return filled;
 	if (mr_error_class(error->sqlerrcode) == MR_ERROR_ENVIRONMENT &&
 		error->sqlerrcode != ERRCODE_SQL_ROUTINE_EXCEPTION)
 		ReThrowError(error);

@@ -338,7 +338,9 @@ BEGIN
     UPDATE millrace.target t SET relation = existing, definition = settings, definition_no = t.definition_no + 1
     WHERE t.id = old.id;
     UPDATE millrace.target_source s SET staging_id = parsed.staging_id WHERE s.target_id = old.id;
-    IF old.state = 'active' THEN
+    -- One that was still being filled begins anew.
+    UPDATE millrace.target t SET state = 'new' WHERE t.id = old.id AND t.state = 'filling';
+    IF (SELECT t.state FROM millrace.target t WHERE t.id = old.id) = 'active' THEN
         PERFORM millrace_internal.mart_rebuild(old.id);
     END IF;
     PERFORM millrace_internal.changed(s.stream_id)

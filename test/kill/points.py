@@ -11,6 +11,7 @@ import psycopg2                                     # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 POINTS = ('before_advance', 'before_commit', 'after_commit')
+FILL_POINTS = ('in_chunk', 'before_chunk_commit', 'after_chunk')
 MESSAGES = 200
 SETUP = """
 CREATE EXTENSION millrace; CREATE SCHEMA k; CREATE TABLE k.pushed (first integer PRIMARY KEY);
@@ -90,6 +91,33 @@ def check(server, what, last):
     return good
 
 
+def fill(server, point, last):
+    """A hub, a satellite and a mart declared over what is there are filled, and the server is killed at a point of a chunk."""
+    server.query(f"ALTER SYSTEM SET millrace.debug_point = '{point}'")
+    server.query('ALTER SYSTEM SET millrace.backfill_rows = 50')
+    server.query('SELECT pg_reload_conf()')
+    wait_for('the setting', lambda: server.one('SHOW millrace.debug_point') == point)
+    started = server.crashes()
+    # One transaction; the crash may take the answer away.
+    server.try_query(f"""CREATE SCHEMA {point};
+        SELECT millrace.create_hub('{point}.h_thing', source => 'k.things', business_key => '{{id}}');
+        SELECT millrace.create_satellite('{point}.s_thing', source => 'k.things', parent => '{point}.h_thing', attributes => '{{n}}');
+        SELECT millrace.create_mart('{point}.by_name', 'SELECT name, count(*) AS n, sum(n) AS total FROM k.things GROUP BY name')""")
+    wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
+    push(server, last)
+    server.query('ALTER SYSTEM RESET millrace.debug_point')
+    server.query('SELECT pg_reload_conf()')
+    wait_for('everything is filled', lambda: server.one("SELECT (SELECT count(*) FROM millrace.target WHERE state <> 'active') + (SELECT count(*) FROM millrace.inbox)") == 0, 120)
+    verified = [server.query(f"SELECT missing, unexpected FROM millrace.verify('{point}.{name}')") for name in ('h_thing', 's_thing', 'by_name')]
+    same = server.one(f"""SELECT (SELECT count(*) FROM (SELECT id, n FROM k.s_thing_current EXCEPT SELECT id, n FROM {point}.s_thing_current) d)
+        + (SELECT count(*) FROM (SELECT * FROM k.by_name EXCEPT SELECT * FROM {point}.by_name) d)""") == 0
+    good = same and verified == [[(0, 0)]] * 3
+    print(f"{'ok' if good else 'not ok'} - filled although killed {point}")
+    if not good:
+        print(f'# verify {verified}, equal to what was there {same}')
+    return good
+
+
 def main():
     good = True
     with Shell() as shell:
@@ -133,6 +161,11 @@ def main():
             server.query('SELECT pg_reload_conf()')
             wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0, 120)
             good = check(server, f'killed {point}', last) and good
+        for point in FILL_POINTS:
+            wait_for('the worker', lambda: server.one("SELECT count(*) FROM millrace.worker_status WHERE state = 'running'"))
+            good = fill(server, point, last) and good
+            last += MESSAGES
+            good = check(server, f'after being killed {point}', last) and good
         if not good:
             shell.run('tail -n 40 "$work/pg/server.log"')
     return good

@@ -29,17 +29,18 @@ TABLES = [
     ("satellite", "m_item", "SELECT millrace.create_satellite('{s}.m_item', source => 'stg.items', parent => '{s}.h_thing', kind => 'multi_active', "
                             "sub_key => '{{_element}}', attributes => '{{item, quantity}}')"),
     ("satellite", "e_item", "SELECT millrace.create_satellite('{s}.e_item', source => 'stg.items', parent => '{s}.l_item', kind => 'effectivity', driving_key => '{{id}}')"),
-    ("mart", "by_city", "SELECT millrace.create_mart('{s}.by_city', 'SELECT city, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, count(DISTINCT amount) AS amounts "
+    ("mart", "by_city", "SELECT millrace.create_mart('{s}.by_city', 'SELECT city, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, count(DISTINCT amount) AS amounts, min(amount) AS low, stddev_pop(amount) AS spread "
                         "FROM stg.things GROUP BY city', replace => true)"),
-    ("mart", "by_item", "SELECT millrace.create_mart('{s}.by_item', 'SELECT item, city, count(*) AS n, sum(quantity) AS q, count(DISTINCT id) AS things "
+    ("mart", "by_item", "SELECT millrace.create_mart('{s}.by_item', 'SELECT item, city, count(*) AS n, sum(quantity) AS q, max(quantity) AS most, count(DISTINCT id) AS things "
                         "FROM stg.items GROUP BY item, city', replace => true)"),
+    ("mart", "striped", "SELECT millrace.create_mart('{s}.striped', 'SELECT city, count(*) AS n, sum(quantity) AS q FROM stg.items GROUP BY city', stripes => 3, replace => true)"),
     ("mart", "whole", "SELECT millrace.create_mart('{s}.whole', 'SELECT count(*) AS n, sum(amount) AS total, count(DISTINCT city) AS cities FROM stg.things', replace => true)"),
 ]
 
 FILTERS = {
     "h_thing": ["id % 3 = 1"], "h_city": ["city > 'P'"], "h_item": ["true"], "l_city": ["load_at > '2020-01-01'"], "l_item": ["false"],
     "s_thing": ["amount > 3", "city IS NULL", "is_deleted"], "s_item": ["quantity = 2"], "m_item": ["quantity = 1"], "e_item": ["NOT is_deleted"],
-    "by_city": ["city = 'Riga'", "city IS NULL"], "by_item": ["item = 'a'", "item IS NULL OR city = 'Oslo'"],
+    "by_city": ["city = 'Riga'", "city IS NULL"], "striped": ["city = 'Riga' OR city IS NULL"], "by_item": ["item = 'a'", "item IS NULL OR city = 'Oslo'"],
 }
 
 SETS = ("m_item", "e_item")         # satellites that verify() does not know
@@ -241,6 +242,8 @@ def run(seed, steps):
                 control.execute(f"ALTER SYSTEM SET millrace.backfill_rows = {rng.choice([1, 3, 20])}")
                 control.execute("SELECT pg_reload_conf()")
                 cursor.execute("SELECT millrace.start_stream('feed')")
+                # Thousands of chunks in one transaction take their time.
+                cursor.execute("SET millrace.backfill_rows = 100")
             history(cursor, rng, steps, mode == "background")
             good = settle(cursor, mode == "background") and check(cursor) and check_corruptions(cursor, rng)
             # It goes on after all that.
