@@ -28,7 +28,7 @@ SELECT millrace.create_mart('whole', $$ SELECT max(at) AS last, count(*) AS n, r
 SELECT millrace.create_mart('striped', $$ SELECT brand, upper(brand) AS name, count(*) AS n, sum(price)::numeric(12,2) AS spent FROM astg.events GROUP BY brand $$, stripes => 4);
 SELECT millrace.create_mart('striped_whole', $$ SELECT count(*) AS n, avg(count)::numeric(6,2) AS mean FROM astg.events $$, stripes => 2);
 SELECT * FROM whole, striped_whole;
-SELECT pg_get_viewdef('millrace_def.mart_' || id) LIKE '%exact_sum%array_agg(events.count ORDER BY events.count)%' AS one_meaning
+SELECT pg_get_viewdef('millrace_def.mart_' || id) ~ 'exact_sum.*array_agg\((events\.)?count ORDER BY (events\.)?count\)' AS one_meaning
 FROM millrace.target WHERE relation = 'features'::regclass;
 
 CREATE FUNCTION pg_temp.event(id integer, who text, brand text, at date, price numeric, count integer, ratio float8) RETURNS bigint LANGUAGE sql AS $$

@@ -2,7 +2,7 @@
 \set VERBOSITY terse
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS millrace;
-CREATE ROLE pit_builder;
+CREATE ROLE pit_builder LOGIN;
 GRANT millrace_admin TO pit_builder;
 GRANT CREATE ON DATABASE :DBNAME TO pit_builder;
 RESET client_min_messages;

@@ -2,7 +2,7 @@
 \set VERBOSITY terse
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS millrace;
-CREATE ROLE satellite_builder;
+CREATE ROLE satellite_builder LOGIN;
 GRANT millrace_admin TO satellite_builder;
 GRANT CREATE ON DATABASE :DBNAME TO satellite_builder;
 RESET client_min_messages;

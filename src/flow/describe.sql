@@ -396,6 +396,7 @@ DECLARE
     view regclass := to_regclass('millrace_def.mart_' || described.id);
     query text := described.definition ->> 'query';
     said text;
+    printed text;
 BEGIN
     IF view IS NULL THEN
         RAISE EXCEPTION 'the definition of mart % is gone', described.relation
@@ -406,8 +407,9 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         NULL; -- names mean nothing without the search_path of whoever declared it, or have changed
     END;
-    IF said IS DISTINCT FROM millrace_internal.plain_query(described.owner, rtrim(pg_get_viewdef(view), ';')) THEN
-        query := E'\n' || rtrim(pg_get_viewdef(view, true), ';') || ' ';
+    printed := millrace_internal.plain_query(described.owner, rtrim(pg_get_viewdef(view), ';'));
+    IF said IS DISTINCT FROM printed THEN
+        query := E'\n' || printed || ' ';
     END IF;
     RETURN format('SELECT millrace.create_mart(%s, %s%s%s);', millrace_internal.readable_literal(millrace_internal.readable_name(described.relation)),
                   CASE WHEN query ~ '\$\$|\$$' THEN quote_literal(query) ELSE '$$' || query || '$$' END,
