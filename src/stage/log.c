@@ -3,7 +3,9 @@
  *	  Reading the log of a staging table again.
  *
  * The rows of one version were appended together, but other workers may have written between them.  A chunk
- * ends at a row such that every version has all of its rows before it, or none.
+ * ends at a row such that every version has all of its rows before it, or none.  Where that would take too many
+ * rows (one page had room for a row only, and the next free one was far away), versions are made whole by looking
+ * through the log; they are then met again by the chunk that comes to their other rows, without harm.
  */
 #include "postgres.h"
 
@@ -20,8 +22,8 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-/* After so many chunks in a row that end no version, what is there is taken as it is: rows were deleted. */
-#define PATIENCE 64
+/* So many rows are read on, at least, for the end of a version. */
+#define PATIENCE 10000
 
 /* Where the columns of a staging table stand in its log. */
 typedef struct LogColumns
@@ -42,11 +44,14 @@ typedef struct LogRow
 	int group; /* number of its version in the order of first rows */
 } LogRow;
 
-typedef struct Grouping
+typedef struct LogRows
 {
 	const MrStaging *staging;
-	const LogRow *rows;
-} Grouping;
+	LogRow *rows;
+	int count;
+	int capacity;
+	int *order; /* their numbers, those of one version together: group_rows() */
+} LogRows;
 
 static AttrNumber
 technical_column(Oid log, const char *name)
@@ -80,6 +85,19 @@ find_columns(LogColumns *columns, const MrStaging *staging, Relation log)
 	columns->rows = technical_column(relid, "_rows");
 	columns->deleted = technical_column(relid, "_deleted");
 	columns->message_time = technical_column(relid, "_message_time");
+}
+
+static LogRow *
+add_row(LogRows *rows)
+{
+	if (rows->count == rows->capacity)
+	{
+		rows->capacity = Max(rows->capacity * 2, 1024);
+		rows->rows = rows->rows == NULL
+						 ? palloc(sizeof(LogRow) * rows->capacity)
+						 : repalloc_huge(rows->rows, sizeof(LogRow) * rows->capacity);
+	}
+	return &rows->rows[rows->count++];
 }
 
 /* Copies a row of the log out of its slot. */
@@ -140,12 +158,47 @@ compare_versions(const MrStaging *staging, const LogRow *l, const LogRow *r)
 static int
 compare_numbers(const void *left, const void *right, void *argument)
 {
-	const Grouping *grouping = argument;
+	const LogRows *rows = argument;
 	int l = *(const int *) left;
 	int r = *(const int *) right;
-	int order = compare_versions(grouping->staging, &grouping->rows[l], &grouping->rows[r]);
+	int order = compare_versions(rows->staging, &rows->rows[l], &rows->rows[r]);
 
 	return order != 0 ? order : l < r ? -1 : l > r;
+}
+
+/* Gives the rows of one version one number, and their places in `order`; returns how many versions there are. */
+static int
+group_rows(LogRows *rows)
+{
+	int ngroups = 0;
+
+	if (rows->order != NULL)
+		pfree(rows->order);
+	rows->order = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * rows->count);
+	for (int i = 0; i < rows->count; i++)
+		rows->order[i] = i;
+	qsort_arg(rows->order, rows->count, sizeof(int), compare_numbers, rows);
+	for (int i = 0; i < rows->count; i++)
+	{
+		LogRow *row = &rows->rows[rows->order[i]];
+
+		if (i > 0 && compare_versions(rows->staging, &rows->rows[rows->order[i - 1]], row) != 0)
+			ngroups++;
+		row->group = ngroups;
+	}
+	return ngroups + 1;
+}
+
+/* The place in `order` behind the version that begins at place `first`. */
+static int
+end_of_version(const LogRows *rows, int first)
+{
+	int group = rows->rows[rows->order[first]].group;
+	int next = first + 1;
+
+	while (next < rows->count && rows->rows[rows->order[next]].group == group)
+		next++;
+	return next;
 }
 
 /*
@@ -153,31 +206,21 @@ compare_numbers(const void *left, const void *right, void *argument)
  * rows on both sides of that.
  */
 static int
-find_cut(const MrStaging *staging, LogRow *rows, int nrows, int *order)
+find_cut(LogRows *rows)
 {
-	Grouping grouping = {staging, rows};
-	int *first = palloc(sizeof(int) * nrows); /* by version */
-	int *last = palloc(sizeof(int) * nrows);
-	int ngroups = 0;
-	int cut = nrows;
+	int ngroups = group_rows(rows);
+	int *first = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * ngroups);
+	int *last = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * ngroups);
+	int cut = rows->count;
 	bool moved = true;
 
-	for (int i = 0; i < nrows; i++)
-		order[i] = i;
-	qsort_arg(order, nrows, sizeof(int), compare_numbers, &grouping);
-	for (int i = 0, next; i < nrows; i = next)
+	for (int i = 0, g = 0, next; i < rows->count; i = next, g++)
 	{
-		for (next = i + 1;
-			 next < nrows && compare_versions(staging, &rows[order[i]], &rows[order[next]]) == 0;
-			 next++)
-			;
-		for (int n = i; n < next; n++)
-			rows[order[n]].group = ngroups;
-		first[ngroups] = order[i];
-		last[ngroups] = order[next - 1];
-		if (next - i < rows[order[i]].rows)
-			cut = Min(cut, order[i]);
-		ngroups++;
+		next = end_of_version(rows, i);
+		first[g] = rows->order[i];
+		last[g] = rows->order[next - 1];
+		if (next - i < rows->rows[first[g]].rows)
+			cut = Min(cut, first[g]);
 	}
 	while (moved)
 	{
@@ -191,12 +234,74 @@ find_cut(const MrStaging *staging, LogRow *rows, int nrows, int *order)
 			}
 		}
 	}
+	pfree(first);
+	pfree(last);
 	return cut;
+}
+
+static int
+compare_to_version(const void *key, const void *element, void *staging)
+{
+	return compare_versions(staging, key, element);
+}
+
+static int
+compare_places(const void *left, const void *right)
+{
+	return ItemPointerCompare(unconstify(ItemPointerData *, &((const LogRow *) left)->place),
+							  unconstify(ItemPointerData *, &((const LogRow *) right)->place));
+}
+
+/* Adds the rows that are missing in versions, from anywhere in the log; a version whose rows were deleted stays as it is. */
+static void
+complete_versions(LogRows *rows, Relation log, const LogColumns *columns, Snapshot snapshot)
+{
+	int nread = rows->count;
+	LogRow *partial = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(LogRow) * nread);
+	int npartial = 0;
+	MemoryContext row_context;
+	TupleTableSlot *slot;
+	TableScanDesc scan;
+
+	(void) group_rows(rows);
+	for (int i = 0, next; i < nread; i = next)
+	{
+		next = end_of_version(rows, i);
+		if (next - i < rows->rows[rows->order[i]].rows)
+			partial[npartial++] = rows->rows[rows->order[i]];
+	}
+	if (npartial == 0)
+		return;
+	row_context = AllocSetContextCreate(CurrentMemoryContext, "row of a log",
+										ALLOCSET_DEFAULT_SIZES);
+	slot = table_slot_create(log, NULL);
+	scan = table_beginscan(log, snapshot, 0, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		MemoryContext saved = MemoryContextSwitchTo(row_context);
+		bool wanted;
+		LogRow row;
+
+		CHECK_FOR_INTERRUPTS();
+		read_row(rows->staging, columns, slot, &row);
+		wanted = bsearch_arg(&row, partial, npartial, sizeof(LogRow), compare_to_version,
+							 unconstify(MrStaging *, rows->staging)) != NULL &&
+				 bsearch(&row, rows->rows, nread, sizeof(LogRow), compare_places) == NULL;
+		MemoryContextSwitchTo(saved);
+		if (wanted)
+			read_row(rows->staging, columns, slot, add_row(rows));
+		MemoryContextReset(row_context);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	MemoryContextDelete(row_context);
+	pfree(partial);
+	(void) group_rows(rows);
 }
 
 /* The rows before the cut as versions. */
 static void
-make_versions(MrStaged *staged, const LogRow *rows, int nrows, int cut, const int *order)
+make_versions(MrStaged *staged, const LogRows *rows, int cut)
 {
 	const MrStaging *staging = staged->staging;
 	const MrStagingPlan *plan = staging->plan;
@@ -204,14 +309,13 @@ make_versions(MrStaged *staged, const LogRow *rows, int nrows, int cut, const in
 	staged->versions = MemoryContextAllocHuge(CurrentMemoryContext,
 											  sizeof(MrVersion) * Max(cut, 1));
 	staged->nversions = 0;
-	for (int i = 0, next; i < nrows; i = next)
+	for (int i = 0, next; i < rows->count; i = next)
 	{
-		const LogRow *row = &rows[order[i]];
+		const LogRow *row = &rows->rows[rows->order[i]];
 		MrVersion *version;
 
-		for (next = i + 1; next < nrows && rows[order[next]].group == row->group; next++)
-			;
-		if (order[i] >= cut)
+		next = end_of_version(rows, i);
+		if (rows->order[i] >= cut)
 			continue;
 		version = &staged->versions[staged->nversions++];
 		memset(version, 0, sizeof(MrVersion));
@@ -236,7 +340,7 @@ make_versions(MrStaged *staged, const LogRow *rows, int nrows, int cut, const in
 			continue;
 		version->rows = palloc(sizeof(MrRow) * (next - i));
 		for (int n = i; n < next; n++)
-			version->rows[version->nrows++] = rows[order[n]].row;
+			version->rows[version->nrows++] = rows->rows[rows->order[n]].row;
 	}
 }
 
@@ -261,11 +365,9 @@ mr_log_read(MrStaged *staged, Oid relation, ItemPointer from, BlockNumber until,
 	TableScanDesc scan;
 	Snapshot snapshot;
 	LogColumns columns;
-	LogRow *rows = NULL;
-	int *order = NULL;
-	int capacity = 0;
-	int count = 0;
-	int cut = 0;
+	LogRows rows = {.staging = staging};
+	int nread = 0;
+	int taken = 0;
 	bool more = true;
 
 	check_privileges(staging, relation);
@@ -281,46 +383,41 @@ mr_log_read(MrStaged *staged, Oid relation, ItemPointer from, BlockNumber until,
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	slot = table_slot_create(log, NULL);
 	scan = table_beginscan_tidrange(log, snapshot, from, &end);
-	for (int attempt = 1; more; attempt++)
+	for (int wanted = Max(limit, 1);; wanted *= 2)
 	{
-		int wanted = count + Max(limit, 1);
-
-		if (wanted > capacity)
-		{
-			capacity = wanted;
-			rows = rows == NULL
-					   ? MemoryContextAllocHuge(CurrentMemoryContext, sizeof(LogRow) * capacity)
-					   : repalloc_huge(rows, sizeof(LogRow) * capacity);
-		}
-		while (count < wanted && more)
+		while (rows.count < wanted && more)
 		{
 			CHECK_FOR_INTERRUPTS();
 			more = table_scan_getnextslot_tidrange(scan, ForwardScanDirection, slot);
 			if (more)
-				read_row(staging, &columns, slot, &rows[count++]);
+				read_row(staging, &columns, slot, add_row(&rows));
 		}
-		if (count == 0)
+		if (rows.count == 0)
 			break;
-		order = palloc(sizeof(int) * count);
-		cut = find_cut(staging, rows, count, order);
-		if (!more || (cut == 0 && attempt >= PATIENCE))
-			cut = count;
-		if (cut > 0)
+		nread = rows.count;
+		taken = find_cut(&rows);
+		if (taken == 0 && (!more || nread >= Max(PATIENCE, limit * 4)))
+		{
+			taken = nread;
+			complete_versions(&rows, log, &columns, snapshot);
+		}
+		if (taken > 0)
+		{
+			make_versions(staged, &rows, taken);
 			break;
+		}
 	}
-	if (cut > 0)
-		make_versions(staged, rows, count, cut, order);
-	*nrows = cut;
-	if (cut < count)
-		*from = rows[cut].place;
+	*nrows = taken;
+	if (taken < nread)
+		*from = rows.rows[taken].place;
 	else if (more)
 	{
-		*from = rows[count - 1].place;
+		*from = rows.rows[nread - 1].place;
 		ItemPointerSetOffsetNumber(from, ItemPointerGetOffsetNumber(from) + 1);
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	UnregisterSnapshot(snapshot);
 	table_close(log, NoLock);
-	return more || cut < count;
+	return more || taken < nread;
 }

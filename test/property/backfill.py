@@ -107,6 +107,11 @@ def meddle(cursor, rng, made):
         cursor.execute(statement.format(s="b"))
 
 
+def scatter(cursor, rng):
+    """Moves one row of some versions to the log's end, as if other workers had written much between."""
+    cursor.execute("WITH gone AS (DELETE FROM stg.items_log WHERE _rows > 1 AND _element = 1 AND id %% 3 = %s RETURNING *) INSERT INTO stg.items_log SELECT * FROM gone", (rng.randrange(3),))
+
+
 def history(cursor, rng, steps, background):
     todo = list(TABLES)
     made = []
@@ -116,6 +121,8 @@ def history(cursor, rng, steps, background):
             cursor.execute(f"SET millrace.backfill_rows = {rng.choice([1, 2, 7, 100])}")
             if rng.random() < 0.7:
                 cursor.execute("SELECT * FROM millrace.run_stream('feed', max_messages => %s)", (rng.choice([None, 5, 50]),))
+        if rng.random() < 0.2:
+            scatter(cursor, rng)
         # In the order in which they stand on each other, from the second half on.
         while todo and step > steps // 3 and rng.random() < 0.6:
             made.append(todo.pop(0))
