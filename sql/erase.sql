@@ -67,6 +67,11 @@ SELECT count(*) FROM er.u;
 SET client_min_messages = warning;
 SELECT * FROM millrace.erase('er', '{"user_id": "u1"}') WHERE rows > 0;
 
+-- What speaks of her now never came: it makes nobody else's order hers.
+SELECT millrace.push('er', '{"id": 2, "v": 2, "user": {"id": "u1", "name": "Ann"}}'::text) IS NOT NULL AS pushed;
+SELECT * FROM millrace.erase('er', '{"user_id": "u1"}') WHERE rows > 0;
+SELECT order_id, user_id FROM er.o ORDER BY 1;
+
 -- Nothing comes back: the same messages, later versions of these objects under another name, new ones, also where the table is declared anew.
 SELECT count(millrace.push('er', m)) FROM unnest(ARRAY[
   '{"id": 1, "v": 1, "user": {"id": "u1", "name": "Ann"}, "n": 1, "items": [{"p": "a", "q": 1}, {"p": "b", "q": 2}]}',
