@@ -30,7 +30,8 @@ BEGIN
         format(E'lost AS (SELECT FROM %s AS %I WHERE %I < %L AND %I <> %L AND (%s\n))', target.relation,
             (SELECT c.relname FROM pg_class c WHERE c.oid = target.relation),
             millrace_internal.definition_column(target.kind, target.id, 'load_at'), horizon,
-            millrace_internal.definition_column(target.kind, target.id, 'hash_key'), '00000000-0000-0000-0000-000000000000', coalesce(filter, 'true')),
+            coalesce(millrace_internal.definition_column(target.kind, target.id, 'driving_hk'), millrace_internal.definition_column(target.kind, target.id, 'hash_key')),
+            '00000000-0000-0000-0000-000000000000', coalesce(filter, 'true')),
         'SELECT 1 FROM lost', 'SELECT WHERE false') AS c;
     IF lost > 0 THEN
         RAISE EXCEPTION '% % cannot be rebuilt: % of its rows came before the log of % began', target.kind, target.relation, lost, sources

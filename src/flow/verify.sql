@@ -207,78 +207,135 @@ $$;
 COMMENT ON FUNCTION millrace_internal.verify_link(integer) IS 'compares a link with the combinations of keys of every version of its sources';
 
 -- Satellites.  A row stands for what was said at applied_at and again at confirmed_at (C6): all that was ever said has to lie within a row
--- of its content, and both ends of each row have to have been said.
+-- of its content, and both ends of each row have to have been said.  Of sets (satellite.sql) that is asked of each member; a set was said
+-- last when one of its rows says so.
+
+-- What one source says, as queries over its versions: unit, member (of a standard satellite: none), applied_at, hashdiff, is_deleted, the columns that are
+-- asked for, and whether it came since the present definition is in force.
+CREATE FUNCTION millrace_internal.satellite_said(target millrace.target, source millrace.target_source, staging millrace.staging, columns text[], types text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    zero CONSTANT text := quote_literal('00000000-0000-0000-0000-000000000000') || '::uuid';
+    deleted_hash CONSTANT text := quote_literal('ffffffff-ffff-ffff-ffff-ffffffffffff') || '::uuid';
+    kind CONSTANT text := target.definition ->> 'kind';
+    whole CONSTANT boolean := coalesce((target.definition ->> 'whole')::boolean, false);
+    nsub CONSTANT integer := coalesce(json_array_length(target.definition -> 'sub_key'), 0);
+    at CONSTANT text := CASE WHEN staging.definition #>> '{version,type}' = 'timestamp with time zone' THEN 'coalesce(l._version, l._message_time)' ELSE 'l._message_time' END;
+    object CONSTANT text[] := ARRAY(SELECT format('l.%I', millrace_internal.version_column(staging, m ->> 'name')) FROM json_array_elements(staging.definition -> 'columns') m WHERE (m ->> 'key')::boolean ORDER BY 1);
+    version CONSTANT text := array_to_string('{l._partition,l._position,l._loaded_at}' || object, ', ');
+    parent millrace.target;
+    key record;
+    read text[]; -- the source's columns for those asked for, or NULL
+    given text[]; -- their values
+    unit text;
+    named text[]; -- the columns that name what a delete ends
+    member text;
+    content text := zero;
+    rows text;
+    said text[];
+BEGIN
+    SELECT t.* INTO STRICT parent FROM millrace.target t WHERE t.id = (target.definition #>> '{parent,id}')::integer;
+    key := millrace_internal.version_keys(source, staging, parent);
+    unit := key.key_hash;
+    named := key.columns;
+    SELECT array_agg(CASE WHEN u.name IS NOT NULL THEN format('l.%I', millrace_internal.version_column(staging, u.name)) END ORDER BY u.n) INTO read
+    FROM (SELECT n, source.columns #>> CASE WHEN c ~ '^sub_key_' THEN ARRAY['sub_key', (n - 1)::text] ELSE ARRAY['attributes', substr(c, 11)] END AS name FROM unnest(columns) WITH ORDINALITY AS t (c, n)) AS u;
+    SELECT array_agg(format('CAST(%s AS %s)', coalesce(u.r, 'NULL'), u.type) ORDER BY u.n) INTO given FROM unnest(read, types) WITH ORDINALITY AS u (r, type, n);
+    IF cardinality(columns) > nsub THEN
+        content := format('millrace.hashdiff(%L::pg_catalog.int4[], %s)', ARRAY(SELECT substr(c, 11)::integer FROM unnest(columns[nsub + 1:]) c), array_to_string(given[nsub + 1:], ', '));
+    ELSIF kind = 'multi_active' THEN
+        content := 'millrace.hashdiff(''{0}''::pg_catalog.int4[], NULL::pg_catalog.text)';
+    END IF;
+    IF kind = 'multi_active' THEN
+        member := format('millrace.hashdiff(%L::pg_catalog.int4[], %s)', array_fill(NULL::integer, ARRAY[nsub]), array_to_string(given[:nsub], ', '));
+        IF NOT whole THEN
+            named := named || read[:nsub];
+        END IF;
+    ELSIF kind = 'effectivity' THEN
+        member := key.key_hash;
+        -- Hashed as the hubs of the driving key do; one with NULL in it drives nothing.
+        SELECT array_agg(format('l.%I', d.name) ORDER BY d.hub, d.n),
+               format('CASE WHEN num_nulls(%s) = 0 THEN millrace.hashdiff(%L::pg_catalog.int4[], %s) ELSE %s END', string_agg(format('l.%I', d.name), ', '), array_agg(NULL::integer),
+                      string_agg(format('CAST(l.%I AS %s)', d.name, d.type), ', ' ORDER BY d.hub, d.n), zero)
+        INTO named, unit
+        FROM (SELECT h.hub, c.n, millrace_internal.version_column(staging, c.name) AS name, format_type(a.atttypid, a.atttypmod) AS type
+              FROM json_array_elements_text(target.definition -> 'driving') AS h (hub)
+              CROSS JOIN LATERAL json_array_elements_text(source.columns #> ARRAY['key', h.hub]) WITH ORDINALITY AS c (name, n)
+              JOIN millrace.target t ON t.id = (parent.definition #>> ARRAY['hubs', h.hub, 'id'])::integer
+              JOIN pg_attribute a ON a.attrelid = t.relation AND a.attname = millrace_internal.definition_column('hub', t.id, 'key_' || c.n)) AS d;
+    END IF;
+
+    rows := format('(SELECT l.*, %s AS ":unit", %s AS ":member", %s AS ":content" FROM %s WHERE %s) AS l', unit, coalesce(member, 'NULL'), content, key.from_clause, key.condition);
+    IF member IS NOT NULL THEN
+        -- Of rows with one member the last content counts.
+        rows := format('(SELECT DISTINCT ON (%1$s, l.":unit", l.":member") l.* FROM %2$s ORDER BY %1$s, l.":unit", l.":member", l.":content" DESC) AS l', version, rows);
+    END IF;
+    said := ARRAY[concat('SELECT ', concat_ws(', ', 'l.":unit"', CASE WHEN member IS NOT NULL THEN 'l.":member"' END, at,
+                                              CASE WHEN whole THEN 'millrace.hash_set(array_agg(l.":member") OVER w, array_agg(l.":content") OVER w)' ELSE 'l.":content"' END, 'false', array_to_string(given, ', '), key.recent),
+                         ' FROM ', rows,
+                         CASE WHEN whole THEN format(' WINDOW w AS (PARTITION BY %s, l.":unit" ORDER BY l.":member" ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)', version) END)];
+    -- What ends something is named by the object's own key: deletes, and where a version tells all members, those without any.
+    IF ARRAY(SELECT x FROM unnest(named) x ORDER BY 1) = object THEN
+        said := said || concat('SELECT ', concat_ws(', ', unit, CASE WHEN whole THEN zero ELSE member END, at, deleted_hash, 'true',
+                                                    (SELECT string_agg(CASE WHEN n <= nsub AND NOT whole THEN given[n] ELSE 'NULL::' || types[n] END, ', ' ORDER BY n) FROM generate_subscripts(types, 1) n), key.recent),
+                               ' FROM ', key.from_clause, ' WHERE ', CASE WHEN whole AND staging.definition ->> 'for_each' IS NOT NULL THEN 'l._rows = 0' ELSE 'l._deleted' END);
+    END IF;
+    RETURN said;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.satellite_said(millrace.target, millrace.target_source, millrace.staging, text[], text[]) IS 'what every version of a source says to a satellite, as queries';
+
 CREATE FUNCTION millrace_internal.verify_satellite(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    zero CONSTANT text := quote_literal('00000000-0000-0000-0000-000000000000') || '::uuid';
-    deleted_hash CONSTANT text := quote_literal('ffffffff-ffff-ffff-ffff-ffffffffffff') || '::uuid';
     target millrace.target;
-    parent millrace.target;
-    source record;
-    key record;
-    attribute record;
-    said text[] := '{}';
-    at text;
-    numbers integer[] := '{}';
-    names text[] := '{}'; -- attributes as the table calls them
+    further text[]; -- the columns after the technical ones
     types text[] := '{}';
-    shown text := '';
-    hashed text[];
-    contents text[];
-    c jsonb;
+    shown text := ''; -- as they are compared
+    said text[] := '{}';
+    named jsonb; -- canonical name → column, quoted
+    unit text;
+    member text;
+    compared text[];
+    same text; -- condition: s and f are of one unit, member and content
+    one record;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
-    SELECT t.* INTO STRICT parent FROM millrace.target t WHERE t.id = (target.definition #>> '{parent,id}')::integer;
-    IF coalesce(target.definition ->> 'kind', 'standard') <> 'standard' THEN
-        RAISE EXCEPTION 'satellites of kind ''%'' cannot be verified', target.definition ->> 'kind' USING ERRCODE = 'feature_not_supported';
-    END IF;
     IF millrace_internal.log_horizon(target_id) IS NULL THEN
         RAISE EXCEPTION 'satellite % cannot be verified: its source keeps no log of the versions that came', target.relation
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
     END IF;
-    SELECT jsonb_object_agg(n, quote_ident(millrace_internal.definition_column('satellite', target_id, n))) INTO c
-    FROM unnest('{hash_key,applied_at,hashdiff,confirmed_at,is_deleted}'::text[]) n;
-    FOR attribute IN SELECT (a ->> 'number')::integer AS number, millrace_internal.definition_column('satellite', target_id, 'attribute_' || (a ->> 'number')) AS name
-                     FROM json_array_elements(target.definition -> 'attributes') a ORDER BY 1 LOOP
-        numbers := numbers || attribute.number;
-        names := names || attribute.name;
-        types := types || (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attname = attribute.name);
-        shown := shown || (SELECT format(', %s AS %I', millrace_internal.comparable(format('f.%I', attribute.name), a.atttypid), attribute.name)
-                           FROM pg_attribute a WHERE a.attrelid = target.relation AND a.attname = attribute.name);
+    SELECT jsonb_object_agg(n, quote_ident(millrace_internal.definition_column('satellite', target_id, n))) INTO named FROM unnest(millrace_internal.satellite_columns(target.definition)) n;
+    further := (millrace_internal.satellite_columns(target.definition))[cardinality(millrace_internal.satellite_technical(target.definition ->> 'kind')) + 1:];
+    FOR one IN SELECT named ->> u.name AS name, a.atttypid AS type, format_type(a.atttypid, a.atttypmod) AS declared FROM unnest(further) WITH ORDINALITY AS u (name, n)
+               JOIN pg_attribute a ON a.attrelid = target.relation AND quote_ident(a.attname) = named ->> u.name ORDER BY u.n LOOP
+        types := types || one.declared;
+        shown := shown || format(', %s AS %s', millrace_internal.comparable('f.' || one.name, one.type), one.name);
+    END LOOP;
+    FOR one IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target_id ORDER BY s.ordinal LOOP
+        said := said || millrace_internal.satellite_said(target, one.s, one.g, further, types);
     END LOOP;
 
-    FOR source IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target_id ORDER BY s.ordinal LOOP
-        key := millrace_internal.version_keys(source.s, source.g, parent);
-        at := CASE WHEN (source.g).definition #>> '{version,type}' = 'timestamp with time zone' THEN 'coalesce(l._version, l._message_time)' ELSE 'l._message_time' END;
-        contents := '{}';
-        FOR i IN 1 .. cardinality(numbers) LOOP
-            contents := contents || format('CAST(%s AS %s)',
-                coalesce((SELECT format('l.%I', millrace_internal.version_column(source.g, n)) FROM (SELECT (source.s).columns #>> ARRAY['attributes', numbers[i]::text] AS n) AS x WHERE n IS NOT NULL), 'NULL'), types[i]);
-        END LOOP;
-        said := said || format('SELECT %s, %s, millrace.hashdiff(%L::pg_catalog.int4[], %s), false, %s, %s FROM %s WHERE %s',
-                               key.key_hash, at, numbers, array_to_string(contents, ', '), array_to_string(contents, ', '), key.recent, key.from_clause, key.condition);
-        -- A delete names the parent when that is keyed by the object's own key.
-        IF ARRAY(SELECT x FROM unnest(key.columns) x ORDER BY 1)
-           = ARRAY(SELECT format('l.%I', millrace_internal.version_column(source.g, m ->> 'name')) FROM json_array_elements((source.g).definition -> 'columns') m WHERE (m ->> 'key')::boolean ORDER BY 1) THEN
-            said := said || format('SELECT %s, %s, %s, true, %s, %s FROM %s WHERE l._deleted', key.key_hash, at, deleted_hash,
-                                   (SELECT string_agg(format('NULL::%s', t), ', ' ORDER BY n) FROM unnest(types) WITH ORDINALITY AS u (t, n)), key.recent, key.from_clause);
-        END IF;
-    END LOOP;
-
+    unit := coalesce(named ->> 'driving_hk', named ->> 'hash_key');
+    member := CASE WHEN target.definition ->> 'kind' = 'effectivity' THEN named ->> 'hash_key' ELSE named ->> 'sub_key_hk' END;
+    compared := array_remove(ARRAY[unit, member, named ->> 'applied_at', named ->> 'hashdiff', named ->> 'is_deleted'], NULL);
+    same := (SELECT string_agg(format('f.%1$s = s.%1$s', k), ' AND ') FROM unnest(array_remove(ARRAY[unit, member, named ->> 'hashdiff'], NULL)) k);
+    shown := 'f.' || array_to_string(compared, ', f.') || shown;
+    compared := compared || ARRAY(SELECT named ->> f FROM unnest(further) WITH ORDINALITY AS u (f, n) ORDER BY n);
     SELECT x.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
-        format('versions (%1$s, %2$s, %3$s, %4$s, %5$s, ":recent") AS (%6$s), said AS MATERIALIZED (SELECT DISTINCT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s, f.":recent" FROM versions AS f WHERE f.%1$s <> %8$s), '
-               'found AS MATERIALIZED (SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s%7$s, f.%9$s AS "until", %10$s AS judged FROM %11$s AS f WHERE f.%1$s <> %8$s)',
-               c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(quote_ident(n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)),
-               array_to_string(said, ' UNION ALL '), shown, zero, c ->> 'confirmed_at', millrace_internal.judged_rows(target, 'f.'), target.relation),
-        format('SELECT s.%1$s, s.%3$s, s.%2$s, s.%4$s, %5$s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE f.%1$s = s.%1$s AND f.%2$s = s.%2$s AND s.%3$s BETWEEN f.%3$s AND f."until")',
-               c ->> 'hash_key', c ->> 'hashdiff', c ->> 'applied_at', c ->> 'is_deleted', (SELECT string_agg(format('s.%I', n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o))),
-        format('(SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged EXCEPT SELECT f.%1$s, f.%2$s, f.%3$s, f.%4$s, %5$s FROM said AS f) UNION ALL '
-               'SELECT f.%1$s, f."until", f.%3$s, f.%4$s, %5$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s '
-               'AND NOT EXISTS (SELECT FROM said AS s WHERE s.%1$s = f.%1$s AND s.%3$s = f.%3$s AND s.%2$s = f."until")',
-               c ->> 'hash_key', c ->> 'applied_at', c ->> 'hashdiff', c ->> 'is_deleted', (SELECT string_agg(format('f.%I', n), ', ' ORDER BY o) FROM unnest(names) WITH ORDINALITY AS u (n, o)))) AS x;
+        format('versions (%1$s, ":recent") AS (%2$s), said AS MATERIALIZED (SELECT DISTINCT %3$s, f.":recent" FROM versions AS f WHERE f.%4$s <> %5$L), '
+               'found AS MATERIALIZED (SELECT %3$s, f.%6$s AS "until", %7$s AS "last", %8$s AS judged FROM %9$s AS f WHERE f.%4$s <> %5$L)',
+               array_to_string(compared, ', '), array_to_string(said, ' UNION ALL '), shown, unit, '00000000-0000-0000-0000-000000000000', named ->> 'confirmed_at',
+               CASE WHEN (target.definition ->> 'whole')::boolean THEN format('max(f.%s) OVER (PARTITION BY f.%s, f.%s, f.%s)', named ->> 'confirmed_at', unit, named ->> 'applied_at', named ->> 'hashdiff')
+                    ELSE 'f.' || (named ->> 'confirmed_at') END,
+               millrace_internal.judged_rows(target, 'f.'), target.relation),
+        format('SELECT s.%s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE %s AND s.%3$s BETWEEN f.%3$s AND f."last")', array_to_string(compared, ', s.'), same, named ->> 'applied_at'),
+        format('(SELECT %1$s FROM found AS f WHERE f.judged EXCEPT SELECT %1$s FROM said AS f) UNION ALL '
+               'SELECT %1$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s AND NOT EXISTS (SELECT FROM said AS s WHERE %3$s AND s.%2$s = f."until")',
+               'f.' || array_to_string(compared, ', f.'), named ->> 'applied_at', same)) AS x;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.verify_satellite(integer) IS 'compares a satellite with what every version of its sources says';

@@ -40,12 +40,11 @@ mr_vault_clear(MrTarget *target, const char *filter, char **condition)
 		selected = "true";
 	else
 	{
-		const char *unit = column_name(&table, "driving_hk");
 		const char *together = key;
 
 		if (column_name(&table, "applied_at") != NULL)
-			together = psprintf("%s, %s, %s", unit == NULL ? key : unit,
-								column_name(&table, "applied_at"), column_name(&table, "hashdiff"));
+			together = psprintf("%s, %s, %s", key, column_name(&table, "applied_at"),
+								column_name(&table, "hashdiff"));
 		selected = psprintf("(%s) IN (SELECT %s FROM %s AS %s WHERE (%s\n))", together, together,
 							relation, quote_identifier(get_rel_name(target->relid)), filter);
 	}

@@ -30,7 +30,11 @@ COMMENT ON FUNCTION millrace.hash_key(regclass, "any") IS
 CREATE FUNCTION millrace.hashdiff(numbers integer[], VARIADIC "any") RETURNS uuid
 LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_hashdiff';
 COMMENT ON FUNCTION millrace.hashdiff(integer[], "any") IS
-    'the hashdiff that a satellite has for values of its attributes, each with the attribute''s number';
+    'the hashdiff that a satellite has for values of its attributes, each with the attribute''s number; without numbers the hash of a sub-key';
+CREATE FUNCTION millrace.hash_set(members uuid[], contents uuid[]) RETURNS uuid
+LANGUAGE C STRICT IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_hash_set';
+COMMENT ON FUNCTION millrace.hash_set(uuid[], uuid[]) IS
+    'the hashdiff that a multi-active or effectivity satellite has for a set: its members'' hashes, sorted, and those of their contents';
 
 CREATE FUNCTION millrace_internal.definition_column(kind text, id integer, declared text) RETURNS text
 LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_definition_column';
