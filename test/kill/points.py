@@ -45,7 +45,12 @@ class Server:
             return None
 
     def query(self, sql):
-        return wait_for(sql, lambda: (self.try_query(sql),) if self.connection or self.try_query('SELECT 1') else None)[0]
+        """Rows; again until the server answers, for what may be done twice."""
+        def answer():
+            rows = self.try_query(sql)
+            return None if rows is None else (rows,)
+
+        return wait_for(sql, answer)[0]
 
     def one(self, sql):
         return wait_for(sql, lambda: self.try_query(sql))[0][0]
@@ -135,9 +140,7 @@ def main():
         # In a session of one's own: nothing of what it was doing is there.
         push(server, last)
         started = server.crashes()
-        for _ in range(2):
-            server.try_query("SET millrace.debug_point = 'before_advance'")
-            server.try_query("SELECT * FROM millrace.run_stream('feed')")
+        server.try_query("SET millrace.debug_point = 'before_advance'; SELECT * FROM millrace.run_stream('feed')")
         restarted = wait_for('the server is there again', server.crashes)
         left = server.one('SELECT count(*) FROM millrace.inbox')
         good = good and restarted != started and left == MESSAGES
