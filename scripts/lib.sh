@@ -173,7 +173,7 @@ pg_start() {
 	for line in "$@"; do
 		printf '%s\n' "$line" >>"$dir/data/postgresql.conf"
 	done
-	as_server "$(pg_bin pg_ctl)" -D "$dir/data" -l "$dir/server.log" -w -t 60 start >/dev/null ||
+	as_server "$(pg_bin pg_ctl)" -D "$dir/data" -l "$dir/server.log" -w -t 180 start >/dev/null ||
 		die "the server in $dir does not start: $(tail -n 5 "$dir/server.log")"
 	PGHOST=$dir
 	PGPORT=$(cat "$dir/port")
@@ -280,7 +280,6 @@ kafka_start() {
 		# a broker that was killed may come back at once
 		broker.session.timeout.ms=2000
 		broker.heartbeat.interval.ms=500
-		initial.broker.registration.timeout.ms=10000
 	CONF
 	[ "$scram" != --scram ] || cat >>"$KAFKA_DIR/server.properties" <<-CONF
 		listener.name.sasl_ssl.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
@@ -307,7 +306,7 @@ kafka_run() {
 		-cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
 		>>"$KAFKA_DIR/broker.log" 2>&1 </dev/null &
 	KAFKA_PID=$!
-	wait_for 60 kafka_answers || die "Kafka does not answer: $(tail -n 5 "$KAFKA_DIR/broker.log")"
+	wait_for 180 kafka_answers || die "Kafka does not answer: $(tail -n 5 "$KAFKA_DIR/broker.log")"
 }
 
 kafka_answers() { kcat -b "$KAFKA_BOOTSTRAP" -L -m 2 | grep -q 'broker 1 at'; }

@@ -114,7 +114,10 @@ SELECT millrace.hash_key('vd.h_order', VARIADIC ARRAY[1]) = millrace.hash_key('v
 SELECT millrace.hash_key('vd.h_order', 1, 2);
 SELECT millrace.hash_key('vd.h_order', 'x');
 SELECT millrace.hash_key('vd.s_status', 1);
+-- (few rows, and perhaps statistics: it must be able to)
+SET enable_seqscan = off; SET enable_bitmapscan = off;
 EXPLAIN (COSTS OFF) SELECT status FROM vd.s_status_current WHERE h_order_hk = millrace.hash_key('vd.h_order', 1);
+RESET enable_seqscan; RESET enable_bitmapscan;
 -- every type has one text whatever the session says
 SELECT millrace.create_staging('vs.typed', stream => 'vault_orders', route => $$ kind = 'typed' $$, key => '{"id": ["$.typed", "bigint"]}',
   columns => '{"kind": "$.kind", "t": ["$.t", "timestamptz"], "ts": ["$.t", "timestamp"], "d": ["$.d", "date"], "f": ["$.f", "float8"], "r": ["$.f", "real"], "b": ["$.b", "bytea"], "u": ["$.u", "uuid"], "c": ["$.c", "char(4)"], "o": ["$.o", "boolean"], "i": ["$.i", "interval"], "s": ["$.s", "smallint"], "a": ["$.a", "integer[]"]}');

@@ -72,7 +72,10 @@ SELECT order_id, product_id, applied_at::time FROM sd.es_product_order_current O
 SELECT (SELECT count(*) FROM sd.s_all) AS s_all, (SELECT count(*) FROM sd.s_lines) AS s_lines, (SELECT count(*) FROM sd.es_order_product) AS es_order_product;
 SELECT relation, skipped FROM millrace.target_status WHERE relation = 'sd.s_lines';
 SELECT status FROM sd.s_all_as_of('infinity') EXCEPT ALL SELECT status FROM sd.s_all_current;
+-- (few rows, and perhaps statistics: it must be able to)
+SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off;
 EXPLAIN (COSTS OFF) SELECT status FROM sd.s_all_as_of('2026-01-01 12:00+00') WHERE h_order_hk = millrace.hash_key('sd.h_order', 1);
+RESET enable_seqscan; RESET enable_sort; RESET enable_bitmapscan;
 
 -- ---- an object for each sub-key: its delete ends that one
 SELECT millrace.create_staging('ss.phones', stream => 'satellite_orders', route => $$ kind = 'phone' $$, key => '{"user_id": "$.user", "type": "$.type"}', version => '["$.at", "timestamptz"]', deleted => $$ op = 'D' $$,

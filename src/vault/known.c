@@ -11,8 +11,10 @@
  * - TRUNCATE gives the table another file; the relation cache's invalidations, which reach us when the batch
  *	 locks its stream, say when to look whether it has;
  * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted), less those
- *	 that this process has taken back itself, is compared once a second.  Whoever deletes keys by hand while the
- *	 stream runs and feeds them again within that second has to stop the stream first.
+ *	 that this process has taken back itself, is compared once a second.  Who deletes tells his count when his
+ *	 transaction is over, unless he told another one less than a second before: then with a later transaction, or
+ *	 after ten idle seconds.  Whoever deletes keys by hand while the stream runs and feeds them again sooner has to
+ *	 stop the stream first.
  */
 #include "postgres.h"
 

@@ -28,7 +28,7 @@ ask "SELECT millrace.create_stream('keep', letter_retention => '30 days', incide
 	SELECT millrace.create_staging('keep.rows', stream => 'keep', key => '{\"id\": [\"\$.id\", \"bigint\"]}', log => true, log_retention => '7 days');
 	SELECT millrace.push('keep', json_build_object('id', i, 'n', CASE WHEN i % 10 = 0 THEN 'x' END)) FROM generate_series(1, 100) i;
 	SELECT millrace.start_stream('keep')" >/dev/null
-wait_for 60 holds "lag_messages = 0 AND dead_letters = 10 FROM millrace.stream_status" || { ask "SELECT * FROM millrace.stream_status"; echo "not ok - the stream runs"; exit 1; }
+wait_for 240 holds "lag_messages = 0 AND dead_letters = 10 FROM millrace.stream_status" || { ask "SELECT * FROM millrace.stream_status"; echo "not ok - the stream runs"; exit 1; }
 
 # Half of everything becomes old.
 ask "DO \$\$ BEGIN PERFORM millrace_internal.extend_log(id, now() - interval '20 days') FROM millrace.staging WHERE log_partition = 'day'; END \$\$;
@@ -52,7 +52,7 @@ is "rows of new days stay" "$(ask "SELECT count(*) FROM keep.days_log WHERE id <
 is "old rows are deleted, new ones stay" "$(ask "SELECT count(*) FILTER (WHERE id <= 50), count(*) FILTER (WHERE id BETWEEN 51 AND 100) FROM keep.rows_log")" "0|50"
 is "old letters are gone, new ones stay" "$(ask "SELECT count(*) FROM millrace.dead_letter")" 5
 is "the old incident is gone" "$(ask "SELECT count(*) FROM millrace.incident WHERE kind = 'test'")" 0
-wait_for 60 holds "lag_messages = 0 FROM millrace.stream_status" || true
+wait_for 240 holds "lag_messages = 0 FROM millrace.stream_status" || true
 is "the stream has run on" "$(ask "SELECT state, lag_messages, coalesce(last_error, '-') FROM millrace.stream_status")" "running|0|-"
 is "nothing of it was lost" "$(ask "SELECT count(*) FROM keep.days WHERE id > 100")" "$(ask "SELECT count(DISTINCT id) FROM keep.rows WHERE id > 100")"
 exit "$failed"

@@ -35,7 +35,7 @@ class Database:
     def one(self, sql, *arguments):
         return self.query(sql, *arguments)[0][0]
 
-    def becomes(self, what, sql, wanted, seconds=60):
+    def becomes(self, what, sql, wanted, seconds=240):
         found = [None]
 
         def same():

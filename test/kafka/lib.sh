@@ -27,9 +27,9 @@ like() {
 		echo "not ok: $1: '$2' does not match '$3'"
 	fi
 }
-# Waits until a query gives a value: becomes NAME QUERY VALUE [SECONDS].
+# Waits until a query gives a value: becomes NAME QUERY VALUE.
 becomes() {
-	local deadline=$((SECONDS + ${4:-30})) got=
+	local deadline=$((SECONDS + 120)) got=
 	while :; do
 		got=$(sql "$2")
 		[ "$got" != "$3" ] || break
@@ -39,7 +39,7 @@ becomes() {
 	is "$1" "$got" "$3"
 }
 matches() {
-	local deadline=$((SECONDS + ${4:-30})) got=
+	local deadline=$((SECONDS + 120)) got=
 	while :; do
 		got=$(sql "$2")
 		[[ ! $got =~ $3 ]] || break

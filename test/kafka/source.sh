@@ -13,7 +13,7 @@ temp_dir work
 admin() { kafka_java "org.apache.kafka.tools.$1" --bootstrap-server "$KAFKA_BOOTSTRAP" "${@:2}" >"$work/admin.log" 2>&1; }
 delete_topic() {
 	admin TopicCommand --delete --topic "$1"
-	wait_for 20 bash -c "! kcat -b '$KAFKA_BOOTSTRAP' -L 2>/dev/null | grep -q 'topic \"$1\"'" || true
+	wait_for 60 bash -c "! kcat -b '$KAFKA_BOOTSTRAP' -L 2>/dev/null | grep -q 'topic \"$1\"'" || true
 }
 # Deletes the messages before OFFSET of partition 0, as retention does.
 truncate_topic() {
@@ -74,7 +74,7 @@ case_worker() {
 	is "and the worker stays" "$(sql "SELECT state FROM millrace.stream_status WHERE stream = 'work'")" waiting
 	kafka_run
 	produce work 3001 4000
-	becomes "it goes on when the broker is back" "SELECT count(*) FROM stg.work" 4000 40
+	becomes "it goes on when the broker is back" "SELECT count(*) FROM stg.work" 4000
 	becomes "and the problem is gone" "SELECT state FROM millrace.stream_status WHERE stream = 'work'" running
 	call "SELECT pg_terminate_backend(pid) FROM millrace.worker_status WHERE stream = 'work'"
 	produce work 4001 5000
@@ -153,8 +153,11 @@ case_compacted() {
 	# The message before the position may be gone without anything being wrong.
 	kafka_topic compacted 1 cleanup.policy=compact segment.ms=100 min.cleanable.dirty.ratio=0.01 max.compaction.lag.ms=100 delete.retention.ms=100
 	stream compacted '{"topic": "compacted"}'
-	for i in 1 2 3; do produce compacted 1 50; done
-	is "before compaction" "$(run compacted)" 150
+	# Each round is read before the next one makes it superfluous: the cleaner comes when it likes.
+	for i in 1 2 3; do
+		produce compacted 1 50
+		is "before compaction, $i" "$(run compacted)" 50
+	done
 	for i in 4 5 6; do
 		produce compacted 1 50
 		sleep 0.3

@@ -244,7 +244,7 @@ class Run:
         kill(pid)
         # The server can start when everybody who hangs on the shared memory has noticed.
         start = time.monotonic()
-        self.shell.run('start_again() { (pg_start "$work/pg"); }; wait_for 60 start_again')
+        self.shell.run('start_again() { (pg_start "$work/pg"); }; wait_for 180 start_again')
         say(f'the server took {time.monotonic() - start:.1f} s to come back')
         return True
 

@@ -112,7 +112,7 @@ def fill(server, point, last):
     push(server, last)
     server.query('ALTER SYSTEM RESET millrace.debug_point')
     server.query('SELECT pg_reload_conf()')
-    wait_for('everything is filled', lambda: server.one("SELECT (SELECT count(*) FROM millrace.target WHERE state <> 'active') + (SELECT count(*) FROM millrace.inbox)") == 0, 120)
+    wait_for('everything is filled', lambda: server.one("SELECT (SELECT count(*) FROM millrace.target WHERE state <> 'active') + (SELECT count(*) FROM millrace.inbox)") == 0)
     verified = [server.query(f"SELECT missing, unexpected FROM millrace.verify('{point}.{name}')") for name in ('h_thing', 's_thing', 'by_name')]
     same = server.one(f"""SELECT (SELECT count(*) FROM (SELECT id, n FROM k.s_thing_current EXCEPT SELECT id, n FROM {point}.s_thing_current) d)
         + (SELECT count(*) FROM (SELECT * FROM k.by_name EXCEPT SELECT * FROM {point}.by_name) d)""") == 0
@@ -162,7 +162,7 @@ def main():
             wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
             server.query('ALTER SYSTEM RESET millrace.debug_point')
             server.query('SELECT pg_reload_conf()')
-            wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0, 120)
+            wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0)
             good = check(server, f'killed {point}', last) and good
         for point in FILL_POINTS:
             wait_for('the worker', lambda: server.one("SELECT count(*) FROM millrace.worker_status WHERE state = 'running'"))

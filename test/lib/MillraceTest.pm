@@ -60,12 +60,12 @@ sub push_rows
 		FROM generate_series($from, $to) i});
 }
 
-# Waits until a query gives a result, at most 60 seconds; true or false.  Unlike poll_query_until a connection that fails counts
+# Waits until a query gives a result, at most 240 seconds; true or false.  Unlike poll_query_until a connection that fails counts
 # as another result: the server may be on its way back.
 sub poll
 {
 	my ($node, $database, $query, $expected, $seconds) = @_;
-	my $deadline = time + ($seconds // 60);
+	my $deadline = time + ($seconds // 240);
 	my $last = '';
 
 	$expected //= 't';

@@ -64,7 +64,7 @@ class Shell:
         os.environ.update(line.split('=', 1) for line in text.splitlines())
 
 
-def wait_for(what, condition, seconds=60):
+def wait_for(what, condition, seconds=240):
     """Polls until the condition is true and returns what it gave; an error after the deadline."""
     deadline = time.monotonic() + seconds
     while True:

@@ -132,7 +132,7 @@ def history(cursor, rng, steps, background):
 
 
 def settle(cursor, background):
-    deadline = time.time() + 120
+    deadline = time.time() + 240
     while time.time() < deadline:
         if not background:
             cursor.execute("SELECT * FROM millrace.run_stream('feed')")

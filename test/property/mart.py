@@ -132,7 +132,7 @@ def push(cursor, rng, keys):
 
 
 def wait(cursor, query, what):
-    deadline = time.time() + 60
+    deadline = time.time() + 240
     while time.time() < deadline:
         cursor.execute(query)
         if cursor.fetchone()[0]:

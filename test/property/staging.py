@@ -348,10 +348,10 @@ class Delivery:
         return cursor.fetchone()[0]
 
     def wait(self, condition, what):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f'{what}: not within 60 s; {self.one("SELECT string_agg(w::text, chr(10)) FROM millrace.worker_status w")}')
+                raise TimeoutError(f'{what}: not within 240 s; {self.one("SELECT string_agg(w::text, chr(10)) FROM millrace.worker_status w")}')
             time.sleep(0.005)
 
 

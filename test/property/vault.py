@@ -351,7 +351,7 @@ def run_in_session(cursor, rng, messages):
 
 
 def wait_for_workers(cursor):
-    deadline = time.time() + 60
+    deadline = time.time() + 240
     while time.time() < deadline:
         cursor.execute("SELECT count(*) FROM millrace.inbox")
         if cursor.fetchone()[0] == 0:
@@ -372,6 +372,7 @@ def run_in_background(cursor, rng, messages):
     # Workers that know keys hear of it when somebody takes them away, and put them back when they come again.
     cursor.execute("TRUNCATE dds.h_order, dds.l_order_product")
     cursor.execute("DELETE FROM dds.h_user WHERE user_id IS NOT NULL")
+    cursor.execute("SELECT pg_stat_force_next_flush()")
     time.sleep(2.5)     # statistics of deleted rows are looked at once a second
     for message in messages:
         push(cursor, message)
