@@ -129,14 +129,28 @@ typedef struct Seen
 	bool shown;
 } Seen;
 
-/* The rows of a query whose columns are a key and JSON. */
-static Seen *
-see(Preview *preview, Oid role, bool before, const char *sql, uint64 *count)
+/* Adds the keys that a query finds to texts. */
+static void
+see_keys(Preview *preview, Oid role, bool before, const char *sql, ArrayBuildState **keys)
 {
 	static Oid types[] = {XIDARRAYOID};
+	uint64 count = query(preview, role, before, sql, lengthof(types), types, &preview->ids);
+
+	for (uint64 i = 0; i < count; i++)
+		*keys = accumArrayResult(*keys, CStringGetTextDatum(mr_sql_text(i, 1)), false, TEXTOID,
+								 CurrentMemoryContext);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* The rows of a query whose columns are a key and JSON. */
+static Seen *
+see(Preview *preview, Oid role, bool before, const char *sql, Datum keys, uint64 *count)
+{
+	static Oid types[] = {XIDARRAYOID, TEXTARRAYOID};
+	Datum values[] = {preview->ids, keys};
 	Seen *rows;
 
-	*count = query(preview, role, before, sql, 1, types, &preview->ids);
+	*count = query(preview, role, before, sql, lengthof(types), types, values);
 	rows = palloc(sizeof(Seen) * Max(*count, 1));
 	for (uint64 i = 0; i < *count; i++)
 	{
@@ -238,7 +252,9 @@ show_target(Preview *preview, const MrTarget *target)
 {
 	const char *kind = target->kind->name;
 	const char *name = mr_relation_name(target->relid);
-	char *sql[2];
+	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext, false);
+	Datum touched;
+	char *sql[4];
 	Seen *before;
 	Seen *after;
 	uint64 nbefore;
@@ -252,14 +268,22 @@ show_target(Preview *preview, const MrTarget *target)
 	}
 	mr_run_as(&saved, mr_extension_owner());
 	(void) mr_sql("SELECT millrace_internal.preview_query(%d, 'xmax'), "
-				  "millrace_internal.preview_query(%d, 'xmin')",
-				  target->id, target->id);
-	sql[0] = mr_sql_text(0, 1);
-	sql[1] = mr_sql_text(0, 2);
+				  "millrace_internal.preview_query(%d, 'xmin'), "
+				  "millrace_internal.preview_touched(%d, 'xmax'), "
+				  "millrace_internal.preview_touched(%d, 'xmin')",
+				  target->id, target->id, target->id, target->id);
+	for (int i = 0; i < lengthof(sql); i++)
+		sql[i] = mr_sql_text(0, i + 1);
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
-	before = see(preview, target->owner, true, sql[0], &nbefore);
-	after = see(preview, target->owner, false, sql[1], &nafter);
+	if (sql[2] != NULL)
+	{
+		see_keys(preview, target->owner, true, sql[2], &keys);
+		see_keys(preview, target->owner, false, sql[3], &keys);
+	}
+	touched = makeArrayResult(keys, CurrentMemoryContext);
+	before = see(preview, target->owner, true, sql[0], touched, &nbefore);
+	after = see(preview, target->owner, false, sql[1], touched, &nafter);
 	for (uint64 i = 0; i < nafter; i++)
 	{
 		char *was = NULL;

@@ -29,6 +29,17 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.preview_groups(text) IS 'the columns by which the state of a mart tells groups apart';
 
+-- A group that is spread over stripes is touched as a whole, also when rows of it have come in one stripe only.
+CREATE FUNCTION millrace_internal.preview_touched(target_id integer, id_column text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('SELECT DISTINCT pg_catalog.to_jsonb(ROW(%s))::text FROM millrace_state.mart_%s AS x WHERE x.%s = ANY ($1)',
+        (SELECT string_agg('x.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(a.attrelid::regclass::text) g), target_id, id_column)
+    FROM pg_attribute a WHERE a.attrelid = to_regclass(format('millrace_state.mart_%s', target_id)) AND a.attname = 'stripe'
+$fn$;
+COMMENT ON FUNCTION millrace_internal.preview_touched(integer, text) IS
+    'the query for the groups of which transactions ($1) have made (xmin) or replaced (xmax) a row in the state of a mart with stripes; NULL for anything else';
+
 -- How the rows that a target keeps are shown.
 CREATE FUNCTION millrace_internal.preview_query(target_id integer, id_column text) RETURNS text
 LANGUAGE plpgsql STABLE
@@ -49,16 +60,14 @@ BEGIN
             target.relation, id_column);
     END IF;
 
-    -- The mart's view over the groups that were touched, beside what tells one group from another.  A group that is spread over
-    -- stripes is touched as a whole.
+    -- The mart's view over the groups that were touched, beside what tells one group from another.
     state := format('millrace_state.mart_%s', target.id);
     pattern := replace(state, '.', '\.') || '\M(?!_)';
     body := rtrim(pg_get_viewdef(target.relation), ';');
-    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = state::regclass AND a.attname = 'stripe') THEN
+    IF millrace_internal.preview_touched(target.id, id_column) IS NOT NULL THEN
         alias := (regexp_match(regexp_replace(body, '^.*' || pattern, ''), '\) ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
-        body := regexp_replace(body, pattern, format('(SELECT s.* FROM %s AS s WHERE EXISTS (SELECT FROM %s AS x WHERE x.%s = ANY ($1) AND (%s) IS NOT DISTINCT FROM (%s))) AS mart_%s', state, state, id_column,
-            (SELECT string_agg('s.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g),
-            (SELECT string_agg('x.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g), target.id));
+        body := regexp_replace(body, pattern, format('(SELECT s.* FROM %s AS s WHERE pg_catalog.to_jsonb(ROW(%s)) = ANY ($2::pg_catalog.jsonb[])) AS mart_%s', state,
+            (SELECT string_agg('s.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g), target.id));
     ELSE
         alias := (regexp_match(body, pattern || ' ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
         body := regexp_replace(body, pattern, format('(SELECT * FROM %s WHERE %s = ANY ($1))', state, id_column));
@@ -70,7 +79,7 @@ BEGIN
 END
 $fn$;
 COMMENT ON FUNCTION millrace_internal.preview_query(integer, text) IS
-    'the query that shows what transactions ($1) have made (xmin) or replaced (xmax) in what a target keeps: a key, and the row as JSON';
+    'the query that shows what transactions ($1) have made (xmin) or replaced (xmax) in what a target keeps, or of a mart with stripes the groups $2: a key, and the row as JSON';
 
 CREATE FUNCTION millrace.preview(stream text, max_messages integer DEFAULT 10)
     RETURNS TABLE (message integer, layer text, relation text, change text, before json, after json, reason text)
