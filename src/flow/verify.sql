@@ -332,7 +332,12 @@ BEGIN
                CASE WHEN (target.definition ->> 'whole')::boolean THEN format('max(f.%s) OVER (PARTITION BY f.%s, f.%s, f.%s)', named ->> 'confirmed_at', unit, named ->> 'applied_at', named ->> 'hashdiff')
                     ELSE 'f.' || (named ->> 'confirmed_at') END,
                millrace_internal.judged_rows(target, 'f.'), target.relation),
-        format('SELECT s.%s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE %s AND s.%3$s BETWEEN f.%3$s AND f."last")', array_to_string(compared, ', s.'), same, named ->> 'applied_at'),
+        format('SELECT s.%s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE %s AND s.%3$s BETWEEN f.%3$s AND f."last")', array_to_string(compared, ', s.'), same, named ->> 'applied_at')
+            -- A set that others say as well must have all of its members all the same.
+            || CASE WHEN (target.definition ->> 'whole')::boolean THEN
+                format(' UNION SELECT %1$s FROM found AS f JOIN said AS s ON s.%2$s = f.%2$s AND s.%3$s = f.%3$s WHERE f.judged AND (f.%2$s, f.%4$s, f.%3$s, s.%5$s) NOT IN (SELECT g.%2$s, g.%4$s, g.%3$s, g.%5$s FROM found AS g)',
+                       (SELECT string_agg(CASE WHEN c = named ->> 'applied_at' THEN 'f.' ELSE 's.' END || c, ', ' ORDER BY n) FROM unnest(compared) WITH ORDINALITY AS u (c, n)), unit, named ->> 'hashdiff', named ->> 'applied_at', member)
+               ELSE '' END,
         format('(SELECT %1$s FROM found AS f WHERE f.judged EXCEPT SELECT %1$s FROM said AS f) UNION ALL '
                'SELECT %1$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s AND NOT EXISTS (SELECT FROM said AS s WHERE %3$s AND s.%2$s = f."until")',
                'f.' || array_to_string(compared, ', f.'), named ->> 'applied_at', same)) AS x;

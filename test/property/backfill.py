@@ -181,6 +181,10 @@ def corrupt(cursor, rng, relation):
     """Changes, removes or adds one row; what was done, or None when there is nothing to do it to."""
     def one(table, condition="true"):
         return f"(SELECT ctid FROM {table} WHERE {condition} ORDER BY md5(ctid::text || {rng.randrange(1000)}) LIMIT 1)"
+    def needed(table, unit, member):
+        """Is it one of several members, or all that is said of a content?  What another row says as well may go."""
+        return (f"{unit} <> {ZERO} AND (EXISTS (SELECT FROM {table} AS m WHERE (m.{unit}, m.hashdiff, m.applied_at) = (t.{unit}, t.hashdiff, t.applied_at) AND m.{member} <> t.{member}) "
+                f"OR NOT EXISTS (SELECT FROM {table} AS m WHERE (m.{unit}, m.hashdiff) = (t.{unit}, t.hashdiff) AND m.applied_at <> t.applied_at))")
     kinds = {
         "b.h_thing": [f"UPDATE b.h_thing SET id = id + 1000 WHERE ctid = {one('b.h_thing', f'h_thing_hk <> {ZERO}')}",
                       f"DELETE FROM b.h_thing WHERE ctid = {one('b.h_thing', f'h_thing_hk <> {ZERO}')}",
@@ -197,11 +201,15 @@ def corrupt(cursor, rng, relation):
                      f"UPDATE b.m_item SET _element = 99 WHERE ctid = {one('b.m_item', f'h_thing_hk <> {ZERO} AND NOT is_deleted')}",
                      f"UPDATE b.m_item SET is_deleted = NOT is_deleted WHERE ctid = {one('b.m_item', f'h_thing_hk <> {ZERO}')}",
                      f"UPDATE b.m_item SET confirmed_at = confirmed_at + interval '1 second' WHERE ctid = {one('b.m_item', f'h_thing_hk <> {ZERO}')}",
-                     f"DELETE FROM b.m_item WHERE ctid = {one('b.m_item', f'h_thing_hk <> {ZERO}')}",
+                     f"DELETE FROM b.m_item WHERE ctid = {one('b.m_item AS t', needed('b.m_item', 'h_thing_hk', 'sub_key_hk'))}",
+                     # a set once more when it was said last, but for a member
+                     "INSERT INTO b.m_item SELECT (json_populate_record(t, json_build_object('applied_at', x.last, 'confirmed_at', x.last))).* FROM b.m_item AS t JOIN (SELECT h_thing_hk, applied_at, hashdiff, "
+                     "max(confirmed_at) AS last, min(sub_key_hk::text)::uuid AS but FROM b.m_item GROUP BY 1, 2, 3 HAVING count(*) > 1 AND max(confirmed_at) > applied_at ORDER BY 1, 2, 3 LIMIT 1) AS x "
+                     "USING (h_thing_hk, applied_at, hashdiff) WHERE t.sub_key_hk <> x.but ON CONFLICT DO NOTHING",
                      f"INSERT INTO b.m_item SELECT (json_populate_record(t, json_build_object('sub_key_hk', gen_random_uuid()))).* FROM b.m_item AS t WHERE ctid = {one('b.m_item', f'h_thing_hk <> {ZERO}')}"],
         "b.e_item": [f"UPDATE b.e_item SET l_item_hk = gen_random_uuid() WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}",
                      f"UPDATE b.e_item SET driving_hk = gen_random_uuid() WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}",
-                     f"DELETE FROM b.e_item WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}",
+                     f"DELETE FROM b.e_item WHERE ctid = {one('b.e_item AS t', needed('b.e_item', 'driving_hk', 'l_item_hk'))}",
                      f"INSERT INTO b.e_item SELECT (json_populate_record(t, json_build_object('applied_at', '2030-01-01', 'confirmed_at', '2030-01-01'))).* FROM b.e_item AS t WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}"],
         "b.by_city": ["UPDATE {state} SET n = n + 1 WHERE ctid = " + one("{state}"), "DELETE FROM {state} WHERE ctid = " + one("{state}")],
         "stg.things": [f"UPDATE stg.things SET amount = coalesce(amount, 0) + 100 WHERE ctid = {one('stg.things')}",
