@@ -78,6 +78,16 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* Splitting pages needs the table from 16 on; 17 finds old snapshots elsewhere. */
+#if PG_VERSION_NUM >= 170000
+#define mr_bt_search(index, heap, key, buffer, access) _bt_search(index, heap, key, buffer, access)
+#elif PG_VERSION_NUM >= 160000
+#define mr_bt_search(index, heap, key, buffer, access) \
+	_bt_search(index, heap, key, buffer, access, NULL)
+#else
+#define mr_bt_search(index, heap, key, buffer, access) _bt_search(index, key, buffer, access, NULL)
+#endif
+
 /* 16 tells which indexes an update has to reach, for those that summarize. */
 #if PG_VERSION_NUM >= 160000
 #define MrUpdateIndexes TU_UpdateIndexes

@@ -17,6 +17,7 @@
 #include "catalog/pg_namespace.h"
 #include "core/compat.h"
 #include "core/direct.h"
+#include "core/leaf.h"
 #include "core/millrace.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -44,12 +45,14 @@ struct MrDirect
 	Relation *indexes;
 	IndexInfo **infos;
 	int unique; /* which of them, or -1 */
+	MrLeaf *leaf; /* of the unique index */
 	ScanKey probe; /* equality on the unique index */
 	TupleTableSlot *found; /* by a probe */
 	SnapshotData dirty;
 	TransactionId doubtful; /* makes the other row with a key doubtful that was probed last */
 	uint32 doubtful_token; /* of its speculative insertion, or 0 */
 	IndexScanDesc scan; /* of probes; NULL before the first */
+	IndexFetchTableData *fetch; /* what an entry leads to */
 	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	TupleTableSlot *slots[CHUNK];
 	int nslots;
@@ -130,7 +133,9 @@ prepare_probe(MrDirect *direct)
 {
 	Relation index = direct->indexes[direct->unique];
 
+	InitDirtySnapshot(direct->dirty);
 	direct->found = table_slot_create(direct->relation, NULL);
+	direct->fetch = table_index_fetch_begin(direct->relation);
 	direct->probe = palloc0(sizeof(ScanKeyData) * direct->nkeys);
 	for (int i = 0; i < direct->nkeys; i++)
 	{
@@ -188,7 +193,10 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 			direct->unique = n;
 	}
 	if (direct->unique >= 0)
+	{
 		prepare_probe(direct);
+		direct->leaf = mr_leaf_create(relation, direct->indexes[direct->unique]);
+	}
 	direct->chunk_context = AllocSetContextCreate(CurrentMemoryContext, "millrace chunk",
 												  ALLOCSET_DEFAULT_SIZES);
 	return direct;
@@ -201,6 +209,8 @@ mr_direct_close(MrDirect *direct)
 		ExecDropSingleTupleTableSlot(direct->slots[i]);
 	if (direct->scan != NULL)
 		index_endscan(direct->scan);
+	if (direct->fetch != NULL)
+		table_index_fetch_end(direct->fetch);
 	if (direct->found != NULL)
 		ExecDropSingleTupleTableSlot(direct->found);
 	for (int i = 0; i < direct->nindexes; i++)
@@ -272,6 +282,17 @@ is_being_deleted(MrDirect *direct)
 	return (tuple->t_data->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
 }
 
+/* How the row in direct->found stands. */
+static Standing
+note_standing(MrDirect *direct)
+{
+	direct->doubtful = TransactionIdIsValid(direct->dirty.xmin) ? direct->dirty.xmin
+																: direct->dirty.xmax;
+	direct->doubtful_token = direct->dirty.speculativeToken;
+	return TransactionIdIsValid(direct->dirty.xmin) || is_being_deleted(direct) ? STANDING_IN_DOUBT
+																				: STANDING_FOR_GOOD;
+}
+
 /* How the other row with the slot's key stands. */
 static Standing
 probe_key(MrDirect *direct, TupleTableSlot *slot)
@@ -297,10 +318,7 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 		return STANDING_NONE;
 	}
 	if (direct->scan == NULL)
-	{
-		InitDirtySnapshot(direct->dirty);
 		direct->scan = mr_index_beginscan(direct->relation, index, &direct->dirty, direct->nkeys);
-	}
 	index_rescan(direct->scan, direct->probe, direct->nkeys, NULL, 0);
 	/* Beside the row that stays there may be one that somebody else takes back. */
 	while (standing != STANDING_FOR_GOOD &&
@@ -308,12 +326,7 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 	{
 		if (ItemPointerEquals(&direct->found->tts_tid, &slot->tts_tid))
 			continue;
-		standing = TransactionIdIsValid(direct->dirty.xmin) || is_being_deleted(direct)
-					   ? STANDING_IN_DOUBT
-					   : STANDING_FOR_GOOD;
-		direct->doubtful = TransactionIdIsValid(direct->dirty.xmin) ? direct->dirty.xmin
-																	: direct->dirty.xmax;
-		direct->doubtful_token = direct->dirty.speculativeToken;
+		standing = note_standing(direct);
 	}
 	ExecClearTuple(direct->found);
 	MemoryContextSwitchTo(previous);
@@ -392,41 +405,107 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 	return standing == STANDING_NONE;
 }
 
+/* The entry of a tuple in the unique index. */
+static IndexTuple
+form_key(MrDirect *direct, TupleTableSlot *slot)
+{
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+	IndexTuple entry;
+
+	FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
+	entry = index_form_tuple(RelationGetDescr(direct->indexes[direct->unique]), values, nulls);
+	entry->t_tid = slot->tts_tid;
+	return entry;
+}
+
+/* Puts the keys of the tuples in the slots, and marks those that have to be taken back: another row stays. */
+static void
+insert_keys(MrDirect *direct, int n, MrConflict mode, bool *stays)
+{
+	IndexTuple *entries = palloc(sizeof(IndexTuple) * n);
+
+	for (int i = 0; i < n; i++)
+		entries[i] = form_key(direct, direct->slots[i]);
+	for (int i = 0; i < n; i++)
+	{
+		stays[i] = false;
+		if (mr_leaf_insert(direct->leaf, entries[i]))
+			continue;
+		if (mode == MR_CONFLICT_ERROR)
+			(void) insert_entry(direct, direct->unique, direct->slots[i], UNIQUE_CHECK_YES);
+		else
+			stays[i] = !settle_key(direct, direct->slots[i]);
+	}
+	mr_leaf_release(direct->leaf);
+}
+
 /* Inserts the rows of one chunk, which stand in the slots; those that are left out are marked. */
 static int64
 insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *conflicts)
 {
-	TupleTableSlot *taken_back[CHUNK];
-	int ntaken_back = 0;
+	bool stays[CHUNK] = {0};
 	int64 inserted = 0;
 
 	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0,
 					  direct->bulk);
+	if (direct->unique >= 0)
+		insert_keys(direct, n, mode, stays);
 	for (int i = 0; i < n; i++)
 	{
-		TupleTableSlot *slot = direct->slots[i];
-
-		if (direct->unique >= 0 && mode == MR_CONFLICT_ERROR)
-			(void) insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_YES);
-		else if (direct->unique >= 0 && !settle_key(direct, slot))
+		if (stays[i])
 		{
 			leave_out(direct, conflicts, order[i]);
-			taken_back[ntaken_back++] = slot;
 			continue;
 		}
 		for (int x = 0; x < direct->nindexes; x++)
 		{
 			if (x != direct->unique)
-				(void) insert_entry(direct, x, slot, UNIQUE_CHECK_NO);
+				(void) insert_entry(direct, x, direct->slots[i], UNIQUE_CHECK_NO);
 		}
 		inserted++;
 	}
-	if (ntaken_back > 0)
-		CommandCounterIncrement();
-	for (int i = 0; i < ntaken_back; i++)
-		simple_heap_delete(direct->relation, &taken_back[i]->tts_tid);
-	direct->ntaken_back += ntaken_back;
+	if (inserted == n)
+		return inserted;
+	CommandCounterIncrement();
+	for (int i = 0; i < n; i++)
+	{
+		if (stays[i])
+			simple_heap_delete(direct->relation, &direct->slots[i]->tts_tid);
+	}
+	direct->ntaken_back += n - inserted;
 	return inserted;
+}
+
+/* Is there a row with the key of the tuple in the slot that is going to stay? */
+static bool
+is_there(MrDirect *direct, TupleTableSlot *slot)
+{
+	MemoryContext previous = MemoryContextSwitchTo(direct->chunk_context);
+	IndexTuple entry = form_key(direct, slot);
+	bool stays = false;
+	bool again = false;
+	ItemPointerData place;
+	MrLeafFinding finding = MR_LEAF_UNSURE;
+
+	MemoryContextSwitchTo(direct->context);
+	/* On a leaf nulls are equal. */
+	if (!IndexTupleHasNulls(entry))
+		finding = mr_leaf_find(direct->leaf, entry, &place);
+	if (finding == MR_LEAF_ONE)
+	{
+		stays = table_index_fetch_tuple(direct->fetch, &place, &direct->dirty, direct->found,
+										&again, NULL) &&
+				note_standing(direct) == STANDING_FOR_GOOD;
+		ExecClearTuple(direct->found);
+	}
+	if (finding != MR_LEAF_NONE && !stays)
+	{
+		mr_leaf_release(direct->leaf);
+		stays = probe_key(direct, slot) == STANDING_FOR_GOOD;
+	}
+	MemoryContextSwitchTo(previous);
+	return stays;
 }
 
 int64
@@ -455,15 +534,19 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 																		   &TTSOpsVirtual);
 			fill_slot(direct, direct->slots[n], rows, row);
 			ItemPointerSetInvalid(&direct->slots[n]->tts_tid);
-			if (probe_first && probe_key(direct, direct->slots[n]) == STANDING_FOR_GOOD)
+			if (probe_first && is_there(direct, direct->slots[n]))
 				leave_out(direct, conflicts, row);
 			else
 				chunk[n++] = row;
 		}
-		if (n == 0)
-			continue;
+		if (probe_first)
+		{
+			mr_leaf_release(direct->leaf);
+			table_index_fetch_reset(direct->fetch);
+		}
 		MemoryContextSwitchTo(direct->chunk_context);
-		inserted += insert_chunk(direct, chunk, n, mode, conflicts);
+		if (n > 0)
+			inserted += insert_chunk(direct, chunk, n, mode, conflicts);
 		MemoryContextSwitchTo(previous);
 		MemoryContextReset(direct->chunk_context);
 	}

@@ -2,10 +2,9 @@
  * merge.c
  *	  Adding differences to counters, straight through the table access method.
  *
- * Rows are taken in chunks, in the order of the unique index.  First each key of a chunk is looked up, without
+ * Rows are taken in chunks, in the order of their keys.  First each key of a chunk is looked up, without
  * locking anything; tuples of those that are not there go to the heap by the page, where nobody can find them yet.
- * A key that we have not seen before is not looked up as long as nearly all such keys prove to be new: a bitmap
- * of hashes remembers keys, and may be wrong in both directions, which costs time and nothing else.  Then, key by key, either the index entry is inserted or
+ * Then, key by key, either the index entry is inserted or
  * the row that is there is updated.  Both may find that somebody else was faster: then that transaction is waited
  * for, while we hold smaller keys only, and the key is looked up again.  An update is a compare-and-swap: it is
  * computed from a version of the row and refused by the heap when that is not the newest one any more.
@@ -21,32 +20,25 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_index.h"
-#include "common/hashfn.h"
 #include "common/int.h"
 #include "core/compat.h"
+#include "core/leaf.h"
 #include "core/merge.h"
 #include "core/millrace.h"
+#include "core/order.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/sortsupport.h"
 
 /* Rows that go to the heap in one call. */
 #define CHUNK 1000
-
-/* Bits for keys that we have seen; with many more keys all are looked up. */
-#define SEEN_BITS (1 << 23)
-
-/* At most one in so many unseen keys may be there, or unseen keys are looked up. */
-#define RARELY_THERE 16
 
 struct MrMerge
 {
@@ -57,18 +49,8 @@ struct MrMerge
 	int counter;
 	AttrNumber *attnums;
 	MrMergeColumn *columns;
-	MemoryContext context;
-	uint8 *seen; /* bitmap by hash of the key; NULL as long as there are few rows at a time */
-	bool trust_unseen; /* last time nearly all keys that we had not seen were new */
+	MrOrder *order; /* of keys */
 };
-
-/* A row and the first value of its key, abbreviated when the type can do that. */
-typedef struct Sorted
-{
-	Datum first;
-	bool first_null;
-	int row;
-} Sorted;
 
 /* A merge under way. */
 typedef struct Merging
@@ -87,19 +69,36 @@ typedef struct Merging
 	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	ScanKeyData probe[INDEX_MAX_KEYS];
 	int probe_column[INDEX_MAX_KEYS]; /* number of the column that is the index's i-th */
+	MrLeaf *leaf; /* of the unique index */
 	IndexScanDesc scan;
+	IndexFetchTableData *fetch; /* what an entry leads to */
 	SnapshotData dirty;
 	TupleTableSlot *found; /* the row that is there */
 	TupleTableSlot *changed;
 	TupleTableSlot *slots[CHUNK];
 	int nslots;
-	SortSupportData *sort;
 	CommandId command;
 	MemoryContext context;
 	MemoryContext row_context;
-	int64 nunseen; /* keys that we had not seen */
-	int64 nthere; /* those of them that were there */
 } Merging;
+
+static MrOrder *
+order_of_keys(const MrMerge *merge)
+{
+	Relation relation = table_open(merge->relid, AccessShareLock);
+	Oid *types = palloc(sizeof(Oid) * Max(merge->nkeys, 1));
+	Oid *collations = palloc(sizeof(Oid) * Max(merge->nkeys, 1));
+
+	for (int i = 0; i < merge->nkeys; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(relation), merge->attnums[i] - 1);
+
+		types[i] = column->atttypid;
+		collations[i] = column->attcollation;
+	}
+	table_close(relation, NoLock);
+	return mr_order_create(merge->nkeys, types, collations);
+}
 
 MrMerge *
 mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
@@ -117,8 +116,7 @@ mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
 	memcpy(merge->columns, columns, sizeof(MrMergeColumn) * ncolumns);
 	while (merge->nkeys < ncolumns && columns[merge->nkeys] == MR_MERGE_KEY)
 		merge->nkeys++;
-	merge->context = CurrentMemoryContext;
-	merge->trust_unseen = true;
+	merge->order = order_of_keys(merge);
 	return merge;
 }
 
@@ -205,29 +203,22 @@ mr_merge_is_plain(const MrMerge *merge)
 	return plain && nunique == 1;
 }
 
-/* How rows are sorted by the key's index, and found in it. */
+/* How rows are found in the key's index. */
 static void
 prepare_key(Merging *merging)
 {
 	const MrMerge *merge = merging->merge;
 	Relation index = merging->indexes[merging->unique];
 
-	merging->sort = palloc0(sizeof(SortSupportData) * merge->nkeys);
+	merging->leaf = mr_leaf_create(merging->relation, index);
 	for (int i = 0; i < merge->nkeys; i++)
 	{
-		SortSupport sort = &merging->sort[i];
 		Oid equality = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
 										   index->rd_opcintype[i], BTEqualStrategyNumber);
 
 		merging->probe_column[i] = key_column(merge, index, i);
 		ScanKeyEntryInitialize(&merging->probe[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i], get_opcode(equality), (Datum) 0);
-		sort->ssup_cxt = CurrentMemoryContext;
-		sort->ssup_collation = index->rd_indcollation[i];
-		sort->ssup_nulls_first = (index->rd_indoption[i] & INDOPTION_NULLS_FIRST) != 0;
-		sort->ssup_attno = i + 1;
-		sort->abbreviate = i == 0;
-		PrepareSortSupportFromIndexRel(index, BTLessStrategyNumber, sort);
 	}
 }
 
@@ -266,6 +257,7 @@ open_table(Merging *merging)
 	}
 	prepare_key(merging);
 	merging->found = table_slot_create(merging->relation, NULL);
+	merging->fetch = table_index_fetch_begin(merging->relation);
 	merging->changed = make_slot(merging);
 	InitDirtySnapshot(merging->dirty);
 	merging->command = GetCurrentCommandId(true);
@@ -278,6 +270,7 @@ close_table(Merging *merging)
 		ExecDropSingleTupleTableSlot(merging->slots[i]);
 	if (merging->scan != NULL)
 		index_endscan(merging->scan);
+	table_index_fetch_end(merging->fetch);
 	ExecDropSingleTupleTableSlot(merging->found);
 	ExecDropSingleTupleTableSlot(merging->changed);
 	if (merging->estate != NULL)
@@ -328,12 +321,29 @@ insert_entry(Merging *merging, int i, TupleTableSlot *slot, IndexUniqueCheck che
 						check, false, merging->infos[i]);
 }
 
+/* The entry of a tuple in the unique index. */
+static IndexTuple
+form_key(Merging *merging, TupleTableSlot *slot)
+{
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+	IndexTuple entry;
+
+	FormIndexDatum(merging->infos[merging->unique], slot, NULL, values, nulls);
+	entry = index_form_tuple(RelationGetDescr(merging->indexes[merging->unique]), values, nulls);
+	entry->t_tid = slot->tts_tid;
+	return entry;
+}
+
 /* Puts the entries of a new tuple; false, and only that of the key is there, when somebody else's may be, too. */
 static bool
 insert_entries(Merging *merging, TupleTableSlot *slot)
 {
-	if (!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
+	if (!mr_leaf_insert(merging->leaf, form_key(merging, slot)) &&
+		!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
 		return false;
+	if (merging->nindexes > 1)
+		mr_leaf_release(merging->leaf);
 	for (int i = 0; i < merging->nindexes; i++)
 	{
 		if (i != merging->unique)
@@ -531,118 +541,78 @@ merge_row(Merging *merging, int row, ItemPointer except)
 
 /* ---- all rows --------------------------------------------------------------------------------- */
 
-static int
-compare_rows(const void *left, const void *right, void *argument)
-{
-	const Merging *merging = argument;
-	const Sorted *l = left;
-	const Sorted *r = right;
-
-	int order = ApplySortComparator(l->first, l->first_null, r->first, r->first_null,
-									&merging->sort[0]);
-
-	for (int i = 0; i < merging->merge->nkeys && order == 0; i++)
-	{
-		SortSupport sort = &merging->sort[i];
-		int column = merging->probe_column[i];
-		Datum left_value = merging->rows->values[column][l->row];
-		Datum right_value = merging->rows->values[column][r->row];
-		bool left_null = merging->rows->nulls[column][l->row];
-		bool right_null = merging->rows->nulls[column][r->row];
-
-		if (i > 0)
-			order = ApplySortComparator(left_value, left_null, right_value, right_null, sort);
-		else if (sort->abbrev_converter != NULL)
-			order = ApplySortAbbrevFullComparator(left_value, left_null, right_value, right_null,
-												  sort);
-	}
-	return order;
-}
-
-/* The rows in the order of the unique index. */
-static Sorted *
-sort_rows(Merging *merging)
-{
-	int nrows = merging->rows->nrows;
-	Sorted *sorted = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Sorted) * nrows);
-	SortSupport sort = &merging->sort[0];
-	const Datum *values = merging->rows->values[merging->probe_column[0]];
-	const bool *nulls = merging->rows->nulls[merging->probe_column[0]];
-
-	for (int r = 0; r < nrows; r++)
-	{
-		sorted[r].row = r;
-		sorted[r].first_null = nulls[r];
-		sorted[r].first = nulls[r]                         ? (Datum) 0
-						  : sort->abbrev_converter != NULL ? sort->abbrev_converter(values[r], sort)
-														   : values[r];
-	}
-	qsort_arg(sorted, nrows, sizeof(Sorted), compare_rows, merging);
-	return sorted;
-}
-
-/* Have we seen a key with this hash?  Now we have. */
+/* Looks a key up by way of the leaf; `place` stays invalid when that tells nothing.  True when there is no such row. */
 static bool
-seen(const Merging *merging, int row)
+is_new(Merging *merging, TupleTableSlot *slot, ItemPointer place)
+{
+	bool again = false;
+	ItemPointerData root;
+
+	switch (mr_leaf_find(merging->leaf, form_key(merging, slot), &root))
+	{
+		case MR_LEAF_NONE:
+			return true;
+		case MR_LEAF_ONE:
+			if (table_index_fetch_tuple(merging->fetch, &root, &merging->dirty, merging->found,
+										&again, NULL))
+				*place = merging->found->tts_tid;
+			return false;
+		case MR_LEAF_UNSURE:
+			return false;
+	}
+	return false;
+}
+
+/*
+ * Which rows of a chunk have to be inserted?  Their tuples stand in the first slots then, and how many they are is
+ * returned; of the others, `places` says where they stand, as far as that is known.
+ */
+static int
+find_new(Merging *merging, const int *order, int n, bool *there, ItemPointerData *places)
 {
 	const MrMerge *merge = merging->merge;
-	uint32 hash = 0;
-	uint8 *byte;
-	bool before;
+	int nnew = 0;
 
-	if (merge->seen == NULL)
-		return true;
-	for (int c = 0; c < merge->nkeys; c++)
+	for (int i = 0; i < n; i++)
 	{
-		Form_pg_attribute attribute = TupleDescAttr(merging->desc, merge->attnums[c] - 1);
-
-		if (!merging->rows->nulls[c][row])
-			hash = hash_combine(hash, datum_image_hash(merging->rows->values[c][row],
-													   attribute->attbyval, attribute->attlen));
+		if (i == merging->nslots)
+			merging->slots[merging->nslots++] = make_slot(merging);
+		fill_slot(merging, merging->slots[i], order[i]);
+		ItemPointerSetInvalid(&places[i]);
+		there[i] = !is_new(merging, merging->slots[i], &places[i]);
 	}
-	hash = murmurhash32(hash) % SEEN_BITS;
-	byte = &merge->seen[hash / 8];
-	before = (*byte & (1 << (hash % 8))) != 0;
-	*byte |= 1 << (hash % 8);
-	return before;
+	mr_leaf_release(merging->leaf);
+	table_index_fetch_reset(merging->fetch);
+	ExecClearTuple(merging->found);
+	for (int i = 0; i < n; i++)
+	{
+		if (there[i] && !ItemPointerIsValid(&places[i]))
+		{
+			there[i] = find(merging, order[i], NULL);
+			if (there[i])
+				places[i] = merging->found->tts_tid;
+		}
+		/* Only who has rows to give can be new. */
+		if (!there[i])
+			there[i] = merging->empty == MR_EMPTY_GOES &&
+					   DatumGetInt64(merging->rows->values[merge->counter][order[i]]) <= 0;
+		if (!there[i])
+			fill_slot(merging, merging->slots[nnew++], order[i]);
+	}
+	return nnew;
 }
 
 /* Merges the rows of one chunk. */
 static void
-merge_chunk(Merging *merging, const Sorted *sorted, int n)
+merge_chunk(Merging *merging, const int *order, int n)
 {
-	const MrMerge *merge = merging->merge;
 	bool there[CHUNK];
-	bool unseen[CHUNK];
 	ItemPointerData places[CHUNK];
 	ItemPointerData taken_back[CHUNK];
 	int ntaken_back = 0;
-	int nnew = 0;
 	int next = 0;
+	int nnew = find_new(merging, order, n, there, places);
 
-	for (int i = 0; i < n; i++)
-	{
-		int row = sorted[i].row;
-
-		ItemPointerSetInvalid(&places[i]);
-		unseen[i] = !seen(merging, row);
-		/* Only who has rows to give can be new. */
-		there[i] = merging->empty == MR_EMPTY_GOES &&
-				   DatumGetInt64(merging->rows->values[merge->counter][row]) <= 0;
-		if (!there[i] && !(unseen[i] && merge->trust_unseen))
-		{
-			there[i] = find(merging, row, NULL);
-			if (there[i])
-				places[i] = merging->found->tts_tid;
-		}
-		merging->nunseen += unseen[i];
-		merging->nthere += unseen[i] && there[i];
-		if (there[i])
-			continue;
-		if (nnew == merging->nslots)
-			merging->slots[merging->nslots++] = make_slot(merging);
-		fill_slot(merging, merging->slots[nnew++], row);
-	}
 	if (nnew > 0)
 		heap_multi_insert(merging->relation, merging->slots, nnew, merging->command, 0, NULL);
 	for (int i = 0; i < n; i++)
@@ -651,23 +621,24 @@ merge_chunk(Merging *merging, const Sorted *sorted, int n)
 
 		if (there[i])
 		{
+			mr_leaf_release(merging->leaf);
 			if (!ItemPointerIsValid(&places[i]) ||
 				!table_tuple_fetch_row_version(merging->relation, &places[i], &merging->dirty,
 											   merging->found) ||
-				TransactionIdIsValid(merging->dirty.xmin) || !change_found(merging, sorted[i].row))
-				merge_row(merging, sorted[i].row, NULL);
+				TransactionIdIsValid(merging->dirty.xmin) || !change_found(merging, order[i]))
+				merge_row(merging, order[i], NULL);
 			continue;
 		}
 		slot = merging->slots[next++];
 		if (insert_entries(merging, slot))
-			note_inserted(merging, sorted[i].row, slot);
+			note_inserted(merging, order[i], slot);
 		else
 		{
 			taken_back[ntaken_back++] = slot->tts_tid;
-			merging->nthere += unseen[i];
-			merge_row(merging, sorted[i].row, &slot->tts_tid);
+			merge_row(merging, order[i], &slot->tts_tid);
 		}
 	}
+	mr_leaf_release(merging->leaf);
 	if (ntaken_back > 0)
 	{
 		CommandCounterIncrement();
@@ -681,21 +652,16 @@ static void
 merge_all(Merging *merging)
 {
 	int nrows = merging->rows->nrows;
-	Sorted *sorted = sort_rows(merging);
-
-	if (merging->merge->seen == NULL && nrows >= CHUNK)
-		merging->merge->seen = MemoryContextAllocZero(merging->merge->context, SEEN_BITS / 8);
+	int *order = mr_order_rows(merging->merge->order, merging->rows, merging->merge->nkeys);
 
 	for (int first = 0; first < nrows; first += CHUNK)
 	{
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(merging->row_context);
-		merge_chunk(merging, &sorted[first], Min(CHUNK, nrows - first));
+		merge_chunk(merging, &order[first], Min(CHUNK, nrows - first));
 		MemoryContextSwitchTo(merging->context);
 		MemoryContextReset(merging->row_context);
 	}
-	if (merging->nunseen > 0)
-		merging->merge->trust_unseen = merging->nthere <= merging->nunseen / RARELY_THERE;
 }
 
 void

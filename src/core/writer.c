@@ -15,17 +15,14 @@
 #include "catalog/pg_type.h"
 #include "core/direct.h"
 #include "core/millrace.h"
+#include "core/order.h"
 #include "core/statement.h"
 #include "core/writer.h"
-#include "port/pg_bswap.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/pg_locale.h"
 #include "utils/rel.h"
-#include "utils/sortsupport.h"
 #include "utils/typcache.h"
-#include "utils/uuid.h"
 
 typedef struct MrColumn
 {
@@ -53,7 +50,7 @@ struct MrTable
 	AttrNumber *attnums;
 	bool probe_first; /* many keys were there already, last time */
 	int64 taken_back;
-	SortSupport sort; /* by the key columns */
+	MrOrder *order; /* of keys */
 	MrStatement *insert_new;
 	MrStatement *append;
 	MrStatement *find_different;
@@ -92,6 +89,8 @@ mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, in
 	MrTable *table = palloc0(sizeof(MrTable));
 	Relation relation = table_open(relid, AccessShareLock);
 	TupleDesc desc = RelationGetDescr(relation);
+	Oid *types;
+	Oid *collations;
 
 	table->context = CurrentMemoryContext;
 	table->relid = relid;
@@ -105,23 +104,14 @@ mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, in
 		column_init(&table->columns[i], desc, attnums[i]);
 	table_close(relation, NoLock);
 
-	table->sort = palloc0(sizeof(SortSupportData) * Max(nkeys, 1));
+	types = palloc(sizeof(Oid) * Max(nkeys, 1));
+	collations = palloc(sizeof(Oid) * Max(nkeys, 1));
 	for (int i = 0; i < nkeys; i++)
 	{
-		SortSupport sort = &table->sort[i];
-		TypeCacheEntry *type = lookup_type_cache(table->columns[i].type, TYPECACHE_LT_OPR);
-
-		if (!OidIsValid(type->lt_opr))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_FUNCTION),
-					 errmsg("type %s of key column %s has no order",
-							format_type_be(table->columns[i].type), table->columns[i].name)));
-		sort->ssup_cxt = CurrentMemoryContext;
-		sort->ssup_collation = table->columns[i].collation;
-		sort->ssup_nulls_first = false;
-		sort->ssup_attno = i + 1;
-		PrepareSortSupportFromOrderingOp(type->lt_opr, sort);
+		types[i] = table->columns[i].type;
+		collations[i] = table->columns[i].collation;
 	}
+	table->order = mr_order_create(nkeys, types, collations);
 	return table;
 }
 
@@ -139,112 +129,6 @@ mr_rows_create(const MrTable *table, int capacity)
 		rows->nulls[i] = palloc0(Max(capacity, 1));
 	}
 	return rows;
-}
-
-typedef struct SortArgument
-{
-	const MrTable *table;
-	const MrRows *rows;
-	int nkeys;
-} SortArgument;
-
-/* Orders two rows by the table's key. */
-static int
-compare_rows(const void *left, const void *right, void *argument)
-{
-	const SortArgument *sorted = argument;
-	int l = *(const int *) left;
-	int r = *(const int *) right;
-
-	for (int i = 0; i < sorted->nkeys; i++)
-	{
-		const bool *nulls = sorted->rows->nulls[i];
-		int order = ApplySortComparator(sorted->rows->values[i][l], nulls != NULL && nulls[l],
-										sorted->rows->values[i][r], nulls != NULL && nulls[r],
-										&sorted->table->sort[i]);
-
-		if (order != 0)
-			return order;
-	}
-	return l - r;
-}
-
-/* A row to be sorted, with a number that orders most rows without a look at the row. */
-typedef struct SortItem
-{
-	uint64 prefix;
-	int row;
-} SortItem;
-
-#define ST_SORT sort_items
-#define ST_ELEMENT_TYPE SortItem
-#define ST_COMPARE(a, b, argument) \
-	((a)->prefix != (b)->prefix ? ((a)->prefix < (b)->prefix ? -1 : 1) \
-								: compare_rows(&(a)->row, &(b)->row, argument))
-#define ST_COMPARE_ARG_TYPE SortArgument
-#define ST_SCOPE static
-#define ST_DEFINE
-#include "lib/sort_template.h"
-
-/* A number that never contradicts the order of a key's first column; nulls are last. */
-static uint64
-sort_prefix(const MrColumn *column, Datum value, bool isnull)
-{
-	const uint64 sign = UINT64CONST(1) << 63;
-	uint64 bytes;
-
-	if (isnull)
-		return PG_UINT64_MAX;
-	switch (column->type)
-	{
-		case INT4OID:
-			return (uint64) (int64) DatumGetInt32(value) ^ sign;
-		case INT8OID:
-		case TIMESTAMPTZOID:
-			return (uint64) DatumGetInt64(value) ^ sign;
-		case UUIDOID:
-			memcpy(&bytes, DatumGetUUIDP(value)->data, sizeof(bytes));
-			return pg_ntoh64(bytes);
-		case TEXTOID:
-		case VARCHAROID:
-			if (!mr_collate_is_c(column->collation) || VARATT_IS_EXTENDED(DatumGetPointer(value)) !=
-														   VARATT_IS_SHORT(DatumGetPointer(value)))
-				return 0;
-			bytes = 0;
-			memcpy(&bytes, VARDATA_ANY(DatumGetPointer(value)),
-				   Min(VARSIZE_ANY_EXHDR(DatumGetPointer(value)), sizeof(bytes)));
-			return pg_ntoh64(bytes);
-		default:
-			return 0;
-	}
-}
-
-/* The order of the rows by the first columns of the key. */
-static int *
-sorted_order(const MrTable *table, const MrRows *rows, int nkeys)
-{
-	SortArgument argument = {table, rows, nkeys};
-	int *order = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * Max(rows->nrows, 1));
-	SortItem *items;
-
-	for (int i = 0; i < rows->nrows; i++)
-		order[i] = i;
-	if (nkeys == 0)
-		return order;
-
-	items = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(SortItem) * Max(rows->nrows, 1));
-	for (int i = 0; i < rows->nrows; i++)
-	{
-		bool isnull = rows->nulls != NULL && rows->nulls[0] != NULL && rows->nulls[0][i];
-
-		items[i].prefix = sort_prefix(&table->columns[0], rows->values[0][i], isnull);
-		items[i].row = i;
-	}
-	sort_items(items, rows->nrows, &argument);
-	for (int i = 0; i < rows->nrows; i++)
-		order[i] = items[i].row;
-	pfree(items);
-	return order;
 }
 
 /* One column of the rows, in the given order, as an array. */
@@ -384,7 +268,7 @@ mr_table_arrays(const MrTable *table, const MrRows *rows, const int *chosen, int
 static uint64
 run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, int ncolumns)
 {
-	int *order = sorted_order(table, rows, Min(table->nkeys, ncolumns));
+	int *order = mr_order_rows(table->order, rows, Min(table->nkeys, ncolumns));
 	Datum *arrays = palloc(sizeof(Datum) * ncolumns);
 	MrRunAs saved;
 	uint64 processed;
@@ -414,7 +298,7 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 							table->probe_first);
 	if (direct != NULL)
 	{
-		order = sorted_order(table, rows, table->nkeys);
+		order = mr_order_rows(table->order, rows, table->nkeys);
 		inserted = mr_direct_insert(direct, rows, order, mode, conflicts);
 		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
 		table->taken_back += mr_direct_taken_back(direct);

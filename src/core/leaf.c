@@ -1,0 +1,203 @@
+/*
+ * leaf.c
+ *	  Many keys in ascending order against a unique B-tree.
+ *
+ * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one leaf; here the leaf
+ * that the last key went to stays locked, and the next key is tried there first.  What is done to a page
+ * is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that simple is left to
+ * nbtree: a key that is there already (dead or alive), a full page, an index of before version 4.
+ *
+ * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
+ * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
+ * page, and is left to nbtree, too.
+ */
+#include "postgres.h"
+
+#include "access/nbtree.h"
+#include "access/nbtxlog.h"
+#include "access/xloginsert.h"
+#include "core/compat.h"
+#include "core/leaf.h"
+#include "miscadmin.h"
+#include "storage/predicate.h"
+
+/* Entries near nbtree's limit of a third of a page are nbtree's. */
+#define LARGE_ENTRY (BLCKSZ / 4)
+
+struct MrLeaf
+{
+	Relation heap;
+	Relation index;
+	BTScanInsert key; /* NULL before the first */
+	int flags[INDEX_MAX_KEYS]; /* of the key's columns, when not null */
+	Buffer buffer; /* pinned and locked; or invalid */
+	int access; /* how */
+	OffsetNumber
+		last; /* the entry that is known to be less than the next key, or the place before all */
+	OffsetNumber place; /* the first entry that is greater */
+};
+
+MrLeaf *
+mr_leaf_create(Relation heap, Relation index)
+{
+	MrLeaf *leaf = palloc0(sizeof(MrLeaf));
+
+	leaf->heap = heap;
+	leaf->index = index;
+	leaf->key = _bt_mkscankey(index, NULL);
+	leaf->key->keysz = IndexRelationGetNumberOfKeyAttributes(index);
+	_bt_metaversion(index, &leaf->key->heapkeyspace, &leaf->key->allequalimage);
+	for (int i = 0; i < leaf->key->keysz; i++)
+		leaf->flags[i] = leaf->key->scankeys[i].sk_flags & ~SK_ISNULL;
+	return leaf;
+}
+
+void
+mr_leaf_release(MrLeaf *leaf)
+{
+	if (BufferIsValid(leaf->buffer))
+		_bt_relbuf(leaf->index, leaf->buffer);
+	leaf->buffer = InvalidBuffer;
+}
+
+static void
+set_key(MrLeaf *leaf, IndexTuple entry)
+{
+	TupleDesc desc = RelationGetDescr(leaf->index);
+
+	for (int i = 0; i < leaf->key->keysz; i++)
+	{
+		ScanKey column = &leaf->key->scankeys[i];
+		bool isnull;
+
+		column->sk_argument = index_getattr(entry, i + 1, desc, &isnull);
+		column->sk_flags = leaf->flags[i] | (isnull ? SK_ISNULL : 0);
+	}
+}
+
+/* Is the key greater than an entry of the page that is held, and less than all of the next page? */
+static bool
+is_between(const MrLeaf *leaf)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+
+	return leaf->last >= P_FIRSTDATAKEY(opaque) &&
+		   _bt_compare(leaf->index, leaf->key, page, leaf->last) > 0 &&
+		   (P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0);
+}
+
+/* Goes to the place of the entry's key. */
+static MrLeafFinding
+seek(MrLeaf *leaf, IndexTuple entry, int access)
+{
+	OffsetNumber low;
+	OffsetNumber high;
+	BTPageOpaque opaque;
+	Page page;
+
+	set_key(leaf, entry);
+	if (!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf))
+	{
+		mr_leaf_release(leaf);
+		_bt_freestack(mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access));
+		leaf->access = access;
+		/* To readers, an empty index has no page. */
+		if (!BufferIsValid(leaf->buffer))
+			return MR_LEAF_NONE;
+		page = BufferGetPage(leaf->buffer);
+		opaque = BTPageGetOpaque(page);
+		leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(opaque));
+		if (!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0)
+			return MR_LEAF_UNSURE;
+	}
+	page = BufferGetPage(leaf->buffer);
+	low = OffsetNumberNext(leaf->last);
+	high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+	while (low < high)
+	{
+		OffsetNumber middle = low + (high - low) / 2;
+		int32 order = _bt_compare(leaf->index, leaf->key, page, middle);
+
+		if (order == 0)
+		{
+			leaf->place = leaf->last = middle;
+			return MR_LEAF_ONE;
+		}
+		if (order > 0)
+			low = OffsetNumberNext(middle);
+		else
+			high = middle;
+	}
+	leaf->place = low;
+	leaf->last = OffsetNumberPrev(low);
+	return MR_LEAF_NONE;
+}
+
+/* Adds the entry to the page at leaf->place, as _bt_insertonpg() does. */
+static void
+add_entry(MrLeaf *leaf, IndexTuple entry)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	xl_btree_insert record = {.offnum = leaf->place};
+	XLogRecPtr written;
+
+	START_CRIT_SECTION();
+	if (PageAddItem(page, (Item) entry, IndexTupleSize(entry), leaf->place, false, false) ==
+		InvalidOffsetNumber)
+		elog(PANIC, "failed to add an entry to block %u of index \"%s\"",
+			 BufferGetBlockNumber(leaf->buffer), RelationGetRelationName(leaf->index));
+	MarkBufferDirty(leaf->buffer);
+	if (RelationNeedsWAL(leaf->index))
+	{
+		XLogBeginInsert();
+		XLogRegisterData((char *) &record, SizeOfBtreeInsert);
+		XLogRegisterBuffer(0, leaf->buffer, REGBUF_STANDARD);
+		XLogRegisterBufData(0, (char *) entry, IndexTupleSize(entry));
+		written = XLogInsert(RM_BTREE_ID, XLOG_BTREE_INSERT_LEAF);
+		PageSetLSN(page, written);
+	}
+	END_CRIT_SECTION();
+}
+
+bool
+mr_leaf_insert(MrLeaf *leaf, IndexTuple entry)
+{
+	Size size = IndexTupleSize(entry);
+	Page page;
+
+	if (!leaf->key->heapkeyspace || size > LARGE_ENTRY ||
+		seek(leaf, entry, BT_WRITE) != MR_LEAF_NONE)
+	{
+		mr_leaf_release(leaf);
+		return false;
+	}
+	page = BufferGetPage(leaf->buffer);
+	if (PageGetFreeSpace(page) < size || P_INCOMPLETE_SPLIT(BTPageGetOpaque(page)))
+	{
+		mr_leaf_release(leaf);
+		return false;
+	}
+	CheckForSerializableConflictIn(leaf->index, NULL, BufferGetBlockNumber(leaf->buffer));
+	add_entry(leaf, entry);
+	leaf->last = leaf->place;
+	return true;
+}
+
+MrLeafFinding
+mr_leaf_find(MrLeaf *leaf, IndexTuple entry, ItemPointer place)
+{
+	MrLeafFinding finding = leaf->key->heapkeyspace ? seek(leaf, entry, BT_READ) : MR_LEAF_UNSURE;
+
+	if (finding == MR_LEAF_ONE)
+	{
+		Page page = BufferGetPage(leaf->buffer);
+		ItemId item = PageGetItemId(page, leaf->place);
+		IndexTuple found = (IndexTuple) PageGetItem(page, item);
+
+		if (ItemIdIsDead(item) || BTreeTupleIsPosting(found))
+			return MR_LEAF_UNSURE;
+		*place = found->t_tid;
+	}
+	return finding;
+}

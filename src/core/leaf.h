@@ -1,0 +1,41 @@
+/*
+ * leaf.h
+ *	  Many keys in ascending order against a unique B-tree: one descent for each leaf instead of each key.
+ */
+#ifndef MR_CORE_LEAF_H
+#define MR_CORE_LEAF_H
+
+#include "access/itup.h"
+#include "utils/rel.h"
+
+typedef struct MrLeaf MrLeaf;
+
+/* Over an index that is_plain to the caller and has no more than one entry for most keys. */
+extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
+
+/*
+ * Puts the entry, when that is certain to be right without a look at the heap: no other entry has its key, and there
+ * is room.  False: nothing was done, and index_insert() has to decide.
+ */
+extern bool mr_leaf_insert(MrLeaf *leaf, IndexTuple entry);
+
+typedef enum MrLeafFinding
+{
+	MR_LEAF_NONE, /* no entry has the key */
+	MR_LEAF_ONE, /* one that has leads to *place; if nothing is to be seen there, another may */
+	MR_LEAF_UNSURE
+} MrLeafFinding;
+
+/*
+ * Looks for an entry with the key of this one.  As long as the page is held, nobody takes away what an entry
+ * leads to.
+ */
+extern MrLeafFinding mr_leaf_find(MrLeaf *leaf, IndexTuple entry, ItemPointer place);
+
+/*
+ * Lets the page go that is kept locked for the next key: to be called before anything else is done that may
+ * take time or locks.
+ */
+extern void mr_leaf_release(MrLeaf *leaf);
+
+#endif /* MR_CORE_LEAF_H */
