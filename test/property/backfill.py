@@ -128,6 +128,8 @@ def history(cursor, rng, steps, background):
             meddle(cursor, rng, made)
     for table in todo:
         cursor.execute(table[2].format(s="b"))
+    # One at least whose items are the same twice.
+    push(cursor, [json.dumps({"id": 99, "at": f"2026-01-01 0{hour}:00:00+00", "city": "Oslo", "items": [{"item": "a", "quantity": 1}, {"item": "b", "quantity": 2}]}) for hour in (1, 2)])
     cursor.execute("SELECT millrace.resume_backfill(t.relation) FROM millrace.target t WHERE t.state <> 'active'")
 
 
