@@ -53,7 +53,7 @@ DECLARE
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
     IF target.kind <> 'mart' THEN
-        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY t.ctid',
+        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
              WHERE i.indrelid = target.relation AND i.indexrelid = (
                  SELECT o.indexrelid FROM pg_index o WHERE o.indrelid = target.relation AND o.indisunique ORDER BY o.indisprimary DESC, o.indexrelid LIMIT 1)),
