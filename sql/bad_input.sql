@@ -90,13 +90,13 @@ CALL send('a tombstone with a key of another type', NULL, 'one');
 CALL send('a good one', '{"id": 1014, "name": "good", "small": 1, "price": 12.345, "weight": 1.5, "day": "2026-02-28", "short": "abc", "ok": true, "unit": "00000000-0000-8000-8000-000000000001", "at": "2026-01-01"}');
 SELECT messages, dead_letters FROM millrace.run_stream('bad');
 -- What became of each: taken by whom, refused by whom and why.
-SELECT c.what, (SELECT string_agg(t, ', ') FROM (SELECT 'things' AS t FROM things s WHERE s._position = c.position UNION ALL SELECT 'anything' FROM anything s WHERE s._position = c.position) x) AS taken_by,
+SELECT c.what, (SELECT string_agg(t, ', ' ORDER BY t DESC) FROM (SELECT 'things' AS t FROM things s WHERE s._position = c.position UNION ALL SELECT 'anything' FROM anything s WHERE s._position = c.position) x) AS taken_by,
        l.staging AS refused_by, l.kind, l.sqlstate, left(regexp_replace(l.message, '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*', '…'), 150) AS message
 FROM case_of c LEFT JOIN millrace.dead_letter l ON l.position = c.position AND l.stream = 'bad' ORDER BY c.n, l.staging;
 -- versions of psql differ in how wide they take a byte order mark
-SELECT DISTINCT sqlstate, message, replace(detail, chr(65279), '<BOM>') AS detail, hint FROM millrace.dead_letter WHERE stream = 'bad' AND coalesce(detail, hint, '') <> '' ORDER BY 1, 2, 3;
+SELECT DISTINCT sqlstate, message, replace(detail, chr(65279), '<BOM>') COLLATE "C" AS detail, hint FROM millrace.dead_letter WHERE stream = 'bad' AND coalesce(detail, hint, '') <> '' ORDER BY 1, 2, 3, 4;
 SELECT id, left(name, 20) AS name, length(name), small, price, weight, day, short, ok, unit, ratio FROM things WHERE id > 1000 ORDER BY id;
-SELECT id, left(payload::text, 40) AS payload FROM anything ORDER BY id;
+SELECT id, left(payload::text, 40) AS payload FROM anything ORDER BY id COLLATE "C";
 SELECT octet_length(value) FROM millrace.dead_letter WHERE stream = 'bad' AND octet_length(value) > 100000;
 -- Letters hold bytes as they came, even those that are no text.
 SELECT encode(value, 'escape') AS value FROM millrace.dead_letter WHERE stream = 'bad' AND message ~ 'UTF8' ORDER BY position LIMIT 1;
