@@ -405,37 +405,23 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 	return standing == STANDING_NONE;
 }
 
-/* The entry of a tuple in the unique index. */
-static IndexTuple
-form_key(MrDirect *direct, TupleTableSlot *slot)
-{
-	Datum values[INDEX_MAX_KEYS];
-	bool nulls[INDEX_MAX_KEYS];
-	IndexTuple entry;
-
-	FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
-	entry = index_form_tuple(RelationGetDescr(direct->indexes[direct->unique]), values, nulls);
-	entry->t_tid = slot->tts_tid;
-	return entry;
-}
-
 /* Puts the keys of the tuples in the slots, and marks those that have to be taken back: another row stays. */
 static void
 insert_keys(MrDirect *direct, int n, MrConflict mode, bool *stays)
 {
-	IndexTuple *entries = palloc(sizeof(IndexTuple) * n);
-
-	for (int i = 0; i < n; i++)
-		entries[i] = form_key(direct, direct->slots[i]);
 	for (int i = 0; i < n; i++)
 	{
-		stays[i] = false;
-		if (mr_leaf_insert(direct->leaf, entries[i]))
+		TupleTableSlot *slot = direct->slots[i];
+		Datum values[INDEX_MAX_KEYS];
+		bool nulls[INDEX_MAX_KEYS];
+
+		FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
+		if (mr_leaf_insert(direct->leaf, values, nulls, &slot->tts_tid))
 			continue;
 		if (mode == MR_CONFLICT_ERROR)
-			(void) insert_entry(direct, direct->unique, direct->slots[i], UNIQUE_CHECK_YES);
+			(void) insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_YES);
 		else
-			stays[i] = !settle_key(direct, direct->slots[i]);
+			stays[i] = !settle_key(direct, slot);
 	}
 	mr_leaf_release(direct->leaf);
 }
@@ -481,17 +467,22 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 static bool
 is_there(MrDirect *direct, TupleTableSlot *slot)
 {
-	MemoryContext previous = MemoryContextSwitchTo(direct->chunk_context);
-	IndexTuple entry = form_key(direct, slot);
+	/* What is allocated underneath outlives a chunk. */
+	MemoryContext previous = MemoryContextSwitchTo(direct->context);
+	MrLeafFinding finding = MR_LEAF_UNSURE;
 	bool stays = false;
 	bool again = false;
+	bool any_null = false;
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
 	ItemPointerData place;
-	MrLeafFinding finding = MR_LEAF_UNSURE;
 
-	MemoryContextSwitchTo(direct->context);
+	FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
+	for (int i = 0; i < direct->nkeys; i++)
+		any_null |= nulls[i];
 	/* On a leaf nulls are equal. */
-	if (!IndexTupleHasNulls(entry))
-		finding = mr_leaf_find(direct->leaf, entry, &place);
+	if (!any_null)
+		finding = mr_leaf_find(direct->leaf, values, nulls, &place);
 	if (finding == MR_LEAF_ONE)
 	{
 		stays = table_index_fetch_tuple(direct->fetch, &place, &direct->dirty, direct->found,

@@ -18,8 +18,10 @@
 #include "access/xloginsert.h"
 #include "core/compat.h"
 #include "core/leaf.h"
+#include "core/order.h"
 #include "miscadmin.h"
 #include "storage/predicate.h"
+#include "utils/typcache.h"
 
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
 #define LARGE_ENTRY (BLCKSZ / 4)
@@ -30,6 +32,9 @@ struct MrLeaf
 	Relation index;
 	BTScanInsert key; /* NULL before the first */
 	int flags[INDEX_MAX_KEYS]; /* of the key's columns, when not null */
+	MrPrefix prefix; /* of the first column */
+	uint64 number; /* of the key; only if has_number */
+	bool has_number;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
 	OffsetNumber
@@ -49,6 +54,11 @@ mr_leaf_create(Relation heap, Relation index)
 	_bt_metaversion(index, &leaf->key->heapkeyspace, &leaf->key->allequalimage);
 	for (int i = 0; i < leaf->key->keysz; i++)
 		leaf->flags[i] = leaf->key->scankeys[i].sk_flags & ~SK_ISNULL;
+	if (index->rd_indoption[0] == 0 &&
+		index->rd_opfamily[0] ==
+			lookup_type_cache(index->rd_opcintype[0], TYPECACHE_BTREE_OPFAMILY)->btree_opf)
+		mr_prefix_init(&leaf->prefix, TupleDescAttr(RelationGetDescr(index), 0)->atttypid,
+					   index->rd_indcollation[0]);
 	return leaf;
 }
 
@@ -61,18 +71,35 @@ mr_leaf_release(MrLeaf *leaf)
 }
 
 static void
-set_key(MrLeaf *leaf, IndexTuple entry)
+set_key(MrLeaf *leaf, const Datum *values, const bool *nulls)
 {
-	TupleDesc desc = RelationGetDescr(leaf->index);
-
 	for (int i = 0; i < leaf->key->keysz; i++)
 	{
 		ScanKey column = &leaf->key->scankeys[i];
-		bool isnull;
 
-		column->sk_argument = index_getattr(entry, i + 1, desc, &isnull);
-		column->sk_flags = leaf->flags[i] | (isnull ? SK_ISNULL : 0);
+		column->sk_argument = values[i];
+		column->sk_flags = leaf->flags[i] | (nulls[i] ? SK_ISNULL : 0);
 	}
+	leaf->has_number = OidIsValid(leaf->prefix.type) && !nulls[0];
+	if (leaf->has_number)
+		leaf->number = mr_prefix_of(&leaf->prefix, values[0]);
+}
+
+/* Compares the key with an entry of a leaf, as _bt_compare() does. */
+static inline int
+compare(const MrLeaf *leaf, Page page, OffsetNumber place)
+{
+	if (leaf->has_number)
+	{
+		IndexTuple entry = (IndexTuple) PageGetItem(page, PageGetItemId(page, place));
+		bool isnull;
+		Datum first = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
+		uint64 number = isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix, first);
+
+		if (leaf->number != number)
+			return leaf->number < number ? -1 : 1;
+	}
+	return _bt_compare(leaf->index, leaf->key, page, place);
 }
 
 /* Is the key greater than an entry of the page that is held, and less than all of the next page? */
@@ -82,21 +109,20 @@ is_between(const MrLeaf *leaf)
 	Page page = BufferGetPage(leaf->buffer);
 	BTPageOpaque opaque = BTPageGetOpaque(page);
 
-	return leaf->last >= P_FIRSTDATAKEY(opaque) &&
-		   _bt_compare(leaf->index, leaf->key, page, leaf->last) > 0 &&
+	return leaf->last >= P_FIRSTDATAKEY(opaque) && compare(leaf, page, leaf->last) > 0 &&
 		   (P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0);
 }
 
-/* Goes to the place of the entry's key. */
+/* Goes to the place of a key. */
 static MrLeafFinding
-seek(MrLeaf *leaf, IndexTuple entry, int access)
+seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 {
 	OffsetNumber low;
 	OffsetNumber high;
 	BTPageOpaque opaque;
 	Page page;
 
-	set_key(leaf, entry);
+	set_key(leaf, values, nulls);
 	if (!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf))
 	{
 		mr_leaf_release(leaf);
@@ -117,7 +143,7 @@ seek(MrLeaf *leaf, IndexTuple entry, int access)
 	while (low < high)
 	{
 		OffsetNumber middle = low + (high - low) / 2;
-		int32 order = _bt_compare(leaf->index, leaf->key, page, middle);
+		int order = compare(leaf, page, middle);
 
 		if (order == 0)
 		{
@@ -161,33 +187,37 @@ add_entry(MrLeaf *leaf, IndexTuple entry)
 }
 
 bool
-mr_leaf_insert(MrLeaf *leaf, IndexTuple entry)
+mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple)
 {
+	IndexTuple entry = index_form_tuple(RelationGetDescr(leaf->index), values, nulls);
 	Size size = IndexTupleSize(entry);
-	Page page;
+	bool put = leaf->key->heapkeyspace && size <= LARGE_ENTRY &&
+			   seek(leaf, values, nulls, BT_WRITE) == MR_LEAF_NONE;
 
-	if (!leaf->key->heapkeyspace || size > LARGE_ENTRY ||
-		seek(leaf, entry, BT_WRITE) != MR_LEAF_NONE)
+	if (put)
 	{
-		mr_leaf_release(leaf);
-		return false;
+		Page page = BufferGetPage(leaf->buffer);
+
+		put = PageGetFreeSpace(page) >= size && !P_INCOMPLETE_SPLIT(BTPageGetOpaque(page));
 	}
-	page = BufferGetPage(leaf->buffer);
-	if (PageGetFreeSpace(page) < size || P_INCOMPLETE_SPLIT(BTPageGetOpaque(page)))
+	if (put)
 	{
-		mr_leaf_release(leaf);
-		return false;
+		CheckForSerializableConflictIn(leaf->index, NULL, BufferGetBlockNumber(leaf->buffer));
+		entry->t_tid = *tuple;
+		add_entry(leaf, entry);
+		leaf->last = leaf->place;
 	}
-	CheckForSerializableConflictIn(leaf->index, NULL, BufferGetBlockNumber(leaf->buffer));
-	add_entry(leaf, entry);
-	leaf->last = leaf->place;
-	return true;
+	else
+		mr_leaf_release(leaf);
+	pfree(entry);
+	return put;
 }
 
 MrLeafFinding
-mr_leaf_find(MrLeaf *leaf, IndexTuple entry, ItemPointer place)
+mr_leaf_find(MrLeaf *leaf, const Datum *values, const bool *nulls, ItemPointer place)
 {
-	MrLeafFinding finding = leaf->key->heapkeyspace ? seek(leaf, entry, BT_READ) : MR_LEAF_UNSURE;
+	MrLeafFinding finding = leaf->key->heapkeyspace ? seek(leaf, values, nulls, BT_READ)
+													: MR_LEAF_UNSURE;
 
 	if (finding == MR_LEAF_ONE)
 	{

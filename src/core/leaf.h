@@ -5,7 +5,7 @@
 #ifndef MR_CORE_LEAF_H
 #define MR_CORE_LEAF_H
 
-#include "access/itup.h"
+#include "storage/itemptr.h"
 #include "utils/rel.h"
 
 typedef struct MrLeaf MrLeaf;
@@ -14,10 +14,10 @@ typedef struct MrLeaf MrLeaf;
 extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
 
 /*
- * Puts the entry, when that is certain to be right without a look at the heap: no other entry has its key, and there
- * is room.  False: nothing was done, and index_insert() has to decide.
+ * Puts an entry with these values (as for index_insert()), when that is certain to be right without a look at the heap:
+ * no other entry has its key, and there is room.  False: nothing was done, and index_insert() has to decide.
  */
-extern bool mr_leaf_insert(MrLeaf *leaf, IndexTuple entry);
+extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
 typedef enum MrLeafFinding
 {
@@ -27,10 +27,11 @@ typedef enum MrLeafFinding
 } MrLeafFinding;
 
 /*
- * Looks for an entry with the key of this one.  As long as the page is held, nobody takes away what an entry
+ * Looks for an entry with that key.  As long as the page is held, nobody takes away what an entry
  * leads to.
  */
-extern MrLeafFinding mr_leaf_find(MrLeaf *leaf, IndexTuple entry, ItemPointer place);
+extern MrLeafFinding mr_leaf_find(MrLeaf *leaf, const Datum *values, const bool *nulls,
+								  ItemPointer place);
 
 /*
  * Lets the page go that is kept locked for the next key: to be called before anything else is done that may

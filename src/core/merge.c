@@ -321,25 +321,15 @@ insert_entry(Merging *merging, int i, TupleTableSlot *slot, IndexUniqueCheck che
 						check, false, merging->infos[i]);
 }
 
-/* The entry of a tuple in the unique index. */
-static IndexTuple
-form_key(Merging *merging, TupleTableSlot *slot)
-{
-	Datum values[INDEX_MAX_KEYS];
-	bool nulls[INDEX_MAX_KEYS];
-	IndexTuple entry;
-
-	FormIndexDatum(merging->infos[merging->unique], slot, NULL, values, nulls);
-	entry = index_form_tuple(RelationGetDescr(merging->indexes[merging->unique]), values, nulls);
-	entry->t_tid = slot->tts_tid;
-	return entry;
-}
-
 /* Puts the entries of a new tuple; false, and only that of the key is there, when somebody else's may be, too. */
 static bool
 insert_entries(Merging *merging, TupleTableSlot *slot)
 {
-	if (!mr_leaf_insert(merging->leaf, form_key(merging, slot)) &&
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
+
+	FormIndexDatum(merging->infos[merging->unique], slot, NULL, values, nulls);
+	if (!mr_leaf_insert(merging->leaf, values, nulls, &slot->tts_tid) &&
 		!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
 		return false;
 	if (merging->nindexes > 1)
@@ -543,12 +533,19 @@ merge_row(Merging *merging, int row, ItemPointer except)
 
 /* Looks a key up by way of the leaf; `place` stays invalid when that tells nothing.  True when there is no such row. */
 static bool
-is_new(Merging *merging, TupleTableSlot *slot, ItemPointer place)
+is_new(Merging *merging, int row, ItemPointer place)
 {
+	Datum values[INDEX_MAX_KEYS];
+	bool nulls[INDEX_MAX_KEYS];
 	bool again = false;
 	ItemPointerData root;
 
-	switch (mr_leaf_find(merging->leaf, form_key(merging, slot), &root))
+	for (int i = 0; i < merging->merge->nkeys; i++)
+	{
+		values[i] = merging->rows->values[merging->probe_column[i]][row];
+		nulls[i] = merging->rows->nulls[merging->probe_column[i]][row];
+	}
+	switch (mr_leaf_find(merging->leaf, values, nulls, &root))
 	{
 		case MR_LEAF_NONE:
 			return true;
@@ -575,11 +572,8 @@ find_new(Merging *merging, const int *order, int n, bool *there, ItemPointerData
 
 	for (int i = 0; i < n; i++)
 	{
-		if (i == merging->nslots)
-			merging->slots[merging->nslots++] = make_slot(merging);
-		fill_slot(merging, merging->slots[i], order[i]);
 		ItemPointerSetInvalid(&places[i]);
-		there[i] = !is_new(merging, merging->slots[i], &places[i]);
+		there[i] = !is_new(merging, order[i], &places[i]);
 	}
 	mr_leaf_release(merging->leaf);
 	table_index_fetch_reset(merging->fetch);
@@ -596,8 +590,11 @@ find_new(Merging *merging, const int *order, int n, bool *there, ItemPointerData
 		if (!there[i])
 			there[i] = merging->empty == MR_EMPTY_GOES &&
 					   DatumGetInt64(merging->rows->values[merge->counter][order[i]]) <= 0;
-		if (!there[i])
-			fill_slot(merging, merging->slots[nnew++], order[i]);
+		if (there[i])
+			continue;
+		if (nnew == merging->nslots)
+			merging->slots[merging->nslots++] = make_slot(merging);
+		fill_slot(merging, merging->slots[nnew++], order[i]);
 	}
 	return nnew;
 }

@@ -7,19 +7,15 @@
 #include "catalog/pg_type.h"
 #include "core/compat.h"
 #include "core/order.h"
-#include "port/pg_bswap.h"
 #include "utils/builtins.h"
-#include "utils/date.h"
 #include "utils/memutils.h"
 #include "utils/pg_locale.h"
 #include "utils/sortsupport.h"
 #include "utils/typcache.h"
-#include "utils/uuid.h"
 
 struct MrOrder
 {
-	Oid first; /* type of the first column */
-	bool first_is_c; /* whose bytes are its order */
+	MrPrefix prefix; /* of the first column */
 	SortSupport sort; /* by column */
 };
 
@@ -63,6 +59,15 @@ compare_rows(int left, int right, const Sorting *sorting)
 #define ST_DEFINE
 #include "lib/sort_template.h"
 
+void
+mr_prefix_init(MrPrefix *prefix, Oid type, Oid collation)
+{
+	prefix->type = type;
+	/* Only then are the bytes of a text its order. */
+	if ((type == TEXTOID || type == VARCHAROID) && !mr_collate_is_c(collation))
+		prefix->type = InvalidOid;
+}
+
 MrOrder *
 mr_order_create(int nkeys, const Oid *types, const Oid *collations)
 {
@@ -84,47 +89,8 @@ mr_order_create(int nkeys, const Oid *types, const Oid *collations)
 		PrepareSortSupportFromOrderingOp(type->lt_opr, sort);
 	}
 	if (nkeys > 0)
-	{
-		order->first = types[0];
-		order->first_is_c = (types[0] == TEXTOID || types[0] == VARCHAROID) &&
-							mr_collate_is_c(collations[0]);
-	}
+		mr_prefix_init(&order->prefix, types[0], collations[0]);
 	return order;
-}
-
-/* A number that never contradicts the order of the first column. */
-static uint64
-prefix_of(const MrOrder *order, Datum value)
-{
-	const uint64 sign = UINT64CONST(1) << 63;
-	uint64 bytes = 0;
-
-	switch (order->first)
-	{
-		case INT2OID:
-			return (uint64) (int64) DatumGetInt16(value) ^ sign;
-		case INT4OID:
-		case DATEOID:
-			return (uint64) (int64) DatumGetInt32(value) ^ sign;
-		case INT8OID:
-		case TIMESTAMPOID:
-		case TIMESTAMPTZOID:
-			return (uint64) DatumGetInt64(value) ^ sign;
-		case UUIDOID:
-			memcpy(&bytes, DatumGetUUIDP(value)->data, sizeof(bytes));
-			return pg_ntoh64(bytes);
-		case TEXTOID:
-		case VARCHAROID:
-			if (order->first_is_c)
-			{
-				text *packed = DatumGetTextPP(value);
-
-				memcpy(&bytes, VARDATA_ANY(packed), Min(VARSIZE_ANY_EXHDR(packed), sizeof(bytes)));
-			}
-			return pg_ntoh64(bytes);
-		default:
-			return 0;
-	}
 }
 
 int *
@@ -143,8 +109,9 @@ mr_order_rows(const MrOrder *order, const MrRows *rows, int nkeys)
 	nulls = rows->nulls == NULL ? NULL : rows->nulls[0];
 	for (int i = 0; i < rows->nrows; i++)
 	{
-		items[i].prefix = nulls != NULL && nulls[i] ? PG_UINT64_MAX
-													: prefix_of(order, rows->values[0][i]);
+		items[i].prefix = nulls != NULL && nulls[i]
+							  ? PG_UINT64_MAX
+							  : mr_prefix_of(&order->prefix, rows->values[0][i]);
 		items[i].row = i;
 	}
 	sort_items(items, rows->nrows, &sorting);

@@ -5,7 +5,52 @@
 #ifndef MR_CORE_ORDER_H
 #define MR_CORE_ORDER_H
 
+#include "catalog/pg_type.h"
 #include "core/writer.h"
+#include "port/pg_bswap.h"
+#include "utils/date.h"
+#include "utils/uuid.h"
+
+/* Numbers for the values of a type that never contradict its order, and decide most comparisons. */
+typedef struct MrPrefix
+{
+	Oid type; /* InvalidOid: all numbers are 0 */
+} MrPrefix;
+
+extern void mr_prefix_init(MrPrefix *prefix, Oid type, Oid collation);
+
+static inline uint64
+mr_prefix_of(const MrPrefix *prefix, Datum value)
+{
+	const uint64 sign = UINT64CONST(1) << 63;
+	uint64 bytes = 0;
+
+	switch (prefix->type)
+	{
+		case INT2OID:
+			return (uint64) (int64) DatumGetInt16(value) ^ sign;
+		case INT4OID:
+		case DATEOID:
+			return (uint64) (int64) DatumGetInt32(value) ^ sign;
+		case INT8OID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return (uint64) DatumGetInt64(value) ^ sign;
+		case UUIDOID:
+			memcpy(&bytes, DatumGetUUIDP(value)->data, sizeof(bytes));
+			return pg_ntoh64(bytes);
+		case TEXTOID:
+		case VARCHAROID:
+			{
+				text *packed = DatumGetTextPP(value);
+
+				memcpy(&bytes, VARDATA_ANY(packed), Min(VARSIZE_ANY_EXHDR(packed), sizeof(bytes)));
+				return pg_ntoh64(bytes);
+			}
+		default:
+			return 0;
+	}
+}
 
 typedef struct MrOrder MrOrder;
 

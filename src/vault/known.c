@@ -53,7 +53,7 @@ struct MrKnownKeys
 /* Of a cache that has not grown. */
 #define FIRST_PLACES 16384
 /* What all caches together may take of the worker's memory. */
-#define MEMORY_SHARE 12
+#define MEMORY_SHARE 8
 
 static dlist_head all_known = DLIST_STATIC_INIT(all_known);
 static bool callback_registered = false;
