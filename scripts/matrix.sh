@@ -64,7 +64,7 @@ test_root() {
 		shift
 		mount -t proc proc "$top/proc" && mount --rbind /dev "$top/dev" && mount -t tmpfs tmpfs "$top/tmp" && chmod 1777 "$top/tmp" || exit 1
 		exec chroot "$top" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"' \
-		matrix "$top" PG_CONFIG="/usr/lib/postgresql/$version/bin/pg_config" INSTALL=0 MAKEFLAGS=with_llvm=no LIMIT="${LIMIT:-600}" \
+		matrix "$top" PG_CONFIG="/usr/lib/postgresql/$version/bin/pg_config" INSTALL=0 MAKEFLAGS=with_llvm=no LIMIT="${LIMIT:-1200}" \
 		/millrace/scripts/test.sh "$@"
 }
 

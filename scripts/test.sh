@@ -14,7 +14,7 @@
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
-# What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=600 seconds is what one
+# What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=1200 seconds is what one
 # script may take. The last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,7 +26,7 @@ if [ "${1:-}" = --matrix ]; then
 fi
 
 all_groups=(check regress decode tap property kafka cron kill)
-limit=${LIMIT:-600}
+limit=${LIMIT:-1200}
 passed=0
 failed=0
 child=

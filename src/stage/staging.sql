@@ -272,14 +272,14 @@ BEGIN
     relation_name := (SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation);
     SELECT string_agg(format('%I.%I', relation_name, c.name), ', ' ORDER BY n) INTO selected
     FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n);
-    SELECT concat_ws(', ', selected, string_agg(e.text, ', ')) INTO selected FROM (
-        SELECT format(E'(%s\n) AS %I', e.expression, ':' || e.name) AS text
-        FROM (VALUES ('route', staging.definition ->> 'route'), ('deleted', staging.definition ->> 'deleted'), ('filter', staging.definition ->> 'filter')) AS e (name, expression)
+    SELECT concat_ws(', ', selected, string_agg(e.text, ', ' ORDER BY e.part, e.n)) INTO selected FROM (
+        SELECT 1 AS part, e.n::bigint, format(E'(%s\n) AS %I', e.expression, ':' || e.name) AS text
+        FROM (VALUES (1, 'route', staging.definition ->> 'route'), (2, 'deleted', staging.definition ->> 'deleted'), (3, 'filter', staging.definition ->> 'filter')) AS e (n, name, expression)
         WHERE e.expression IS NOT NULL
         UNION ALL
-        SELECT format(E'CAST((%s\n) AS %s) AS %I', c ->> 'expression', c ->> 'type', ':computed ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'computed') c
+        SELECT 2, n, format(E'CAST((%s\n) AS %s) AS %I', c ->> 'expression', c ->> 'type', ':computed ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'computed') WITH ORDINALITY AS u (c, n)
         UNION ALL
-        SELECT format(E'(%s\n) AS %I', c ->> 'expression', ':expect ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'expect') c) AS e;
+        SELECT 3, n, format(E'(%s\n) AS %I', c ->> 'expression', ':expect ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'expect') WITH ORDINALITY AS u (c, n)) AS e;
     SELECT string_agg(format('NULL::%s AS %I', c ->> 'type', c ->> 'name'), ', ' ORDER BY n) INTO raw
     FROM json_array_elements(staging.definition -> 'columns') WITH ORDINALITY AS e (c, n);
 

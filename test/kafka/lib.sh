@@ -62,7 +62,18 @@ stream() {
 			payload => 'none');
 	SQL
 }
-run() { sql "SELECT messages FROM millrace.run_stream('$1')"; }
+run_now() { sql "SELECT messages FROM millrace.run_stream('$1')"; }
+# The same, again when the broker was too slow to answer in time, as the first one to shake hands may be.
+run() {
+	local deadline=$((SECONDS + 120)) code
+	while :; do
+		code=0
+		run_now "$1" 2>"$work/run.err" || code=$?
+		((code != 0 && SECONDS < deadline)) && grep -qE 'cannot reach the broker|no broker can be reached' "$work/run.err" || break
+	done
+	cat "$work/run.err" >&2
+	return "$code"
+}
 drop() {
 	psql -XAtq -v ON_ERROR_STOP=1 >/dev/null 2>&1 <<-SQL
 		SELECT millrace.drop_stream('$1', cascade => true);

@@ -93,7 +93,7 @@ case_waits() {
 	stream unknown '{"topic": "unknown_topic"}'
 	call "SELECT millrace.start_stream('unknown')"
 	matches "an unknown topic is told" "$(problem unknown)" 'topic "unknown_topic" does not exist'
-	like "by validate, too" "$(sql "SELECT message FROM millrace.validate('unknown') WHERE severity = 'error'")" 'does not exist'
+	matches "by validate, too" "SELECT message FROM millrace.validate('unknown') WHERE severity = 'error'" 'does not exist'
 	kafka_topic unknown_topic 1
 	produce unknown_topic 1 5
 	becomes "and waited for" "SELECT count(*) FROM stg.unknown" 5
@@ -102,7 +102,7 @@ case_waits() {
 	call "CREATE SERVER nowhere FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers '127.0.0.1:1')"
 	stream nowhere '{"topic": "x"}' nowhere
 	like "an unreachable broker is a warning" "$(cat "$work/notices")" 'stream nowhere: .*(cannot reach|no broker)'
-	like "and an error of run_stream" "$(run nowhere 2>&1 || true)" 'stream "nowhere" cannot be read: .*(cannot reach|no broker)'
+	like "and an error of run_stream" "$(run_now nowhere 2>&1 || true)" 'stream "nowhere" cannot be read: .*(cannot reach|no broker)'
 	drop nowhere
 }
 
@@ -209,7 +209,7 @@ case_security() {
 	call "ALTER USER MAPPING FOR CURRENT_USER SERVER tls OPTIONS (DROP sasl_password_file, ADD sasl_password 'not-the-secret')"
 	wrong=$(run scram 2>&1 || true)
 	like "a wrong password is told" "$wrong" 'refuses the user name or the password'
-	like "validate says what else it may be" "$(sql "SELECT message, hint FROM millrace.validate('scram') WHERE severity = 'error'")" 'password.*(Kafka 4|user mapping)'
+	matches "validate says what else it may be" "SELECT message, hint FROM millrace.validate('scram') WHERE severity = 'error'" 'password.*(Kafka 4|user mapping)'
 	call "SELECT millrace.start_stream('scram')"
 	matches "a worker waits" "$(problem scram)" 'refuses the user name or the password'
 	call "ALTER USER MAPPING FOR CURRENT_USER SERVER tls OPTIONS (SET sasl_password '$KAFKA_PASSWORD')"
@@ -271,7 +271,7 @@ case_patterns() {
 	stream none '{"topic": "^nothing-", "refresh": "1 second"}'
 	call "SELECT millrace.start_stream('none')"
 	matches "no topic matches" "$(problem none)" 'no topic matches the pattern'
-	like "validate tells" "$(sql "SELECT severity, message FROM millrace.validate('none')")" "warning\|0 topics fit"
+	matches "validate tells" "SELECT severity, message FROM millrace.validate('none')" "warning\|0 topics fit"
 	kafka_topic nothing-1 1
 	produce nothing-1 1 5
 	becomes "until one does" "SELECT count(*) FROM stg.none" 5
