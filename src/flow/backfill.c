@@ -11,6 +11,8 @@
  * from its activation on, and chunks walk the pages that the log had then.  What is made from rows has to
  * count each row once: batches bring it the objects up to the key that has been reached, chunks the next ones.
  *
+ * What is made from other targets computes its own chunks, after a place that it names.
+ *
  * The walk is stored in parts, one for each table that is to be read: millrace.backfill_part.
  */
 #include "postgres.h"
@@ -36,7 +38,7 @@ typedef struct Part
 	MrStaging *staging;
 	Oid relation;
 	bool by_key;
-	ArrayType *position; /* by_key: the last object's key; NULL: none */
+	ArrayType *position; /* by_key: the last object's key, or the target's own place; NULL: none */
 	ItemPointerData place; /* of a log: the next row */
 	BlockNumber until;
 } Part;
@@ -44,12 +46,19 @@ typedef struct Part
 bool
 mr_backfill_begin(const MrTarget *target)
 {
+	int32 staging_id = 0;
 	bool isnull;
 	bool parts;
 
-	(void) mr_sql("SELECT millrace_internal.backfill_begin(%d, %s, %s)", target->id,
+	/* The stream that activates a target that fills itself does that, too. */
+	for (int s = 0; s < target->nsources && target->kind->filled_from == MR_FILLED_BY_ITSELF; s++)
+	{
+		if (target->sources[s].staging != NULL)
+			staging_id = target->sources[s].staging_id;
+	}
+	(void) mr_sql("SELECT millrace_internal.backfill_begin(%d, %s, %s, %d)", target->id,
 				  target->kind->filled_from == MR_FILLED_FROM_ROWS ? "true" : "false",
-				  target->kind->filled_from_staged ? "true" : "false");
+				  target->kind->filled_from_staged ? "true" : "false", staging_id);
 	parts = DatumGetBool(mr_sql_value(0, 1, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return parts;
@@ -356,6 +365,31 @@ store_progress(const MrTarget *target, const Part *part, Datum position, bool mo
 	}
 }
 
+static Datum
+text_position(const char *text)
+{
+	Datum element = CStringGetTextDatum(text);
+
+	return PointerGetDatum(construct_array(&element, 1, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* Lets a target fill its next chunk by itself; what it has to go on from, or NULL. */
+static char *
+fill_itself(MrTarget *target, const Part *part, int64 *nkeys)
+{
+	char *after = NULL;
+
+	if (part->position != NULL)
+	{
+		Datum *elements;
+		int n;
+
+		deconstruct_array(part->position, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
+		after = TextDatumGetCString(elements[0]);
+	}
+	return target->kind->fill(target, after, mr_backfill_rows, nkeys);
+}
+
 /* Reads a chunk of the part and applies it. */
 static void
 fill_part(MrStream *stream, MrTarget *target, Part *part)
@@ -367,7 +401,15 @@ fill_part(MrStream *stream, MrTarget *target, Part *part)
 	bool more;
 	MrRunAs saved;
 
-	if (part->by_key)
+	if (target->kind->filled_from == MR_FILLED_BY_ITSELF)
+	{
+		char *reached = fill_itself(target, part, &nrows);
+
+		more = reached != NULL;
+		if (more)
+			position = text_position(reached);
+	}
+	else if (part->by_key)
 	{
 		MrKeyPlace *place = mr_key_place_read(part->staging, part->position);
 
@@ -380,15 +422,10 @@ fill_part(MrStream *stream, MrTarget *target, Part *part)
 		more = mr_log_read(staged, part->relation, &part->place, part->until, mr_backfill_rows,
 						   &nrows);
 		if (more)
-		{
-			Datum text = CStringGetTextDatum(psprintf("(%u,%u)",
-													  ItemPointerGetBlockNumber(&part->place),
-													  ItemPointerGetOffsetNumber(&part->place)));
-
-			position = PointerGetDatum(construct_array(&text, 1, TEXTOID, -1, false, TYPALIGN_INT));
-		}
+			position = text_position(psprintf("(%u,%u)", ItemPointerGetBlockNumber(&part->place),
+											  ItemPointerGetOffsetNumber(&part->place)));
 	}
-	if (nrows > 0)
+	if (nrows > 0 && target->kind->filled_from != MR_FILLED_BY_ITSELF)
 		target->kind->apply(target, batch);
 	mr_debug_point("in_chunk");
 

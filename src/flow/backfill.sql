@@ -21,7 +21,7 @@ CREATE TABLE millrace.backfill_part (
     target_id integer NOT NULL REFERENCES millrace.backfill ON DELETE CASCADE,
     number integer NOT NULL,
     staging_id integer NOT NULL,
-    -- A staging table is walked in the order of its objects' keys, a log or its partition in the order of its pages.
+    -- A staging table is walked in the order of its objects' keys, a log or its partition in the order of its pages; a point-in-time table is its own part.
     relation regclass NOT NULL,
     by_key boolean NOT NULL,
     -- The key of the last object that was read; the place of the next row of a log.
@@ -53,8 +53,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.log_tables(regclass) IS 'the tables in which the rows of a log are';
 
--- Notes what a target is to be filled from; false when there is nothing.
-CREATE FUNCTION millrace_internal.backfill_begin(target_id integer, by_rows boolean, from_staged boolean) RETURNS boolean
+-- Notes what a target is to be filled from; false when there is nothing.  One that fills itself is done by the stream of the staging table by_itself (else 0).
+CREATE FUNCTION millrace_internal.backfill_begin(target_id integer, by_rows boolean, from_staged boolean, by_itself integer) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -71,9 +71,15 @@ BEGIN
     SET since = clock_timestamp(), finished_at = NULL, chunks = 0, rows = 0, estimate = NULL, failures = 0, retry_at = NULL,
         last_error = NULL, last_error_at = NULL, sqlstate = NULL;
     DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
+    IF by_itself <> 0 THEN
+        parts := 1;
+        SELECT greatest(c.reltuples, 0)::bigint INTO expected
+        FROM millrace.target t JOIN millrace.target p ON p.id = (t.definition #>> '{parent,id}')::integer JOIN pg_class c ON c.oid = p.relation WHERE t.id = target_id;
+        INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key) SELECT target_id, parts, by_itself, t.relation, true FROM millrace.target t WHERE t.id = target_id;
+    END IF;
     FOR source IN
         SELECT DISTINCT g.id, g.relation, g.log FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
-        WHERE s.target_id = target_id ORDER BY g.id
+        WHERE s.target_id = target_id AND by_itself = 0 ORDER BY g.id
     LOOP
         IF by_rows OR (source.log IS NULL AND from_staged) THEN
             EXECUTE format('SELECT EXISTS (SELECT FROM %s)', source.relation) INTO has_rows;
@@ -100,7 +106,7 @@ BEGIN
     RETURN parts > 0;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.backfill_begin(integer, boolean, boolean) IS 'notes what a target is to be filled from';
+COMMENT ON FUNCTION millrace_internal.backfill_begin(integer, boolean, boolean, integer) IS 'notes what a target is to be filled from';
 
 -- The table that a stream's worker has to read next for a target.
 CREATE FUNCTION millrace_internal.backfill_next_part(target_id integer, stream_id integer) RETURNS millrace.backfill_part
@@ -170,7 +176,7 @@ DECLARE
 BEGIN
     SELECT t.* INTO target FROM millrace.target t WHERE t.relation = name;
     IF target.id IS NULL THEN
-        RAISE EXCEPTION '% is not a hub, link, satellite or mart', name USING ERRCODE = 'wrong_object_type';
+        RAISE EXCEPTION '% is not a hub, link, satellite, point-in-time table or mart', name USING ERRCODE = 'wrong_object_type';
     END IF;
     PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, name));
     IF target.state = 'active' THEN
@@ -197,7 +203,7 @@ COMMENT ON FUNCTION millrace_internal.resume_backfill(regrole, regclass) IS 'the
 CREATE FUNCTION millrace.pause_backfill(name regclass) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.pause_backfill(regclass) IS
-    'leaves off filling a hub, link, satellite or mart after the chunk in progress; what it has is kept up to date';
+    'leaves off filling a hub, link, satellite, point-in-time table or mart after the chunk in progress; what it has is kept up to date';
 CREATE FUNCTION millrace.resume_backfill(name regclass) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.resume_backfill(regclass) IS 'goes on filling where it was left off, or after an error at once';

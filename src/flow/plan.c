@@ -198,14 +198,9 @@ mr_flow_activate(MrStream *stream)
 	for (uint64 i = 0; i < count; i++)
 	{
 		MrTarget *target = mr_flow_compile_target(stream, ids[i]);
-		bool filling = false;
 
-		if (target->kind->fill != NULL)
-			target->kind->fill(target);
-		if (target->kind->filled_from != MR_FILLED_AT_ONCE)
-			filling = mr_backfill_begin(target);
 		(void) mr_sql("UPDATE millrace.target SET state = '%s' WHERE id = %d",
-					  filling ? "filling" : "active", ids[i]);
+					  mr_backfill_begin(target) ? "filling" : "active", ids[i]);
 	}
 	(void) mr_sql("UPDATE millrace.stream SET config_version = config_version + 1 WHERE id = %d",
 				  stream->id);

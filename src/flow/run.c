@@ -463,28 +463,31 @@ static bool
 fill_all(MrFlow *flow)
 {
 	List *failed = NIL;
-	bool filled = false;
-	int32 target_id;
+	bool filled;
 
-	while (mr_backfill_pending(flow->stream) &&
-		   (target_id = mr_backfill_next(flow->stream_id, failed)) != 0)
+	do
 	{
-		MrRunAs saved;
+		int32 target_id;
 
-		CHECK_FOR_INTERRUPTS();
-		mr_run_as(&saved, flow->stream->owner);
-		if (fill_in_caller(flow, target_id))
-			filled = true;
-		else
-			failed = lappend_int(failed, target_id);
-		mr_run_back(&saved);
-	}
-	if (!filled)
-		return true;
-	/* What stands on a table that has been filled is activated again. */
-	if (!mr_flow_compile_active(flow))
-		return false;
-	flow->source->stream = flow->stream;
+		filled = false;
+		while (mr_backfill_pending(flow->stream) &&
+			   (target_id = mr_backfill_next(flow->stream_id, failed)) != 0)
+		{
+			MrRunAs saved;
+
+			CHECK_FOR_INTERRUPTS();
+			mr_run_as(&saved, flow->stream->owner);
+			if (fill_in_caller(flow, target_id))
+				filled = true;
+			else
+				failed = lappend_int(failed, target_id);
+			mr_run_back(&saved);
+		}
+		/* What stands on a table that has been filled is activated again, and filled. */
+		if (filled && !mr_flow_compile_active(flow))
+			return false;
+		flow->source->stream = flow->stream;
+	} while (filled);
 	return true;
 }
 

@@ -21,7 +21,7 @@ BEGIN
     SELECT 'staging', s.id, s.owner FROM millrace.staging s WHERE s.relation = name;
     IF kind IS NULL THEN
         RAISE EXCEPTION '% is not kept by millrace', name
-            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite or a mart.';
+            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite, a point-in-time table or a mart.';
     END IF;
 END
 $$;
@@ -335,8 +335,10 @@ BEGIN
         format('SELECT s.%s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE %s AND s.%3$s BETWEEN f.%3$s AND f."last")', array_to_string(compared, ', s.'), same, named ->> 'applied_at')
             -- A set that others say as well must have all of its members all the same.
             || CASE WHEN (target.definition ->> 'whole')::boolean THEN
-                format(' UNION SELECT %1$s FROM found AS f JOIN said AS s ON s.%2$s = f.%2$s AND s.%3$s = f.%3$s WHERE f.judged AND (f.%2$s, f.%4$s, f.%3$s, s.%5$s) NOT IN (SELECT g.%2$s, g.%4$s, g.%3$s, g.%5$s FROM found AS g)',
-                       (SELECT string_agg(CASE WHEN c = named ->> 'applied_at' THEN 'f.' ELSE 's.' END || c, ', ' ORDER BY n) FROM unnest(compared) WITH ORDINALITY AS u (c, n)), unit, named ->> 'hashdiff', named ->> 'applied_at', member)
+                format(' UNION SELECT %1$s FROM (SELECT DISTINCT f.%2$s, f.%3$s, f.%4$s FROM found AS f WHERE f.judged) AS f JOIN (SELECT DISTINCT s.%5$s FROM said AS s) AS s ON s.%2$s = f.%2$s AND s.%4$s = f.%4$s '
+                       'WHERE NOT EXISTS (SELECT FROM found AS g WHERE g.%2$s = f.%2$s AND g.%3$s = f.%3$s AND g.%4$s = f.%4$s AND g.%6$s = s.%6$s)',
+                       (SELECT string_agg(CASE WHEN c = named ->> 'applied_at' THEN 'f.' ELSE 's.' END || c, ', ' ORDER BY n) FROM unnest(compared) WITH ORDINALITY AS u (c, n)),
+                       unit, named ->> 'applied_at', named ->> 'hashdiff', array_to_string(array_remove(compared, named ->> 'applied_at'), ', s.'), member)
                ELSE '' END,
         format('(SELECT %1$s FROM found AS f WHERE f.judged EXCEPT SELECT %1$s FROM said AS f) UNION ALL '
                'SELECT %1$s FROM found AS f WHERE f.judged AND f."until" <> f.%2$s AND NOT EXISTS (SELECT FROM said AS s WHERE %3$s AND s.%2$s = f."until")',

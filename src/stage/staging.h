@@ -75,7 +75,7 @@ struct MrTarget;
 /* What a kind is made from, and so what it is filled from: each chunk is a batch of that to its apply. */
 typedef enum MrFilledFrom
 {
-	MR_FILLED_AT_ONCE, /* by its own fill, or not at all */
+	MR_FILLED_BY_ITSELF, /* other targets: by its own fill */
 	MR_FILLED_FROM_VERSIONS, /* every version: the log, or what is staged when there is none */
 	MR_FILLED_FROM_ROWS /* old and new rows: what is staged */
 } MrFilledFrom;
@@ -100,10 +100,10 @@ typedef struct MrTargetKind
 	bool filled_from_staged;
 
 	/*
-	 * Fills the empty target from what its sources hold, under the exclusive lock of their streams
-	 * (MR_FILLED_AT_ONCE).  NULL when there is nothing to fill from.
+	 * MR_FILLED_BY_ITSELF: makes the next chunk anew, of at most so many keys, and says how many there were.  A chunk
+	 * comes after the place that the one before has returned (NULL: the beginning); NULL when nothing is left.
 	 */
-	void (*fill)(struct MrTarget *target);
+	char *(*fill)(struct MrTarget *target, const char *after, int limit, int64 *nkeys);
 
 	/*
 	 * Removes what a filter over the target's columns selects (NULL: everything), to be made again by applying

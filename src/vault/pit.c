@@ -30,8 +30,7 @@ typedef struct PitStatements
 	MrStatement *insert_keys;
 	MrStatement *lock_keys;
 	MrStatement *compute;
-	char *all_keys;
-	char *state;
+	char *next_keys;
 } PitStatements;
 
 typedef struct MrPit
@@ -56,14 +55,13 @@ load_statements(PitStatements *statements, int32 target_id)
 {
 	Oid types[] = {get_array_type(UUIDOID), TIMESTAMPTZARRAYOID};
 
-	(void) mr_sql("SELECT insert_keys, lock_keys, compute, all_keys "
+	(void) mr_sql("SELECT insert_keys, lock_keys, compute, next_keys "
 				  "FROM millrace_internal.pit_statements(%d)",
 				  target_id);
 	statements->insert_keys = mr_statement_create(mr_sql_text(0, 1), 1, types);
 	statements->lock_keys = mr_statement_create(mr_sql_text(0, 2), 1, types);
 	statements->compute = mr_statement_create(mr_sql_text(0, 3), 2, types);
-	statements->all_keys = mr_sql_text(0, 4);
-	statements->state = psprintf("millrace_state.pit_%d", target_id);
+	statements->next_keys = mr_sql_text(0, 4);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -99,12 +97,23 @@ compare_touched(const void *left, const void *right)
 	return l->time < r->time ? -1 : l->time > r->time;
 }
 
+/* Satellites are read through their indexes, whatever the statistics of young tables say. */
+static int
+prefer_indexes(void)
+{
+	int nest_level = NewGUCNestLevel();
+
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	return nest_level;
+}
+
 /* Runs a statement over keys as the owner. */
 static uint64
 run_over_keys(MrStatement *statement, Oid owner, const Touched *touched, int n)
 {
 	Datum *elements = palloc(sizeof(Datum) * n);
-	int nest_level = NewGUCNestLevel();
+	int nest_level = prefer_indexes();
 	Datum arrays[2];
 	MrRunAs saved;
 	uint64 processed;
@@ -115,9 +124,6 @@ run_over_keys(MrStatement *statement, Oid owner, const Touched *touched, int n)
 	for (int i = 0; i < n; i++)
 		elements[i] = TimestampTzGetDatum(touched[i].time);
 	arrays[1] = mr_satellite_time_array(elements, n);
-	/* Satellites are read through their indexes, whatever the statistics of young tables say. */
-	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-							 true, 0, false);
 	(void) set_config_option("plan_cache_mode",
 							 n <= FEW_KEYS ? "force_generic_plan" : "force_custom_plan",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
@@ -209,73 +215,66 @@ pit_apply(MrTarget *target, MrBatch *batch)
 
 /* ---- filling ----------------------------------------------------------------------------------------- */
 
-/* Computes the spans of all keys, under the exclusive lock of all streams. */
-static void
-compute_all(PitStatements *statements, Oid owner)
+/*
+ * Computes the spans of the next keys anew, under the exclusive lock of all streams.  Keys of which nothing is said
+ * any more lose theirs, so that those who read meanwhile see each key as it was or as it is.
+ */
+static char *
+pit_fill(MrTarget *target, const char *after, int limit, int64 *nkeys)
 {
-	Touched *touched = palloc(sizeof(Touched) * KEYS_AT_ONCE);
-	MemoryContext previous = CurrentMemoryContext;
-	MemoryContext chunk = AllocSetContextCreate(previous, "millrace keys", ALLOCSET_DEFAULT_SIZES);
+	const PitStatements *statements = &((MrPit *) target)->statements;
+	Oid types[] = {UUIDOID, INT8OID};
+	/* The key of ghost records comes before all others. */
+	Datum values[] = {after == NULL ? UUIDPGetDatum(&mr_zero_key)
+									: DirectFunctionCall1(uuid_in, CStringGetDatum(after)),
+					  Int64GetDatum(limit)};
+	Touched *touched = palloc(sizeof(Touched) * limit);
+	int nest_level = prefer_indexes();
+	char *reached = NULL;
 	MrRunAs saved;
-	SPIPlanPtr plan;
-	Portal portal;
+	int n;
 
-	mr_run_as_restricted(&saved, owner);
-	(void) mr_sql("DELETE FROM %s", statements->state);
-	plan = SPI_prepare(statements->all_keys, 0, NULL);
-	if (plan == NULL)
-		elog(ERROR, "cannot read the keys of %s: %s", statements->state,
-			 SPI_result_code_string(SPI_result));
-	/* Not as read-only: rows of this transaction count, too. */
-	portal = SPI_cursor_open(NULL, plan, NULL, NULL, false);
+	mr_run_as_restricted(&saved, target->owner);
+	if (SPI_execute_with_args(statements->next_keys, lengthof(types), types, values, NULL, false,
+							  0) != SPI_OK_SELECT)
+		elog(ERROR, "cannot read the keys of %s", target->name);
 	mr_run_back(&saved);
-	for (;;)
+	AtEOXact_GUC(false, nest_level);
+	n = (int) SPI_processed;
+	for (int i = 0; i < n; i++)
 	{
-		SPITupleTable *keys;
-		int n;
+		bool isnull;
 
-		CHECK_FOR_INTERRUPTS();
-		mr_run_as_restricted(&saved, owner);
-		SPI_cursor_fetch(portal, true, KEYS_AT_ONCE);
-		mr_run_back(&saved);
-		MemoryContextSwitchTo(chunk);
-		keys = SPI_tuptable;
-		n = (int) SPI_processed;
-		for (int i = 0; i < n; i++)
-		{
-			bool isnull;
-
-			touched[i].key = *DatumGetUUIDP(mr_sql_value(i, 1, &isnull));
-			touched[i].time = DT_NOBEGIN;
-		}
-		SPI_freetuptable(keys);
-		if (n == 0)
-			break;
-		(void) run_over_keys(statements->compute, owner, touched, n);
-		MemoryContextSwitchTo(previous);
-		MemoryContextReset(chunk);
+		touched[i].key = *DatumGetUUIDP(mr_sql_value(i, 1, &isnull));
+		touched[i].time = DT_NOBEGIN;
 	}
-	MemoryContextSwitchTo(previous);
-	MemoryContextDelete(chunk);
-	SPI_cursor_close(portal);
-	(void) SPI_freeplan(plan);
-}
-
-static void
-pit_fill(MrTarget *target)
-{
-	compute_all(&((MrPit *) target)->statements, target->owner);
+	SPI_freetuptable(SPI_tuptable);
+	if (n > 0)
+		(void) run_over_keys(statements->compute, target->owner, touched, n);
+	if (n == limit)
+		reached =
+			DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&touched[n - 1].key)));
+	pfree(touched);
+	*nkeys = n;
+	return reached;
 }
 
 /* What it is made from is not removed: everything is computed anew. */
 static void
 pit_clear(MrTarget *target, const char *filter, char **condition)
 {
+	char *reached = NULL;
+	int64 nkeys;
+
 	if (filter != NULL)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						errmsg("point-in-time table %s is rebuilt as a whole", target->name),
 						errhint("Leave out the filter.")));
-	pit_fill(target);
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		reached = pit_fill(target, reached, KEYS_AT_ONCE, &nkeys);
+	} while (reached != NULL);
 }
 
 const MrTargetKind mr_pit_kind = {
@@ -284,7 +283,7 @@ const MrTargetKind mr_pit_kind = {
 	.stage = MR_STAGE_VAULT,
 	.load = pit_load,
 	.apply = pit_apply,
-	.filled_from = MR_FILLED_AT_ONCE,
+	.filled_from = MR_FILLED_BY_ITSELF,
 	.fill = pit_fill,
 	.clear = pit_clear,
 };

@@ -50,8 +50,10 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_columns(json, text, boolean) IS 'the columns of a point-in-time table that refer to its satellites';
 
--- What the worker runs, on names as they are now: locking the keys $1, and computing the spans of the keys $1 that something was said of at the times $2 or later.
-CREATE FUNCTION millrace_internal.pit_statements(target_id integer, OUT insert_keys text, OUT lock_keys text, OUT compute text, OUT all_keys text)
+-- What the worker runs, on names as they are now: locking the keys $1; computing the spans of the keys $1 that something was said of at the times $2 or later; finding
+-- the $2 keys after $1 of which something is said, or of which there are spans.  And parts of that: all keys of which something is said; "spans" as common table
+-- expressions over "begun", which has keys k, since when they change (at), and the span of that time or NULL.
+CREATE FUNCTION millrace_internal.pit_statements(target_id integer, OUT insert_keys text, OUT lock_keys text, OUT compute text, OUT next_keys text, OUT all_keys text, OUT spans text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -76,29 +78,35 @@ BEGIN
                              millrace_internal.definition_column('satellite', s.id, 'hash_key')), ' UNION ALL ' ORDER BY e.n),
            string_agg(format(' LEFT JOIN LATERAL %s AS v%s ON true', millrace_internal.pit_valid(s, 'p.k', 'p.at'), e.n), '' ORDER BY e.n),
            string_agg(millrace_internal.pit_key(e.n), ', ' ORDER BY e.n),
-           string_agg(format('SELECT DISTINCT r.%1$I FROM %2$s AS r WHERE r.%1$I <> %3$L', millrace_internal.definition_column('satellite', s.id, 'hash_key'), s.relation,
+           string_agg(format('(SELECT DISTINCT r.%1$I FROM %2$s AS r WHERE r.%1$I > $1 ORDER BY 1 LIMIT $2)', millrace_internal.definition_column('satellite', s.id, 'hash_key'), s.relation), ' UNION ' ORDER BY e.n),
+           string_agg(format('SELECT r.%1$I AS k FROM %2$s AS r WHERE r.%1$I <> %3$L', millrace_internal.definition_column('satellite', s.id, 'hash_key'), s.relation,
                              '00000000-0000-0000-0000-000000000000'), ' UNION ' ORDER BY e.n)
-    INTO assertions, valid, keys, all_keys
+    INTO assertions, valid, keys, next_keys, all_keys
     FROM json_array_elements_text(target.definition -> 'satellites') WITH ORDINALITY AS e (id, n) JOIN millrace.target s ON s.id = e.id::integer;
     SELECT string_agg(format('(c.s%1$s_hash_key, c.s%1$s_applied_at, c.s%1$s_hashdiff) IS DISTINCT FROM '
                              '(lag(c.s%1$s_hash_key) OVER w, lag(c.s%1$s_applied_at) OVER w, lag(c.s%1$s_hashdiff) OVER w)', n), ' OR ' ORDER BY n) INTO differ
     FROM json_array_elements(labels) WITH ORDINALITY AS u (l, n);
 
-    -- From the span on in which the first change falls: it ends elsewhere now.
+    next_keys := next_keys || format(' UNION (SELECT DISTINCT r.hash_key FROM %s AS r WHERE r.hash_key > $1 ORDER BY 1 LIMIT $2) ORDER BY 1 LIMIT $2', state);
+
+    -- From the span on in which the first change falls: it ends elsewhere now.  It may have become part of the one before, so that spans never touch one that says the same.
+    spans := format($sql$
+points AS (SELECT b.k, e.at FROM begun AS b CROSS JOIN LATERAL (SELECT DISTINCT %1$s AS at FROM (%2$s) AS x (at)) AS e WHERE e.at >= coalesce(b.span, b.at)
+           UNION SELECT b.k, b.span FROM begun AS b WHERE b.span IS NOT NULL),
+computed AS (SELECT p.k, p.at, %3$s FROM points AS p%4$s
+             UNION ALL SELECT b.k, o.* FROM begun AS b CROSS JOIN LATERAL (SELECT s.from_at, %6$s FROM %7$s AS s WHERE s.hash_key = b.k AND s.from_at < b.span AND s.from_at > '-infinity' ORDER BY s.from_at DESC LIMIT 1) AS o),
+changed AS (SELECT c.*, row_number() OVER w = 1 OR %5$s AS is_new FROM computed AS c WINDOW w AS (PARTITION BY c.k ORDER BY c.at)),
+spans AS MATERIALIZED (SELECT c.*, lead(c.at, 1, 'infinity') OVER (PARTITION BY c.k ORDER BY c.at) AS until_at FROM changed AS c WHERE c.is_new)$sql$,
+        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'x.at'), assertions, keys, valid, differ,
+        millrace_internal.pit_columns(labels, 's.', false), state);
     compute := format($sql$
 WITH touched AS MATERIALIZED (SELECT u.k, %1$s AS at FROM unnest($1, $2) AS u (k, at)),
-begun AS MATERIALIZED (SELECT t.k, t.at, (SELECT max(s.from_at) FROM %2$s AS s WHERE s.hash_key = t.k AND s.from_at <= t.at AND s.from_at > '-infinity') AS span FROM touched AS t),
-points AS (SELECT b.k, e.at FROM begun AS b CROSS JOIN LATERAL (SELECT DISTINCT %3$s AS at FROM (%4$s) AS x (at)) AS e WHERE e.at >= coalesce(b.span, b.at)
-           UNION SELECT b.k, b.span FROM begun AS b WHERE b.span IS NOT NULL),
-computed AS (SELECT p.k, p.at, %5$s FROM points AS p%6$s),
-changed AS (SELECT c.*, row_number() OVER w = 1 OR %7$s AS is_new FROM computed AS c WINDOW w AS (PARTITION BY c.k ORDER BY c.at)),
-spans AS MATERIALIZED (SELECT c.*, lead(c.at, 1, 'infinity') OVER (PARTITION BY c.k ORDER BY c.at) AS until_at FROM changed AS c WHERE c.is_new),
+begun AS MATERIALIZED (SELECT t.k, t.at, (SELECT max(s.from_at) FROM %2$s AS s WHERE s.hash_key = t.k AND s.from_at <= t.at AND s.from_at > '-infinity') AS span FROM touched AS t),%3$s,
 gone AS (DELETE FROM %2$s AS s USING begun AS b WHERE s.hash_key = b.k AND s.from_at >= coalesce(b.span, b.at) AND s.from_at > '-infinity' AND NOT EXISTS (SELECT FROM spans AS n WHERE n.k = s.hash_key AND n.at = s.from_at))
-INSERT INTO %2$s AS s (hash_key, from_at, until_at, %8$s) SELECT n.k, n.at, n.until_at, %9$s FROM spans AS n
-ON CONFLICT (hash_key, from_at) DO UPDATE SET (until_at, %8$s) = ROW(excluded.until_at, %10$s)
-WHERE (s.until_at, %11$s) IS DISTINCT FROM (excluded.until_at, %10$s)$sql$,
-        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'u.at'), state,
-        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'x.at'), assertions, keys, valid, differ,
+INSERT INTO %2$s AS s (hash_key, from_at, until_at, %4$s) SELECT n.k, n.at, n.until_at, %5$s FROM spans AS n
+ON CONFLICT (hash_key, from_at) DO UPDATE SET (until_at, %4$s) = ROW(excluded.until_at, %6$s)
+WHERE (s.until_at, %7$s) IS DISTINCT FROM (excluded.until_at, %6$s)$sql$,
+        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'u.at'), state, spans,
         millrace_internal.pit_columns(labels, '', false), millrace_internal.pit_columns(labels, 'n.', false), millrace_internal.pit_columns(labels, 'excluded.', false),
         millrace_internal.pit_columns(labels, 's.', false));
 END
@@ -252,12 +260,17 @@ GRANT EXECUTE ON FUNCTION millrace.create_pit(text, regclass, regclass[], text, 
 
 -- ---- verify ------------------------------------------------------------------------------------------------
 
+-- Its spans, as its satellites say they are: the snapshots of periods in which nothing happens are not looked at one by one.
 CREATE FUNCTION millrace_internal.verify_pit(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
 LANGUAGE sql STRICT
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT c.* FROM millrace.target t, millrace_internal.compare(t.owner, 'UTC',
-        format('wanted AS MATERIALIZED (SELECT * FROM millrace_def.pit_%s), found AS MATERIALIZED (SELECT * FROM %s)', t.id, t.relation),
-        'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c
+    SELECT c.* FROM millrace.target t, millrace_internal.pit_statements(t.id) p,
+        LATERAL (SELECT millrace_internal.pit_columns(t.definition -> 'labels', 's.', true)) AS shown (columns),
+        LATERAL millrace_internal.compare(t.owner, 'UTC',
+            format('begun AS MATERIALIZED (SELECT a.k, ''-infinity''::timestamptz AS at, NULL::timestamptz AS span FROM (%1$s) AS a), %2$s, wanted AS MATERIALIZED (SELECT s.k AS hash_key, s.at AS from_at, s.until_at, %3$s FROM spans AS s), '
+                   'found AS MATERIALIZED (SELECT s.hash_key, s.from_at, s.until_at, %3$s FROM millrace_state.pit_%4$s AS s WHERE s.from_at > ''-infinity'')',
+                   p.all_keys, p.spans, shown.columns, t.id),
+            'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c
     WHERE t.id = target_id
 $$;
 COMMENT ON FUNCTION millrace_internal.verify_pit(integer) IS 'compares a point-in-time table with its satellites';

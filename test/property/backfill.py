@@ -10,6 +10,7 @@ Connects as libpq's environment says (a superuser of a server with millrace), ma
 Prints its seed; `backfill.py --seed N` repeats a run, --long makes many.
 """
 import argparse
+import datetime
 import json
 import random
 import sys
@@ -29,6 +30,9 @@ TABLES = [
     ("satellite", "m_item", "SELECT millrace.create_satellite('{s}.m_item', source => 'stg.items', parent => '{s}.h_thing', kind => 'multi_active', "
                             "sub_key => '{{_element}}', attributes => '{{item, quantity}}')"),
     ("satellite", "e_item", "SELECT millrace.create_satellite('{s}.e_item', source => 'stg.items', parent => '{s}.l_item', kind => 'effectivity', driving_key => '{{id}}')"),
+    ("satellite", "m_thing", "SELECT millrace.create_satellite('{s}.m_thing', source => 'stg.items', parent => '{s}.h_item', kind => 'multi_active', "
+                             "sub_key => '{{id, quantity}}', history => 'all')"),
+    ("pit", "p_thing", "SELECT millrace.create_pit('{s}.p_thing', hub => '{s}.h_thing', satellites => '{{{s}.s_thing, {s}.m_item}}', every => 'day')"),
     ("mart", "by_city", "SELECT millrace.create_mart('{s}.by_city', 'SELECT city, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, count(DISTINCT amount) AS amounts, min(amount) AS low, stddev_pop(amount) AS spread "
                         "FROM stg.things GROUP BY city', replace => true)"),
     ("mart", "by_item", "SELECT millrace.create_mart('{s}.by_item', 'SELECT item, city, count(*) AS n, sum(quantity) AS q, max(quantity) AS most, count(DISTINCT id) AS things "
@@ -45,6 +49,10 @@ FILTERS = {
 
 def shown(kind, name):
     """What of a table has to be equal, whoever filled it."""
+    if kind == "pit":       # what holds in the end; between, that depends on which confirmations came in what order
+        return ("SELECT p.h_thing_hk, p.snapshot_at, s.amount, s.city, m.item, m.quantity, m._element FROM (SELECT * FROM {s}.%s WHERE snapshot_at = (SELECT max(snapshot_at) FROM {s}.%s)) AS p "
+                "LEFT JOIN {s}.s_thing AS s ON (s.h_thing_hk, s.applied_at, s.hashdiff) = (p.s_thing_hk, p.s_thing_applied_at, p.s_thing_hashdiff) "
+                "LEFT JOIN {s}.m_item AS m ON (m.h_thing_hk, m.applied_at, m.hashdiff) = (p.m_item_hk, p.m_item_applied_at, p.m_item_hashdiff)") % (name, name)
     if kind == "mart":
         return f"SELECT * FROM {{s}}.{name}"
     technical = "'load_at' - 'record_source' - 'position' - 'confirmed_at' - 'applied_at'"
@@ -59,8 +67,8 @@ def message(rng, i):
 
 
 def stamp(rng, i):
-    minute = max(0, i + rng.randrange(-30, 30))
-    return f"2026-01-{1 + minute // 1440:02d} {minute % 1440 // 60:02d}:{minute % 60:02d}:00+00"
+    """A time in hours, so that a history takes some days."""
+    return f"{datetime.datetime(2026, 1, 1) + datetime.timedelta(hours=max(0, i + rng.randrange(-30, 30)))}+00"
 
 
 def declare(cursor, workers):
@@ -213,6 +221,10 @@ def corrupt(cursor, rng, relation):
                      f"UPDATE b.e_item SET driving_hk = gen_random_uuid() WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}",
                      f"DELETE FROM b.e_item WHERE ctid = {one('b.e_item AS t', needed('b.e_item', 'driving_hk', 'l_item_hk'))}",
                      f"INSERT INTO b.e_item SELECT (json_populate_record(t, json_build_object('applied_at', '2030-01-01', 'confirmed_at', '2030-01-01'))).* FROM b.e_item AS t WHERE ctid = {one('b.e_item', f'driving_hk <> {ZERO}')}"],
+        "b.p_thing": ["UPDATE {state} SET s1_applied_at = s1_applied_at - interval '1 second' WHERE ctid = " + one("{state}", "from_at > '-infinity'"),
+                      "UPDATE {state} SET until_at = until_at + interval '1 hour' WHERE ctid = " + one("{state}", "from_at > '-infinity' AND until_at < 'infinity'"),
+                      "UPDATE {state} SET hash_key = gen_random_uuid() WHERE ctid = " + one("{state}", "from_at > '-infinity'"),
+                      "DELETE FROM {state} WHERE ctid = " + one("{state}", "from_at > '-infinity'")],
         "b.by_city": ["UPDATE {state} SET n = n + 1 WHERE ctid = " + one("{state}"), "DELETE FROM {state} WHERE ctid = " + one("{state}")],
         "stg.things": [f"UPDATE stg.things SET amount = coalesce(amount, 0) + 100 WHERE ctid = {one('stg.things')}",
                        f"DELETE FROM stg.things WHERE ctid = {one('stg.things')}",
@@ -221,15 +233,15 @@ def corrupt(cursor, rng, relation):
     }
     statement = rng.choice(kinds[relation])
     if "{state}" in statement:
-        cursor.execute("SELECT 'millrace_state.mart_' || id FROM millrace.target WHERE relation = %s::regclass", (relation,))
+        cursor.execute("SELECT format('millrace_state.%%s_%%s', kind, id) FROM millrace.target WHERE relation = %s::regclass", (relation,))
         statement = statement.replace("{state}", cursor.fetchone()[0])
     cursor.execute(statement)
     return statement if cursor.rowcount else None
 
 
-def check_corruptions(cursor, rng):
+def check_corruptions(cursor, rng, background):
     good = True
-    for relation in ("b.h_thing", "b.l_item", "b.s_thing", "b.m_item", "b.e_item", "b.by_city", "stg.things", "stg.items"):
+    for relation in ("b.h_thing", "b.l_item", "b.s_thing", "b.m_item", "b.e_item", "b.p_thing", "b.by_city", "stg.things", "stg.items"):
         statement = corrupt(cursor, rng, relation)
         if statement is None:
             continue
@@ -242,6 +254,8 @@ def check_corruptions(cursor, rng):
         if found[:2] != (0, 0):
             print(f"# rebuild({relation}) did not mend: {statement}: {found}")
             good = False
+        # Point-in-time tables on a satellite are computed anew.
+        good = settle(cursor, background) and good
     return check(cursor) and good
 
 
@@ -269,7 +283,7 @@ def run(seed, steps):
                 # Thousands of chunks in one transaction take their time.
                 cursor.execute("SET millrace.backfill_rows = 100")
             history(cursor, rng, steps, mode == "background")
-            good = settle(cursor, mode == "background") and check(cursor) and check_corruptions(cursor, rng)
+            good = settle(cursor, mode == "background") and check(cursor) and check_corruptions(cursor, rng, mode == "background")
             # It goes on after all that.
             push(cursor, [message(rng, steps * 10) for _ in range(100)])
             good = good and settle(cursor, mode == "background") and check(cursor)
