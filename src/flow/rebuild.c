@@ -142,12 +142,16 @@ apply_stream(MrStream *stream, MrTarget *target, const char *condition)
 	}
 }
 
+/* How many rows it has; of what is a view that unfolds when it is read, those that are stored. */
 static int64
-count_rows(Oid relid)
+count_rows(const MrTarget *target)
 {
 	int64 count;
 
-	(void) mr_sql("SELECT count(*)::text FROM %s", mr_relation_name(relid));
+	(void) mr_sql("SELECT count(*)::text FROM %s",
+				  target->kind->filled_from == MR_FILLED_BY_ITSELF
+					  ? psprintf("millrace_state.%s_%d", target->kind->name, target->id)
+					  : mr_relation_name(target->relid));
 	count = strtoll(mr_sql_text(0, 1), NULL, 10);
 	SPI_freetuptable(SPI_tuptable);
 	return count;
@@ -186,7 +190,7 @@ millrace_rebuild_target(PG_FUNCTION_ARGS)
 	TupleDesc desc;
 	Datum values[2];
 	bool nulls[2] = {false, false};
-	Oid relid = InvalidOid;
+	MrTarget *target = NULL;
 
 	mr_flow_require_read_committed("rebuild()");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -199,21 +203,20 @@ millrace_rebuild_target(PG_FUNCTION_ARGS)
 	for (int i = 0; i < nstreams; i++)
 	{
 		MrStream *stream;
-		MrTarget *target = compile_for(&stream, streams[i], target_id);
 
+		target = compile_for(&stream, streams[i], target_id);
 		if (i == 0)
 		{
 			if (target->kind->clear == NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("%s %s cannot be rebuilt", target->kind->name, target->name)));
-			relid = target->relid;
-			values[0] = Int64GetDatum(count_rows(relid));
+			values[0] = Int64GetDatum(count_rows(target));
 			target->kind->clear(target, filter, &condition);
 		}
 		apply_stream(stream, target, condition);
 	}
-	values[1] = Int64GetDatum(count_rows(relid));
+	values[1] = Int64GetDatum(count_rows(target));
 	PopActiveSnapshot();
 	SPI_finish();
 	mr_settings_unpin(nest_level);
