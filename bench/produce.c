@@ -91,12 +91,12 @@ next_field(char **rest, long line_number)
 	return field;
 }
 
-/* Makes the producer: large batches for bulk, no waiting for company at a rate. */
+/* Makes the producer: large batches for bulk, a millisecond of waiting for company at a rate. */
 static rd_kafka_t *
 make_producer(const char *brokers, int paced)
 {
 	const char *settings[][2] = {
-		{"bootstrap.servers", brokers},    {"linger.ms", paced ? "0" : "20"},
+		{"bootstrap.servers", brokers},    {"linger.ms", paced ? "1" : "20"},
 		{"batch.num.messages", "100000"},  {"queue.buffering.max.messages", "200000"},
 		{"message.max.bytes", "33554432"},
 	};
