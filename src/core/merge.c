@@ -321,6 +321,19 @@ insert_entry(Merging *merging, int i, TupleTableSlot *slot, IndexUniqueCheck che
 						check, false, merging->infos[i]);
 }
 
+/* Puts the entries of a new tuple but for that of its key. */
+static void
+insert_other_entries(Merging *merging, TupleTableSlot *slot)
+{
+	if (merging->nindexes > 1)
+		mr_leaf_release(merging->leaf);
+	for (int i = 0; i < merging->nindexes; i++)
+	{
+		if (i != merging->unique)
+			(void) insert_entry(merging, i, slot, UNIQUE_CHECK_NO);
+	}
+}
+
 /* Puts the entries of a new tuple; false, and only that of the key is there, when somebody else's may be, too. */
 static bool
 insert_entries(Merging *merging, TupleTableSlot *slot)
@@ -332,13 +345,7 @@ insert_entries(Merging *merging, TupleTableSlot *slot)
 	if (!mr_leaf_insert(merging->leaf, values, nulls, &slot->tts_tid) &&
 		!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
 		return false;
-	if (merging->nindexes > 1)
-		mr_leaf_release(merging->leaf);
-	for (int i = 0; i < merging->nindexes; i++)
-	{
-		if (i != merging->unique)
-			(void) insert_entry(merging, i, slot, UNIQUE_CHECK_NO);
-	}
+	insert_other_entries(merging, slot);
 	return true;
 }
 
@@ -499,28 +506,37 @@ take_back(Merging *merging, ItemPointer place)
 	simple_heap_delete(merging->relation, place);
 }
 
-/* Merges a row of whose key it is known that it was there, or that somebody is just inserting it. */
-static void
-merge_row(Merging *merging, int row, ItemPointer except)
+/*
+ * Merges a row of whose key it is known that it was there, or that somebody is just inserting it.  A tuple of `ours` may
+ * be there with the entry of its key; true when it stays.
+ */
+static bool
+merge_row(Merging *merging, int row, TupleTableSlot *ours)
 {
 	ItemPointerData own;
 
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (find(merging, row, except))
+		if (find(merging, row, ours == NULL ? NULL : &ours->tts_tid))
 		{
 			if (!wait_for_inserter(merging) && change_found(merging, row))
-				break;
+				return false;
 			continue;
 		}
-		/* It is gone: ours may be inserted. */
+		/* It is gone.  Another tuple would never get past the one that is there; and who comes later meets that one. */
+		if (ours != NULL)
+		{
+			insert_other_entries(merging, ours);
+			note_inserted(merging, row, ours);
+			return true;
+		}
 		fill_slot(merging, merging->changed, row);
 		table_tuple_insert(merging->relation, merging->changed, merging->command, 0, NULL);
 		if (insert_entries(merging, merging->changed))
 		{
 			note_inserted(merging, row, merging->changed);
-			break;
+			return false;
 		}
 		own = merging->changed->tts_tid;
 		CommandCounterIncrement();
@@ -623,17 +639,14 @@ merge_chunk(Merging *merging, const int *order, int n)
 				!table_tuple_fetch_row_version(merging->relation, &places[i], &merging->dirty,
 											   merging->found) ||
 				TransactionIdIsValid(merging->dirty.xmin) || !change_found(merging, order[i]))
-				merge_row(merging, order[i], NULL);
+				(void) merge_row(merging, order[i], NULL);
 			continue;
 		}
 		slot = merging->slots[next++];
 		if (insert_entries(merging, slot))
 			note_inserted(merging, order[i], slot);
-		else
-		{
+		else if (!merge_row(merging, order[i], slot))
 			taken_back[ntaken_back++] = slot->tts_tid;
-			merge_row(merging, order[i], &slot->tts_tid);
-		}
 	}
 	mr_leaf_release(merging->leaf);
 	if (ntaken_back > 0)

@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import sys
+import threading
 import time
 
 import psycopg2
@@ -199,6 +200,50 @@ def run_wide(admin, database, cursor, rng, count):
     return all([check(cursor, name, "wide", query) for name, query in WIDE_MARTS.items()])
 
 
+def check_gone(database, cursor):
+    """A batch that meets a group that somebody is just making, after it had found that there is none, makes it when he gives up."""
+    cursor.execute("SELECT millrace.create_stream('gone')")
+    cursor.execute("SELECT millrace.create_staging('stg.gone', stream => 'gone', key => %s, columns => %s)", ('{"id": ["$key", "bigint"]}', '{"g": "$.g"}'))
+    cursor.execute("SELECT millrace.create_mart('cdm.gone', 'SELECT g, count(*) AS n FROM stg.gone GROUP BY g')")
+    cursor.execute("SELECT * FROM millrace.run_stream('gone')")
+    cursor.execute("SELECT 'millrace_state.mart_' || id FROM millrace.target WHERE relation = 'cdm.gone'::regclass")
+    state = cursor.fetchone()[0]
+    cursor.execute("SELECT millrace.push('gone', '{\"g\": \"a\"}'::text, key => '1'), millrace.push('gone', '{\"g\": \"b\"}'::text, key => '2')")
+    others = [psycopg2.connect(dbname=database) for _ in range(2)]
+    batch = psycopg2.connect(dbname=database)
+    batch.autocommit = True
+    waits = f"SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pid = {batch.info.backend_pid}"
+    failed = []
+
+    def take():
+        try:
+            batch.cursor().execute("SELECT * FROM millrace.run_stream('gone')")
+        except psycopg2.Error as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=take)
+    others[0].cursor().execute(f"INSERT INTO {state} (g1, n) VALUES ('a', 1)")
+    thread.start()
+    wait(cursor, waits, "the batch to wait for group a")
+    others[1].cursor().execute(f"INSERT INTO {state} (g1, n) VALUES ('b', 1)")
+    others[0].rollback()
+    wait(cursor, f"SELECT EXISTS ({waits.replace('count(*) > 0', '')} AND transactionid = (SELECT transactionid FROM pg_locks WHERE granted AND locktype = 'transactionid' "
+         f"AND pid = {others[1].info.backend_pid}))", "the batch to wait for group b")
+    others[1].rollback()
+    thread.join(60)
+    if thread.is_alive():
+        print("the batch does not end when those who made its groups gave up")
+        cursor.execute("SELECT pg_terminate_backend(%s)", (batch.info.backend_pid,))
+        thread.join()
+    for connection in others + [batch]:
+        connection.close()
+    cursor.execute("SELECT g, n FROM cdm.gone ORDER BY g")
+    rows = cursor.fetchall()
+    if failed or rows != [("a", 1), ("b", 1)]:
+        print(f"groups that others gave up: {rows}, {failed}")
+    return not failed and rows == [("a", 1), ("b", 1)]
+
+
 def run(seed, steps, pushes):
     rng = random.Random(seed)
     admin = psycopg2.connect("")
@@ -234,6 +279,7 @@ def run(seed, steps, pushes):
         if good and cursor.fetchone()[0]:
             good = run_in_background(admin, database, cursor, rng, made, pushes)
             good = good and run_wide(admin, database, cursor, rng, pushes * 20)
+        good = good and check_gone(database, cursor)
         cursor.execute("SELECT count(*) FROM millrace.letter")
         if cursor.fetchone()[0]:
             print("there are dead letters")
