@@ -20,6 +20,7 @@ freshness() {
 			consumer=$!
 			on_exit stop_consumer
 		fi
+		settle
 		skip=0
 		for name in ${RATES:-200 2000 half}; do
 			rate=${persecond[$name]}
@@ -37,6 +38,13 @@ freshness() {
 			result "freshness.${name}_$p" "${figures[ours.$name.$p]:-}" "${figures[baseline.$name.$p]:-}" ms
 		done
 	done
+}
+
+# What was written before must not be in the way of commits: it goes to disk first.
+settle() {
+	psql -qX -c CHECKPOINT
+	sync
+	sleep 2
 }
 
 # The rate at which a backlog is drained; sets full.
