@@ -2,10 +2,10 @@
  * leaf.c
  *	  Many keys in ascending order against a unique B-tree.
  *
- * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one leaf; here the leaf
- * that the last key went to stays locked, and the next key is tried there first.  What is done to a page
- * is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that simple is left to
- * nbtree: a key that is there already (dead or alive), a full page, an index of before version 4.
+ * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
+ * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  What is
+ * done to a page is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that
+ * simple is left to nbtree: a key that is there already (dead or alive), a full page, an index of before version 4.
  *
  * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
  * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
@@ -30,7 +30,7 @@ struct MrLeaf
 {
 	Relation heap;
 	Relation index;
-	BTScanInsert key; /* NULL before the first */
+	BTScanInsert key; /* without a tuple's place: stands before all entries equal to it */
 	int flags[INDEX_MAX_KEYS]; /* of the key's columns, when not null */
 	MrPrefix prefix; /* of the first column */
 	uint64 number; /* of the key; only if has_number */
@@ -38,8 +38,8 @@ struct MrLeaf
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
 	OffsetNumber
-		last; /* the entry that is known to be less than the next key, or the place before all */
-	OffsetNumber place; /* the first entry that is greater */
+		last; /* the next key is hoped to be greater than this entry; or the place before all */
+	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
 };
 
 MrLeaf *
