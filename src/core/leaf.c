@@ -29,6 +29,9 @@
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
 
+/* How far off a guess usually is, in entries. */
+#define AROUND 4
+
 struct MrLeaf
 {
 	Relation heap;
@@ -165,6 +168,16 @@ guess(uint64 number, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to
 			   high - 1);
 }
 
+/* Asks for the entries around a place that was guessed: the next guesses fall there. */
+static inline void
+prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber high)
+{
+	low = place > low + AROUND ? place - AROUND : low;
+	high = Min(place + AROUND + 1, high);
+	for (OffsetNumber i = low; i < high; i++)
+		__builtin_prefetch(PageGetItem(page, PageGetItemId(page, i)));
+}
+
 /* Goes to the place of a key. */
 static MrLeafFinding
 seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
@@ -192,7 +205,11 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 		OffsetNumber middle = guesses-- > 0 ? guess(leaf->number, low, high, from, to)
 											: low + (high - low) / 2;
 		uint64 number = 0;
-		int order = compare(leaf, page, middle, &number);
+		int order;
+
+		if (guesses == GUESSES - 1)
+			prefetch_around(page, middle, low, high);
+		order = compare(leaf, page, middle, &number);
 
 		if (order == 0)
 		{

@@ -232,6 +232,10 @@ replace_rows(MrStaged *staged)
 		MrVersion *version = staged->accepted[i];
 		int first = next;
 
+		if (i + 2 * MR_AHEAD < staged->naccepted)
+			__builtin_prefetch(staged->accepted[i + 2 * MR_AHEAD]->rows);
+		if (i + MR_AHEAD < staged->naccepted)
+			mr_version_prefetch(staged->accepted[i + MR_AHEAD]);
 		while (next < ndeleted && of_object(staging, &old_rows[next], version))
 			next++;
 		for (int r = 0; r < version->nrows; r++)
