@@ -5,7 +5,8 @@
  * Objects that nobody has seen are inserted, then one upsert locks and compares the others, both in the order of
  * keys: of several workers that hold the same object one waits for the other and then compares with what that one
  * has written.  An object that has no rows, because it was deleted, filtered or had no elements, is there all the
- * same, so that an older version which comes late changes nothing.
+ * same, so that an older version which comes late changes nothing.  A version that lacks what a dictionary did not know
+ * gives way to the same one when it is complete, and a complete one to none: the first complete one stays (C20).
  */
 #include "postgres.h"
 
@@ -22,6 +23,8 @@
 
 /* Flags of an object. */
 #define OBJECT_DELETED 1
+/* Its newest version lacks what a dictionary does not know yet. */
+#define OBJECT_INCOMPLETE 2
 /* Of a row on its way in: a dead letter that is tried again, equal to what is there perhaps. */
 #define OBJECT_RETRIED 32
 /* Of a row on its way in: wins over every version that is there. */
@@ -130,12 +133,13 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 					 ") DO UPDATE SET version = CASE WHEN EXCLUDED.flags & 64 <> 0 "
 					 "THEN o.version ELSE EXCLUDED.version END, epoch = EXCLUDED.epoch, "
 					 "digest = EXCLUDED.digest, definition = EXCLUDED.definition, "
-					 "flags = %s%s WHERE %s OR (EXCLUDED.flags & 32 <> 0 AND "
+					 "flags = %s%s WHERE %s OR ((EXCLUDED.flags & 32 <> 0 AND "
+					 "EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
 					 "EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
 					 "EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
-					 own_order ? "EXCLUDED.flags & 1 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
+					 own_order ? "EXCLUDED.flags & 3 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
 								 "o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
-							   : "EXCLUDED.flags & 1",
+							   : "EXCLUDED.flags & 3",
 					 own_order ? ", partition = EXCLUDED.partition, "
 								 "message_time = EXCLUDED.message_time"
 							   : "",
@@ -238,6 +242,7 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);
 		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
+									   (version->incomplete ? OBJECT_INCOMPLETE : 0) |
 									   (version->always ? OBJECT_ALWAYS : 0) |
 									   (message->retried ? OBJECT_RETRIED : 0));
 		if (plan->version == NULL)
