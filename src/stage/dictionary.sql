@@ -155,7 +155,7 @@ $$;
 COMMENT ON FUNCTION millrace_internal.check_enrich(regrole, text, json) IS 'raises an error for look-ups that make no sense';
 
 -- A size such as '64 MB', in bytes.
-CREATE FUNCTION millrace_internal.check_size(argument text, size text, least bigint, most bigint) RETURNS bigint
+CREATE FUNCTION millrace_internal.check_size(argument text, size text, at_least bigint, at_most bigint) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -166,9 +166,9 @@ BEGIN
     EXCEPTION WHEN data_exception THEN
         NULL;
     END;
-    IF bytes IS NULL OR bytes NOT BETWEEN least AND most THEN
+    IF bytes IS NULL OR bytes NOT BETWEEN at_least AND at_most THEN
         RAISE EXCEPTION 'invalid value "%" for argument %', coalesce(size, 'NULL'), argument USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('It is a size between %s and %s, such as ''1 MB''.', pg_size_pretty(least), pg_size_pretty(most));
+            HINT = format('It is a size between %s and %s, such as ''1 MB''.', pg_size_pretty(at_least), pg_size_pretty(at_most));
     END IF;
     RETURN bytes;
 END
@@ -290,7 +290,7 @@ BEGIN
         definition := millrace_internal.table_dictionary(caller, source, kept);
     END IF;
     definition := definition::jsonb || jsonb_build_object('ttl', (1000000 * extract(epoch FROM ttl))::bigint,
-        'cache_size', millrace_internal.check_size('cache_size', coalesce(cache_size, '64 MB'), 0, 1024 * 1024 * 1024 * 64::bigint),
+        'cache_size', millrace_internal.check_size('cache_size', coalesce(cache_size, '64 MB'), 0, 64::bigint * 1024 * 1024 * 1024),
         'max_value', millrace_internal.check_size('max_value', coalesce(max_value, '1 MB'), 1, 256 * 1024 * 1024), 'on_down', on_down);
 
     SELECT d.* INTO existing FROM millrace.dictionary d WHERE d.name = name;

@@ -160,7 +160,7 @@ find_known(const MrStream *stream, const MrWaitingIds *wanted, Datum *arrays)
 		PointerGetDatum(construct_array(ids, wanted->count, TEXTOID, -1, false, TYPALIGN_INT));
 	(void) keep_statement(&select,
 						  "SELECT DISTINCT w.dictionary_id, w.id, w.element "
-						  "FROM pg_catalog.unnest($2, $3) AS a (dictionary_id, id) "
+						  "FROM unnest($2, $3) AS a (dictionary_id, id) "
 						  "JOIN millrace.letter_wait w ON w.stream_id = $1 "
 						  "AND w.dictionary_id = a.dictionary_id AND w.id = a.id",
 						  lengthof(types), types);
@@ -230,7 +230,7 @@ mr_waiting_strike(MrStream *stream, const MrWaitingIds *wanted, int limit)
 		(void) keep_statement(
 			&lock,
 			"SELECT l.id FROM millrace.letter l WHERE l.id IN (SELECT w.letter_id "
-			"FROM pg_catalog.unnest($1, $2, $3) AS a (dictionary_id, id, element) "
+			"FROM unnest($1, $2, $3) AS a (dictionary_id, id, element) "
 			"JOIN millrace.letter_wait w ON w.stream_id = $4 "
 			"AND w.dictionary_id = a.dictionary_id AND w.id = a.id "
 			"AND w.element IS NOT DISTINCT FROM a.element LIMIT $5) ORDER BY l.id FOR UPDATE",
@@ -243,7 +243,7 @@ mr_waiting_strike(MrStream *stream, const MrWaitingIds *wanted, int limit)
 		(void) keep_statement(
 			&strike,
 			"DELETE FROM millrace.letter_wait w "
-			"USING pg_catalog.unnest($1, $2, $3) AS a (dictionary_id, id, element) "
+			"USING unnest($1, $2, $3) AS a (dictionary_id, id, element) "
 			"WHERE w.letter_id = ANY ($4) AND w.dictionary_id = a.dictionary_id "
 			"AND w.id = a.id AND w.element IS NOT DISTINCT FROM a.element",
 			lengthof(strike_types), strike_types);
