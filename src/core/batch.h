@@ -57,6 +57,7 @@ typedef struct MrVersion
 	TimestampTz loaded_at;
 	bool deleted;
 	bool incomplete; /* it lacks what a dictionary does not know yet */
+	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
 	bool always; /* a tombstone that wins over every version before it */
 	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */

@@ -287,10 +287,14 @@ sub_batch(const MrBatch *batch, int from, int to)
 	return part;
 }
 
-/*
- * The batch as those see it who only ever append: without versions that are not complete.  Those come again when
- * they are.
- */
+/* Is the version for those who only ever append?  One that is not complete comes again when it is, and counts once. */
+static inline bool
+to_append(const MrVersion *version)
+{
+	return !version->incomplete && !version->repeated;
+}
+
+/* The batch as those see it who only ever append. */
 static MrBatch *
 complete_part(MrBatch *part)
 {
@@ -302,7 +306,7 @@ complete_part(MrBatch *part)
 		MrStaged *kept;
 		int first = 0;
 
-		while (first < staged->nversions && !staged->versions[first].incomplete)
+		while (first < staged->nversions && to_append(&staged->versions[first]))
 			first++;
 		if (first == staged->nversions)
 			continue;
@@ -319,7 +323,7 @@ complete_part(MrBatch *part)
 		kept->nversions = 0;
 		for (int i = 0; i < staged->nversions; i++)
 		{
-			if (!staged->versions[i].incomplete)
+			if (to_append(&staged->versions[i]))
 				kept->versions[kept->nversions++] = staged->versions[i];
 		}
 	}

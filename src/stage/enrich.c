@@ -230,7 +230,7 @@ check_place(const MrStaging *staging, const MrMapped *mapped, const char *what)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("%s of staging table %s cannot come from a dictionary", what, staging->name),
 			 errdetail("\"%s\" may become known after the message has been staged.", mapped->name),
-			 errhint("Only columns beside the key may, of which route does not speak.")));
+			 errhint("Only columns beside the key may that route does not read.")));
 }
 
 /* Adds the slots of one mapped value; false when none comes from a dictionary. */
@@ -272,7 +272,7 @@ mr_enrich_load(MrStream *stream, MrPlan *extraction, List *stagings)
 			if (i < staging->nkeys)
 				check_place(staging, &plan->mapped[i], "the key");
 			if (plan->mapped[i].for_route)
-				check_place(staging, &plan->mapped[i], "a column that route speaks of");
+				check_place(staging, &plan->mapped[i], "a column that route reads");
 		}
 		if (add_mapped(e, extraction, staging, plan->version))
 			check_place(staging, plan->version, "the version");

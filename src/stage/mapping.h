@@ -99,6 +99,7 @@ typedef struct MrStagingPlan
 	MrTable *objects; /* the table of objects */
 	MrStatement *fence; /* the upsert into it, whose parameters are its columns */
 	int fence_nargs;
+	MrStatement *repeated; /* finds versions that are there and complete; NULL without enrichment */
 	int mostly_known; /* for so many batches, do not try objects as new ones */
 	int ncolumns;
 	AttrNumber *columns; /* that are written: key, element, then the others */

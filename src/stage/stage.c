@@ -46,8 +46,8 @@ append_log(MrStaged *staged)
 		const MrVersion *version = &staged->versions[i];
 		int first = rows->nrows;
 
-		/* What is only ever appended to waits until it is complete. */
-		if (version->incomplete)
+		/* What is only ever appended to waits until it is complete, and that once. */
+		if (version->incomplete || version->repeated)
 			continue;
 
 		for (int r = 0; r < version->nrows; r++)
