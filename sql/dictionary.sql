@@ -113,10 +113,10 @@ SELECT * FROM millrace.run_stream('orders');
 TABLE dic.waiting;
 
 -- a newer version comes meanwhile and knows its buyer; the older one is completed for the log and the vault alone
-SELECT millrace.push('orders', '{"id": 2, "v": 2, "buyer": 1, "state": "paid", "items": [{"code": "m", "n": 3}]}');
+SELECT count(millrace.push('orders', '{"id": 2, "v": 2, "buyer": 1, "state": "paid", "items": [{"code": "m", "n": 3}]}'));
 SELECT * FROM millrace.run_stream('orders');
-SELECT millrace.push('people', '{"id": 7, "name": "Gil", "address": {"city": "Bonn"}}');
-SELECT millrace.push('goods', '{"code": "s", "category": "salt", "price": 0.5}');
+SELECT count(millrace.push('people', '{"id": 7, "name": "Gil", "address": {"city": "Bonn"}}'));
+SELECT count(millrace.push('goods', '{"code": "s", "category": "salt", "price": 0.5}'));
 SELECT * FROM millrace.run_stream('people');
 SELECT * FROM millrace.run_stream('goods');
 SELECT change, relation, after ->> 'category' AS category, reason FROM millrace.preview('orders', payload => '{"id": 9, "v": 1, "buyer": 7, "items": [{"code": "s", "n": 1}, {"code": "?", "n": 1}]}') WHERE layer = 'staging';
@@ -129,16 +129,16 @@ TABLE dic.by_category ORDER BY 1;
 SELECT v.* FROM unnest('{dic.orders, dic.by_category, dic.h_order, dic.h_category, dic.s_order}'::regclass[]) r, millrace.verify(r) v;
 
 -- the first complete enrichment stays, also when the message comes again
-SELECT millrace.push('people', '{"id": 1, "name": "Anna", "address": {"city": "Oslo"}}');
+SELECT count(millrace.push('people', '{"id": 1, "name": "Anna", "address": {"city": "Oslo"}}'));
 SELECT * FROM millrace.run_stream('people');
-SELECT millrace.push('orders', '{"id": 1, "v": 1, "buyer": 1, "state": "open", "items": [{"code": "t", "n": 2}, {"code": "m", "n": 1}]}');
+SELECT count(millrace.push('orders', '{"id": 1, "v": 1, "buyer": 1, "state": "open", "items": [{"code": "t", "n": 2}, {"code": "m", "n": 1}]}'));
 SELECT * FROM millrace.run_stream('orders');
 SELECT (SELECT buyer_name FROM dic.orders WHERE id = 1) AS staged, (SELECT string_agg(buyer_name, ', ') FROM dic.orders_log WHERE id = 1) AS logged,
   (SELECT string_agg(buyer_name, ', ') FROM dic.s_order JOIN dic.h_order USING (h_order_hk) WHERE id = 1) AS vault;
 
 -- a message that waits is a person's, too
-SELECT millrace.push('orders', '{"id": 10, "v": 1, "buyer": 70, "items": []}');
-SELECT millrace.push('orders', '{"id": 11, "v": 1, "buyer": 71, "items": []}');
+SELECT count(millrace.push('orders', '{"id": 10, "v": 1, "buyer": 70, "items": []}'));
+SELECT count(millrace.push('orders', '{"id": 11, "v": 1, "buyer": 71, "items": []}'));
 SELECT * FROM millrace.run_stream('orders');
 SELECT relation, rows FROM millrace.erase('orders', '{"buyer": "70"}') WHERE rows > 0;
 TABLE dic.waiting;

@@ -76,7 +76,7 @@ BEGIN
         FROM millrace.dictionary d WHERE pg_has_role(caller, d.owner, 'USAGE');
         RAISE EXCEPTION 'dictionary "%" does not exist', coalesce(own_dictionary.name, 'NULL')
             USING ERRCODE = 'undefined_object',
-                  HINT = coalesce(format('Perhaps you meant "%s".', near), 'Make it with millrace.create_dictionary().');
+                  HINT = CASE WHEN near IS NULL THEN 'Make it with millrace.create_dictionary().' ELSE format('Perhaps you meant "%s".', near) END;
     END IF;
     PERFORM millrace_internal.check_owner(caller, found.owner, format('dictionary "%s"', name));
     RETURN found;
