@@ -218,8 +218,8 @@ wait_for_tls(MrSocket *s, int result, bool *failed)
 	*failed = false;
 	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
 	{
-		*failed =
-			!wait_until(s, error == SSL_ERROR_WANT_READ ? WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE);
+		*failed = !wait_until(s, error == SSL_ERROR_WANT_READ ? WL_SOCKET_READABLE
+															  : WL_SOCKET_WRITEABLE);
 		return !*failed;
 	}
 	return false;

@@ -346,10 +346,10 @@ complete_waiting(MrFlow *flow)
 		commit_transaction();
 	}
 	flow->waiting = ids != NULL;
-	flow->waiting_at =
-		more ? now
-			 : TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										   flow->waiting ? COMPLETE_PAUSE : COMPLETE_IDLE_PAUSE);
+	flow->waiting_at = more ? now
+							: TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														  flow->waiting ? COMPLETE_PAUSE
+																		: COMPLETE_IDLE_PAUSE);
 	return current;
 }
 

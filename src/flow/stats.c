@@ -12,8 +12,8 @@
 #include "flow/plan.h"
 #include "portability/instr_time.h"
 
-static const char *const stage_names[MR_STAGES] = {"fetch", "decode", "enrich",   "map",   "staging",
-												   "vault", "mart",   "position", "commit"};
+static const char *const stage_names[MR_STAGES] = {
+	"fetch", "decode", "enrich", "map", "staging", "vault", "mart", "position", "commit"};
 
 static MrStageTime counted[MR_STAGES];
 static TimestampTz written_at;

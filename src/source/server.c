@@ -241,9 +241,9 @@ check_options(const Wrapper *wrapper, List *options, Oid catalog)
 		const char *const *pair = wrapper->exclusive[i];
 
 		if (has_option(options, pair[0]) && has_option(options, pair[1]))
-			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-							errmsg("options \"%s\" and \"%s\" exclude each other", pair[0],
-								   pair[1])));
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("options \"%s\" and \"%s\" exclude each other", pair[0], pair[1])));
 	}
 }
 
@@ -335,9 +335,9 @@ server_properties(const Wrapper *wrapper, const ForeignServer *server, Oid role)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for foreign server %s", server->servername)));
 	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, wrapper->name) != 0)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("server \"%s\" is not of wrapper %s", server->servername,
-							   wrapper->name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" is not of wrapper %s", server->servername, wrapper->name)));
 	properties = add_properties(wrapper, NIL, server->options, ForeignServerRelationId);
 	return add_properties(wrapper, properties, mapping_options(role, server->serverid),
 						  UserMappingRelationId);

@@ -64,7 +64,8 @@ typedef struct EntryCell
 #define SH_KEY_TYPE MrEntry *
 #define SH_KEY entry
 #define SH_HASH_KEY(tb, key) ((key)->hash)
-#define SH_EQUAL(tb, a, b) ((a)->length == (b)->length && memcmp((a)->id, (b)->id, (a)->length) == 0)
+#define SH_EQUAL(tb, a, b) \
+	((a)->length == (b)->length && memcmp((a)->id, (b)->id, (a)->length) == 0)
 #define SH_SCOPE static inline
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) ((a)->hash)
@@ -178,11 +179,10 @@ load_table(MrDictionary *d)
 	AttrNumber attnum = get_attnum(d->relid, d->key_column);
 
 	if (attnum == InvalidAttrNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("the table of dictionary \"%s\" has no column \"%s\" any more", d->name,
-						d->key_column),
-				 errhint("Create the dictionary again with replace => true.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+						errmsg("the table of dictionary \"%s\" has no column \"%s\" any more",
+							   d->name, d->key_column),
+						errhint("Create the dictionary again with replace => true.")));
 	d->key_type = get_atttype(d->relid, attnum);
 }
 
@@ -730,8 +730,8 @@ mr_dictionary_values(const MrDictionary *d, const MrEntry *entry, const char *el
 		else
 			high = middle;
 	}
-	if (low == entry->nelements || compare_texts(entry->keys[low]->text, entry->keys[low]->length,
-												 element, length) != 0)
+	if (low == entry->nelements ||
+		compare_texts(entry->keys[low]->text, entry->keys[low]->length, element, length) != 0)
 		return NULL;
 	return entry->keys[low] + 1;
 }

@@ -100,11 +100,10 @@ load_look_up(MrEnrichment *e, LookUp *l, uint64 row)
 	l->name = mr_sql_text(row, 1);
 	l->for_each = mr_sql_text(row, 4);
 	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("the dictionary of \"%s\" does not exist any more", l->name),
-				 errhint("Create it again, or the stream with replace => true and another "
-						 "\"enrich\".")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the dictionary of \"%s\" does not exist any more", l->name),
+						errhint("Create it again, or the stream with replace => true and another "
+								"\"enrich\".")));
 	l->dictionary = dictionary_of(e, DatumGetInt32(dictionary));
 	SPI_tuptable = rows;
 	if (l->for_each != NULL)
@@ -450,8 +449,8 @@ mr_enrich_fill(const MrBatch *batch, const MrMessage *message, const MrDocument 
 		for (int f = 0; f < found->count; f++)
 		{
 			if (found->found[f].values != NULL)
-				*mr_document_value(document, filled->slot.scope, f, filled->slot) =
-					found->found[f].values[filled->wanted];
+				*mr_document_value(document, filled->slot.scope, f,
+								   filled->slot) = found->found[f].values[filled->wanted];
 		}
 	}
 }
@@ -515,8 +514,9 @@ mr_enrich_lacking(const MrBatch *batch, const MrMessage *message, const Bitmapse
 			lack->dictionary_id = mr_dictionary_id(dictionary);
 			lack->dictionary = mr_dictionary_name(dictionary);
 			lack->id = mr_entry_id(found->entry);
-			lack->element =
-				found->element == NULL ? NULL : pnstrdup(found->element, found->element_length);
+			lack->element = found->element == NULL
+								? NULL
+								: pnstrdup(found->element, found->element_length);
 			lack->problem = mr_entry_problem(found->entry);
 			if (!already_lacking(lacking, lack))
 				lacking = lappend(lacking, lack);
@@ -572,15 +572,16 @@ mr_enrich_write_stats(MrEnrichment *e, int32 stream_id, int worker)
 
 		if (counts.hits == 0 && counts.misses == 0)
 			continue;
-		(void) mr_sql("INSERT INTO millrace.dictionary_stats AS t (dictionary_id, stream_id, "
-					  "worker, hits, misses, unknown, requests, seconds) VALUES (%d, %d, %d, "
-					  INT64_FORMAT ", " INT64_FORMAT ", " INT64_FORMAT ", " INT64_FORMAT
-					  ", %.6f) ON CONFLICT (dictionary_id, stream_id, worker) DO UPDATE SET "
-					  "hits = t.hits + EXCLUDED.hits, misses = t.misses + EXCLUDED.misses, "
-					  "unknown = t.unknown + EXCLUDED.unknown, "
-					  "requests = t.requests + EXCLUDED.requests, "
-					  "seconds = t.seconds + EXCLUDED.seconds",
-					  mr_dictionary_id(e->dictionaries[i]), stream_id, worker, counts.hits,
-					  counts.misses, counts.unknown, counts.requests, counts.seconds);
+		(void) mr_sql(
+			"INSERT INTO millrace.dictionary_stats AS t (dictionary_id, stream_id, "
+			"worker, hits, misses, unknown, requests, seconds) VALUES (%d, %d, %d, " INT64_FORMAT
+			", " INT64_FORMAT ", " INT64_FORMAT ", " INT64_FORMAT
+			", %.6f) ON CONFLICT (dictionary_id, stream_id, worker) DO UPDATE SET "
+			"hits = t.hits + EXCLUDED.hits, misses = t.misses + EXCLUDED.misses, "
+			"unknown = t.unknown + EXCLUDED.unknown, "
+			"requests = t.requests + EXCLUDED.requests, "
+			"seconds = t.seconds + EXCLUDED.seconds",
+			mr_dictionary_id(e->dictionaries[i]), stream_id, worker, counts.hits, counts.misses,
+			counts.unknown, counts.requests, counts.seconds);
 	}
 }

@@ -92,9 +92,9 @@ give_up(MrRedis *redis, int sqlstate, const char *why)
 {
 	if (redis->problem != NULL)
 		pfree(redis->problem);
-	redis->problem = MemoryContextStrdup(
-		redis->context, psprintf("Redis of server \"%s\" at %s:%d: %s", redis->server, redis->host,
-								 redis->port, why));
+	redis->problem = MemoryContextStrdup(redis->context,
+										 psprintf("Redis of server \"%s\" at %s:%d: %s",
+												  redis->server, redis->host, redis->port, why));
 	redis->sqlstate = sqlstate;
 	mr_socket_close(redis->socket);
 	free_reader(redis);
@@ -109,10 +109,9 @@ refused(MrRedis *redis, const char *error)
 	bool access = strncmp(error, "NOAUTH", 6) == 0 || strncmp(error, "WRONGPASS", 9) == 0 ||
 				  strncmp(error, "NOPERM", 6) == 0 || strstr(error, "AUTH") != NULL;
 
-	return give_up(redis,
-				   access ? ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION
-						  : ERRCODE_CONNECTION_EXCEPTION,
-				   error);
+	return give_up(
+		redis, access ? ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION : ERRCODE_CONNECTION_EXCEPTION,
+		error);
 }
 
 /* The next reply, or NULL. */

@@ -135,7 +135,8 @@ leave_out_incomplete(MrStaged *staged)
 	if (staging->plan->enriched == NULL)
 		return;
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT FROM millrace_state.object_%d WHERE flags & 2 <> 0", staging->id);
+	appendStringInfo(&sql, "SELECT FROM millrace_state.object_%d WHERE flags & 2 <> 0",
+					 staging->id);
 	for (int k = 0; k < staging->nkeys; k++)
 	{
 		types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;

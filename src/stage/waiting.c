@@ -128,10 +128,9 @@ make_arrays(int count, Datum *dictionaries, Datum *ids, Datum *elements, bool *n
 
 	arrays[0] = PointerGetDatum(
 		construct_array(dictionaries, count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
-	arrays[1] =
-		PointerGetDatum(construct_array(ids, count, TEXTOID, -1, false, TYPALIGN_INT));
-	arrays[2] = PointerGetDatum(construct_md_array(elements, no_element, 1, &count, &lower,
-												   TEXTOID, -1, false, TYPALIGN_INT));
+	arrays[1] = PointerGetDatum(construct_array(ids, count, TEXTOID, -1, false, TYPALIGN_INT));
+	arrays[2] = PointerGetDatum(construct_md_array(elements, no_element, 1, &count, &lower, TEXTOID,
+												   -1, false, TYPALIGN_INT));
 }
 
 /* What is waited for of these ids and is known now, as three arrays; false when nothing is. */
@@ -240,13 +239,12 @@ mr_waiting_strike(MrStream *stream, const MrWaitingIds *wanted, int limit)
 	if (letters != NULL)
 	{
 		values[3] = PointerGetDatum(letters);
-		(void) keep_statement(
-			&strike,
-			"DELETE FROM millrace.letter_wait w "
-			"USING unnest($1, $2, $3) AS a (dictionary_id, id, element) "
-			"WHERE w.letter_id = ANY ($4) AND w.dictionary_id = a.dictionary_id "
-			"AND w.id = a.id AND w.element IS NOT DISTINCT FROM a.element",
-			lengthof(strike_types), strike_types);
+		(void) keep_statement(&strike,
+							  "DELETE FROM millrace.letter_wait w "
+							  "USING unnest($1, $2, $3) AS a (dictionary_id, id, element) "
+							  "WHERE w.letter_id = ANY ($4) AND w.dictionary_id = a.dictionary_id "
+							  "AND w.id = a.id AND w.element IS NOT DISTINCT FROM a.element",
+							  lengthof(strike_types), strike_types);
 		(void) mr_statement_run(strike, values, NULL);
 		(void) keep_statement(&ready,
 							  "SELECT l.id FROM millrace.letter l WHERE l.id = ANY ($1) "

@@ -103,7 +103,7 @@ call "SELECT millrace.stop_stream('plain'), millrace.stop_stream('without')"
 
 # Starts a Redis that misbehaves; sets port: misbehaving HOW.
 misbehaving() {
-	"$here/fake.py" "$1" >"$work/$1.port" &
+	"$PYTHON" "$here/fake.py" "$1" >"$work/$1.port" &
 	on_exit kill "$!"
 	wait_for 60 test -s "$work/$1.port"
 	port=$(cat "$work/$1.port")
