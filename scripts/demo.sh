@@ -63,7 +63,7 @@ if [ -n "$redis" ]; then
 	example+=(-v redis=127.0.0.1 -v redis_port="$REDIS_PORT")
 fi
 title "$model: a stream, ${redis:+3 dictionaries, }2 staging tables, 5 hubs, 4 links, $([ -n "$redis" ] && echo 6 || echo 5) satellites, 2 marts"
-sed -n "/create_mart('cdm.user_product/,/;/p" "$root/$model" | sed "s/^/  $dim/; s/\$/$plain/"
+sed -n "/create_mart('cdm.user_product/,/;/p" "$root/examples/restaurant/model.sql" | sed "s/^/  $dim/; s/\$/$plain/"
 psql -qXAt -o /dev/null "${example[@]}" -f "$root/$model"
 
 # ---- orders ------------------------------------------------------------------------------------------------

@@ -58,39 +58,11 @@ SELECT millrace.create_staging('stg.order_items', stream => 'orders', for_each =
                "product_id": "@.id", "product_name": "@.name", "category_name": "@dict.dish.category",
                "price": ["@.price", "numeric(12,2)"], "quantity": ["@.quantity", "integer"]}');
 
--- Data Vault: what there is, how it hangs together, what is known about it, and from when to when
-SELECT millrace.create_hub('dds.h_user',       source => 'stg.order_events', business_key => '{user_id}');
-SELECT millrace.create_hub('dds.h_restaurant', source => 'stg.order_events', business_key => '{restaurant_id}');
-SELECT millrace.create_hub('dds.h_order',      source => 'stg.order_events', business_key => '{order_id}');
-SELECT millrace.create_hub('dds.h_product',    source => 'stg.order_items',  business_key => '{product_id}');
-SELECT millrace.create_hub('dds.h_category',   source => 'stg.order_items',  business_key => '{category_name}');
-SELECT millrace.create_link('dds.l_order_user',         source => 'stg.order_events', hubs => '{dds.h_order, dds.h_user}');
-SELECT millrace.create_link('dds.l_order_product',      source => 'stg.order_items',  hubs => '{dds.h_order, dds.h_product}');
-SELECT millrace.create_link('dds.l_product_restaurant', source => 'stg.order_items',  hubs => '{dds.h_product, dds.h_restaurant}');
-SELECT millrace.create_link('dds.l_product_category',   source => 'stg.order_items',  hubs => '{dds.h_product, dds.h_category}');
-SELECT millrace.create_satellite('dds.s_user_names', source => 'stg.order_events', parent => 'dds.h_user',
-  attributes => '{username, userlogin}');
-SELECT millrace.create_satellite('dds.s_restaurant_names', source => 'stg.order_events', parent => 'dds.h_restaurant',
-  attributes => '{restaurant_name}');
-SELECT millrace.create_satellite('dds.s_product_names', source => 'stg.order_items', parent => 'dds.h_product',
-  attributes => '{product_name}');
-SELECT millrace.create_satellite('dds.s_order_cost', source => 'stg.order_events', parent => 'dds.h_order',
-  attributes => '{cost, payment}');
-SELECT millrace.create_satellite('dds.s_order_status', source => 'stg.order_events', parent => 'dds.h_order',
-  attributes => '{status}');
+-- vault and marts; which products an order had from when to when, and what it looked like at the end of each day
+\ir model.sql
 SELECT millrace.create_satellite('dds.es_order_product', source => 'stg.order_items', parent => 'dds.l_order_product',
   kind => 'effectivity', driving_key => '{order_id}');
 SELECT millrace.create_pit('dds.pit_order', hub => 'dds.h_order', satellites => '{dds.s_order_cost, dds.s_order_status}', every => 'day');
-
--- marts: what a customer has bought, by product and by category; the product's name is looked up when the mart is read
-SELECT millrace.create_mart('cdm.user_product_counters', $$
-  SELECT i.user_id, i.product_id, n.product_name, count(DISTINCT i.order_id) AS order_cnt
-  FROM stg.order_items i LEFT JOIN dds.s_product_names_current n USING (product_id)
-  WHERE i.status = 'CLOSED' GROUP BY i.user_id, i.product_id, n.product_name $$);
-SELECT millrace.create_mart('cdm.user_category_counters', $$
-  SELECT user_id, millrace.hash_key('dds.h_category', category_name) AS category_id, category_name,
-         count(DISTINCT order_id) AS order_cnt
-  FROM stg.order_items WHERE status = 'CLOSED' GROUP BY user_id, category_name $$);
 
 \if :{?start}
 SELECT millrace.start_stream('orders');

@@ -105,8 +105,7 @@ typedef struct MrBatch
 	MrStaged *staged; /* by MrStaging.ordinal */
 	struct List *failures; /* MrFailure *, what becomes dead letters */
 	bool waits; /* some message does; see MrMessage.waits */
-	struct MrLookedUp *
-		*looked_up; /* by message: what dictionaries were asked; see stage/enrich.h */
+	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
 } MrBatch;
 
 extern MrBatch *mr_batch_create(MemoryContext parent);
