@@ -91,7 +91,7 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'entry_key => ' || millrace_internal.readable_literal(d ->> 'entry_key'),
                'ttl => ' || millrace_internal.readable_literal(nullif(make_interval(secs => (d ->> 'ttl')::double precision / 1000000),
                     CASE WHEN described.server IS NULL THEN interval '0' ELSE interval '1 minute' END)::text),
-               'cache_size => ' || millrace_internal.readable_literal(nullif(pg_size_pretty((d ->> 'cache_size')::bigint), '64 MB')),
+               'cache_size => ' || millrace_internal.readable_literal(nullif(pg_size_pretty((d ->> 'cache_size')::bigint), '16 MB')),
                'max_value => ' || millrace_internal.readable_literal(nullif(pg_size_pretty((d ->> 'max_value')::bigint), '1024 kB')),
                'on_down => ' || millrace_internal.readable_literal(nullif(d ->> 'on_down', 'wait'))])
     FROM (SELECT described.definition AS d) AS definition

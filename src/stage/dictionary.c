@@ -143,6 +143,12 @@ mr_entry_id(const MrEntry *entry)
 	return entry->id;
 }
 
+bool
+mr_entry_is_known(const MrEntry *entry)
+{
+	return entry->state == ENTRY_KNOWN;
+}
+
 const char *
 mr_entry_problem(const MrEntry *entry)
 {

@@ -59,6 +59,7 @@ extern const MrValue *mr_dictionary_values(const MrDictionary *dictionary, const
 										   const char *element, int length);
 
 extern const char *mr_entry_id(const MrEntry *entry);
+extern bool mr_entry_is_known(const MrEntry *entry);
 /* Why there is something that cannot be used, or NULL. */
 extern const char *mr_entry_problem(const MrEntry *entry);
 /* Why some entry of this batch cannot be used, or NULL; told once. */

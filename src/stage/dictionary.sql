@@ -154,7 +154,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_enrich(regrole, text, json) IS 'raises an error for look-ups that make no sense';
 
--- A size such as '64 MB', in bytes.
+-- A size such as '16 MB', in bytes.
 CREATE FUNCTION millrace_internal.check_size(argument text, size text, at_least bigint, at_most bigint) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -290,7 +290,7 @@ BEGIN
         definition := millrace_internal.table_dictionary(caller, source, kept);
     END IF;
     definition := definition::jsonb || jsonb_build_object('ttl', (1000000 * extract(epoch FROM ttl))::bigint,
-        'cache_size', millrace_internal.check_size('cache_size', coalesce(cache_size, '64 MB'), 0, 64::bigint * 1024 * 1024 * 1024),
+        'cache_size', millrace_internal.check_size('cache_size', coalesce(cache_size, '16 MB'), 0, 64::bigint * 1024 * 1024 * 1024),
         'max_value', millrace_internal.check_size('max_value', coalesce(max_value, '1 MB'), 1, 256 * 1024 * 1024), 'on_down', on_down);
 
     SELECT d.* INTO existing FROM millrace.dictionary d WHERE d.name = name;

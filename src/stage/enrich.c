@@ -551,6 +551,15 @@ mr_enrich_want(MrEnrichment *e, int32 dictionary_id, const char *id)
 }
 
 bool
+mr_enrich_knows_entry(MrEnrichment *e, int32 dictionary_id, const char *id)
+{
+	MrDictionary *dictionary = read_dictionary(e, dictionary_id);
+
+	return dictionary == NULL ||
+		   mr_entry_is_known(mr_dictionary_entry(dictionary, id, strlen(id), false));
+}
+
+bool
 mr_enrich_knows(MrEnrichment *e, int32 dictionary_id, const char *id, const char *element)
 {
 	MrDictionary *dictionary = read_dictionary(e, dictionary_id);

@@ -62,7 +62,11 @@ extern List *mr_enrich_lacking(const MrBatch *batch, const MrMessage *message,
 
 /* An id that messages wait for is to be asked for again. */
 extern void mr_enrich_want(MrEnrichment *enrichment, int32 dictionary_id, const char *id);
-/* Is it known now?  What no mapping reads any more counts as known: nobody waits for it. */
+/*
+ * Is it known now, or (whatever element of it) its entry?  What no mapping reads any more counts as known: nobody waits
+ * for it.
+ */
+extern bool mr_enrich_knows_entry(MrEnrichment *enrichment, int32 dictionary_id, const char *id);
 extern bool mr_enrich_knows(MrEnrichment *enrichment, int32 dictionary_id, const char *id,
 							const char *element);
 

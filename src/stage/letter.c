@@ -64,12 +64,12 @@ write_lacks(const MrStream *stream, int64 letter, const List *lacks)
 		char nulls[] = "     ";
 
 		values[1] = Int32GetDatum(lack->dictionary_id);
-		values[4] = Int32GetDatum(stream->id);
 		values[2] = CStringGetTextDatum(lack->id);
 		if (lack->element != NULL)
 			values[3] = CStringGetTextDatum(lack->element);
 		else
 			nulls[3] = 'n';
+		values[4] = Int32GetDatum(stream->id);
 		(void) mr_statement_run(insert, values, nulls);
 	}
 }

@@ -1,6 +1,6 @@
 /*
  * redis.c
- *	  The client of Redis: hiredis writes and reads the protocol, core/socket.c carries it.
+ *	  The client of Redis: hiredis reads the protocol, core/socket.c carries it.
  *
  * Keys are asked for in pipelines of bounded size, so that neither side holds more than that many answers.  A string
  * is read with GETRANGE and not with GET, because that is the only way to say how much of it one is ready to take.

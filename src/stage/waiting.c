@@ -149,14 +149,18 @@ find_known(const MrStream *stream, const MrWaitingIds *wanted, Datum *arrays)
 
 	for (int i = 0; i < wanted->count; i++)
 	{
-		dictionaries[i] = Int32GetDatum(wanted->dictionary_ids[i]);
-		ids[i] = CStringGetTextDatum(wanted->ids[i]);
+		/* Many messages may wait for an id: they are not looked at each time. */
+		if (!mr_enrich_knows_entry(stream->enrichment, wanted->dictionary_ids[i], wanted->ids[i]))
+			continue;
+		dictionaries[known] = Int32GetDatum(wanted->dictionary_ids[i]);
+		ids[known++] = CStringGetTextDatum(wanted->ids[i]);
 	}
+	if (known == 0)
+		return false;
 	values[0] = Int32GetDatum(stream->id);
 	values[1] = PointerGetDatum(
-		construct_array(dictionaries, wanted->count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
-	values[2] =
-		PointerGetDatum(construct_array(ids, wanted->count, TEXTOID, -1, false, TYPALIGN_INT));
+		construct_array(dictionaries, known, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	values[2] = PointerGetDatum(construct_array(ids, known, TEXTOID, -1, false, TYPALIGN_INT));
 	(void) keep_statement(&select,
 						  "SELECT DISTINCT w.dictionary_id, w.id, w.element "
 						  "FROM unnest($2, $3) AS a (dictionary_id, id) "
@@ -164,6 +168,7 @@ find_known(const MrStream *stream, const MrWaitingIds *wanted, Datum *arrays)
 						  "AND w.dictionary_id = a.dictionary_id AND w.id = a.id",
 						  lengthof(types), types);
 	count = mr_statement_run(select, values, NULL);
+	known = 0;
 	dictionaries = palloc(sizeof(Datum) * Max(count, 1));
 	ids = palloc(sizeof(Datum) * Max(count, 1));
 	elements = palloc0(sizeof(Datum) * Max(count, 1));
