@@ -112,6 +112,11 @@ SELECT (SELECT count(*) FROM dic.orders_log) AS logged, v.* FROM millrace.verify
 SELECT * FROM millrace.run_stream('orders');
 TABLE dic.waiting;
 
+-- what is declared over staged rows meanwhile is filled with those that are complete
+SELECT millrace.create_hub('dic.h_code', source => 'dic.items', business_key => '{code}');
+SELECT * FROM millrace.run_stream('orders');
+SELECT string_agg(code, ', ' ORDER BY code) AS codes, (SELECT missing + unexpected FROM millrace.verify('dic.h_code')) AS wrong FROM dic.h_code;
+
 -- a newer version comes meanwhile and knows its buyer; the older one is completed for the log and the vault alone
 SELECT count(millrace.push('orders', '{"id": 2, "v": 2, "buyer": 1, "state": "paid", "items": [{"code": "m", "n": 3}]}'));
 SELECT * FROM millrace.run_stream('orders');
@@ -124,6 +129,7 @@ SELECT * FROM millrace.run_stream('orders');
 TABLE dic.shown;
 TABLE dic.waiting;
 SELECT id, _version, buyer_name, state FROM dic.orders_log ORDER BY id, _version;
+SELECT string_agg(code, ', ' ORDER BY code) AS codes, (SELECT missing + unexpected FROM millrace.verify('dic.h_code')) AS wrong FROM dic.h_code;
 TABLE dic.vault;
 TABLE dic.by_category ORDER BY 1;
 SELECT v.* FROM unnest('{dic.orders, dic.by_category, dic.h_order, dic.h_category, dic.s_order}'::regclass[]) r, millrace.verify(r) v;
