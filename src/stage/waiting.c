@@ -194,69 +194,82 @@ find_known(const MrStream *stream, const MrWaitingIds *wanted, Datum *arrays)
 	return known > 0;
 }
 
-/* The first column of SPI_tuptable, ids of letters, as an array; NULL when it is empty. */
+/* A column of SPI_tuptable, numbers, as an array. */
 static ArrayType *
-take_ids(uint64 count)
+take_numbers(uint64 count, int column)
 {
-	Datum *ids = palloc(sizeof(Datum) * Max(count, 1));
+	Datum *numbers = palloc(sizeof(Datum) * Max(count, 1));
 
 	for (uint64 i = 0; i < count; i++)
 	{
 		bool isnull;
 
-		ids[i] = Int64GetDatum(DatumGetInt64(mr_sql_value(i, 1, &isnull)));
+		numbers[i] = Int64GetDatum(DatumGetInt64(mr_sql_value(i, column, &isnull)));
 	}
+	return construct_array(numbers, (int) count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+						   TYPALIGN_DOUBLE);
+}
+
+/* Whoever strikes out the last thing that a letter waits for must see that it is: letters are locked before. */
+static ArrayType *
+strike(Datum waits, Datum letters)
+{
+	static const Oid types[] = {INT8ARRAYOID};
+	static MrStatement *lock = NULL;
+	static MrStatement *strike = NULL;
+	static MrStatement *ready = NULL;
+	ArrayType *result;
+	uint64 count;
+
+	(void) keep_statement(&lock,
+						  "SELECT FROM millrace.letter WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+						  lengthof(types), types);
+	(void) mr_statement_run(lock, &letters, NULL);
 	SPI_freetuptable(SPI_tuptable);
-	return count == 0 ? NULL
-					  : construct_array(ids, (int) count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
-										TYPALIGN_DOUBLE);
+	(void) keep_statement(&strike, "DELETE FROM millrace.letter_wait WHERE no = ANY ($1)",
+						  lengthof(types), types);
+	(void) mr_statement_run(strike, &waits, NULL);
+	(void) keep_statement(&ready,
+						  "SELECT l.id FROM millrace.letter l WHERE l.id = ANY ($1) "
+						  "AND l.state = 'waiting' AND NOT EXISTS "
+						  "(SELECT FROM millrace.letter_wait w WHERE w.letter_id = l.id)",
+						  lengthof(types), types);
+	count = mr_statement_run(ready, &letters, NULL);
+	result = count == 0 ? NULL : take_numbers(count, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return result;
 }
 
 ArrayType *
 mr_waiting_strike(MrStream *stream, const MrWaitingIds *wanted, int limit)
 {
-	static const Oid lock_types[] = {INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4OID, INT4OID};
-	static const Oid strike_types[] = {INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID};
-	static const Oid ready_types[] = {INT8ARRAYOID};
-	static MrStatement *lock = NULL;
-	static MrStatement *strike = NULL;
-	static MrStatement *ready = NULL;
-	Datum values[lengthof(lock_types)];
+	static const Oid types[] = {INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4OID, INT4OID};
+	static MrStatement *select = NULL;
+	Datum values[lengthof(types)];
 	ArrayType *letters = NULL;
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
 	if (wanted->count > 0 && find_known(stream, wanted, values))
 	{
+		uint64 count;
+		Datum waits;
+		Datum waiting;
+
 		values[3] = Int32GetDatum(stream->id);
 		values[4] = Int32GetDatum(limit);
-		/* Whoever strikes out the last thing that a letter waits for must see that it is. */
-		(void) keep_statement(
-			&lock,
-			"SELECT l.id FROM millrace.letter l WHERE l.id IN (SELECT w.letter_id "
-			"FROM unnest($1, $2, $3) AS a (dictionary_id, id, element) "
-			"JOIN millrace.letter_wait w ON w.stream_id = $4 "
-			"AND w.dictionary_id = a.dictionary_id AND w.id = a.id "
-			"AND w.element IS NOT DISTINCT FROM a.element LIMIT $5) ORDER BY l.id FOR UPDATE",
-			lengthof(lock_types), lock_types);
-		letters = take_ids(mr_statement_run(lock, values, NULL));
-	}
-	if (letters != NULL)
-	{
-		values[3] = PointerGetDatum(letters);
-		(void) keep_statement(&strike,
-							  "DELETE FROM millrace.letter_wait w "
-							  "USING unnest($1, $2, $3) AS a (dictionary_id, id, element) "
-							  "WHERE w.letter_id = ANY ($4) AND w.dictionary_id = a.dictionary_id "
-							  "AND w.id = a.id AND w.element IS NOT DISTINCT FROM a.element",
-							  lengthof(strike_types), strike_types);
-		(void) mr_statement_run(strike, values, NULL);
-		(void) keep_statement(&ready,
-							  "SELECT l.id FROM millrace.letter l WHERE l.id = ANY ($1) "
-							  "AND l.state = 'waiting' AND NOT EXISTS "
-							  "(SELECT FROM millrace.letter_wait w WHERE w.letter_id = l.id)",
-							  lengthof(ready_types), ready_types);
-		letters = take_ids(mr_statement_run(ready, &values[3], NULL));
+		(void) keep_statement(&select,
+							  "SELECT w.no, w.letter_id "
+							  "FROM unnest($1, $2, $3) AS a (dictionary_id, id, element) "
+							  "JOIN millrace.letter_wait w ON w.stream_id = $4 "
+							  "AND w.dictionary_id = a.dictionary_id AND w.id = a.id "
+							  "AND w.element IS NOT DISTINCT FROM a.element LIMIT $5",
+							  lengthof(types), types);
+		count = mr_statement_run(select, values, NULL);
+		waits = PointerGetDatum(take_numbers(count, 1));
+		waiting = PointerGetDatum(take_numbers(count, 2));
+		SPI_freetuptable(SPI_tuptable);
+		letters = strike(waits, waiting);
 	}
 	mr_run_back(&saved);
 	return letters;
