@@ -104,7 +104,9 @@ class World:
                 with self.connection.cursor() as cursor:
                     cursor.execute(text, values)
                     return (cursor.fetchall() if cursor.description else []),
-            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            except psycopg2.Error as error:
+                if error.pgcode and error.pgcode[:3] not in ('57P', '080'):
+                    raise
                 self.connection = None
         return wait_for('the server', attempt)[0]
 
