@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Makes the messages of the restaurant model: always the same ones for the same arguments.
 
-    gen_orders.py N [--lifecycle] [--seed S] [--duplicates PCT] [--broken PCT] [--tombstones PCT] [--shuffle] ...
+    gen_orders.py N [--lifecycle] [--raw] [--seed S] [--duplicates PCT] [--broken PCT] [--tombstones PCT] [--shuffle] ...
+    gen_orders.py --dictionary        what a Redis holds for --raw messages, as commands
 
 N is the number of orders. Without --lifecycle an order is one message, CLOSED or now and then CANCELLED; with it
 an order is sent 2-4 times with rising record timestamps, from OPEN to CLOSED or CANCELLED, sometimes with items
-taken off on the way, and a user may change his name between two of his orders.
+taken off on the way, and a user may change his name between two of his orders. With --raw a message has ids in place
+of the names of users and restaurants and of the categories of products, each of which is on its restaurant's menu.
 
 As a module: messages(n, lifecycle=True, ...) yields Message(partition, key, timestamp, value, broken), where value
 None is a tombstone and a broken value is one that no JSON parser takes.
@@ -45,23 +47,48 @@ def category_name(number):
     return f'{KITCHENS[number % len(KITCHENS)]} {number // len(KITCHENS) + 1}'
 
 
-def user_fragment(number, renamed):
-    """The payload's user; a renamed one keeps id and login."""
+def dish_name(number):
+    return f'{STYLES[number % 12]} {DISHES[number // 12 % 14]} {number}'
+
+
+def user_names(number, renamed=False):
     name = f'{FIRST[number % 16]} {LAST[number // 16 % 14]} {number}' + (' jr.' if renamed else '')
-    return f'{{"id":"{identifier("user", number)}","name":"{name}","login":"user{number:05}@mail.test"}}'
+    return f'"name":"{name}","login":"user{number:05}@mail.test"'
 
 
-def restaurant_fragment(number):
-    name = f'{STYLES[number % 12]} {DISHES[number // 12 % 14]} {number}'
-    return f'{{"id":"{identifier("restaurant", number)}","name":"{name}"}}'
+def user_fragment(number, renamed, raw):
+    """The payload's user; a renamed one keeps id and login."""
+    return f'{{"id":"{identifier("user", number)}"' + ('' if raw else ',' + user_names(number, renamed)) + '}'
 
 
-def product_fragment(number):
+def restaurant_fragment(number, raw):
+    return f'{{"id":"{identifier("restaurant", number)}"' + ('' if raw else f',"name":"{dish_name(number)}"') + '}'
+
+
+def product_category(number):
+    return category_name(number * 31 % CATEGORIES)
+
+
+def product_fragment(number, raw):
     """A product before and after its quantity, and its price."""
     price = 40 + number * 7919 % 960
-    name = f'{STYLES[number % 12]} {DISHES[number // 12 % 14]} {number}'
-    return (f'{{"id":"{identifier("product", number)}","name":"{name}","price":{price},"quantity":',
-            f',"category":"{category_name(number * 31 % CATEGORIES)}"}}', price)
+    return (f'{{"id":"{identifier("product", number)}","name":"{dish_name(number)}","price":{price},"quantity":',
+            '}' if raw else f',"category":"{product_category(number)}"}}', price)
+
+
+def on_menu(restaurant, number):
+    """A restaurant's own product in place of any."""
+    return restaurant * (PRODUCTS // RESTAURANTS) + number % (PRODUCTS // RESTAURANTS)
+
+
+def dictionary():
+    """Yields the commands that put into a Redis what raw messages leave out."""
+    for number in range(USERS):
+        yield f"SET {identifier('user', number)} '{{{user_names(number)}}}'\n"
+    for number in range(RESTAURANTS):
+        menu = ','.join(f'{{"_id":"{identifier("product", product)}","category":"{product_category(product)}"}}'
+                        for product in (on_menu(number, i) for i in range(PRODUCTS // RESTAURANTS)))
+        yield f"SET {identifier('restaurant', number)} '{{\"name\":\"{dish_name(number)}\",\"menu\":[{menu}]}}'\n"
 
 
 def cumulative(count):
@@ -73,12 +100,13 @@ def rename_time(number, span):
     return START + number * 7919 % span if number % 20 == 7 else None
 
 
-def make_orders(n, rng, lifecycle, distinct_users):
+def make_orders(n, rng, lifecycle, distinct_users, raw):
     """Yields (order id, timestamp, value) for every state of every order, in order of order ids."""
-    users = [(user_fragment(i, False), user_fragment(i, True), rename_time(i, max(1, n * EVERY)))
+    users = [(user_fragment(i, False, raw), user_fragment(i, True, raw), rename_time(i, max(1, n * EVERY)))
              for i in range(min(n, 10 ** 6) if distinct_users else USERS)]
-    restaurants = [restaurant_fragment(i) for i in range(RESTAURANTS)]
-    products = [product_fragment(i) for i in range(PRODUCTS)]
+    restaurants = [restaurant_fragment(i, raw) for i in range(RESTAURANTS)]
+    products = [product_fragment(i, raw) for i in range(PRODUCTS)]
+    status, array = ('final_status', 'order_items') if raw else ('status', 'products')
     by_user, by_restaurant, by_product = (cumulative(c) for c in (USERS, RESTAURANTS, PRODUCTS))
     choices, rand, cancelled = rng.choices, rng.random, 0.1
 
@@ -86,16 +114,17 @@ def make_orders(n, rng, lifecycle, distinct_users):
         size = min(CHUNK, n - first)
         whose = [(first + i) % len(users) for i in range(size)] if distinct_users else \
             choices(range(USERS), cum_weights=by_user, k=size)
-        where = choices(restaurants, cum_weights=by_restaurant, k=size)
+        where = choices(range(RESTAURANTS), cum_weights=by_restaurant, k=size)
         counts = choices((1, 2, 3, 4, 5), k=size)
         quantities = choices((1, 1, 1, 2, 2, 3), k=sum(counts))
-        what = choices(products, cum_weights=by_product, k=sum(counts))
+        what = choices(range(PRODUCTS), cum_weights=by_product, k=sum(counts))
         at = 0
         for i in range(size):
             order = first + i + 1
             timestamp = START + order * EVERY
             user, renamed, when = users[whose[i]]
-            items = list(zip(what[at:at + counts[i]], quantities[at:at + counts[i]]))
+            items = [(products[on_menu(where[i], number) if raw else number], quantity)
+                     for number, quantity in zip(what[at:at + counts[i]], quantities[at:at + counts[i]])]
             at += counts[i]
             second, ms = divmod(timestamp - START, 1000)
             day, second = divmod(second, 86_400)
@@ -111,8 +140,8 @@ def make_orders(n, rng, lifecycle, distinct_users):
                 cost = sum(product[2] * quantity for product, quantity in items)
                 yield order, timestamp, (
                     f'{{"object_id":{order},"object_type":"order","payload":{{"id":{order},"date":"{date}",'
-                    f'"cost":{cost},"payment":{cost if state == "CLOSED" or not lifecycle else 0},"status":"{state}",'
-                    f'"restaurant":{where[i]},"user":{user},"products":['
+                    f'"cost":{cost},"payment":{cost if state == "CLOSED" or not lifecycle else 0},"{status}":"{state}",'
+                    f'"restaurant":{restaurants[where[i]]},"user":{user},"{array}":['
                     + ','.join([f'{product[0]}{quantity}{product[1]}' for product, quantity in items]) + ']}}')
                 timestamp += 1_000 + int(rand() * 60_000)
                 if lifecycle and len(items) > 1 and rand() < 0.15:
@@ -152,10 +181,10 @@ def in_order_of_time(orders, lateness):
 
 
 def messages(n, lifecycle=False, seed=1, duplicates=0, broken=0, tombstones=0, shuffle=False, scatter=False,
-             partitions=8, distinct_users=False):
+             partitions=8, distinct_users=False, raw=False):
     """Yields the messages in the order in which they are to be produced. The percentages are of 100."""
     rng = random.Random(seed)
-    rows = make_orders(n, rng, lifecycle, distinct_users)
+    rows = make_orders(n, rng, lifecycle, distinct_users, raw)
     if duplicates or broken or tombstones:
         rows = with_faults(rows, random.Random(f'{seed} faults'), duplicates / 100, broken / 100, tombstones / 100)
     else:
@@ -181,7 +210,9 @@ FORMATS = {
 
 def main():
     parser = argparse.ArgumentParser(description='Makes the messages of the restaurant model, one a line.')
-    parser.add_argument('n', type=int, help='number of orders')
+    parser.add_argument('n', type=int, nargs='?', default=0, help='number of orders')
+    parser.add_argument('--dictionary', action='store_true', help='what a Redis holds for raw messages, as its commands')
+    parser.add_argument('--raw', action='store_true', help='ids in place of names and categories')
     parser.add_argument('--lifecycle', action='store_true', help='2-4 states of each order, OPEN to CLOSED or CANCELLED')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--duplicates', type=float, default=0, metavar='PCT', help='messages sent once more')
@@ -197,8 +228,9 @@ def main():
     parser.add_argument('--timestamps', action='store_const', const='timestamps', dest='format', help='--format timestamps')
     options = vars(parser.parse_args())
     line = FORMATS[options.pop('format')]
+    of_dictionary = options.pop('dictionary')
     out = open(sys.stdout.fileno(), 'w', encoding='utf-8', errors='surrogateescape', buffering=1 << 20, newline='\n')
-    out.writelines(map(line, messages(**options)))
+    out.writelines(dictionary() if of_dictionary else map(line, messages(**options)))
     out.close()
 
 

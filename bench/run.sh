@@ -2,7 +2,7 @@
 # Runs one bench beside its baseline, on a private server and broker, and prints a line "CASE ratio=… ours=… …" for each
 # figure. What the cases measure is in README.md; each is a file in cases/.
 #
-#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify
+#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich
 #
 # ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
 # ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
@@ -71,10 +71,10 @@ make_orders() {
 	"$here/produce" "$KAFKA_BOOTSTRAP" orders "$work/orders.tsv"
 }
 
-# Declares the restaurant example in a new database ours; further arguments are psql's.
+# Declares the plain restaurant example in a new database ours; further arguments are psql's.
 declare_ours() {
 	psql -qX -c 'DROP DATABASE IF EXISTS ours WITH (FORCE)' -c 'CREATE DATABASE ours' -c CHECKPOINT
-	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/restaurant.sql"
+	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/plain.sql"
 }
 
 # Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), peak (MB) and cpu (s).
@@ -95,8 +95,8 @@ same_answer() {
 }
 
 case ${1:-} in
-	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify)
+	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich)
 		. "$here/cases/$1.sh"
 		"$@" ;;
-	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness or verify" ;;
+	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify or enrich" ;;
 esac

@@ -4,6 +4,7 @@
 #
 #	scripts/demo.sh                 orders are pushed to an inbox
 #	scripts/demo.sh --kafka         orders come through a real Apache Kafka
+#	scripts/demo.sh --redis         orders are raw, and enriched from a real Redis
 #	scripts/demo.sh --keep          what was started goes on running; says how to connect and how to stop it
 #
 # RATE=300 messages a second, SECONDS_TO_RUN=15, BUILD=0 to take the millrace that is installed.
@@ -14,12 +15,14 @@ source "$root/scripts/lib.sh"
 rate=${RATE:-300}
 seconds=${SECONDS_TO_RUN:-15}
 kafka=
+redis=
 keep=
 for argument in "$@"; do
 	case $argument in
 		--kafka) kafka=1 ;;
+		--redis) redis=1 ;;
 		--keep) keep=1 ;;
-		*) die "unknown argument \"$argument\": scripts/demo.sh [--kafka] [--keep]" ;;
+		*) die "unknown argument \"$argument\": scripts/demo.sh [--kafka] [--redis] [--keep]" ;;
 	esac
 done
 
@@ -31,7 +34,7 @@ table() { psql -qX -P pager=off -v ON_ERROR_STOP=1 -P footer=off -c "$1"; }
 
 # ---- install, build, start ---------------------------------------------------------------------------------
 
-if [ -n "$kafka" ]; then need_packages build demo kafka; else need_packages build demo; fi
+need_packages build demo ${kafka:+kafka} ${redis:+redis}
 if [ "${BUILD:-1}" = 1 ]; then
 	say "building millrace for PostgreSQL $(pg_major)"
 	make -s -C "$root" -j "$(nproc)" >/dev/null
@@ -44,6 +47,7 @@ psql -qX -c 'CREATE DATABASE demo'
 export PGDATABASE=demo
 
 example=(-v start=1)
+model=examples/restaurant/plain.sql
 if [ -n "$kafka" ]; then
 	say "starting Apache Kafka"
 	make -s -C "$root/bench" produce
@@ -51,21 +55,28 @@ if [ -n "$kafka" ]; then
 	kafka_topic orders 4
 	example+=(-v broker="$KAFKA_BOOTSTRAP" -v topic=orders)
 fi
-title "examples/restaurant/restaurant.sql: a stream, 2 staging tables, 5 hubs, 4 links, 5 satellites, 2 marts"
-sed -n "/create_mart('cdm.user_product/,/;/p" "$root/examples/restaurant/restaurant.sql" | sed "s/^/  $dim/; s/\$/$plain/"
-psql -qXAt -o /dev/null "${example[@]}" -f "$root/examples/restaurant/restaurant.sql"
+if [ -n "$redis" ]; then
+	say "starting Redis"
+	redis_start "$work/redis"
+	"$PYTHON" "$root/bench/gen_orders.py" --dictionary | redis --pipe >/dev/null
+	model=examples/restaurant/restaurant.sql
+	example+=(-v redis=127.0.0.1 -v redis_port="$REDIS_PORT")
+fi
+title "$model: a stream, ${redis:+3 dictionaries, }2 staging tables, 5 hubs, 4 links, $([ -n "$redis" ] && echo 6 || echo 5) satellites, 2 marts"
+sed -n "/create_mart('cdm.user_product/,/;/p" "$root/examples/restaurant/model.sql" | sed "s/^/  $dim/; s/\$/$plain/"
+psql -qXAt -o /dev/null "${example[@]}" -f "$root/$model"
 
 # ---- orders ------------------------------------------------------------------------------------------------
 
 # Prints statements that push, so many messages a second.
 push_statements() {
-	"$PYTHON" - "$root/bench" "$rate" "$((rate * seconds))" <<-'PYTHON'
+	"$PYTHON" - "$root/bench" "$rate" "$((rate * seconds))" "$redis" <<-'PYTHON'
 		import itertools, sys, time
 		sys.path.insert(0, sys.argv[1])
 		import gen_orders
 		rate, total = int(sys.argv[2]), int(sys.argv[3])
 		quote = lambda text: "'" + text.replace("'", "''") + "'"
-		messages = itertools.islice(gen_orders.messages(total, lifecycle=True), total)
+		messages = itertools.islice(gen_orders.messages(total, lifecycle=True, raw=bool(sys.argv[4])), total)
 		begin, sent = time.monotonic(), 0
 		while sent < total:
 		    time.sleep(0.02)
@@ -80,7 +91,7 @@ push_statements() {
 # Sends the orders, to the inbox or to the topic.
 feed() {
 	if [ -n "$kafka" ]; then
-		{ "$PYTHON" "$root/bench/gen_orders.py" "$((rate * seconds))" --lifecycle --partitions 4 --timestamps || true; } |
+		{ "$PYTHON" "$root/bench/gen_orders.py" "$((rate * seconds))" ${redis:+--raw} --lifecycle --partitions 4 --timestamps || true; } |
 			head -n "$((rate * seconds))" | "$root/bench/produce" "$KAFKA_BOOTSTRAP" orders --rate "$rate" >/dev/null
 	else
 		push_statements | psql -qXAt -v ON_ERROR_STOP=1 -o /dev/null
@@ -135,6 +146,10 @@ title "from a message to what is visible: seconds and rows by stage (millrace.st
 table "SELECT stage, batches, rows,
 		round(seconds::numeric, 2) AS seconds, round((100 * seconds / sum(seconds) OVER ())::numeric) AS percent
 	FROM millrace.stage_stats WHERE stream = 'orders'"
+if [ -n "$redis" ]; then
+	title "how often Redis was asked (millrace.dictionary_status)"
+	table 'SELECT dictionary, hits, misses, pending, requests, round(latency_ms::numeric, 2) AS latency_ms FROM millrace.dictionary_status'
+fi
 title "the marts against a plain recompute (millrace.verify)"
 table "SELECT v.* FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v"
 differences=$(value "SELECT sum(v.missing + v.unexpected) FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v")
@@ -148,6 +163,7 @@ if [ -n "$keep" ]; then
 	{
 		echo '#!/bin/sh'
 		[ -z "$kafka" ] || echo "kill $KAFKA_PID"
+		[ -z "$redis" ] || echo "kill $REDIS_PID"
 		printf '%q ' "$([ "$(id -u)" != 0 ] || echo runuser)" | sed "s/^'' //"
 		[ "$(id -u)" != 0 ] || printf -- '-u postgres -- '
 		printf '%q -D %q -m fast -w stop\n' "$(pg_bin pg_ctl)" "$work/pg/data"
@@ -168,6 +184,6 @@ elif [ -t 0 ]; then
 	TEXT
 	psql -X || true
 else
-	title "for a psql prompt run this in a terminal, or type: scripts/demo.sh${kafka:+ --kafka} --keep"
+	title "for a psql prompt run this in a terminal, or type: scripts/demo.sh${kafka:+ --kafka}${redis:+ --redis} --keep"
 	echo "  then: psql -h FOLDER -p PORT -U $PGUSER $PGDATABASE     (it prints them)"
 fi

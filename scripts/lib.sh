@@ -1,11 +1,13 @@
 # Functions that the scripts share: packages, clean-up, a private PostgreSQL, a private Apache Kafka.
 # Source it from a bash script that has `set -euo pipefail`; nothing runs until a function is called.
 #
-#   need_packages build test kafka    (and demo, cron, matrix) installs what is missing (root or sudo); nothing with INSTALL=0
+#   need_packages build test kafka    (and demo, redis, cron, matrix) installs what is missing (root or sudo); nothing with INSTALL=0
 #   pg_start DIR [LINE ...]           a server in DIR/data; LINEs go to its postgresql.conf; exports PG*
 #   pg_stop DIR [MODE]                stops it (fast, or immediate); pg_start DIR starts it again
 #   kafka_start DIR [--scram]         a broker in DIR; exports KAFKA_BOOTSTRAP and what --scram needs
 #   kafka_stop [SIGNAL], kafka_restart [SIGNAL], kafka_topic NAME PARTITIONS [KEY=VALUE ...]
+#   redis_start DIR [--tls] [LINE ...]  a Redis in DIR; LINEs go to its redis.conf; exports REDIS_PORT and what --tls needs
+#   redis_stop [SIGNAL], redis_restart [SIGNAL], redis COMMAND ...
 #   temp_dir VAR                      a temporary folder that others cannot enter, removed at the end
 #   on_exit COMMAND [ARG ...]         what must happen at the end, last one first
 #
@@ -106,10 +108,11 @@ missing_packages() {
 	local group package wanted=()
 	for group in "$@"; do
 		case $group in
-			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev) ;;
+			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev libhiredis-dev libssl-dev) ;;
 			demo) wanted+=(python3) ;;
 			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
 			matrix) wanted+=(mmdebstrap eatmydata debian-archive-keyring) ;;
+			redis) wanted+=(redis-server redis-tools openssl) ;;
 			cron) wanted+=("postgresql-$(pg_major)-cron") ;;
 			kafka)
 				wanted+=(kcat maven openssl)
@@ -223,7 +226,7 @@ kafka_jars() {
 kafka_java() { java -cp "$KAFKA_JARS/*" "$@"; }
 
 # Makes a certificate authority and a server key for 127.0.0.1, and a second authority that signed nothing, for tests.
-kafka_make_keys() {
+make_keys() {
 	local name
 	for name in ca wrong-ca; do
 		openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=millrace test $name" \
@@ -255,7 +258,7 @@ kafka_start() {
 		KAFKA_WRONG_CA=$KAFKA_DIR/wrong-ca.pem
 		export KAFKA_SASL_BOOTSTRAP KAFKA_USER KAFKA_PASSWORD KAFKA_CA KAFKA_WRONG_CA
 		listeners=$listeners,SASL_SSL://$KAFKA_SASL_BOOTSTRAP
-		kafka_make_keys "$KAFKA_DIR"
+		make_keys "$KAFKA_DIR"
 		format=(--add-scram "SCRAM-SHA-512=[name=$KAFKA_USER,password=$KAFKA_PASSWORD]")
 	fi
 	cat >"$KAFKA_DIR/server.properties" <<-CONF
@@ -334,4 +337,61 @@ kafka_topic() {
 	kafka_java org.apache.kafka.tools.TopicCommand --bootstrap-server "$KAFKA_BOOTSTRAP" --create \
 		--topic "$name" --partitions "$partitions" --replication-factor 1 "${config[@]}" >"$KAFKA_DIR/topic.log" 2>&1 ||
 		die "topic $name was not made: $(tail -n 3 "$KAFKA_DIR/topic.log")"
+}
+
+# ---- Redis -------------------------------------------------------------------------------------------------
+
+# Starts a Redis in DIR that keeps nothing on disk and exports REDIS_PORT. With --tls it speaks nothing but TLS: REDIS_CA and
+# REDIS_WRONG_CA are authorities that signed its certificate, and did not.
+redis_start() {
+	local plain
+	REDIS_DIR=$(realpath -m "$1")
+	shift
+	mkdir -p "$REDIS_DIR"
+	REDIS_PORT=$(free_port)
+	REDIS_OPTIONS=()
+	plain="port $REDIS_PORT"
+	if [ "${1:-}" = --tls ]; then
+		shift
+		make_keys "$REDIS_DIR"
+		REDIS_CA=$REDIS_DIR/ca.pem
+		REDIS_WRONG_CA=$REDIS_DIR/wrong-ca.pem
+		REDIS_OPTIONS=(--tls --cacert "$REDIS_CA")
+		plain="port 0
+			tls-port $REDIS_PORT
+			tls-cert-file $REDIS_DIR/server.crt
+			tls-key-file $REDIS_DIR/server.key
+			tls-ca-cert-file $REDIS_CA
+			tls-auth-clients no"
+		export REDIS_CA REDIS_WRONG_CA
+	fi
+	printf '%s\n' "$plain" 'bind 127.0.0.1' 'save ""' 'appendonly no' "dir $REDIS_DIR" "$@" >"$REDIS_DIR/redis.conf"
+	export REDIS_PORT REDIS_DIR
+	REDIS_PID=
+	on_exit redis_stop KILL
+	redis_run
+}
+
+# Starts its process and waits until it answers; a password that it asks for is an answer.
+redis_run() {
+	redis-server "$REDIS_DIR/redis.conf" >>"$REDIS_DIR/log" 2>&1 </dev/null &
+	REDIS_PID=$!
+	wait_for 60 redis_answers || die "Redis does not answer: $(tail -n 5 "$REDIS_DIR/log")"
+}
+
+redis_answers() { redis ping | grep -qE 'PONG|NOAUTH'; }
+
+# Runs commands, given as arguments or one a line on stdin.
+redis() { redis-cli -h 127.0.0.1 -p "$REDIS_PORT" "${REDIS_OPTIONS[@]}" "$@"; }
+
+redis_stop() {
+	[ -n "${REDIS_PID:-}" ] || return 0
+	kill -s "${1:-TERM}" "$REDIS_PID" 2>/dev/null || true
+	wait "$REDIS_PID" 2>/dev/null || true
+	REDIS_PID=
+}
+
+redis_restart() {
+	redis_stop "${1:-TERM}"
+	redis_run
 }

@@ -6,7 +6,7 @@ CREATE EXTENSION IF NOT EXISTS millrace;
 \pset format unaligned
 \o /dev/null
 \set ECHO none
-\i examples/restaurant/restaurant.sql
+\i examples/restaurant/plain.sql
 \set ECHO all
 \o
 \set ON_ERROR_STOP off

@@ -13,7 +13,7 @@ freshness() {
 		kafka_topic "$side" "$partitions"
 		if [ "$side" = ours ]; then
 			psql -qX -c 'DROP DATABASE ours WITH (FORCE)' -c 'CREATE DATABASE ours'
-			psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=ours -v start=1 -f "$here/../examples/restaurant/restaurant.sql"
+			psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=ours -v start=1 -f "$here/../examples/restaurant/plain.sql"
 		else
 			psql -qX -v ON_ERROR_STOP=1 -d baseline -f "$here/baseline/schema.sql"
 			PGDATABASE=baseline "$PYTHON" "$here/baseline/consume.py" "$KAFKA_BOOTSTRAP" baseline &

@@ -33,6 +33,7 @@ typedef struct MrMessage
 	bool retried; /* a dead letter that is tried again */
 	int64 letter; /* its id */
 	bool erased; /* it speaks of something that was erased: it never came */
+	bool waits; /* a staging table lacks what a dictionary does not know yet */
 	struct MrFailure *failures; /* what in it cannot be taken, the last first */
 } MrMessage;
 
@@ -55,6 +56,8 @@ typedef struct MrVersion
 	bool event_time_null;
 	TimestampTz loaded_at;
 	bool deleted;
+	bool incomplete; /* it lacks what a dictionary does not know yet */
+	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
 	bool always; /* a tombstone that wins over every version before it */
 	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */
@@ -130,6 +133,8 @@ typedef struct MrBatch
 	int nstaged;
 	MrStaged *staged; /* by MrStaging.ordinal */
 	struct List *failures; /* MrFailure *, what becomes dead letters */
+	bool waits; /* some message does; see MrMessage.waits */
+	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
 } MrBatch;
 
 extern MrBatch *mr_batch_create(MemoryContext parent);
@@ -145,6 +150,7 @@ typedef enum MrStage
 {
 	MR_STAGE_FETCH,
 	MR_STAGE_DECODE,
+	MR_STAGE_ENRICH,
 	MR_STAGE_MAP,
 	MR_STAGE_STAGING,
 	MR_STAGE_VAULT,

@@ -64,6 +64,8 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'format => ' || millrace_internal.readable_literal(nullif(described.format, 'json')),
                'options => ' || millrace_internal.readable_members('options', ARRAY(
                     SELECT to_json(o.key) || ': ' || o.value FROM json_each(described.options) WITH ORDINALITY AS o (key, value, n) ORDER BY n)),
+               'enrich => ' || millrace_internal.readable_members('enrich', ARRAY(
+                    SELECT to_json(e.key) || ': ' || e.value FROM json_each(described.enrich) WITH ORDINALITY AS e (key, value, n) ORDER BY n)),
                'workers => ' || nullif(described.workers, 1),
                'on_error => ' || millrace_internal.readable_literal(nullif(described.on_error, 'dead_letter')),
                'max_dead_letter_share => ' || described.max_dead_letter_share,
@@ -75,6 +77,40 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                         FROM millrace.stream_grant g WHERE g.stream_id = described.id), '')
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_stream(millrace.stream) IS 'the SQL that declares a stream';
+
+CREATE FUNCTION millrace_internal.describe_dictionary(described millrace.dictionary) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_dictionary', described.name, ARRAY[
+               'server => ' || millrace_internal.readable_literal(described.server::text),
+               'source => ' || millrace_internal.readable_literal(millrace_internal.readable_name(described.relation)),
+               'lookup => ' || millrace_internal.readable_literal(nullif(d ->> 'lookup', '<id>')),
+               'type => ' || millrace_internal.readable_literal(nullif(d ->> 'type', 'get')),
+               'for_each => ' || millrace_internal.readable_literal(d ->> 'for_each'),
+               'entry_key => ' || millrace_internal.readable_literal(d ->> 'entry_key'),
+               'ttl => ' || millrace_internal.readable_literal(nullif(make_interval(secs => (d ->> 'ttl')::double precision / 1000000),
+                    CASE WHEN described.server IS NULL THEN interval '0' ELSE interval '1 minute' END)::text),
+               'cache_size => ' || millrace_internal.readable_literal(nullif(pg_size_pretty((d ->> 'cache_size')::bigint), '16 MB')),
+               'max_value => ' || millrace_internal.readable_literal(nullif(pg_size_pretty((d ->> 'max_value')::bigint), '1024 kB')),
+               'on_down => ' || millrace_internal.readable_literal(nullif(d ->> 'on_down', 'wait'))])
+    FROM (SELECT described.definition AS d) AS definition
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_dictionary(millrace.dictionary) IS 'the SQL that declares a dictionary';
+
+-- How many tables stand before a stream, each of which enriches the next one's messages.
+CREATE FUNCTION millrace_internal.stream_level(stream_id integer, depth integer DEFAULT 0) RETURNS integer
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+BEGIN
+    RETURN CASE WHEN depth < 20 THEN coalesce((
+        SELECT max(1 + millrace_internal.stream_level(t.stream_id, depth + 1))
+        FROM millrace.stream s, millrace_internal.enriching(s.enrich) e
+        JOIN millrace.dictionary d ON d.name = e.dictionary JOIN millrace.staging t ON t.relation = d.relation
+        WHERE s.id = stream_level.stream_id), 0) ELSE 0 END;
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.stream_level(integer, integer) IS 'how many streams have to be declared before this one';
 
 -- A mapping as short as it can be said: path, [path, type] or [path, type, format].
 CREATE FUNCTION millrace_internal.readable_mapping(spec json, default_type text) RETURNS text
@@ -449,6 +485,7 @@ DECLARE
     stream millrace.stream;
     staging millrace.staging;
     target millrace.target;
+    dictionary millrace.dictionary;
     relation regclass;
     owner regrole;
     other text;
@@ -458,16 +495,23 @@ DECLARE
 BEGIN
     IF kind IS NULL AND name IS NULL THEN
         RETURN (SELECT string_agg(d.text, E'\n\n' ORDER BY d.step, d.id) FROM (
-                    SELECT 1 AS step, s.id, millrace_internal.describe_stream(s) AS text FROM millrace.stream s WHERE millrace_internal.may_read(caller, s.owner)
+                    -- Tables that enrich come before the streams that they enrich.
+                    SELECT 3 * coalesce(1 + (SELECT millrace_internal.stream_level(t.stream_id) FROM millrace.staging t WHERE t.relation = d.relation), 0) AS step,
+                           d.id, millrace_internal.describe_dictionary(d) AS text FROM millrace.dictionary d WHERE millrace_internal.may_read(caller, d.owner)
                     UNION ALL
-                    SELECT 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
+                    SELECT 3 * millrace_internal.stream_level(s.id) + 1, s.id, millrace_internal.describe_stream(s) FROM millrace.stream s WHERE millrace_internal.may_read(caller, s.owner)
                     UNION ALL
-                    SELECT 3, t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+                    SELECT 3 * millrace_internal.stream_level(s.stream_id) + 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
+                    UNION ALL
+                    SELECT 1000, t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
     IF kind = 'stream' THEN
         SELECT s.* INTO stream FROM millrace.stream s WHERE s.name = name;
         owner := stream.owner;
+    ELSIF kind = 'dictionary' THEN
+        SELECT d.* INTO dictionary FROM millrace.dictionary d WHERE d.name = name;
+        owner := dictionary.owner;
     ELSE
         relation := millrace_internal.relation(name);
         SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
@@ -483,7 +527,7 @@ BEGIN
     IF NOT millrace_internal.may_read(caller, owner) THEN
         RAISE EXCEPTION 'must be owner of % "%"', kind, name USING ERRCODE = 'insufficient_privilege';
     END IF;
-    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'staging' THEN millrace_internal.describe_staging(staging)
+    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'staging' THEN millrace_internal.describe_staging(staging)
                 ELSE millrace_internal.describe_target(target) END;
 END
 $fn$;
@@ -492,6 +536,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

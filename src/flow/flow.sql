@@ -284,6 +284,7 @@ BEGIN
     FOR stream IN SELECT s.* FROM millrace.stream s
                   WHERE (s.name = validate.name OR validate.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE') ORDER BY s.name LOOP
         RETURN QUERY SELECT v.* FROM millrace_internal.validate_stream(stream) v;
+        RETURN QUERY SELECT v.* FROM millrace_internal.validate_dictionaries(stream) v;
         RETURN QUERY SELECT v.* FROM millrace_internal.validate_state(stream) v;
         RETURN QUERY SELECT v.* FROM millrace.staging t, millrace_internal.validate_table(t.relation, 'staging', t.id, t.owner) v
         WHERE t.stream_id = stream.id ORDER BY t.id;

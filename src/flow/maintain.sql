@@ -58,7 +58,7 @@ BEGIN
         stream := kept.name;
         action := 'deleted';
         subject := 'dead letters';
-        DELETE FROM millrace.letter l WHERE l.stream_id = kept.id AND l.at < now - kept.letter_retention;
+        DELETE FROM millrace.letter l WHERE l.stream_id = kept.id AND l.state <> 'waiting' AND l.at < now - kept.letter_retention;
         GET DIAGNOSTICS rows = ROW_COUNT;
         IF rows > 0 THEN
             RETURN NEXT;

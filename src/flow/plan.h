@@ -26,6 +26,15 @@ extern void mr_flow_activate(MrStream *stream);
 /* Decodes, maps, stages and applies what the batch holds, leaving bad data out; writes dead letters. */
 extern void mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch);
 
+/*
+ * What enrichment does before that where a Redis may be waited for outside the batch's transaction: collects the ids of a
+ * batch, in a transaction of its own.
+ */
+extern void mr_flow_collect_ids(MrStream *stream, MrBatch *batch);
+
+/* Asks tables, and reads what was found. */
+extern void mr_flow_read_entries(MrStream *stream, MemoryContext context);
+
 /* Readies the batch for the stream's staging tables. */
 extern void mr_flow_prepare(MrStream *stream, MrBatch *batch);
 

@@ -130,6 +130,78 @@ try_step(void (*step)(void *), void *argument, bool keep, MemoryContext error_co
 	return error;
 }
 
+/* ---- enrichment ------------------------------------------------------------------------------------------ */
+
+typedef struct CollectStep
+{
+	MrBatch *batch;
+	int from;
+} CollectStep;
+
+static void
+collect_step(void *argument)
+{
+	CollectStep *step = argument;
+
+	mr_enrich_collect(step->batch, step->from);
+}
+
+static void
+read_step(void *argument)
+{
+	mr_enrich_read(argument);
+}
+
+void
+mr_flow_collect_ids(MrStream *stream, MrBatch *batch)
+{
+	CollectStep step = {batch, 0};
+	ErrorData *error;
+
+	batch->stream = stream;
+	mr_enrich_begin(stream->enrichment);
+	/* What cannot be decoded is found again when it is mapped. */
+	while ((error = try_step(collect_step, &step, true, batch->context)) != NULL)
+	{
+		step.from = mr_enrich_place() + 1;
+		FreeErrorData(error);
+	}
+}
+
+void
+mr_flow_read_entries(MrStream *stream, MemoryContext context)
+{
+	ErrorData *error;
+
+	mr_enrich_select(stream->enrichment);
+	while ((error = try_step(read_step, stream->enrichment, true, context)) != NULL)
+	{
+		mr_enrich_refuse(stream->enrichment, error->message);
+		FreeErrorData(error);
+	}
+}
+
+/* Finds what dictionaries know of the batch's messages, unless their ids have been collected and asked for already. */
+static void
+enrich_all(MrStream *stream, MrBatch *batch)
+{
+	instr_time start;
+
+	if (stream->enrichment == NULL)
+		return;
+	INSTR_TIME_SET_CURRENT(start);
+	if (batch->looked_up == NULL)
+	{
+		mr_flow_collect_ids(stream, batch);
+		mr_enrich_ask(stream->enrichment);
+	}
+	mr_flow_read_entries(stream, batch->context);
+	mr_enrich_resolve(batch);
+	mr_flow_stats_add(MR_STAGE_ENRICH, start, batch->nmessages);
+}
+
+/* ---- mapping --------------------------------------------------------------------------------------------- */
+
 typedef struct MapStep
 {
 	MrBatch *batch;
@@ -215,6 +287,49 @@ sub_batch(const MrBatch *batch, int from, int to)
 	return part;
 }
 
+/* Is the version for those who only ever append?  One that is not complete comes again when it is, and counts once. */
+static inline bool
+to_append(const MrVersion *version)
+{
+	return !version->incomplete && !version->repeated;
+}
+
+/* The batch as those see it who only ever append. */
+static MrBatch *
+complete_part(MrBatch *part)
+{
+	MrBatch *complete = NULL;
+
+	for (int s = 0; s < part->nstaged; s++)
+	{
+		const MrStaged *staged = &part->staged[s];
+		MrStaged *kept;
+		int first = 0;
+
+		while (first < staged->nversions && to_append(&staged->versions[first]))
+			first++;
+		if (first == staged->nversions)
+			continue;
+		if (complete == NULL)
+		{
+			complete = palloc(sizeof(MrBatch));
+			*complete = *part;
+			complete->staged = palloc(sizeof(MrStaged) * part->nstaged);
+			memcpy(complete->staged, part->staged, sizeof(MrStaged) * part->nstaged);
+		}
+		kept = &complete->staged[s];
+		kept->versions = MemoryContextAllocHuge(CurrentMemoryContext,
+												sizeof(MrVersion) * staged->nversions);
+		kept->nversions = 0;
+		for (int i = 0; i < staged->nversions; i++)
+		{
+			if (to_append(&staged->versions[i]))
+				kept->versions[kept->nversions++] = staged->versions[i];
+		}
+	}
+	return complete == NULL ? part : complete;
+}
+
 typedef struct WriteStep
 {
 	MrStream *stream;
@@ -232,6 +347,7 @@ write_step(void *argument)
 	/* What one target needs is gone before the next: a batch is large. */
 	MemoryContext context = AllocSetContextCreate(step->batch->context, "millrace target",
 												  ALLOCSET_DEFAULT_SIZES);
+	MrBatch *complete;
 	instr_time start;
 	int64 rows = 0;
 	ListCell *lc;
@@ -245,6 +361,7 @@ write_step(void *argument)
 		rows += step->part->staged[s].nnew;
 	mr_flow_stats_add(MR_STAGE_STAGING, start, rows);
 
+	complete = complete_part(step->part);
 	foreach(lc, step->stream->targets)
 	{
 		MrTarget *target = lfirst(lc);
@@ -258,7 +375,7 @@ write_step(void *argument)
 		INSTR_TIME_SET_CURRENT(start);
 		target->written = 0;
 		MemoryContextSwitchTo(context);
-		target->kind->apply(target, mr_backfill_restrict(target, step->part));
+		target->kind->apply(target, mr_backfill_restrict(target, in_mart ? step->part : complete));
 		MemoryContextSwitchTo(step->batch->context);
 		MemoryContextReset(context);
 		mr_flow_stats_add(target->kind->stage, start, target->written);
@@ -351,6 +468,7 @@ mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
 	must_configure = false;
 	in_mart = false;
 	mr_backfill_refresh(stream);
+	enrich_all(stream, batch);
 	INSTR_TIME_SET_CURRENT(start);
 	map_all(batch, extraction);
 	mr_flow_stats_add(MR_STAGE_MAP, start, batch->nmessages);
@@ -374,5 +492,7 @@ mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
 		(void) mr_letter_write(stream, batch->failures);
 		must_configure = false;
 	}
+	if (stream->enrichment != NULL)
+		mr_waiting_write(stream, batch);
 	MemoryContextSwitchTo(previous);
 }

@@ -48,7 +48,7 @@ retry_letters(int32 stream_id, ArrayType *ids, Outcome *outcome)
 		flow->batch = mr_batch_create(flow->context);
 		mr_flow_prepare(flow->stream, flow->batch);
 		MemoryContextSwitchTo(flow->batch->context);
-		mr_letter_read(flow->batch, ids);
+		mr_letter_read(flow->batch, ids, false);
 		mr_run_as(&saved, flow->stream->owner);
 		mr_flow_process(flow->stream, flow->extraction, flow->batch);
 		mr_run_back(&saved);

@@ -31,6 +31,10 @@
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
 
+/* ms between attempts to complete messages that wait, while some do and while none does. */
+#define COMPLETE_PAUSE 100
+#define COMPLETE_IDLE_PAUSE 1000
+
 /* ms until a chunk that failed is tried again, at first. */
 #define FILL_PAUSE 1000
 
@@ -159,6 +163,7 @@ mr_flow_create(int32 stream_id, int worker, int workers)
 	flow->stream_id = stream_id;
 	flow->worker = worker;
 	flow->workers = workers;
+	flow->waiting_place.context = context;
 	return flow;
 }
 
@@ -236,6 +241,8 @@ follow_definitions(MrFlow *flow)
 	if (!compile(flow) || flow->pending)
 		return false;
 	flow->source->stream = flow->stream;
+	/* What was looked up has gone with the plan. */
+	flow->batch->looked_up = NULL;
 	return true;
 }
 
@@ -290,6 +297,62 @@ process_and_advance(MrFlow *flow)
 	mr_flow_judge_letters(flow);
 }
 
+/* Asks dictionaries for what the messages of the batch speak of, outside its transaction: a Redis may hang. */
+static void
+look_up_ahead(MrFlow *flow)
+{
+	instr_time start;
+
+	if (flow->stream->enrichment == NULL)
+		return;
+	INSTR_TIME_SET_CURRENT(start);
+	begin_transaction();
+	mr_flow_collect_ids(flow->stream, flow->batch);
+	commit_transaction();
+	MemoryContextSwitchTo(flow->batch->context);
+	mr_enrich_ask(flow->stream->enrichment);
+	mr_flow_stats_add(MR_STAGE_ENRICH, start, 0);
+}
+
+/*
+ * Completes messages of which dictionaries know now what they wait for (worker 0, for all).  False when the stream is
+ * not what it was.
+ */
+static bool
+complete_waiting(MrFlow *flow)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	MrWaitingIds *ids;
+	bool current = true;
+	bool more = false;
+
+	if (flow->worker != 0 || now < flow->waiting_at)
+		return true;
+	mr_batch_reset(flow->batch);
+	begin_transaction();
+	ids = mr_flow_complete_want(flow);
+	commit_transaction();
+	if (ids != NULL)
+	{
+		MemoryContextSwitchTo(flow->batch->context);
+		if (flow->stream->enrichment != NULL)
+			mr_enrich_ask(flow->stream->enrichment);
+		begin_transaction();
+		mr_stream_lock(flow->stream_id, false);
+		current = still_current(flow) && follow_definitions(flow);
+		if (current)
+			more = mr_flow_complete_known(flow, ids);
+		mr_debug_point("before_complete_commit");
+		commit_transaction();
+	}
+	flow->waiting = ids != NULL;
+	flow->waiting_at = more ? now
+							: TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														  flow->waiting ? COMPLETE_PAUSE
+																		: COMPLETE_IDLE_PAUSE);
+	return current;
+}
+
 int64
 mr_flow_step(MrFlow *flow, int wait_ms)
 {
@@ -297,7 +360,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	int64 consumed = 0;
 	instr_time start;
 
-	if (!tick(flow))
+	if (!tick(flow) || !complete_waiting(flow))
 	{
 		MemoryContextSwitchTo(previous);
 		return MR_FLOW_CHANGED;
@@ -309,6 +372,8 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 		fetch(flow, BATCH_MESSAGES, wait_ms);
 		if (flow->batch->nmessages == 0)
 			return 0;
+		look_up_ahead(flow);
+		MemoryContextSwitchTo(previous);
 	}
 
 	begin_transaction();
@@ -332,6 +397,8 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	commit_transaction();
 	MemoryContextSwitchTo(previous);
 	mr_debug_point("after_commit");
+	if (flow->batch->waits && !flow->waiting)
+		flow->waiting_at = 0;
 	if (consumed > 0)
 	{
 		mr_flow_stats_add(MR_STAGE_COMMIT, start, 0);
@@ -579,6 +646,24 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 	return consumed;
 }
 
+/* Completes what waits and is known now, in the transaction that is open. */
+static void
+complete_all(MrFlow *flow)
+{
+	MrWaitingIds *ids;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		mr_batch_reset(flow->batch);
+		ids = mr_flow_complete_want(flow);
+		if (ids == NULL)
+			return;
+		if (flow->stream->enrichment != NULL)
+			mr_enrich_ask(flow->stream->enrichment);
+	} while (mr_flow_complete_known(flow, ids) || flow->waiting_place.id != NULL);
+}
+
 /* Consumes what is there now, in the caller's transaction. */
 Datum
 millrace_run_stream(PG_FUNCTION_ARGS)
@@ -628,6 +713,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		if (!fill_all(flow))
 			elog(ERROR, "stream \"%s\" was dropped", name);
 		mr_run_as(&saved, flow->stream->owner);
+		complete_all(flow);
 		while (messages < limit && flow->stream->stop_reason == NULL)
 		{
 			int64 consumed = run_batch(flow, (int) Min(limit - messages, BATCH_MESSAGES), &letters);

@@ -24,6 +24,9 @@ struct MrFlow
 	TimestampTz ticked_at;
 	TimestampTz fill_at; /* not before, look for something to fill */
 	int fill_failures; /* in a row */
+	MrWaitingPlace waiting_place; /* where asking again for what messages wait for has come to */
+	bool waiting; /* some do */
+	TimestampTz waiting_at; /* not before, ask again */
 	MrStatement *count_letters; /* private to rate.c */
 };
 
@@ -46,6 +49,13 @@ extern void mr_flow_check_constraints(void);
 
 /* A batch may hold so many bytes of raw messages. */
 extern Size mr_flow_batch_bytes(void);
+
+/*
+ * Completes messages that wait for what dictionaries know now: ids are to be wanted (and asked for) before, then
+ * letters are mapped again in the open transaction.  mr_flow_complete_wanted returns NULL when nothing is waited for.
+ */
+extern MrWaitingIds *mr_flow_complete_want(MrFlow *flow);
+extern bool mr_flow_complete_known(MrFlow *flow, const MrWaitingIds *ids);
 
 /* How many dead letters a batch has made. */
 extern int64 mr_flow_count_letters(const MrBatch *batch);

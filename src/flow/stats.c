@@ -12,8 +12,8 @@
 #include "flow/plan.h"
 #include "portability/instr_time.h"
 
-static const char *const stage_names[MR_STAGES] = {"fetch", "decode", "map",      "staging",
-												   "vault", "mart",   "position", "commit"};
+static const char *const stage_names[MR_STAGES] = {
+	"fetch", "decode", "enrich", "map", "staging", "vault", "mart", "position", "commit"};
 
 static MrStageTime counted[MR_STAGES];
 static TimestampTz written_at;
@@ -59,6 +59,8 @@ mr_flow_stats_write(MrStream *stream, int worker, bool now)
 			stream->id, worker, stage_names[i], counted[i].batches, counted[i].rows,
 			counted[i].seconds);
 	}
+	if (stream->enrichment != NULL)
+		mr_enrich_write_stats(stream->enrichment, stream->id, worker);
 	memset(counted, 0, sizeof(counted));
 	written_at = moment;
 	mr_run_back(&saved);

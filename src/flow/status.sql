@@ -104,7 +104,7 @@ SELECT s.name AS stream, t.worker, t.stage, t.batches, t.rows, t.seconds,
        CASE WHEN t.seconds > 0 THEN t.rows / t.seconds END AS rows_per_second, t.since
 FROM millrace.stage_time t JOIN millrace.stream s ON s.id = t.stream_id
 WHERE millrace_internal.may_watch(s.owner)
-ORDER BY s.name, t.worker, array_position('{fetch, decode, map, staging, vault, mart, position, commit}'::text[], t.stage);
+ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging, vault, mart, position, commit}'::text[], t.stage);
 COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
 
 CREATE VIEW millrace.target_status WITH (security_barrier) AS

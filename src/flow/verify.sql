@@ -97,6 +97,19 @@ $$;
 COMMENT ON FUNCTION millrace_internal.version_column(millrace.staging, text) IS 'where the values of a declared column of every version are';
 
 -- How every row of every version names a key: the key's hash, those of its hubs, the columns from which it is read.
+-- Is a staged row "l" one that hubs, links and satellites have seen?  Those that lack what a dictionary does not know are not.
+CREATE FUNCTION millrace_internal.complete_condition(staging millrace.staging) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce((
+        SELECT format('NOT EXISTS (SELECT FROM millrace_state.object_%s AS o WHERE %s AND o.flags & 2 <> 0)', staging.id,
+                      string_agg(format('o.k%s = l.%I', n, millrace_internal.definition_column('staging', staging.id, c.name)), ' AND ' ORDER BY n))
+        FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)
+        WHERE c.in_key AND NOT c.technical AND EXISTS (SELECT FROM millrace.stream s WHERE s.id = staging.stream_id AND s.enrich IS NOT NULL)
+        HAVING count(*) > 0), 'true')
+$$;
+COMMENT ON FUNCTION millrace_internal.complete_condition(millrace.staging) IS 'which rows of a staging table are complete, so that the vault has seen them';
+
 CREATE FUNCTION millrace_internal.version_keys(source millrace.target_source, staging millrace.staging, parent millrace.target, OUT from_clause text, OUT condition text,
     OUT key_hash text, OUT part_hashes text[], OUT columns text[], OUT recent text)
 LANGUAGE plpgsql STABLE
@@ -108,7 +121,7 @@ BEGIN
     from_clause := format('%s AS l', coalesce(staging.log, staging.relation));
     -- Has the version come since the present definition is in force?
     recent := (SELECT CASE WHEN t.redefined_at IS NULL THEN 'true' ELSE format('l._loaded_at >= %L', t.redefined_at) END FROM millrace.target t WHERE t.id = source.target_id);
-    condition := CASE WHEN staging.log IS NULL THEN 'true' ELSE 'l._rows > 0' END;
+    condition := CASE WHEN staging.log IS NULL THEN millrace_internal.complete_condition(staging) ELSE 'l._rows > 0' END;
     columns := '{}';
     part_hashes := '{}';
     FOR part IN
@@ -351,7 +364,7 @@ COMMENT ON FUNCTION millrace_internal.verify_satellite(integer) IS 'compares a s
 
 -- The rows that a staging table should have, from its log, as the query of a common table expression "wanted", and those that it has, "found".  Which version
 -- of an object is the newest says the table of objects.  Where several of the same version differ, the log does not tell which came out on top:
--- then the one that is staged is taken, or one without rows when none is.
+-- then the one that is staged is taken, or one without rows when none is.  What is not complete yet is not in the log either.
 CREATE FUNCTION millrace_internal.staging_rows(staging_id integer, OUT sources text, OUT names text, OUT keys text[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -389,10 +402,10 @@ BEGIN
         'ranked AS MATERIALIZED (SELECT l.*, dense_rank() OVER (PARTITION BY %1$s ORDER BY '
         '(EXISTS (SELECT FROM %2$s AS t WHERE %3$s AND t._partition = l._partition AND t._position = l._position AND t._loaded_at = l._loaded_at)) DESC, l._rows = 0 DESC, '
         'l._loaded_at DESC, l._partition DESC, l._position DESC) AS ":rank" '
-        'FROM %4$s AS l JOIN millrace_state.object_%5$s AS o ON %6$s WHERE o.flags & 1 = 0 AND NOT l._deleted AND %7$s), '
+        'FROM %4$s AS l JOIN millrace_state.object_%5$s AS o ON %6$s WHERE o.flags & 3 = 0 AND NOT l._deleted AND %7$s), '
         'newest AS (SELECT %8$s FROM ranked AS l WHERE l.":rank" = 1 AND l._rows > 0%9$s), '
         'wanted AS MATERIALIZED (SELECT %10$s FROM newest AS l), '
-        'found AS MATERIALIZED (SELECT %11$s FROM %2$s AS t WHERE %12$s AND NOT EXISTS (SELECT FROM millrace_state.object_%5$s AS l WHERE %13$s AND l.definition = 0))',
+        'found AS MATERIALIZED (SELECT %11$s FROM %2$s AS t WHERE %12$s AND NOT EXISTS (SELECT FROM millrace_state.object_%5$s AS l WHERE %13$s AND (l.definition = 0 OR l.flags & 2 <> 0)))',
         log_keys, staging.relation, same_object, staging.log, staging.id, key_join,
         CASE WHEN own_order THEN 'l._partition = o.partition AND l._position = o.version' ELSE 'l._version IS NOT DISTINCT FROM o.version' END,
         plain,

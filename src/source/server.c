@@ -1,6 +1,6 @@
 /*
  * server.c
- *	  Options of servers and user mappings of millrace_kafka, and what they mean to librdkafka.
+ *	  Options of servers and user mappings, and what they mean to the client libraries.
  */
 #include "postgres.h"
 
@@ -16,17 +16,21 @@
 #include "source/server.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(millrace_kafka_validator);
+PG_FUNCTION_INFO_V1(millrace_redis_validator);
 
 typedef enum OptionKind
 {
 	OPTION_TEXT,
+	OPTION_NUMBER,
+	OPTION_TIME, /* with its unit, else in ms */
 	OPTION_SECRET,
-	OPTION_FILE, /* librdkafka is told its path */
-	OPTION_SECRET_FILE /* librdkafka is told what it holds */
+	OPTION_FILE, /* the client is told its path */
+	OPTION_SECRET_FILE /* the client is told what it holds */
 } OptionKind;
 
 typedef struct Option
@@ -34,15 +38,27 @@ typedef struct Option
 	const char *name;
 	Oid catalog;
 	OptionKind kind;
-	const char *property; /* of librdkafka */
+	const char *property; /* of the client */
 	const char *const *words; /* the values it may have, or NULL for any */
 } Option;
+
+/* What servers of one foreign data wrapper take. */
+typedef struct Wrapper
+{
+	const char *name;
+	const Option *options;
+	int noptions;
+	const char *required; /* option of the server */
+	const char *required_hint;
+	const char *const (*exclusive)[2]; /* options of the user mapping */
+	int nexclusive;
+} Wrapper;
 
 static const char *const protocols[] = {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL", NULL};
 static const char *const mechanisms[] = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", NULL};
 static const char *const identifications[] = {"https", "none", NULL};
 
-static const Option known_options[] = {
+static const Option kafka_options[] = {
 	{"bootstrap_servers", ForeignServerRelationId, OPTION_TEXT, "bootstrap.servers", NULL},
 	{"security_protocol", ForeignServerRelationId, OPTION_TEXT, "security.protocol", protocols},
 	{"sasl_mechanism", ForeignServerRelationId, OPTION_TEXT, "sasl.mechanism", mechanisms},
@@ -58,6 +74,37 @@ static const Option known_options[] = {
 	{"ssl_key_password", UserMappingRelationId, OPTION_SECRET, "ssl.key.password", NULL},
 	{"ssl_key_password_file", UserMappingRelationId, OPTION_SECRET_FILE, "ssl.key.password", NULL},
 };
+static const char *const kafka_exclusive[][2] = {{"sasl_password", "sasl_password_file"},
+												 {"ssl_key_password", "ssl_key_password_file"}};
+static const Wrapper kafka = {"millrace_kafka",
+							  kafka_options,
+							  lengthof(kafka_options),
+							  "bootstrap_servers",
+							  "It lists the brokers to begin with, such as 'kafka:9092'.",
+							  kafka_exclusive,
+							  lengthof(kafka_exclusive)};
+
+static const char *const switches[] = {"on", "off", NULL};
+
+static const Option redis_options[] = {
+	{"host", ForeignServerRelationId, OPTION_TEXT, "host", NULL},
+	{"port", ForeignServerRelationId, OPTION_NUMBER, "port", NULL},
+	{"database", ForeignServerRelationId, OPTION_NUMBER, "database", NULL},
+	{"tls", ForeignServerRelationId, OPTION_TEXT, "tls", switches},
+	{"ssl_ca_location", ForeignServerRelationId, OPTION_FILE, "ssl_ca_location", NULL},
+	{"timeout", ForeignServerRelationId, OPTION_TIME, "timeout", NULL},
+	{"username", UserMappingRelationId, OPTION_TEXT, "username", NULL},
+	{"password", UserMappingRelationId, OPTION_SECRET, "password", NULL},
+	{"password_file", UserMappingRelationId, OPTION_SECRET_FILE, "password", NULL},
+};
+static const char *const redis_exclusive[][2] = {{"password", "password_file"}};
+static const Wrapper redis = {"millrace_redis",
+							  redis_options,
+							  lengthof(redis_options),
+							  "host",
+							  "It is the name or address of the Redis, such as 'localhost'.",
+							  redis_exclusive,
+							  lengthof(redis_exclusive)};
 
 /* How far two words are apart. */
 static int
@@ -68,16 +115,16 @@ distance(const char *a, const char *b)
 
 /* An error about an option that does not exist here, with what was probably meant. */
 static void
-report_unknown(const char *name, Oid catalog)
+report_unknown(const Wrapper *wrapper, const char *name, Oid catalog)
 {
 	StringInfoData all;
 	const char *nearest = NULL;
 	int best = 4;
 
 	initStringInfo(&all);
-	for (int i = 0; i < lengthof(known_options); i++)
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		const Option *option = &known_options[i];
+		const Option *option = &wrapper->options[i];
 
 		if (strcmp(name, option->name) == 0)
 			ereport(ERROR,
@@ -120,13 +167,29 @@ check_words(const Option *option, const char *value)
 					errhint("Known are: %s.", all.data)));
 }
 
-static const Option *
-find_option(const char *name, Oid catalog)
+/* The value must be a number, or a time. */
+static void
+check_number(const Option *option, const char *value)
 {
-	for (int i = 0; i < lengthof(known_options); i++)
+	int flags = option->kind == OPTION_TIME ? GUC_UNIT_MS : 0;
+	const char *hint = NULL;
+	int number;
+
+	if (parse_int(value, &number, flags, &hint) && number >= (option->kind == OPTION_TIME ? 1 : 0))
+		return;
+	ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					errmsg("invalid value \"%s\" for option \"%s\"", value, option->name),
+					option->kind == OPTION_TIME ? errhint("It is a time such as '5s' or '500ms'.")
+												: errhint("It is a number.")));
+}
+
+static const Option *
+find_option(const Wrapper *wrapper, const char *name, Oid catalog)
+{
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		if (known_options[i].catalog == catalog && strcmp(known_options[i].name, name) == 0)
-			return &known_options[i];
+		if (wrapper->options[i].catalog == catalog && strcmp(wrapper->options[i].name, name) == 0)
+			return &wrapper->options[i];
 	}
 	return NULL;
 }
@@ -144,48 +207,57 @@ has_option(List *options, const char *name)
 	return false;
 }
 
-/* Checks the options of a server or user mapping of millrace_kafka. */
-Datum
-millrace_kafka_validator(PG_FUNCTION_ARGS)
+/* Checks the options of a server or user mapping. */
+static void
+check_options(const Wrapper *wrapper, List *options, Oid catalog)
 {
-	List *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid catalog = PG_GETARG_OID(1);
 	ListCell *cell;
 
 	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
-		const Option *option = find_option(given->defname, catalog);
+		const Option *option = find_option(wrapper, given->defname, catalog);
 		char *value;
 
 		if (option == NULL)
-			report_unknown(given->defname, catalog);
+			report_unknown(wrapper, given->defname, catalog);
 		value = defGetString(given);
 		if (option->words != NULL)
 			check_words(option, value);
+		if (option->kind == OPTION_NUMBER || option->kind == OPTION_TIME)
+			check_number(option, value);
 		if (option->kind == OPTION_FILE || option->kind == OPTION_SECRET_FILE)
 			mr_secret_check(option->name, value);
 		if (value[0] == '\0')
 			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 							errmsg("option \"%s\" is empty", option->name)));
 	}
-	if (catalog == ForeignServerRelationId && !has_option(options, "bootstrap_servers"))
+	if (catalog == ForeignServerRelationId && !has_option(options, wrapper->required))
 		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-						errmsg("option \"%s\" is missing", "bootstrap_servers"),
-						errhint("It lists the brokers to begin with, such as 'kafka:9092'.")));
-	if (catalog == UserMappingRelationId)
+						errmsg("option \"%s\" is missing", wrapper->required),
+						errhint("%s", wrapper->required_hint)));
+	for (int i = 0; catalog == UserMappingRelationId && i < wrapper->nexclusive; i++)
 	{
-		const char *const twice[][2] = {{"sasl_password", "sasl_password_file"},
-										{"ssl_key_password", "ssl_key_password_file"}};
+		const char *const *pair = wrapper->exclusive[i];
 
-		for (int i = 0; i < lengthof(twice); i++)
-		{
-			if (has_option(options, twice[i][0]) && has_option(options, twice[i][1]))
-				ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-								errmsg("options \"%s\" and \"%s\" exclude each other", twice[i][0],
-									   twice[i][1])));
-		}
+		if (has_option(options, pair[0]) && has_option(options, pair[1]))
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("options \"%s\" and \"%s\" exclude each other", pair[0], pair[1])));
 	}
+}
+
+Datum
+millrace_kafka_validator(PG_FUNCTION_ARGS)
+{
+	check_options(&kafka, untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
+	PG_RETURN_VOID();
+}
+
+Datum
+millrace_redis_validator(PG_FUNCTION_ARGS)
+{
+	check_options(&redis, untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
 }
 
@@ -206,14 +278,14 @@ mr_property(List *properties, const char *name)
 
 /* Adds what the options of one catalog row mean. */
 static List *
-add_properties(List *properties, List *options, Oid catalog)
+add_properties(const Wrapper *wrapper, List *properties, List *options, Oid catalog)
 {
 	ListCell *cell;
 
 	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
-		const Option *option = find_option(given->defname, catalog);
+		const Option *option = find_option(wrapper, given->defname, catalog);
 		MrProperty *property;
 
 		/* Of a later version of millrace. */
@@ -253,22 +325,31 @@ mapping_options(Oid role, Oid server)
 	return options;
 }
 
+/* What the client of a wrapper is told to reach a server as a role, who must be allowed to use it. */
+static List *
+server_properties(const Wrapper *wrapper, const ForeignServer *server, Oid role)
+{
+	List *properties;
+
+	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for foreign server %s", server->servername)));
+	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, wrapper->name) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" is not of wrapper %s", server->servername, wrapper->name)));
+	properties = add_properties(wrapper, NIL, server->options, ForeignServerRelationId);
+	return add_properties(wrapper, properties, mapping_options(role, server->serverid),
+						  UserMappingRelationId);
+}
+
 List *
 mr_server_properties(const char *name, Oid role)
 {
 	ForeignServer *server = GetForeignServerByName(name, false);
-	List *properties;
-	const char *protocol;
+	List *properties = server_properties(&kafka, server, role);
+	const char *protocol = mr_property(properties, "security.protocol");
 
-	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied for foreign server %s", name)));
-
-	properties = add_properties(NIL, server->options, ForeignServerRelationId);
-	properties = add_properties(properties, mapping_options(role, server->serverid),
-								UserMappingRelationId);
-
-	protocol = mr_property(properties, "security.protocol");
 	if (!superuser_arg(server->owner))
 	{
 		bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
@@ -283,5 +364,19 @@ mr_server_properties(const char *name, Oid role)
 							errhint("Set security_protocol to SASL_SSL and give the user mapping a "
 									"password, or let a superuser own the server.")));
 	}
+	return properties;
+}
+
+List *
+mr_redis_properties(const char *name, Oid role)
+{
+	ForeignServer *server = GetForeignServerByName(name, false);
+	List *properties = server_properties(&redis, server, role);
+
+	if (!superuser_arg(server->owner) && mr_property(properties, "password") == NULL)
+		ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+						errmsg("server \"%s\" of a non-superuser must use a password", name),
+						errhint("Give the user mapping a password, or let a superuser own the "
+								"server.")));
 	return properties;
 }

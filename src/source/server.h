@@ -1,6 +1,6 @@
 /*
  * server.h
- *	  Endpoints: servers of millrace_kafka and their user mappings.
+ *	  Endpoints: servers and their user mappings.
  */
 #ifndef MR_SOURCE_SERVER_H
 #define MR_SOURCE_SERVER_H
@@ -19,6 +19,9 @@ typedef struct MrProperty
  * error when the role may not use the server, or a non-superuser's server uses no password.
  */
 extern List *mr_server_properties(const char *server, Oid role);
+
+/* The same for a server of millrace_redis: properties are called as its options. */
+extern List *mr_redis_properties(const char *server, Oid role);
 
 /* A property of such a list, or NULL. */
 extern const char *mr_property(List *properties, const char *name);

@@ -8,3 +8,12 @@ COMMENT ON FUNCTION millrace_internal.kafka_validator(text[], oid) IS
 CREATE FOREIGN DATA WRAPPER millrace_kafka VALIDATOR millrace_internal.kafka_validator;
 COMMENT ON FOREIGN DATA WRAPPER millrace_kafka IS 'Apache Kafka brokers, through librdkafka';
 GRANT USAGE ON FOREIGN DATA WRAPPER millrace_kafka TO millrace_admin;
+
+CREATE FUNCTION millrace_internal.redis_validator(options text[], catalog oid) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_redis_validator';
+COMMENT ON FUNCTION millrace_internal.redis_validator(text[], oid) IS
+    'checks the options of servers and user mappings of millrace_redis';
+
+CREATE FOREIGN DATA WRAPPER millrace_redis VALIDATOR millrace_internal.redis_validator;
+COMMENT ON FOREIGN DATA WRAPPER millrace_redis IS 'a Redis, through hiredis';
+GRANT USAGE ON FOREIGN DATA WRAPPER millrace_redis TO millrace_admin;

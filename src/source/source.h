@@ -36,6 +36,7 @@ typedef struct MrStream
 	char *start; /* JSON text: where reset_stream said to begin; NULL: as the options say */
 	List *stagings; /* MrStaging *, by ordinal */
 	List *targets; /* MrTarget *, in the order of phases, then relid */
+	struct MrEnrichment *enrichment; /* NULL: no mapping reads what a dictionary knows */
 } MrStream;
 
 /* The stream of that name or id as it is now, in a new child of `parent`; NULL when there is none. */

@@ -7,6 +7,8 @@ CREATE TABLE millrace.stream (
     server name, -- NULL: an inbox
     format text NOT NULL DEFAULT 'json',
     options json NOT NULL DEFAULT '{}',
+    -- What is looked up in dictionaries, by name; see create_dictionary().
+    enrich json,
     workers integer NOT NULL DEFAULT 1 CHECK (workers BETWEEN 1 AND 256),
     on_error text NOT NULL DEFAULT 'dead_letter' CHECK (on_error IN ('dead_letter', 'skip', 'stop')),
     -- Raised when the inbox is reset or the topic re-created: part of the source's own order (C1).
@@ -339,7 +341,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_retention(text, interval) IS 'raises an error for a retention that is not positive';
 
--- A server from which a stream reads stays: streams are rows, of which PostgreSQL knows no dependencies.
+-- A server that a stream or a dictionary reads stays: they are rows, of which PostgreSQL knows no dependencies.
 CREATE FUNCTION millrace_internal.guard_servers() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -353,9 +355,16 @@ BEGIN
         RAISE EXCEPTION 'cannot drop server "%" because stream "%" reads from it', used.server, used.stream
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop the stream first with millrace.drop_stream().';
     END IF;
+    SELECT t.name AS dictionary, t.server INTO used
+    FROM pg_event_trigger_dropped_objects() d JOIN millrace.dictionary t ON d.object_type = 'server' AND t.server = (d.address_names)[1]
+    ORDER BY t.name LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot drop server "%" because dictionary "%" reads from it', used.server, used.dictionary
+            USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop the dictionary first with millrace.drop_dictionary().';
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.guard_servers() IS 'event trigger: refuses to drop a server from which a stream reads';
+COMMENT ON FUNCTION millrace_internal.guard_servers() IS 'event trigger: refuses to drop a server from which a stream or a dictionary reads';
 CREATE EVENT TRIGGER millrace_guard_servers ON sql_drop
     WHEN TAG IN ('DROP SERVER', 'DROP FOREIGN DATA WRAPPER', 'DROP OWNED')
     EXECUTE FUNCTION millrace_internal.guard_servers();
@@ -378,9 +387,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'A name has 1 to 63 bytes.';
     END IF;
     IF enrich IS NOT NULL THEN
-        RAISE EXCEPTION 'enrichment of streams is not supported yet'
-            USING ERRCODE = 'feature_not_supported',
-                  HINT = 'Leave out the argument enrich; join to a table that another stream keeps when reading.';
+        PERFORM millrace_internal.check_enrich(caller, name, enrich);
     END IF;
     IF max_dead_letter_share NOT BETWEEN 0 AND 0.999 THEN
         RAISE EXCEPTION 'invalid value % for argument max_dead_letter_share', max_dead_letter_share
@@ -436,6 +443,7 @@ BEGIN
         END IF;
         IF existing.server IS NOT DISTINCT FROM server::name AND existing.format = format
            AND existing.options::jsonb = options::jsonb AND existing.workers = workers
+           AND existing.enrich::jsonb IS NOT DISTINCT FROM enrich::jsonb
            AND existing.on_error = on_error
            AND (existing.max_dead_letter_share, existing.letter_retention, existing.incident_retention)
                IS NOT DISTINCT FROM (max_dead_letter_share, letter_retention, incident_retention) THEN
@@ -443,17 +451,20 @@ BEGIN
         END IF;
         UPDATE millrace.stream s
         SET server = create_stream.server::name, format = create_stream.format, options = create_stream.options,
-            workers = create_stream.workers, on_error = create_stream.on_error,
+            enrich = create_stream.enrich, workers = create_stream.workers, on_error = create_stream.on_error,
             max_dead_letter_share = create_stream.max_dead_letter_share,
             letter_retention = create_stream.letter_retention, incident_retention = create_stream.incident_retention,
             -- What reset_stream said holds until the options say something else.
             start = CASE WHEN s.options::jsonb = create_stream.options::jsonb THEN s.start END
         WHERE s.id = existing.id;
         created := existing.id;
+        IF existing.enrich::jsonb IS DISTINCT FROM enrich::jsonb THEN
+            PERFORM millrace_internal.check_staging(created, t.id) FROM millrace.staging t WHERE t.stream_id = created;
+        END IF;
     ELSE
-        INSERT INTO millrace.stream AS s (name, owner, server, format, options, workers, on_error, max_dead_letter_share,
+        INSERT INTO millrace.stream AS s (name, owner, server, format, options, enrich, workers, on_error, max_dead_letter_share,
                                           letter_retention, incident_retention, fence)
-        VALUES (name, caller, server::name, format, options, workers, on_error, max_dead_letter_share,
+        VALUES (name, caller, server::name, format, options, enrich, workers, on_error, max_dead_letter_share,
                 letter_retention, incident_retention, millrace_internal.fence())
         RETURNING s.id INTO created;
         IF current_setting('server_version_num')::integer < 170000

@@ -8,6 +8,7 @@
 #include "core/millrace.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 static const char *const kind_message = "message"; /* it cannot be decoded */
 static const char *const kind_object = "object"; /* one staging table cannot take it */
@@ -38,12 +39,47 @@ stop_at(const MrStream *stream, const MrFailure *failure)
 							"'dead_letter'.")));
 }
 
+/* Notes what a letter waits for. */
+static void
+write_lacks(const MrStream *stream, int64 letter, const List *lacks)
+{
+	static const Oid types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID, INT4OID};
+	static MrStatement *insert = NULL;
+	Datum values[lengthof(types)] = {Int64GetDatum(letter)};
+	ListCell *lc;
+
+	if (insert == NULL)
+	{
+		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
+
+		insert = mr_statement_create("INSERT INTO millrace.letter_wait (letter_id, dictionary_id, "
+									 "id, element, stream_id) VALUES ($1, $2, $3, $4, $5) "
+									 "ON CONFLICT DO NOTHING",
+									 lengthof(types), types);
+		MemoryContextSwitchTo(previous);
+	}
+	foreach(lc, lacks)
+	{
+		const MrLack *lack = lfirst(lc);
+		char nulls[] = "     ";
+
+		values[1] = Int32GetDatum(lack->dictionary_id);
+		values[2] = CStringGetTextDatum(lack->id);
+		if (lack->element != NULL)
+			values[3] = CStringGetTextDatum(lack->element);
+		else
+			nulls[3] = 'n';
+		values[4] = Int32GetDatum(stream->id);
+		(void) mr_statement_run(insert, values, nulls);
+	}
+}
+
 int64
 mr_letter_write(MrStream *stream, const List *failures)
 {
 	static const Oid types[] = {INT4OID, INT4OID, TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
 								INT4OID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
-								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID};
+								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID,  TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -56,13 +92,15 @@ mr_letter_write(MrStream *stream, const List *failures)
 		const MrMessage *message = failure->message;
 		Datum values[lengthof(types)];
 		char nulls[lengthof(types) + 1];
+		int64 letter;
+		bool isnull;
 
 		if (failure->silent)
 			continue;
-		if (stream->on_error == MR_ON_ERROR_STOP && !message->retried)
+		if (stream->on_error == MR_ON_ERROR_STOP && failure->lacks == NIL && !message->retried)
 			stop_at(stream, failure);
 		written++;
-		if (stream->on_error == MR_ON_ERROR_SKIP)
+		if (stream->on_error == MR_ON_ERROR_SKIP && failure->lacks == NIL)
 			continue;
 
 		memset(nulls, ' ', sizeof(nulls));
@@ -95,6 +133,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET_TEXT(14, failure->text);
 		SET_TEXT(15, failure->detail);
 		SET_TEXT(16, failure->hint);
+		SET_TEXT(17, failure->lacks != NIL ? "waiting" : "open");
 #undef SET_TEXT
 #undef SET
 
@@ -102,16 +141,20 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint) "
+				"headers, sqlstate, message, detail, hint, state) "
 				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17) "
+				"$16, $17, $18) "
 				"ON CONFLICT (stream_id, topic, epoch, partition, position, staging_id, element) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
 				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
-				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind",
+				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind, "
+				"state = EXCLUDED.state RETURNING id",
 				lengthof(types), types);
 		mr_run_as(&saved, owner);
 		(void) mr_statement_run(insert, values, nulls);
+		letter = DatumGetInt64(mr_sql_value(0, 1, &isnull));
+		SPI_freetuptable(SPI_tuptable);
+		write_lacks(stream, letter, failure->lacks);
 		mr_run_back(&saved);
 	}
 	return written;
@@ -152,16 +195,17 @@ only_for(MrBatch *batch, MrMessage *message, int32 staging_id)
 }
 
 void
-mr_letter_read(MrBatch *batch, ArrayType *ids)
+mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 {
-	static const Oid types[] = {INT4OID, INT8ARRAYOID};
-	Datum values[] = {Int32GetDatum(((MrStream *) batch->stream)->id), PointerGetDatum(ids)};
+	static const Oid types[] = {INT4OID, INT8ARRAYOID, TEXTOID};
+	Datum values[] = {Int32GetDatum(((MrStream *) batch->stream)->id), PointerGetDatum(ids),
+					  CStringGetTextDatum(waiting ? "waiting" : "open")};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
 		"headers::text FROM millrace.letter "
-		"WHERE stream_id = $1 AND id = ANY ($2) AND state = 'open' "
+		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 "
 		"ORDER BY topic, epoch, partition, position, staging_id, element FOR UPDATE",
-		2, types);
+		lengthof(types), types);
 	MrRunAs saved;
 	uint64 count;
 
@@ -177,7 +221,8 @@ mr_letter_read(MrBatch *batch, ArrayType *ids)
 		bool isnull;
 		int32 staging_id;
 
-		message->retried = true;
+		/* What waited had been taken: it wins over what is there only by being complete. */
+		message->retried = !waiting;
 		message->letter = DatumGetInt64(mr_sql_value(i, 1, &isnull));
 		message->topic = mr_sql_text(i, 3);
 		message->partition = DatumGetInt32(mr_sql_value(i, 4, &isnull));
@@ -277,10 +322,10 @@ mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
 		{
 			const MrMessage *message = &batch->messages[m];
 
-			if (failed_again(message))
+			if (failed_again(message) || message->waits)
 				continue;
 			/* A newer version of its object had come in the meantime. */
-			if (outcome == OUTCOME_MAPPED)
+			if (outcome == OUTCOME_MAPPED && message->retried)
 				late[nlate++] = Int64GetDatum(message->letter);
 			else
 				gone[ngone++] = Int64GetDatum(message->letter);

@@ -32,6 +32,7 @@ typedef struct Evaluation
 	MrDocument *document;
 	MrHasher *hasher;
 	bool keys_only; /* of messages that speak of something erased */
+	bool incomplete; /* the version that is mapped lacks what a dictionary does not know yet */
 	bool entered;
 	Oid owner;
 	const char *timezone;
@@ -239,7 +240,8 @@ evaluate_row(const Evaluation *e, const MrStaging *staging, MrMessage *message, 
 	}
 	if (plan->filter != NULL && !mr_expression_true(plan->filter, plan->context))
 		return false;
-	for (int i = 0; i < plan->nexpected; i++)
+	/* What is not known yet cannot be expected: it is judged when it is. */
+	for (int i = 0; i < plan->nexpected && !e->incomplete; i++)
 	{
 		if (!mr_expression_true(plan->expected[i].expression, plan->context))
 		{
@@ -387,6 +389,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->event_time = DatumGetTimestampTz(
 			mapped_value(e, plan, plan->event_time, -1, &version->event_time_null));
 	version->deleted = plan->deleted != NULL && mr_expression_true(plan->deleted, plan->context);
+	version->incomplete = e->incomplete = !version->deleted &&
+										  mr_enrich_lacks(e->batch, message, plan->enriched);
 	if (!version->deleted)
 		map_rows(e, staging, version);
 	ResetExprContext(plan->context);
@@ -543,6 +547,8 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 		MemoryContextReset(e.document_context);
 		MemoryContextSwitchTo(e.document_context);
 		e.document = mr_plan_run(extraction, message);
+		if (batch->looked_up != NULL)
+			mr_enrich_fill(batch, message, e.document);
 		if (erasures)
 			mark_erased(&e, message);
 		MemoryContextSwitchTo(batch->context);

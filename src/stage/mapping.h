@@ -11,6 +11,7 @@
 #include "decode/plan.h"
 #include "decode/value.h"
 #include "source/source.h"
+#include "stage/enrich.h"
 #include "stage/staging.h"
 #include "utils/array.h"
 #include "utils/sortsupport.h"
@@ -79,6 +80,7 @@ typedef struct MrStagingPlan
 	MrPayload payload;
 	int64 max_ahead; /* microseconds */
 	int definition_no;
+	Bitmapset *enriched; /* look-ups of the stream's enrichment that columns come from */
 
 	AttrNumber partition;
 	AttrNumber position;
@@ -97,6 +99,7 @@ typedef struct MrStagingPlan
 	MrTable *objects; /* the table of objects */
 	MrStatement *fence; /* the upsert into it, whose parameters are its columns */
 	int fence_nargs;
+	MrStatement *repeated; /* finds versions that are there and complete; NULL without enrichment */
 	int mostly_known; /* for so many batches, do not try objects as new ones */
 	int ncolumns;
 	AttrNumber *columns; /* that are written: key, element, then the others */
@@ -127,6 +130,7 @@ typedef struct MrFailure
 	char *text;
 	char *detail;
 	char *hint;
+	List *lacks; /* MrLack *: nothing is wrong, the message waits for them */
 } MrFailure;
 
 /*
@@ -196,10 +200,41 @@ extern void mr_object_prepare(const MrStaging *staging);
 extern int64 mr_letter_write(MrStream *stream, const List *failures);
 
 /*
- * Fills the batch with the messages of those letters of the stream that are still open, to be tried again by
- * the staging tables that had refused them, and locks them.
+ * Fills the batch with the messages of those letters of the stream that are still open (or waiting), to be tried
+ * again by the staging tables that had refused them, and locks them.
  */
-extern void mr_letter_read(MrBatch *batch, ArrayType *ids);
+extern void mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting);
+
+/* Where asking again for ids has come to. */
+typedef struct MrWaitingPlace
+{
+	int32 dictionary_id;
+	char *id;
+	MemoryContext context; /* of the id */
+} MrWaitingPlace;
+
+/* Keeps the messages of versions that are not complete, with what they wait for.  The caller is connected to SPI. */
+extern void mr_waiting_write(MrStream *stream, MrBatch *batch);
+
+/* Ids that messages wait for. */
+typedef struct MrWaitingIds
+{
+	int count;
+	int32 *dictionary_ids;
+	char **ids;
+} MrWaitingIds;
+
+/*
+ * The next ids that messages of the stream wait for, at most `limit`, which their dictionaries are to be asked for
+ * again.  After the last ones come the first.  The caller is connected to SPI.
+ */
+extern MrWaitingIds *mr_waiting_want(MrStream *stream, MrWaitingPlace *place, int limit);
+
+/*
+ * Strikes out what of them is known now, for about `limit` letters; returns the ids of those that wait for nothing any
+ * more, or NULL.
+ */
+extern ArrayType *mr_waiting_strike(MrStream *stream, const MrWaitingIds *wanted, int limit);
 
 /* After the batch was applied: letters that did not fail again are deleted, or closed as superseded. */
 extern void mr_letter_close(MrBatch *batch, int64 *taken, int64 *superseded);

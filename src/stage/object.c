@@ -5,7 +5,8 @@
  * Objects that nobody has seen are inserted, then one upsert locks and compares the others, both in the order of
  * keys: of several workers that hold the same object one waits for the other and then compares with what that one
  * has written.  An object that has no rows, because it was deleted, filtered or had no elements, is there all the
- * same, so that an older version which comes late changes nothing.
+ * same, so that an older version which comes late changes nothing.  A version that lacks what a dictionary did not know
+ * gives way to the same one when it is complete, and a complete one to none: the first complete one stays (C20).
  */
 #include "postgres.h"
 
@@ -22,6 +23,8 @@
 
 /* Flags of an object. */
 #define OBJECT_DELETED 1
+/* Its newest version lacks what a dictionary does not know yet. */
+#define OBJECT_INCOMPLETE 2
 /* Of a row on its way in: a dead letter that is tried again, equal to what is there perhaps. */
 #define OBJECT_RETRIED 32
 /* Of a row on its way in: wins over every version that is there. */
@@ -130,12 +133,13 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 					 ") DO UPDATE SET version = CASE WHEN EXCLUDED.flags & 64 <> 0 "
 					 "THEN o.version ELSE EXCLUDED.version END, epoch = EXCLUDED.epoch, "
 					 "digest = EXCLUDED.digest, definition = EXCLUDED.definition, "
-					 "flags = %s%s WHERE %s OR (EXCLUDED.flags & 32 <> 0 AND "
+					 "flags = %s%s WHERE %s OR ((EXCLUDED.flags & 32 <> 0 AND "
+					 "EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
 					 "EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
 					 "EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
-					 own_order ? "EXCLUDED.flags & 1 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
+					 own_order ? "EXCLUDED.flags & 3 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
 								 "o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
-							   : "EXCLUDED.flags & 1",
+							   : "EXCLUDED.flags & 3",
 					 own_order ? ", partition = EXCLUDED.partition, "
 								 "message_time = EXCLUDED.message_time"
 							   : "",
@@ -171,6 +175,46 @@ mr_object_prepare(const MrStaging *staging)
 	}
 	plan->objects = mr_table_create(relid, mr_extension_owner(), ncolumns, attnums, staging->nkeys);
 	prepare_upsert(staging, columns.data, ncolumns, types);
+}
+
+/* The query for versions among those given that are what is there, and complete. */
+static MrStatement *
+prepare_repeated(const MrStaging *staging)
+{
+	MrStagingPlan *plan = staging->plan;
+	Oid relid = get_relname_relid(psprintf("object_%d", staging->id),
+								  get_namespace_oid("millrace_state", false));
+	Oid *types = palloc(sizeof(Oid) * plan->fence_nargs);
+	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(plan));
+	MrStatement *statement;
+	StringInfoData names;
+	StringInfoData arrays;
+	StringInfoData same;
+
+	initStringInfo(&names);
+	initStringInfo(&arrays);
+	initStringInfo(&same);
+	for (int i = 0; i < plan->fence_nargs; i++)
+	{
+		const char *name = quote_identifier(get_attname(relid, i + 1, false));
+
+		types[i] = get_array_type(get_atttype(relid, i + 1));
+		appendStringInfo(&names, "%s, ", name);
+		appendStringInfo(&arrays, "%s$%d", i > 0 ? ", " : "", i + 1);
+		if (i < staging->nkeys)
+			appendStringInfo(&same, "%so.%s = u.%s", i > 0 ? " AND " : "", name, name);
+	}
+	statement = mr_statement_create(
+		psprintf("SELECT u.n FROM unnest(%s) WITH ORDINALITY AS u (%sn) "
+				 "JOIN millrace_state.object_%d AS o ON %s "
+				 "WHERE u.version IS NOT DISTINCT FROM o.version AND u.digest = o.digest "
+				 "AND o.flags & %d = 0%s",
+				 arrays.data, names.data, staging->id, same.data, OBJECT_INCOMPLETE,
+				 plan->version == NULL ? " AND u.epoch = o.epoch AND u.partition = o.partition"
+									   : ""),
+		plan->fence_nargs, types);
+	MemoryContextSwitchTo(previous);
+	return statement;
 }
 
 /* Finds the newest version of each object in the batch; returns them in the order of keys. */
@@ -238,6 +282,7 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);
 		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
+									   (version->incomplete ? OBJECT_INCOMPLETE : 0) |
 									   (version->always ? OBJECT_ALWAYS : 0) |
 									   (message->retried ? OBJECT_RETRIED : 0));
 		if (plan->version == NULL)
@@ -337,6 +382,47 @@ upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *
 							 staging->name));
 }
 
+/*
+ * Marks versions that were not accepted because they are what is there already: dictionaries may say something else of
+ * them now, but what they said when the version was complete for the first time stays.
+ */
+static void
+mark_repeated(MrStaged *staged)
+{
+	const MrStaging *staging = staged->staging;
+	MrStagingPlan *plan = staging->plan;
+	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
+	Datum *arrays = palloc(sizeof(Datum) * plan->fence_nargs);
+	int *all = palloc(sizeof(int) * staged->nversions);
+	int count = 0;
+	uint64 repeated;
+	MrRunAs saved;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (staged->versions[i].accepted || staged->versions[i].incomplete)
+			continue;
+		all[count] = count;
+		refused[count++] = &staged->versions[i];
+	}
+	if (count == 0)
+		return;
+	if (plan->repeated == NULL)
+		plan->repeated = prepare_repeated(staging);
+	mr_table_arrays(plan->objects, object_rows(staging, refused, count), all, count,
+					plan->fence_nargs, arrays);
+	mr_run_as(&saved, mr_extension_owner());
+	repeated = mr_statement_run(plan->repeated, arrays, NULL);
+	mr_run_back(&saved);
+	for (uint64 i = 0; i < repeated; i++)
+	{
+		bool isnull;
+
+		refused[DatumGetInt64(mr_sql_value(i, 1, &isnull)) - 1]->repeated = true;
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
 void
 mr_object_accept_all(MrStaged *staged)
 {
@@ -372,4 +458,6 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 		if (newest[i]->accepted)
 			staged->accepted[staged->naccepted++] = newest[i];
 	}
+	if (staged->staging->plan->enriched != NULL)
+		mark_repeated(staged);
 }

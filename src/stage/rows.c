@@ -118,6 +118,42 @@ make_version(const MrStaging *staging, MrRow *rows, int nrows, MrVersion *versio
 	version->nrows = nrows;
 }
 
+/*
+ * Leaves out versions that lack what a dictionary does not know: whoever only appends takes them when they are
+ * complete.  They stay among the new rows, which others count.
+ */
+static void
+leave_out_incomplete(MrStaged *staged)
+{
+	const MrStaging *staging = staged->staging;
+	Oid *types = palloc(sizeof(Oid) * staging->nkeys);
+	MrStatement *select;
+	StringInfoData sql;
+	int kept = 0;
+	MrRunAs saved;
+
+	if (staging->plan->enriched == NULL)
+		return;
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT FROM millrace_state.object_%d WHERE flags & 2 <> 0",
+					 staging->id);
+	for (int k = 0; k < staging->nkeys; k++)
+	{
+		types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
+		appendStringInfo(&sql, " AND k%d = $%d", k + 1, k + 1);
+	}
+	select = mr_statement_create(sql.data, staging->nkeys, types);
+	mr_run_as(&saved, mr_extension_owner());
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (mr_statement_run(select, staged->versions[i].key, NULL) == 0)
+			staged->versions[kept++] = staged->versions[i];
+		SPI_freetuptable(SPI_tuptable);
+	}
+	mr_run_back(&saved);
+	staged->nversions = kept;
+}
+
 bool
 mr_rows_read(MrStaged *staged, MrKeyPlace *place, Oid role, const char *condition, int limit,
 			 int64 *nrows)
@@ -181,6 +217,7 @@ mr_rows_read(MrStaged *staged, MrKeyPlace *place, Oid role, const char *conditio
 	{
 		place->beginning = false;
 		place->values = staged->versions[staged->nversions - 1].key;
+		leave_out_incomplete(staged);
 	}
 	*nrows = (int64) taken;
 	/* The rows' values live in SPI's memory until the caller disconnects. */

@@ -46,6 +46,10 @@ append_log(MrStaged *staged)
 		const MrVersion *version = &staged->versions[i];
 		int first = rows->nrows;
 
+		/* What is only ever appended to waits until it is complete, and that once. */
+		if (version->incomplete || version->repeated)
+			continue;
+
 		for (int r = 0; r < version->nrows; r++)
 			fill_columns(staging, rows, &version->rows[r]);
 		if (version->nrows == 0)

@@ -495,7 +495,10 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 List *
 mr_staging_load(MrStream *stream, MrPlan **extraction)
 {
-	return load_where(stream, "true", extraction);
+	List *stagings = load_where(stream, "true", extraction);
+
+	stream->enrichment = mr_enrich_load(stream, *extraction, stagings);
+	return stagings;
 }
 
 PG_FUNCTION_INFO_V1(millrace_check_staging);
@@ -529,10 +532,12 @@ millrace_check_staging(PG_FUNCTION_ARGS)
 {
 	MrPlan *extraction;
 	MrStream *stream;
+	List *stagings;
 
 	SPI_connect();
 	stream = mr_stream_load(CurrentMemoryContext, PG_GETARG_INT32(0));
-	(void) load_where(stream, psprintf("id = %d", PG_GETARG_INT32(1)), &extraction);
+	stagings = load_where(stream, psprintf("id = %d", PG_GETARG_INT32(1)), &extraction);
+	(void) mr_enrich_load(stream, extraction, stagings);
 	SPI_finish();
 	PG_RETURN_VOID();
 }

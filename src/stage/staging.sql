@@ -698,6 +698,10 @@ BEGIN
         RAISE EXCEPTION '% is not kept by millrace', name USING ERRCODE = 'undefined_table';
     END IF;
     PERFORM millrace_internal.check_owner(caller, staging.owner, format('staging table %s', kept));
+    FOR dependent IN SELECT d.name FROM millrace.dictionary d WHERE d.relation = kept ORDER BY d.name LOOP
+        RAISE EXCEPTION 'dictionary "%" looks ids up in %', dependent.name, kept
+            USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop it first with millrace.drop_dictionary().';
+    END LOOP;
     FOR dependent IN
         SELECT t.id, t.kind, t.relation FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
     LOOP
@@ -776,7 +780,8 @@ CREATE TABLE millrace.letter (
     message text NOT NULL,
     detail text,
     hint text,
-    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'superseded')),
+    -- waiting: nothing is wrong with it, but a dictionary does not know yet what it speaks of.
+    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'superseded', 'waiting')),
     attempts integer NOT NULL DEFAULT 1,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, staging_id, element)
@@ -791,7 +796,7 @@ SELECT l.id, s.name AS stream, g.relation::text AS staging, l.kind, l.state, l.e
 FROM millrace.letter l
 JOIN millrace.stream s ON s.id = l.stream_id
 LEFT JOIN millrace.staging g ON g.id = l.staging_id
-WHERE pg_catalog.pg_has_role(s.owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE');
+WHERE l.state <> 'waiting' AND (pg_catalog.pg_has_role(s.owner, 'USAGE') OR pg_catalog.pg_has_role('millrace_admin', 'USAGE'));
 COMMENT ON VIEW millrace.dead_letter IS 'messages, objects and rows that could not be taken, as they came, with the reason';
 COMMENT ON COLUMN millrace.dead_letter.kind IS 'message: cannot be decoded; object: this staging table cannot take it; row: fails an expectation';
 COMMENT ON COLUMN millrace.dead_letter.state IS 'open, or superseded: when it was retried a newer version of its object had come';
@@ -804,7 +809,7 @@ DECLARE
     discarded bigint;
 BEGIN
     DELETE FROM millrace.letter l USING millrace.stream s
-    WHERE s.id = l.stream_id AND l.id = ANY (ids) AND (pg_has_role(caller, s.owner, 'USAGE'));
+    WHERE s.id = l.stream_id AND l.id = ANY (ids) AND l.state <> 'waiting' AND (pg_has_role(caller, s.owner, 'USAGE'));
     GET DIAGNOSTICS discarded = ROW_COUNT;
     RETURN discarded;
 END

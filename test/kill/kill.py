@@ -343,7 +343,7 @@ def main():
         shell.run('pg_start "$work/pg" "millrace.databases = \'postgres\'" "log_error_verbosity = verbose"')
         shell.environ()
         run = Run(shell, options)
-        shell.run(f'psql -qAtX -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic={TOPIC} -f "$1/examples/restaurant/restaurant.sql"')
+        shell.run(f'psql -qAtX -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic={TOPIC} -f "$1/examples/restaurant/plain.sql"')
         run.query("SELECT millrace.create_stream('orders', server => 'broker', workers => 2, "
                   "options => %s, replace => true)", json.dumps({'topic': TOPIC, 'start': 'earliest'}))
         run.query("SELECT millrace.start_stream('orders')")

@@ -123,6 +123,35 @@ def fill(server, point, last):
     return good
 
 
+def complete(server, point):
+    """Messages wait for names; when these come to be known, the server is killed at a point of completing them."""
+    server.query("""SELECT millrace.create_stream('names');
+        SELECT millrace.create_staging('k.names', stream => 'names', payload => 'none', key => '{"id": ["$.id", "integer"]}', columns => '{"name": "$.name"}');
+        SELECT millrace.create_dictionary('names', source => 'k.names');
+        SELECT millrace.create_stream('asking', enrich => '{"of": ["names", "$.id"]}');
+        SELECT millrace.create_staging('k.named', stream => 'asking', key => '{"id": ["$.id", "integer"]}', columns => '{"name": "$dict.of.name"}', log => true);
+        SELECT millrace.create_hub('k.h_named', source => 'k.named', business_key => '{name}');
+        SELECT count(millrace.push('asking', json_build_object('id', i))), millrace.start_stream('asking') FROM generate_series(1, 50) i""")
+    wait_for('messages wait', lambda: server.one('SELECT count(*) FROM millrace.pending_message') == 50)
+    server.query(f"ALTER SYSTEM SET millrace.debug_point = '{point}'")
+    server.query('SELECT pg_reload_conf()')
+    wait_for('the setting', lambda: server.one('SHOW millrace.debug_point') == point)
+    started = server.crashes()
+    # the crash may take the answer away
+    server.try_query("SELECT count(millrace.push('names', json_build_object('id', i, 'name', 'n' || i))), millrace.start_stream('names') FROM generate_series(1, 50) i")
+    wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
+    server.query('ALTER SYSTEM RESET millrace.debug_point')
+    server.query('SELECT pg_reload_conf()')
+    wait_for('nothing waits', lambda: server.one('SELECT count(*) FROM millrace.pending_message') == 0)
+    found = server.query("""SELECT (SELECT count(*) FROM k.named WHERE name = 'n' || id), (SELECT count(*) FROM k.named_log WHERE name = 'n' || id),
+        (SELECT count(*) FROM k.named_log), (SELECT count(*) FROM k.h_named WHERE record_source = 'asking'), (SELECT count(*) FROM millrace.letter WHERE state = 'waiting')""")[0]
+    good = found == (50, 50, 50, 50, 0)
+    print(f"{'ok' if good else 'not ok'} - completed although killed {point}")
+    if not good:
+        print(f'# {found}')
+    return good
+
+
 def main():
     good = True
     with Shell() as shell:
@@ -169,6 +198,7 @@ def main():
             good = fill(server, point, last) and good
             last += MESSAGES
             good = check(server, f'after being killed {point}', last) and good
+        good = complete(server, 'before_complete_commit') and good
         if not good:
             shell.run('tail -n 40 "$work/pg/server.log"')
     return good
