@@ -221,7 +221,7 @@ mr_plan_slot(MrPlan *plan, int scope, const MrPath *path)
 		slot.number = find_or_add_slot(plan, scope, path);
 	}
 	else if (path->root == MR_ROOT_VALUE || path->root == MR_ROOT_HEADERS ||
-			 (path->root == MR_ROOT_KEY && path->nsteps > 0))
+			 path->root == MR_ROOT_BEFORE || (path->root == MR_ROOT_KEY && path->nsteps > 0))
 	{
 		if (!plan->roots[path->root])
 			plan->roots[path->root] = make_node(MR_SCOPE_MESSAGE);

@@ -38,6 +38,7 @@ typedef struct MrScope
 	const MrPath **paths; /* of the slots */
 
 	/* While a message is walked: its elements so far. */
+	bool unchanged;
 	int count;
 	int capacity; /* in elements */
 	int width; /* the slots that the capacity was made for */
@@ -75,6 +76,12 @@ struct MrPlan
 	MrNode **active; /* nodes of all open frames, a stack */
 	bool wants_jsonb; /* of the value */
 	struct varlena *jsonb; /* made by the last walk over the value, or NULL */
+
+	/* What becomes the document's: see plan.h. */
+	const char *op;
+	const char *table;
+	bool deleted;
+	bool unchanged;
 };
 
 /* What makes two names differ at once. */

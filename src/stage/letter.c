@@ -41,9 +41,10 @@ stop_at(const MrStream *stream, const MrFailure *failure)
 int64
 mr_letter_write(MrStream *stream, const List *failures)
 {
-	static const Oid types[] = {INT4OID, INT4OID, TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
-								INT4OID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
-								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID};
+	static const Oid types[] = {INT4OID,  INT4OID,  TEXTOID, INT4OID, TEXTOID,
+								TEXTOID,  INT4OID,  INT4OID, INT8OID, TIMESTAMPTZOID,
+								BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID,
+								TEXTOID,  TEXTOID,  UUIDOID, TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -95,6 +96,8 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET_TEXT(14, failure->text);
 		SET_TEXT(15, failure->detail);
 		SET_TEXT(16, failure->hint);
+		SET(17, false, UUIDPGetDatum(&message->place));
+		SET_TEXT(18, message->op ? pnstrdup(&message->op, 1) : NULL);
 #undef SET_TEXT
 #undef SET
 
@@ -102,10 +105,11 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint) "
+				"headers, sqlstate, message, detail, hint, place, op) "
 				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17) "
-				"ON CONFLICT (stream_id, topic, epoch, partition, position, staging_id, element) "
+				"$16, $17, $18, $19) "
+				"ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, "
+				"element) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
 				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
 				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind",
@@ -158,9 +162,9 @@ mr_letter_read(MrBatch *batch, ArrayType *ids)
 	Datum values[] = {Int32GetDatum(((MrStream *) batch->stream)->id), PointerGetDatum(ids)};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
-		"headers::text FROM millrace.letter "
+		"headers::text, place, op FROM millrace.letter "
 		"WHERE stream_id = $1 AND id = ANY ($2) AND state = 'open' "
-		"ORDER BY topic, epoch, partition, position, staging_id, element FOR UPDATE",
+		"ORDER BY topic, epoch, partition, position, place, staging_id, element FOR UPDATE",
 		2, types);
 	MrRunAs saved;
 	uint64 count;
@@ -176,6 +180,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids)
 		MrMessage *message = mr_batch_add(batch);
 		bool isnull;
 		int32 staging_id;
+		char *op;
 
 		message->retried = true;
 		message->letter = DatumGetInt64(mr_sql_value(i, 1, &isnull));
@@ -187,6 +192,9 @@ mr_letter_read(MrBatch *batch, ArrayType *ids)
 		message->key = read_bytes(batch, i, 8, &message->key_length);
 		message->value = read_bytes(batch, i, 9, &message->value_length);
 		message->headers = mr_sql_text(i, 10);
+		message->place = *DatumGetUUIDP(mr_sql_value(i, 11, &isnull));
+		op = mr_sql_text(i, 12);
+		message->op = op != NULL ? op[0] : 0;
 		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
 		if (!isnull)
 			only_for(batch, message, staging_id);
@@ -238,7 +246,9 @@ static bool
 same_message(const MrMessage *left, const MrMessage *right)
 {
 	return left->position == right->position && left->partition == right->partition &&
-		   left->epoch == right->epoch && strcmp(left->topic, right->topic) == 0;
+		   left->epoch == right->epoch &&
+		   memcmp(&left->place, &right->place, sizeof(pg_uuid_t)) == 0 &&
+		   strcmp(left->topic, right->topic) == 0;
 }
 
 /* Runs a statement on letters by their ids. */

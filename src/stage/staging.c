@@ -434,7 +434,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 			   "definition ->> 'for_each', definition ->> 'tombstone', "
 			   "definition ->> 'payload', "
 			   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
-			   "log::oid, log_partition = 'day' "
+			   "log::oid, log_partition = 'day', definition ->> 'source_table' "
 			   "FROM millrace.staging WHERE stream_id = %d AND %s ORDER BY id",
 			   stream->id, condition);
 	rows = SPI_tuptable;
@@ -473,6 +473,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		value = mr_sql_value(i, 10, &isnull);
 		log = isnull ? InvalidOid : DatumGetObjectId(value);
 		c.plan->log_in_days = DatumGetBool(mr_sql_value(i, 11, &isnull));
+		c.plan->source_table = mr_sql_text(i, 12);
 
 		relation = try_table_open(c.staging->relid, AccessShareLock);
 		if (relation == NULL)
