@@ -197,6 +197,7 @@ make_document(MrPlan *plan)
 	document->table = plan->table;
 	document->deleted = plan->deleted;
 	document->unchanged = plan->unchanged;
+	document->ignored = plan->ignored;
 	document->nscopes = plan->nscopes;
 	document->jsonb = plan->jsonb;
 	document->scopes = (MrElements *) (document + 1);
@@ -248,6 +249,16 @@ op_text(char op)
 	}
 }
 
+/* A message whose value, and key if a path leads into it, are JSON. */
+static void
+walk_json_message(MrPlan *plan, MemoryContext result, const MrMessage *message)
+{
+	if (message->value)
+		mr_walk_json(plan, result, MR_ROOT_VALUE, "value", message->value, message->value_length);
+	if (message->key && plan->roots[MR_ROOT_KEY])
+		mr_walk_json(plan, result, MR_ROOT_KEY, "key", message->key, message->key_length);
+}
+
 /* Takes out of a message what the plan asks for. */
 MrDocument *
 mr_plan_run(MrPlan *plan, const MrMessage *message)
@@ -255,17 +266,20 @@ mr_plan_run(MrPlan *plan, const MrMessage *message)
 	MemoryContext caller = CurrentMemoryContext;
 
 	MemoryContextReset(plan->scratch);
+	if (plan->debezium)
+		mr_debezium_prepare(plan);
 	reset_scopes(plan);
 	plan->jsonb = NULL;
 	plan->op = op_text(message->op);
 	plan->table = message->op ? message->topic : NULL;
 	plan->deleted = message->value == NULL || message->op == MR_OP_DELETE;
 	plan->unchanged = false;
+	plan->ignored = false;
 	MemoryContextSwitchTo(plan->scratch);
-	if (message->value)
-		mr_walk_json(plan, caller, MR_ROOT_VALUE, "value", message->value, message->value_length);
-	if (message->key && plan->roots[MR_ROOT_KEY])
-		mr_walk_json(plan, caller, MR_ROOT_KEY, "key", message->key, message->key_length);
+	if (plan->debezium)
+		mr_debezium_walk(plan, caller, message);
+	else
+		walk_json_message(plan, caller, message);
 	if (message->headers && plan->roots[MR_ROOT_HEADERS])
 		mr_walk_json(plan, caller, MR_ROOT_HEADERS, "headers", message->headers,
 					 strlen(message->headers));

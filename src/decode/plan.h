@@ -43,7 +43,8 @@ typedef enum MrForm
 {
 	MR_FORM_SLICE, /* in the message */
 	MR_FORM_UNESCAPED, /* in memory of its own, after a note of its JSON */
-	MR_FORM_PLAIN /* it did not come from JSON */
+	MR_FORM_PLAIN, /* it did not come from JSON */
+	MR_FORM_TYPED /* nor does it need a format: it is written as PostgreSQL writes it */
 } MrForm;
 
 /*
@@ -88,6 +89,7 @@ typedef struct MrDocument
 	const char *table; /* what $table gives: schema.table of the source, or NULL */
 	bool deleted; /* the message removes its object: a tombstone, or a delete */
 	bool unchanged; /* some slot may be MR_UNCHANGED */
+	bool ignored; /* the message is no change of a row: nobody's */
 	int nscopes;
 	MrElements *scopes; /* [MR_SCOPE_MESSAGE] has exactly one element */
 	struct varlena *
@@ -98,6 +100,9 @@ typedef struct MrPlan MrPlan;
 
 /* An empty plan in the current memory context. */
 extern MrPlan *mr_plan_create(void);
+
+/* The messages are changes as Debezium writes them (debezium.c); said before slots are asked for. */
+extern void mr_plan_read_debezium(MrPlan *plan);
 
 /*
  * The scope of a for_each path, which ends with [*]; MR_SCOPE_MESSAGE for NULL.  Each distinct path

@@ -57,14 +57,17 @@ typedef struct MrFrame
 	bool skipping; /* nothing inside is asked for */
 } MrFrame;
 
+typedef struct MrDebezium MrDebezium;
+
 struct MrPlan
 {
 	MemoryContext context;
 	MemoryContext scratch; /* what the parser allocates; reset for each message */
 	int nscopes;
 	MrScope *scopes;
-	MrNode *roots[MR_ROOT_BEFORE +
+	MrNode *roots[MR_ROOT_SOURCE +
 				  1]; /* the sources that are JSON; NULL when no path needs one parsed */
+	MrDebezium *debezium; /* NULL: the value is the message's */
 
 	/* For walk.c. */
 	uint64 serial;
@@ -82,6 +85,7 @@ struct MrPlan
 	const char *table;
 	bool deleted;
 	bool unchanged;
+	bool ignored;
 };
 
 /* What makes two names differ at once. */
@@ -110,6 +114,18 @@ extern void mr_scope_add(MrPlan *plan, MrScope *scope);
  */
 extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
 						 const char *text, int length);
+
+/* The same from a node, for a text that is UTF-8. */
+extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part,
+						 const char *text, int length);
+
+/*
+ * Messages as Debezium writes them (debezium.c): fills the slots that they have values for, and says
+ * what the change is.
+ */
+extern MrDebezium *mr_debezium_create(void);
+extern void mr_debezium_prepare(MrPlan *plan); /* before the scopes are emptied */
+extern void mr_debezium_walk(MrPlan *plan, MemoryContext result, const MrMessage *message);
 
 /*
  * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  mr_jsonb_end returns NULL when

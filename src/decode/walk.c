@@ -532,6 +532,19 @@ mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, 
 	error_context_stack = callback.previous;
 }
 
+/* Walks over a JSON text which stands for a node of the trie. */
+void
+mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part, const char *text,
+			 int length)
+{
+	WalkContext context = {part, 0};
+	ErrorContextCallback callback;
+
+	push_context(&callback, &context);
+	walk_json(plan, result, node, text, length, NULL);
+	error_context_stack = callback.previous;
+}
+
 /* Checks a part of the message that is any text. */
 void
 mr_walk_text(const char *part, const char *text, int length)

@@ -188,6 +188,8 @@ routed(const Evaluation *e, const MrStaging *staging, const MrMessage *message)
 
 	if (!of_source_table(e, plan, message))
 		return false;
+	if (plan->tombstone == MR_TOMBSTONE_IGNORE && e->document->deleted && e->document->op == NULL)
+		return false;
 	/* The rest of a change may have to be completed by it. */
 	for (int i = 0; i < staging->nkeys && e->document->unchanged; i++)
 		map_column(e, staging, i, -1);
@@ -661,6 +663,8 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 			know_objects(&e, extraction);
 			e.document = decode(&e, extraction);
 		}
+		if (e.document->ignored)
+			continue;
 		if (erasures)
 		{
 			MemoryContextSwitchTo(e.document_context);

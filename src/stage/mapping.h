@@ -44,7 +44,8 @@ typedef enum MrTombstone
 {
 	MR_TOMBSTONE_TIMESTAMP,
 	MR_TOMBSTONE_REFUSE,
-	MR_TOMBSTONE_ALWAYS
+	MR_TOMBSTONE_ALWAYS,
+	MR_TOMBSTONE_IGNORE
 } MrTombstone;
 
 typedef enum MrPayload

@@ -429,6 +429,8 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 	uint64 nrows;
 
 	*extraction = mr_plan_create();
+	if (strcmp(stream->format, "debezium") == 0)
+		mr_plan_read_debezium(*extraction);
 	nrows =
 		mr_sql("SELECT id, relation::oid, owner::oid, timezone, definition_no, "
 			   "definition ->> 'for_each', definition ->> 'tombstone', "
@@ -462,6 +464,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		word = mr_sql_text(i, 7);
 		c.plan->tombstone = strcmp(word, "refuse") == 0   ? MR_TOMBSTONE_REFUSE
 							: strcmp(word, "always") == 0 ? MR_TOMBSTONE_ALWAYS
+							: strcmp(word, "ignore") == 0 ? MR_TOMBSTONE_IGNORE
 														  : MR_TOMBSTONE_TIMESTAMP;
 		word = mr_sql_text(i, 8);
 		c.plan->payload = strcmp(word, "json") == 0    ? MR_PAYLOAD_JSON

@@ -143,7 +143,7 @@ BEGIN
         RAISE EXCEPTION 'payload of a staging table with for_each must be none'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the whole message once, in a staging table without for_each.';
     END IF;
-    PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always}');
+    PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always, ignore}');
     IF key IS NULL OR NOT EXISTS (SELECT FROM json_each(key)) THEN
         RAISE EXCEPTION 'a staging table needs a key'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Say which paths identify an object: key => ''{"order_id": ["$.id", "bigint"]}''.';
@@ -349,6 +349,11 @@ BEGIN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
     definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, source_table, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
+    IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition #>> '{version,type}' <> 'timestamp with time zone' THEN
+        RAISE EXCEPTION 'what does a tombstone mean for %? Its time cannot be compared with a version of type %', qualified, definition #>> '{version,type}'
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Give tombstone => ''ignore'' when a delete comes as a message of its own, as Debezium sends it, or ''always'' when the tombstone is all that comes of it.';
+    END IF;
 
     SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = kept FOR UPDATE;
     IF FOUND THEN
