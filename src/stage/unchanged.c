@@ -293,7 +293,7 @@ mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, i
 						   "are, and no row of the object is staged with it."),
 				 errhint("Run ALTER TABLE %s REPLICA IDENTITY FULL at the source, and update the "
 						 "row there once more.",
-						 message->topic != NULL ? message->topic : "…")));
+						 staging->plan->source_table != NULL ? staging->plan->source_table : "…")));
 	*isnull = object->nulls[column];
 	return object->values[column];
 }
