@@ -8,7 +8,7 @@
  *
  *	envelope	{"op": "u", "before": {row}, "after": {row}, "source": {...}, "ts_ms": ..., ...}
  *	unwrapped	{row, "__op": "u", "__deleted": "false", "__table": ...}	(ExtractNewRecordState)
- *	tombstone	no value; the key says whose
+ *	tombstone	no value, or null; the key says whose
  *
  * and the key as {the key's columns}, again with or without a schema.  The row, which paths call $, is
  * what is known of it after the change; of a delete what is known from before, or at least its key.  So
@@ -321,8 +321,12 @@ open_payload(MrDebezium *debezium, const char *text, int length)
 	const MrValue *schema;
 	const MrValue *inner;
 
-	if (text == NULL)
+	/* An unwrapped tombstone without a schema is a null of JSON. */
+	if (text == NULL || (length == 4 && memcmp(text, "null", 4) == 0))
+	{
+		payload.text = NULL;
 		return payload;
+	}
 	payload.schema = find_schema(debezium, text, length);
 	if (payload.schema)
 	{

@@ -263,6 +263,19 @@ convert_json_text(MrConverter *converter, const MrValue *value)
 	return convert_text(converter, value->text, value->length);
 }
 
+/* A number of units since midnight, which was counted from 1970. */
+static Datum
+time_of_day(MrConverter *converter, const MrValue *value, TimestampTz instant)
+{
+	int64 n = instant + (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+
+	if (n < 0 || n > USECS_PER_DAY)
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+						errmsg("time of day out of range: \"%s\"",
+							   pnstrdup(value->text, Min(value->length, 100)))));
+	return DirectFunctionCall2(time_scale, TimeADTGetDatum(n), Int32GetDatum(converter->typmod));
+}
+
 /*
  * A time in a declared format.  A number since the epoch and a pattern give an instant, which
  * becomes a timestamp or date as PostgreSQL casts it, in the session's time zone; a number of days
@@ -282,6 +295,8 @@ convert_formatted_time(MrConverter *converter, const MrValue *value)
 		instant =
 			TimestampTzGetDatum(mr_time_since_epoch(value->text, value->length, converter->unit));
 
+	if (converter->base == TIMEOID)
+		return time_of_day(converter, value, DatumGetTimestampTz(instant));
 	/* A timestamp has the same representation: the day that was counted, without a zone. */
 	if (converter->base == DATEOID)
 		return DirectFunctionCall1(
@@ -385,21 +400,40 @@ choose_domain_function(Oid base)
 	return convert_any;
 }
 
+/* Can a format be of the type? */
+static bool
+format_fits(const char *format, Oid type)
+{
+	MrTimeUnit unit = mr_time_unit(format);
+
+	switch (type)
+	{
+		case NUMERICOID:
+		case BYTEAOID:
+			return strcmp(format, "base64") == 0;
+		case TIMEOID:
+			return unit != MR_UNIT_NONE && unit != MR_UNIT_DAYS;
+		case DATEOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return strcmp(format, "base64") != 0;
+		default:
+			return false;
+	}
+}
+
 /* Takes a format into the converter. */
 static void
 set_format(MrConverter *converter, const char *format)
 {
-	bool time = converter->type == DATEOID || converter->type == TIMESTAMPOID ||
-				converter->type == TIMESTAMPTZOID;
-	bool base64 = strcmp(format, "base64") == 0;
-
-	if (base64 ? converter->type != NUMERICOID && converter->type != BYTEAOID : !time)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("format \"%s\" does not go with type %s", format,
-							   format_type_be(converter->type)),
-						errhint("Format \"base64\" is for numeric and bytea, any other for date, "
-								"timestamp and timestamptz.")));
-	if (base64)
+	if (!format_fits(format, converter->type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("format \"%s\" does not go with type %s", format,
+						format_type_be(converter->type)),
+				 errhint("Formats are for date, timestamp and timestamptz; \"s\", \"ms\", \"us\" "
+						 "and \"ns\" also for time; \"base64\" is for numeric and bytea.")));
+	if (converter->type == NUMERICOID || converter->type == BYTEAOID)
 	{
 		converter->connect = mr_connect_create();
 		converter->convert = converter->type == NUMERICOID ? convert_base64_numeric

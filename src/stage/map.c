@@ -176,6 +176,26 @@ of_source_table(const Evaluation *e, const MrStagingPlan *plan, const MrMessage 
 }
 
 /*
+ * Is the change, which is not whole, an update of an object that was deleted since?  Maps the key, by which the rest
+ * of the change is completed.
+ */
+static bool
+said_before(const Evaluation *e, const MrStaging *staging)
+{
+	const MrStagingPlan *plan = staging->plan;
+	bool whole = true;
+
+	for (int i = 0; i < staging->nkeys; i++)
+	{
+		map_column(e, staging, i, -1);
+		whole = whole && !plan->raw->tts_isnull[i];
+	}
+	return whole && e->known != NULL && e->document->op != NULL &&
+		   e->document->op[0] == MR_OP_UPDATE &&
+		   mr_unchanged_deleted(e->known[staging->ordinal], plan->raw->tts_values, e->message);
+}
+
+/*
  * Is the message of this staging table?  A delete may have no payload to judge by: only a route that is false
  * for it, by its topic for example, keeps it out.
  */
@@ -190,9 +210,8 @@ routed(const Evaluation *e, const MrStaging *staging, const MrMessage *message)
 		return false;
 	if (plan->tombstone == MR_TOMBSTONE_IGNORE && e->document->deleted && e->document->op == NULL)
 		return false;
-	/* The rest of a change may have to be completed by it. */
-	for (int i = 0; i < staging->nkeys && e->document->unchanged; i++)
-		map_column(e, staging, i, -1);
+	if (e->document->unchanged && said_before(e, staging))
+		return false;
 	if (plan->route == NULL)
 		return true;
 	for (int i = 0; i < plan->nmapped; i++)

@@ -156,6 +156,9 @@ extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging
 extern Datum mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message,
 								int column, bool *isnull);
 
+/* Is the object deleted, as far as is known?  Then a change that is not whole came once before. */
+extern bool mr_unchanged_deleted(MrUnchanged *objects, Datum *key, const MrMessage *message);
+
 /* Notes what the message, which is mapped in the raw row, tells of its object. */
 extern void mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole,
 							  bool deleted);

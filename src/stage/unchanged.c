@@ -6,6 +6,9 @@
  * staged: mapping completes a row before any expression looks at it.  An object of which nothing is staged (it is
  * filtered out), or a column whose staged value is a computed one, cannot be known: the change becomes a dead letter.
  * While a change of an object waits among the dead letters, those after it which are not whole wait, too (C10).
+ *
+ * An update of an object that is known as deleted is one that is delivered once more: its delete comes once more, too, or
+ * has been the last word.  What it lacks is gone, and it says nothing.
  */
 #include "postgres.h"
 
@@ -24,6 +27,7 @@ typedef struct Known
 	RBTNode node;
 	Datum *key;
 	MrMessage *whole; /* the last message that needed nothing else, or NULL */
+	bool deleted; /* by the last message */
 	bool *known; /* by mapped column */
 	Datum *values;
 	bool *nulls;
@@ -36,6 +40,7 @@ struct MrUnchanged
 	RBTree *objects;
 	MrStatement *staged_row; /* made when it is needed first */
 	MrStatement *waiting;
+	MrStatement *deleted;
 	int *columns; /* by column of staged_row: the mapped column */
 	int ncolumns;
 	bool letters; /* are there open ones at all? */
@@ -270,6 +275,57 @@ failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *
 	return false;
 }
 
+/* Is the object remembered as one that was deleted?  And by which message, where the source's own order tells. */
+static bool
+remembered_as_deleted(MrUnchanged *objects, Datum *key, int64 *position)
+{
+	const MrStaging *staging = objects->staging;
+	MrRunAs saved;
+	bool deleted;
+	bool isnull;
+
+	if (objects->deleted == NULL)
+	{
+		Oid *types = palloc(sizeof(Oid) * staging->nkeys);
+		StringInfoData sql;
+
+		initStringInfo(&sql);
+		appendStringInfo(&sql, "SELECT %s FROM millrace_state.object_%d WHERE flags & 1 <> 0",
+						 staging->plan->version == NULL ? "version" : "0::bigint", staging->id);
+		for (int k = 0; k < staging->nkeys; k++)
+		{
+			types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
+			appendStringInfo(&sql, " AND k%d = $%d", k + 1, k + 1);
+		}
+		objects->deleted = mr_statement_create(sql.data, staging->nkeys, types);
+	}
+	mr_run_as(&saved, mr_extension_owner());
+	deleted = mr_statement_run(objects->deleted, key, NULL) > 0;
+	if (deleted)
+		*position = DatumGetInt64(mr_sql_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return deleted;
+}
+
+bool
+mr_unchanged_deleted(MrUnchanged *objects, Datum *key, const MrMessage *message)
+{
+	Known unknown = {.key = key};
+	Known *object = find_object(objects, key);
+	int64 position;
+
+	/* An insert that waits among the dead letters has made it anew. */
+	if (failed_before(objects, object != NULL ? object : &unknown, message))
+		return false;
+	if (object != NULL)
+		return object->deleted;
+	if (objects->staged_row == NULL)
+		prepare(objects);
+	return remembered_as_deleted(objects, key, &position) &&
+		   !(objects->letters && message->key != NULL && letter_waits(objects, message, position));
+}
+
 Datum
 mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, int column,
 				   bool *isnull)
@@ -308,6 +364,7 @@ mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool who
 		object = add_object(objects, key);
 	if (whole)
 		object->whole = message;
+	object->deleted = deleted;
 	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)
 	{
 		object->known[i] = !deleted && !plan->mapped[i].of_element;
