@@ -207,6 +207,14 @@ SELECT dbz.run('dbz_toast');
 SELECT dbz.toast('u', 2, 2) > 0;
 SELECT dbz.run('dbz_toast');
 SELECT id, n, big FROM dbz.toast ORDER BY id;
+-- or one whose version is no newer than what is staged: what it left out may be something else by now
+SELECT millrace.create_staging('dbz.toast_versioned', stream => 'dbz_toast', payload => 'none', log => true, key => '{"id": ["$.id", "bigint"]}', version => '["$.n", "integer"]', tombstone => 'ignore',
+  columns => '{"big": "$.big"}');
+SELECT dbz.toast('c', 3, 1, 'long') > 0, dbz.toast('u', 3, 2) > 0, dbz.toast('u', 3, 3, 'longer') > 0, dbz.toast('u', 3, 2) > 0;
+SELECT dbz.run('dbz_toast');
+SELECT dbz.toast('u', 3, 2) > 0, dbz.toast('u', 3, 3) > 0;
+SELECT dbz.run('dbz_toast');
+SELECT id, _version, big FROM dbz.toast_versioned_log ORDER BY id, _version;
 -- but it waits for an insert that could not be taken
 SELECT millrace.push('dbz_toast', dbz.envelope('c', NULL, '{"id":2,"n":"many","big":"new","j":null}'), key => '{"id":2}') > 0;
 SELECT dbz.run('dbz_toast');

@@ -175,54 +175,6 @@ of_source_table(const Evaluation *e, const MrStagingPlan *plan, const MrMessage 
 		   (topic == name || message->topic[topic - name - 1] == '.');
 }
 
-/*
- * Is the change, which is not whole, an update of an object that was deleted since?  Maps the key, by which the rest
- * of the change is completed.
- */
-static bool
-said_before(const Evaluation *e, const MrStaging *staging)
-{
-	const MrStagingPlan *plan = staging->plan;
-	bool whole = true;
-
-	for (int i = 0; i < staging->nkeys; i++)
-	{
-		map_column(e, staging, i, -1);
-		whole = whole && !plan->raw->tts_isnull[i];
-	}
-	return whole && e->known != NULL && e->document->op != NULL &&
-		   e->document->op[0] == MR_OP_UPDATE &&
-		   mr_unchanged_deleted(e->known[staging->ordinal], plan->raw->tts_values, e->message);
-}
-
-/*
- * Is the message of this staging table?  A delete may have no payload to judge by: only a route that is false
- * for it, by its topic for example, keeps it out.
- */
-static bool
-routed(const Evaluation *e, const MrStaging *staging, const MrMessage *message)
-{
-	const MrStagingPlan *plan = staging->plan;
-	bool isnull;
-	Datum value;
-
-	if (!of_source_table(e, plan, message))
-		return false;
-	if (plan->tombstone == MR_TOMBSTONE_IGNORE && e->document->deleted && e->document->op == NULL)
-		return false;
-	if (e->document->unchanged && said_before(e, staging))
-		return false;
-	if (plan->route == NULL)
-		return true;
-	for (int i = 0; i < plan->nmapped; i++)
-	{
-		if (plan->mapped[i].for_route && !plan->mapped[i].of_element)
-			map_column(e, staging, i, -1);
-	}
-	value = mr_expression_value(plan->route, plan->context, &isnull);
-	return isnull ? e->document->deleted : DatumGetBool(value);
-}
-
 /* One more version of the staging table. */
 static MrVersion *
 add_version(MrBatch *batch, MrStaged *staged)
@@ -283,6 +235,56 @@ map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 						errmsg("version %s lies further ahead than max_ahead allows",
 							   timestamptz_to_str(DatumGetTimestampTz(version->version))),
 						errdetail("It would win over every later version of its object.")));
+}
+
+/*
+ * Has the change, of which something was left out, come before?  Maps the key, by which the rest of it is completed.
+ */
+static bool
+said_before(const Evaluation *e, const MrStaging *staging)
+{
+	const MrStagingPlan *plan = staging->plan;
+	MrVersion version = {.message = e->message, .key = plan->raw->tts_values};
+
+	for (int i = 0; i < staging->nkeys; i++)
+	{
+		map_column(e, staging, i, -1);
+		if (plan->raw->tts_isnull[i])
+			return false;
+	}
+	if (e->known == NULL)
+		return false;
+	map_version(e, staging, &version);
+	return mr_unchanged_said_before(e->known[staging->ordinal], &version,
+									e->document->op != NULL && e->document->op[0] == MR_OP_UPDATE);
+}
+
+/*
+ * Is the message of this staging table?  A delete may have no payload to judge by: only a route that is false
+ * for it, by its topic for example, keeps it out.
+ */
+static bool
+routed(const Evaluation *e, const MrStaging *staging, const MrMessage *message)
+{
+	const MrStagingPlan *plan = staging->plan;
+	bool isnull;
+	Datum value;
+
+	if (!of_source_table(e, plan, message))
+		return false;
+	if (plan->tombstone == MR_TOMBSTONE_IGNORE && e->document->deleted && e->document->op == NULL)
+		return false;
+	if (e->document->unchanged && said_before(e, staging))
+		return false;
+	if (plan->route == NULL)
+		return true;
+	for (int i = 0; i < plan->nmapped; i++)
+	{
+		if (plan->mapped[i].for_route && !plan->mapped[i].of_element)
+			map_column(e, staging, i, -1);
+	}
+	value = mr_expression_value(plan->route, plan->context, &isnull);
+	return isnull ? e->document->deleted : DatumGetBool(value);
 }
 
 /* A row that fails an expectation goes to the dead letters alone. */
@@ -406,8 +408,7 @@ know_objects(Evaluation *e, MrPlan *extraction)
 					(i < staging->nkeys || !e->document->deleted))
 					map_column(e, staging, i, -1);
 			}
-			mr_unchanged_note(e->known[s], version->key, version->message, !e->document->unchanged,
-							  e->document->deleted);
+			mr_unchanged_note(e->known[s], version, !e->document->unchanged, e->document->deleted);
 		}
 	}
 	e->message = message;
@@ -499,10 +500,10 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 								   "as in [[\"$.id\", \"$key\"], \"bigint\"].")));
 		version->key[i] = plan->raw->tts_values[i];
 	}
-	if (e->known != NULL)
-		mr_unchanged_note(e->known[staging->ordinal], version->key, message,
-						  !e->document->unchanged, e->document->deleted);
 	map_version(e, staging, version);
+	if (e->known != NULL)
+		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
+						  e->document->deleted);
 	if (plan->version == NULL)
 		version->digest = message->place;
 	else

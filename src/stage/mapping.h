@@ -156,11 +156,11 @@ extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging
 extern Datum mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message,
 								int column, bool *isnull);
 
-/* Is the object deleted, as far as is known?  Then a change that is not whole came once before. */
-extern bool mr_unchanged_deleted(MrUnchanged *objects, Datum *key, const MrMessage *message);
+/* Has the change, of which something was left out, come before, as far as is known of its object? */
+extern bool mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update);
 
-/* Notes what the message, which is mapped in the raw row, tells of its object. */
-extern void mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole,
+/* Notes what a version, which is mapped in the raw row, tells of its object. */
+extern void mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole,
 							  bool deleted);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */

@@ -7,8 +7,8 @@
  * filtered out), or a column whose staged value is a computed one, cannot be known: the change becomes a dead letter.
  * While a change of an object waits among the dead letters, those after it which are not whole wait, too (C10).
  *
- * An update of an object that is known as deleted is one that is delivered once more: its delete comes once more, too, or
- * has been the last word.  What it lacks is gone, and it says nothing.
+ * A change that is delivered once more may lack what has become something else since: it says nothing when its version
+ * is no newer than what is remembered, or, in the source's own order, when it updates an object that was deleted.
  */
 #include "postgres.h"
 
@@ -28,6 +28,9 @@ typedef struct Known
 	Datum *key;
 	MrMessage *whole; /* the last message that needed nothing else, or NULL */
 	bool deleted; /* by the last message */
+	Datum version; /* of that one */
+	bool version_null;
+	int64 position; /* in the source's own order */
 	bool *known; /* by mapped column */
 	Datum *values;
 	bool *nulls;
@@ -40,7 +43,7 @@ struct MrUnchanged
 	RBTree *objects;
 	MrStatement *staged_row; /* made when it is needed first */
 	MrStatement *waiting;
-	MrStatement *deleted;
+	MrStatement *remembered;
 	int *columns; /* by column of staged_row: the mapped column */
 	int ncolumns;
 	bool letters; /* are there open ones at all? */
@@ -111,6 +114,7 @@ add_object(MrUnchanged *objects, Datum *key)
 
 	object->key = palloc(sizeof(Datum) * objects->staging->nkeys);
 	memcpy(object->key, key, sizeof(Datum) * objects->staging->nkeys);
+	object->version_null = true;
 	object->known = palloc0(nmapped);
 	object->values = palloc0(sizeof(Datum) * nmapped);
 	object->nulls = palloc0(nmapped);
@@ -275,55 +279,73 @@ failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *
 	return false;
 }
 
-/* Is the object remembered as one that was deleted?  And by which message, where the source's own order tells. */
-static bool
-remembered_as_deleted(MrUnchanged *objects, Datum *key, int64 *position)
+/* What the table of objects has of the object; NULL when it has never come. */
+static Known *
+remember(MrUnchanged *objects, Datum *key)
 {
 	const MrStaging *staging = objects->staging;
+	const MrStagingPlan *plan = staging->plan;
+	Known *object = NULL;
 	MrRunAs saved;
-	bool deleted;
 	bool isnull;
 
-	if (objects->deleted == NULL)
+	if (objects->remembered == NULL)
 	{
 		Oid *types = palloc(sizeof(Oid) * staging->nkeys);
 		StringInfoData sql;
 
 		initStringInfo(&sql);
-		appendStringInfo(&sql, "SELECT %s FROM millrace_state.object_%d WHERE flags & 1 <> 0",
-						 staging->plan->version == NULL ? "version" : "0::bigint", staging->id);
+		appendStringInfo(&sql, "SELECT flags & 1 <> 0, version FROM millrace_state.object_%d",
+						 staging->id);
 		for (int k = 0; k < staging->nkeys; k++)
 		{
 			types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
-			appendStringInfo(&sql, " AND k%d = $%d", k + 1, k + 1);
+			appendStringInfo(&sql, "%s k%d = $%d", k > 0 ? " AND" : " WHERE", k + 1, k + 1);
 		}
-		objects->deleted = mr_statement_create(sql.data, staging->nkeys, types);
+		objects->remembered = mr_statement_create(sql.data, staging->nkeys, types);
 	}
 	mr_run_as(&saved, mr_extension_owner());
-	deleted = mr_statement_run(objects->deleted, key, NULL) > 0;
-	if (deleted)
-		*position = DatumGetInt64(mr_sql_value(0, 1, &isnull));
+	if (mr_statement_run(objects->remembered, key, NULL) > 0)
+	{
+		object = palloc0(sizeof(Known));
+		object->deleted = DatumGetBool(mr_sql_value(0, 1, &isnull));
+		object->version = mr_sql_value(0, 2, &object->version_null);
+		if (!object->version_null)
+			object->version = datumCopy(object->version, plan->version_by_value,
+										plan->version_length);
+		object->position = plan->version == NULL ? DatumGetInt64(object->version) : 0;
+	}
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
-	return deleted;
+	return object;
 }
 
 bool
-mr_unchanged_deleted(MrUnchanged *objects, Datum *key, const MrMessage *message)
+mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update)
 {
-	Known unknown = {.key = key};
-	Known *object = find_object(objects, key);
-	int64 position;
+	static const Known unknown;
+	MrStagingPlan *plan = objects->staging->plan;
+	const MrMessage *message = version->message;
+	const Known *object = find_object(objects, version->key);
 
 	/* An insert that waits among the dead letters has made it anew. */
 	if (failed_before(objects, object != NULL ? object : &unknown, message))
 		return false;
-	if (object != NULL)
-		return object->deleted;
-	if (objects->staged_row == NULL)
-		prepare(objects);
-	return remembered_as_deleted(objects, key, &position) &&
-		   !(objects->letters && message->key != NULL && letter_waits(objects, message, position));
+	if (object == NULL)
+	{
+		object = remember(objects, version->key);
+		if (object == NULL)
+			return false;
+		if (objects->staged_row == NULL)
+			prepare(objects);
+		if (objects->letters && message->key != NULL &&
+			letter_waits(objects, message, object->position))
+			return false;
+	}
+	if (plan->version == NULL)
+		return update && object->deleted;
+	return ApplySortComparator(version->version, version->version_null, object->version,
+							   object->version_null, &plan->version_sort) <= 0;
 }
 
 Datum
@@ -355,16 +377,23 @@ mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, i
 }
 
 void
-mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole, bool deleted)
+mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bool deleted)
 {
 	const MrStagingPlan *plan = objects->staging->plan;
-	Known *object = find_object(objects, key);
+	Known *object = find_object(objects, version->key);
 
 	if (object == NULL)
-		object = add_object(objects, key);
+		object = add_object(objects, version->key);
+	/* One that comes late tells nothing of those that are newer. */
+	if (plan->version != NULL &&
+		ApplySortComparator(version->version, version->version_null, object->version,
+							object->version_null, &objects->staging->plan->version_sort) < 0)
+		return;
 	if (whole)
-		object->whole = message;
+		object->whole = version->message;
 	object->deleted = deleted;
+	object->version = version->version;
+	object->version_null = version->version_null;
 	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)
 	{
 		object->known[i] = !deleted && !plan->mapped[i].of_element;
