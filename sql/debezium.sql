@@ -30,6 +30,7 @@ CREATE VIEW dbz.letters AS SELECT coalesce(staging, '(all)') AS staging, sqlstat
 SELECT millrace.create_stream('dbz', format => 'debezum');
 SELECT millrace.create_stream('dbz', format => 'debezium');
 SELECT millrace.create_staging('dbz.versioned', stream => 'dbz', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]');
+SELECT millrace.create_staging('dbz.versioned', stream => 'dbz', key => '{"id": ["$.id", "bigint"]}', version => '["$source.ts_ms", "timestamptz", "ms"]');
 SELECT millrace.create_staging('dbz.versioned', stream => 'dbz', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]', tombstone => 'ignor');
 SELECT millrace.create_staging('dbz.orders', stream => 'dbz', source_table => 'public.orders', payload => 'none', log => true, key => '{"id": ["$.id", "bigint"]}',
   columns => '{"status": "$.status", "total": ["$.total", "numeric(12,2)"], "was": "$before.status", "op": "$op", "tab": "$table", "lsn": ["$source.lsn", "bigint"]}');

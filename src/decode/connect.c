@@ -33,23 +33,23 @@
 #define INFINITE "9223372036825200000"
 #define MINUS_INFINITE "-9223372036832400000"
 
+/* Where a schema says what its fields are. */
+typedef struct FieldSlots
+{
+	int scope;
+	MrSlot field; /* its name */
+	MrSlot type;
+	MrSlot type_name;
+	MrSlot scale;
+	MrSlot length;
+} FieldSlots;
+
 struct MrConnect
 {
-	/* Of schemas: the fields, and the fields within them. */
 	MrPlan *schemas;
-	int fields;
-	int nested;
-	MrSlot field;
-	MrSlot type;
-	MrSlot name;
-	MrSlot scale;
-	MrSlot bits;
+	FieldSlots fields;
+	FieldSlots nested; /* those within them */
 	MrSlot around; /* of a nested field: the name of the one that it is in */
-	MrSlot nested_field;
-	MrSlot nested_type;
-	MrSlot nested_name;
-	MrSlot nested_scale;
-	MrSlot nested_bits;
 
 	/* Of decimals that come with their scale. */
 	MrPlan *decimals;
@@ -67,6 +67,21 @@ value_is(const MrValue *value, const char *text)
 		   memcmp(value->text, text, length) == 0;
 }
 
+/* The slots of a schema's fields. */
+static FieldSlots
+field_slots(MrPlan *plan, const char *fields)
+{
+	FieldSlots slots;
+
+	slots.scope = mr_plan_scope(plan, mr_path_parse(fields));
+	slots.field = mr_plan_slot(plan, slots.scope, mr_path_parse("@.field"));
+	slots.type = mr_plan_slot(plan, slots.scope, mr_path_parse("@.type"));
+	slots.type_name = mr_plan_slot(plan, slots.scope, mr_path_parse("@.name"));
+	slots.scale = mr_plan_slot(plan, slots.scope, mr_path_parse("@.parameters.scale"));
+	slots.length = mr_plan_slot(plan, slots.scope, mr_path_parse("@.parameters.length"));
+	return slots;
+}
+
 /* Makes ready what reads types. */
 MrConnect *
 mr_connect_create(void)
@@ -74,21 +89,10 @@ mr_connect_create(void)
 	MrConnect *connect = palloc0(sizeof(MrConnect));
 
 	connect->schemas = mr_plan_create();
-	connect->fields = mr_plan_scope(connect->schemas, mr_path_parse("$.fields[*]"));
-	connect->nested = mr_plan_scope(connect->schemas, mr_path_parse("$.fields[*].fields[*]"));
-#define SLOT(scope, path) mr_plan_slot(connect->schemas, connect->scope, mr_path_parse(path))
-	connect->field = SLOT(fields, "@.field");
-	connect->type = SLOT(fields, "@.type");
-	connect->name = SLOT(fields, "@.name");
-	connect->scale = SLOT(fields, "@.parameters.scale");
-	connect->bits = SLOT(fields, "@.parameters.length");
-	connect->around = SLOT(nested, "@@.field");
-	connect->nested_field = SLOT(nested, "@.field");
-	connect->nested_type = SLOT(nested, "@.type");
-	connect->nested_name = SLOT(nested, "@.name");
-	connect->nested_scale = SLOT(nested, "@.parameters.scale");
-	connect->nested_bits = SLOT(nested, "@.parameters.length");
-#undef SLOT
+	connect->fields = field_slots(connect->schemas, "$.fields[*]");
+	connect->nested = field_slots(connect->schemas, "$.fields[*].fields[*]");
+	connect->around = mr_plan_slot(connect->schemas, connect->nested.scope,
+								   mr_path_parse("@@.field"));
 	connect->decimals = mr_plan_create();
 	connect->decimal_scale = mr_plan_slot(connect->decimals, MR_SCOPE_MESSAGE,
 										  mr_path_parse("$.scale"));
@@ -104,9 +108,9 @@ read_parameter(const MrValue *value)
 	return mr_value_is_null(value) ? 0 : atoi(pnstrdup(value->text, Min(value->length, 9)));
 }
 
-/* The type that a schema names. */
+/* The type of one of a schema's fields. */
 static MrConnectType
-read_type(const MrValue *type, const MrValue *name, const MrValue *scale, const MrValue *bits)
+read_type(const MrDocument *document, const FieldSlots *slots, int n)
 {
 	static const struct
 	{
@@ -128,10 +132,12 @@ read_type(const MrValue *type, const MrValue *name, const MrValue *scale, const 
 		{"org.apache.kafka.connect.data.Timestamp", {MR_CONNECT_TIMESTAMP, MR_UNIT_MILLISECONDS}},
 		{"org.apache.kafka.connect.data.Decimal", {MR_CONNECT_DECIMAL, 0}},
 	};
+	const MrValue *name = mr_document_value(document, slots->scope, n, slots->type_name);
 	MrConnectType result = {MR_CONNECT_PLAIN, 0};
 	int i;
 
-	if (mr_value_is_null(name) && value_is(type, "bytes"))
+	if (mr_value_is_null(name) &&
+		value_is(mr_document_value(document, slots->scope, n, slots->type), "bytes"))
 		result.kind = MR_CONNECT_BYTES;
 	for (i = 0; i < lengthof(names); i++)
 	{
@@ -139,24 +145,27 @@ read_type(const MrValue *type, const MrValue *name, const MrValue *scale, const 
 			result = names[i].type;
 	}
 	if (result.kind == MR_CONNECT_DECIMAL)
-		result.parameter = read_parameter(scale);
+		result.parameter =
+			read_parameter(mr_document_value(document, slots->scope, n, slots->scale));
 	if (result.kind == MR_CONNECT_BITS)
-		result.parameter = read_parameter(bits);
+		result.parameter =
+			read_parameter(mr_document_value(document, slots->scope, n, slots->length));
 	return result;
 }
 
-/* Adds a field to a struct, unless it is plain. */
+/* Adds one of a schema's fields to a row, unless it is plain. */
 static void
-add_field(MrConnectStruct *fields, const MrValue *name, MrConnectType type)
+add_field(MrConnectStruct *row, const MrDocument *document, const FieldSlots *slots, int n)
 {
+	const MrValue *name = mr_document_value(document, slots->scope, n, slots->field);
+	MrConnectType type = read_type(document, slots, n);
 	MrConnectField *field;
 
 	if (type.kind == MR_CONNECT_PLAIN || name->kind != MR_STRING)
 		return;
-	fields->fields = fields->fields
-						 ? repalloc(fields->fields, (fields->nfields + 1) * sizeof(MrConnectField))
-						 : palloc(sizeof(MrConnectField));
-	field = &fields->fields[fields->nfields++];
+	row->fields = row->fields ? repalloc(row->fields, (row->nfields + 1) * sizeof(MrConnectField))
+							  : palloc(sizeof(MrConnectField));
+	field = &row->fields[row->nfields++];
 	field->name = pnstrdup(name->text, name->length);
 	field->length = name->length;
 	field->type = type;
@@ -174,19 +183,14 @@ mr_connect_schema_read(MrConnect *connect, const char *text, int length)
 	message.value = (char *) text;
 	message.value_length = length;
 	document = mr_plan_run(connect->schemas, &message);
-#define VALUE(scope, slot) mr_document_value(document, connect->scope, i, connect->slot)
-	for (i = 0; i < mr_document_elements(document, connect->nested); i++)
+	for (i = 0; i < mr_document_elements(document, connect->nested.scope); i++)
 	{
-		if (value_is(VALUE(nested, around), "after"))
-			add_field(row, VALUE(nested, nested_field),
-					  read_type(VALUE(nested, nested_type), VALUE(nested, nested_name),
-								VALUE(nested, nested_scale), VALUE(nested, nested_bits)));
+		if (value_is(mr_document_value(document, connect->nested.scope, i, connect->around),
+					 "after"))
+			add_field(row, document, &connect->nested, i);
 	}
-	for (i = 0; i < mr_document_elements(document, connect->fields); i++)
-		add_field(row, VALUE(fields, field),
-				  read_type(VALUE(fields, type), VALUE(fields, name), VALUE(fields, scale),
-							VALUE(fields, bits)));
-#undef VALUE
+	for (i = 0; i < mr_document_elements(document, connect->fields.scope); i++)
+		add_field(row, document, &connect->fields, i);
 	return row;
 }
 

@@ -36,12 +36,23 @@
 #define MAX_SCHEMA_SIZE (256 * 1024)
 
 /* What stands for a value that was not sent: of a text, of bytes, of an array of texts or of numbers. */
-static const char *const placeholders[] = {
-	"__debezium_unavailable_value",
-	"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==",
-	"[\"__debezium_unavailable_value\"]",
-	"[95,95,100,101,98,101,122,105,117,109,95,117,110,97,118,97,105,108,97,98,108,101,95,118,97,"
-	"108,117,101]",
+typedef struct Placeholder
+{
+	const char *text;
+	int length;
+} Placeholder;
+
+#define PLACEHOLDER(text) \
+	{ \
+		text, sizeof(text) - 1 \
+	}
+
+static const Placeholder placeholders[] = {
+	PLACEHOLDER("__debezium_unavailable_value"),
+	PLACEHOLDER("X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="),
+	PLACEHOLDER("[\"__debezium_unavailable_value\"]"),
+	PLACEHOLDER("[95,95,100,101,98,101,122,105,117,109,95,117,110,97,118,97,105,108,97,98,108,101,"
+				"95,118,97,108,117,101]"),
 };
 
 /* The parts of a message that say what it is. */
@@ -203,9 +214,9 @@ mr_debezium_prepare(MrPlan *plan)
 	debezium->nschemas = 0;
 }
 
-/* Reads what a schema says of the columns that are asked for; in the current memory context. */
+/* Reads what a schema says of the columns that are asked for, into a memory context. */
 static void
-read_schema(MrDebezium *debezium, Schema *schema, const MrValue *text)
+read_schema(MrDebezium *debezium, Schema *schema, const MrValue *text, MemoryContext context)
 {
 	MrConnectStruct *row = mr_connect_schema_read(debezium->connect, text->text, text->length);
 	int i;
@@ -214,7 +225,8 @@ read_schema(MrDebezium *debezium, Schema *schema, const MrValue *text)
 	for (i = 0; i < lengthof(row_roots); i++)
 	{
 		const Columns *columns = &debezium->columns[row_roots[i]];
-		MrConnectType *types = palloc(Max(columns->count, 1) * sizeof(MrConnectType));
+		MrConnectType *types = MemoryContextAlloc(context,
+												  Max(columns->count, 1) * sizeof(MrConnectType));
 
 		for (j = 0; j < columns->count; j++)
 			types[j] = mr_connect_field_type(row, columns->columns[j].node->name,
@@ -252,13 +264,12 @@ learn_schema(MrDebezium *debezium, const char *text, int length, const MrValue *
 	bool last = payload->text > schema_text->text &&
 				payload->text + payload->length == text + length - 1;
 	int prefix = payload->text - text;
-	MemoryContext caller;
 	Schema *schema;
 
 	if (!last || prefix > MAX_SCHEMA_SIZE)
 	{
 		schema = palloc0(sizeof(Schema));
-		read_schema(debezium, schema, schema_text);
+		read_schema(debezium, schema, schema_text, CurrentMemoryContext);
 		return schema;
 	}
 	if (debezium->nschemas == MAX_SCHEMAS)
@@ -267,21 +278,12 @@ learn_schema(MrDebezium *debezium, const char *text, int length, const MrValue *
 		debezium->nschemas = 0;
 	}
 	schema = &debezium->schemas[debezium->nschemas];
-	caller = MemoryContextSwitchTo(debezium->context);
+	read_schema(debezium, schema, schema_text, debezium->context);
 	schema->length = prefix;
-	schema->prefix = palloc(prefix);
+	schema->prefix = MemoryContextAlloc(debezium->context, prefix);
 	memcpy(schema->prefix, text, prefix);
-	read_schema(debezium, schema, schema_text);
-	MemoryContextSwitchTo(caller);
 	debezium->last = debezium->nschemas++;
 	return schema;
-}
-
-/* Is it what JSON takes for white space? */
-static inline bool
-is_space(char c)
-{
-	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
 }
 
 /* Is the text an object that begins with a member of that name? */
@@ -291,11 +293,11 @@ begins_with(const char *text, int length, const char *name)
 	const char *end = text + length;
 	int name_length = strlen(name);
 
-	while (text < end && is_space(*text))
+	while (text < end && mr_json_space(*text))
 		text++;
 	if (text == end || *text++ != '{')
 		return false;
-	while (text < end && is_space(*text))
+	while (text < end && mr_json_space(*text))
 		text++;
 	return end - text > name_length + 2 && text[0] == '"' &&
 		   memcmp(text + 1, name, name_length) == 0 && text[name_length + 1] == '"';
@@ -386,8 +388,8 @@ is_placeholder(const MrValue *value)
 
 	for (i = 0; i < lengthof(placeholders); i++)
 	{
-		if (value->length == strlen(placeholders[i]) &&
-			memcmp(value->text, placeholders[i], value->length) == 0)
+		if (value->length == placeholders[i].length &&
+			memcmp(value->text, placeholders[i].text, value->length) == 0)
 			return value->kind == MR_STRING || value->kind == MR_CONTAINER;
 	}
 	return false;
@@ -517,9 +519,25 @@ is_only_member(const MrValue *whole, const MrValue *value, const char *name)
 
 	if (value->kind != MR_NUMBER || !begins_with(whole->text, whole->length, name))
 		return false;
-	while (rest < end && is_space(*rest))
+	while (rest < end && mr_json_space(*rest))
 		rest++;
 	return rest == end - 1;
+}
+
+/* Does the message carry no row? */
+static bool
+is_no_change(const MrValue *parts, bool envelope)
+{
+	const MrValue *op = &parts[PART_OP];
+
+	/* A message of the application. */
+	if (envelope)
+		return op->kind == MR_STRING && op->length == 1 && op->text[0] == 'm';
+	/* A change of a schema, the begin or end of a transaction, a heartbeat. */
+	return (is_object(&parts[PART_SOURCE]) && parts[PART_TABLE_CHANGES].kind != MR_ABSENT) ||
+		   (parts[PART_EVENT_COUNT].kind != MR_ABSENT &&
+			parts[PART_DATA_COLLECTIONS].kind != MR_ABSENT) ||
+		   is_only_member(&parts[PART_WHOLE], &parts[PART_TS_MS], "ts_ms");
 }
 
 /* Takes an envelope's rows out, and says what the change is. */
@@ -564,6 +582,13 @@ walk_unwrapped(MrPlan *plan, MemoryContext result, const MrValue *parts, const P
 	walk_row(plan, result, MR_ROOT_VALUE, "value", value->text, value->length, value->schema);
 }
 
+/* A part as a text in the current memory context; the other one, when there is no such part. */
+static char *
+either_text(const MrValue *parts, Part part, Part other)
+{
+	return part_text(&parts[mr_value_is_null(&parts[part]) ? other : part]);
+}
+
 /* Takes out of a value what it says, and of what kind it is. */
 static void
 walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const Payload *value,
@@ -585,30 +610,18 @@ walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const P
 	envelope = is_object(&parts[PART_SOURCE]) &&
 			   (parts[PART_OP].kind != MR_ABSENT || parts[PART_BEFORE].kind != MR_ABSENT ||
 				parts[PART_AFTER].kind != MR_ABSENT);
-	/* A message of the application, a change of a schema, the begin or end of a transaction, a heartbeat. */
-	plan->ignored = (envelope && parts[PART_OP].length == 1 && parts[PART_OP].text[0] == 'm') ||
-					(!envelope && is_object(&parts[PART_SOURCE]) &&
-					 parts[PART_TABLE_CHANGES].kind != MR_ABSENT) ||
-					(parts[PART_EVENT_COUNT].kind != MR_ABSENT &&
-					 parts[PART_DATA_COLLECTIONS].kind != MR_ABSENT) ||
-					is_only_member(&parts[PART_WHOLE], &parts[PART_TS_MS], "ts_ms");
+	plan->ignored = is_no_change(parts, envelope);
 	if (plan->ignored)
 		return;
 
 	caller = MemoryContextSwitchTo(result);
-	if (envelope)
-		plan->table = table_name(part_text(parts[PART_SOURCE_SCHEMA].kind == MR_STRING
-											   ? &parts[PART_SOURCE_SCHEMA]
-											   : &parts[PART_SOURCE_DB]),
-								 part_text(&parts[PART_SOURCE_TABLE]), message->topic);
-	else
-		plan->table = table_name(part_text(parts[PART_UNWRAPPED_SCHEMA].kind == MR_STRING
-											   ? &parts[PART_UNWRAPPED_SCHEMA]
-											   : &parts[PART_UNWRAPPED_SOURCE_SCHEMA]),
-								 part_text(parts[PART_UNWRAPPED_TABLE].kind == MR_STRING
-											   ? &parts[PART_UNWRAPPED_TABLE]
-											   : &parts[PART_UNWRAPPED_SOURCE_TABLE]),
-								 message->topic);
+	plan->table =
+		envelope
+			? table_name(either_text(parts, PART_SOURCE_SCHEMA, PART_SOURCE_DB),
+						 part_text(&parts[PART_SOURCE_TABLE]), message->topic)
+			: table_name(either_text(parts, PART_UNWRAPPED_SCHEMA, PART_UNWRAPPED_SOURCE_SCHEMA),
+						 either_text(parts, PART_UNWRAPPED_TABLE, PART_UNWRAPPED_SOURCE_TABLE),
+						 message->topic);
 	MemoryContextSwitchTo(caller);
 	if (envelope)
 		walk_envelope(plan, result, parts, value->schema, key);

@@ -98,6 +98,13 @@ mr_name_tag(const char *name, int length)
 		   (unsigned char) name[length - 1];
 }
 
+/* Is it what JSON takes for white space? */
+static inline bool
+mr_json_space(char c)
+{
+	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
 /* What stands before an unescaped text: the JSON that it was. */
 typedef struct MrUnescaped
 {

@@ -447,13 +447,6 @@ check_encoding(WalkContext *context, const char *text, int length)
 	}
 }
 
-/* Is it what JSON takes for white space? */
-static inline bool
-is_space(char c)
-{
-	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
 /* Walks over one JSON text from a root of the trie. */
 static void
 walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, int length,
@@ -465,9 +458,9 @@ walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, in
 	const char *end = text + length;
 	MrFrame *frame;
 
-	while (start < end && is_space(*start))
+	while (start < end && mr_json_space(*start))
 		start++;
-	while (start < end && is_space(end[-1]))
+	while (start < end && mr_json_space(end[-1]))
 		end--;
 	walk.plan = plan;
 	walk.result = result;

@@ -349,8 +349,8 @@ BEGIN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
     definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, source_table, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
-    IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition #>> '{version,type}' <> 'timestamp with time zone' THEN
-        RAISE EXCEPTION 'what does a tombstone mean for %? Its time cannot be compared with a version of type %', qualified, definition #>> '{version,type}'
+    IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition -> 'version' ->> 'paths' <> '["$timestamp"]' THEN
+        RAISE EXCEPTION 'what does a tombstone mean for %? Its time is the topic''s, and cannot be compared with the version', qualified
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'Give tombstone => ''ignore'' when a delete comes as a message of its own, as Debezium sends it, or ''always'' when the tombstone is all that comes of it.';
     END IF;
