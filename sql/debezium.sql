@@ -257,6 +257,14 @@ SELECT millrace.push('dbz_payload', dbz.envelope('c', NULL, '{"id":1}')) > 0;
 SELECT dbz.run('dbz_payload');
 SELECT payload ->> 'op', payload #>> '{after,id}' FROM dbz.payload_json UNION ALL SELECT payload ->> 'op', payload #>> '{after,id}' FROM dbz.payload_jsonb;
 
+-- a tombstone that says nothing, and one that is all that comes of a delete
+SELECT millrace.create_staging('dbz.ignored', stream => 'dbz_payload', payload => 'none', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]', tombstone => 'ignore');
+SELECT millrace.create_staging('dbz.always', stream => 'dbz_payload', payload => 'none', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]', tombstone => 'always');
+SELECT count(millrace.push('dbz_payload', value, key => '{"id":1}')) FROM (VALUES (dbz.envelope('c', NULL, '{"id":1}')), (NULL), (dbz.envelope('d', '{"id":1}', NULL, '"lsn":2')), (NULL), (dbz.envelope('c', NULL, '{"id":1}', '"lsn":3')), (NULL)) v (value);
+SELECT dbz.run('dbz_payload');
+SELECT 'ignored', id, _version FROM dbz.ignored UNION ALL SELECT 'always', id, _version FROM dbz.always UNION ALL SELECT 'own order', id, _version FROM dbz.payload_json;
+SELECT * FROM dbz.letters;
+
 SET client_min_messages = error;
 DO $$ BEGIN PERFORM millrace.drop_stream(name, cascade => true) FROM millrace.stream WHERE name LIKE 'dbz%'; END $$;
 DROP SCHEMA dbz CASCADE;
