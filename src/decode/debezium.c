@@ -334,7 +334,7 @@ open_payload(MrDebezium *debezium, const char *text, int length)
 	{
 		payload.text += payload.schema->length;
 		payload.length -= payload.schema->length + 1;
-		if (payload.text[0] == 'n')
+		if (payload.length == 4 && memcmp(payload.text, "null", 4) == 0)
 			payload.text = NULL;
 		return payload;
 	}
@@ -438,21 +438,31 @@ finish_row(MrPlan *plan, MemoryContext result, MrRoot root, const Schema *schema
 
 /* Takes a row out of the message. */
 static void
-walk_row(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, const char *text,
-		 int length, const Schema *schema)
+walk_row(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, const Payload *row)
 {
 	if (!plan->roots[root])
 		return;
-	mr_walk_json(plan, result, root, part, text, length);
-	finish_row(plan, result, root, schema);
+	mr_walk_json(plan, result, root, part, row->text, row->length);
+	finish_row(plan, result, root, row->schema);
+}
+
+/* The row that a part of the message is. */
+static Payload
+part_row(const MrValue *part, const Payload *around)
+{
+	Payload row = {part->text, part->length, around->schema};
+
+	return row;
 }
 
 /* Takes the row of a delete out of the key; a key that is no object has no columns. */
 static void
-walk_key_as_row(MrPlan *plan, MemoryContext result, const Payload *key)
+walk_key_as_row(MrPlan *plan, MemoryContext result, const MrMessage *message)
 {
-	if (key->text && key->length > 0 && key->text[0] == '{')
-		walk_row(plan, result, MR_ROOT_VALUE, "key", key->text, key->length, key->schema);
+	Payload key = open_payload(plan->debezium, message->key, message->key_length);
+
+	if (key.text && key.length > 0 && key.text[0] == '{')
+		walk_row(plan, result, MR_ROOT_VALUE, "key", &key);
 }
 
 /* A part of the message as a text in the current memory context, or NULL. */
@@ -542,30 +552,30 @@ is_no_change(const MrValue *parts, bool envelope)
 
 /* Takes an envelope's rows out, and says what the change is. */
 static void
-walk_envelope(MrPlan *plan, MemoryContext result, const MrValue *parts, const Schema *schema,
-			  const Payload *key)
+walk_envelope(MrPlan *plan, MemoryContext result, const MrMessage *message, const MrValue *parts,
+			  const Payload *value)
 {
-	const MrValue *before = &parts[PART_BEFORE];
-	const MrValue *row = &parts[PART_AFTER];
+	const MrValue *source = &parts[PART_SOURCE];
+	Payload before = part_row(&parts[PART_BEFORE], value);
+	Payload after = part_row(&parts[PART_AFTER], value);
 
 	plan->op = operation(&parts[PART_OP]);
 	plan->deleted = plan->op[0] == MR_OP_DELETE;
-	if (plan->deleted)
-		row = before;
-	if (is_object(row))
-		walk_row(plan, result, MR_ROOT_VALUE, "value", row->text, row->length, schema);
-	else if (!plan->deleted)
+	if (!plan->deleted && !is_object(&parts[PART_AFTER]))
 		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
 						errmsg("change of operation \"%s\" has no row after it",
 							   part_text(&parts[PART_OP])),
 						errdetail("Its member \"after\" is missing, or no object.")));
+	if (!plan->deleted)
+		walk_row(plan, result, MR_ROOT_VALUE, "value", &after);
+	else if (is_object(&parts[PART_BEFORE]))
+		walk_row(plan, result, MR_ROOT_VALUE, "value", &before);
 	else
-		walk_key_as_row(plan, result, key);
-	if (is_object(before))
-		walk_row(plan, result, MR_ROOT_BEFORE, "value", before->text, before->length, schema);
+		walk_key_as_row(plan, result, message);
+	if (is_object(&parts[PART_BEFORE]))
+		walk_row(plan, result, MR_ROOT_BEFORE, "value", &before);
 	if (plan->roots[MR_ROOT_SOURCE])
-		mr_walk_json(plan, result, MR_ROOT_SOURCE, "value", parts[PART_SOURCE].text,
-					 parts[PART_SOURCE].length);
+		mr_walk_json(plan, result, MR_ROOT_SOURCE, "value", source->text, source->length);
 }
 
 /* Takes the row out of a message that is one, beside some members of Debezium's. */
@@ -579,7 +589,7 @@ walk_unwrapped(MrPlan *plan, MemoryContext result, const MrValue *parts, const P
 	if (deleted->length == 4 && memcmp(deleted->text, "true", 4) == 0)
 		plan->op = "D";
 	plan->deleted = plan->op && plan->op[0] == MR_OP_DELETE;
-	walk_row(plan, result, MR_ROOT_VALUE, "value", value->text, value->length, value->schema);
+	walk_row(plan, result, MR_ROOT_VALUE, "value", value);
 }
 
 /* A part as a text in the current memory context; the other one, when there is no such part. */
@@ -591,8 +601,7 @@ either_text(const MrValue *parts, Part part, Part other)
 
 /* Takes out of a value what it says, and of what kind it is. */
 static void
-walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const Payload *value,
-		   const Payload *key)
+walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const Payload *value)
 {
 	MrDebezium *debezium = plan->debezium;
 	MrDocument *document = find_parts(debezium->parts, value->text, value->length);
@@ -624,7 +633,7 @@ walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const P
 						 message->topic);
 	MemoryContextSwitchTo(caller);
 	if (envelope)
-		walk_envelope(plan, result, parts, value->schema, key);
+		walk_envelope(plan, result, message, parts, value);
 	else
 		walk_unwrapped(plan, result, parts, value);
 }
@@ -633,12 +642,11 @@ walk_value(MrPlan *plan, MemoryContext result, const MrMessage *message, const P
 void
 mr_debezium_walk(MrPlan *plan, MemoryContext result, const MrMessage *message)
 {
-	MrDebezium *debezium = plan->debezium;
-	Payload value = open_payload(debezium, message->value, message->value_length);
-	Payload key = open_payload(debezium, message->key, message->key_length);
+	Payload value = open_payload(plan->debezium, message->value, message->value_length);
+	Payload key;
 
 	if (value.text)
-		walk_value(plan, result, message, &value, &key);
+		walk_value(plan, result, message, &value);
 	else
 	{
 		MemoryContext caller = MemoryContextSwitchTo(result);
@@ -646,8 +654,11 @@ mr_debezium_walk(MrPlan *plan, MemoryContext result, const MrMessage *message)
 		plan->table = table_name(NULL, NULL, message->topic);
 		plan->deleted = true;
 		MemoryContextSwitchTo(caller);
-		walk_key_as_row(plan, result, &key);
+		walk_key_as_row(plan, result, message);
 	}
-	if (key.text && !plan->ignored)
-		walk_row(plan, result, MR_ROOT_KEY, "key", key.text, key.length, key.schema);
+	if (!plan->roots[MR_ROOT_KEY] || plan->ignored)
+		return;
+	key = open_payload(plan->debezium, message->key, message->key_length);
+	if (key.text)
+		walk_row(plan, result, MR_ROOT_KEY, "key", &key);
 }

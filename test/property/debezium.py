@@ -66,9 +66,9 @@ def outcome(cursor, stream, positions):
     """By message: what was logged of it, and why it was refused."""
     found = {}
     for table in (stream, stream + '_items'):
-        cursor.execute(f"SELECT _position, to_jsonb(r) - '{{_loaded_at,_position,_version,payload}}'::text[] FROM p.{table}_log r ORDER BY _position, _rows")
+        cursor.execute(f"SELECT _position, to_json(r)::text FROM p.{table}_log r ORDER BY _position, _rows")
         for position, row in cursor:
-            found.setdefault(position, []).append(row)
+            found.setdefault(position, []).append({name: value for name, value in json.loads(row).items() if name not in ('_loaded_at', '_position', '_version')})
     cursor.execute("SELECT position, staging, sqlstate, message FROM millrace.dead_letter WHERE stream = %s ORDER BY position, staging", (stream,))
     for position, staging, *reason in cursor:
         found.setdefault(position, []).append((staging and staging.replace(stream, 's'), *(part.replace(stream, 's') for part in reason)))
@@ -102,7 +102,7 @@ def main():
                 cursor.execute("SELECT millrace.run_stream('cold')")
             cursor.execute("SELECT * FROM millrace.run_stream('warm')")
             warm, cold = (outcome(cursor, stream, positions[stream]) for stream in positions)
-            cursor.execute('SELECT count(*), count(payload::jsonb) FROM p.warm_log')
+            cursor.execute('SELECT count(*), count(json_strip_nulls(payload)) FROM p.warm_log')
             staged = cursor.fetchone()
             cursor.execute("SELECT count(*) FROM millrace.dead_letter WHERE stream = 'warm'")
             letters = cursor.fetchone()[0]
