@@ -245,7 +245,7 @@ SELECT layer, relation, change FROM millrace.preview('dbz_ddl', payload => dbz.e
 SELECT count(*) FROM millrace.preview('dbz_ddl', payload => '{"ts_ms":1}');
 
 -- schemas come and go, more than are remembered
-SELECT count(dbz.ddl(format('{"type":"int32","name":"io.debezium.time.Date","field":"b"},{"type":"string","field":"f%s"}', i % 100), format('{"id":%s,"b":%s}', 1000 + i, i))) FROM generate_series(1, 300) i;
+SELECT count(dbz.ddl(format('{"type":"int32","name":"io.debezium.time.Date","field":"b"},{"type":"string","field":"f%s"}', i % 600), format('{"id":%s,"b":%s}', 1000 + i, i))) FROM generate_series(1, 1300) i;
 SELECT dbz.run('dbz_ddl');
 SELECT count(*), count(*) FILTER (WHERE b = date '1970-01-01' + (id - 1000)::integer) FROM dbz.ddl WHERE id > 1000;
 

@@ -31,9 +31,10 @@
 #include "decode/connect.h"
 #include "decode/trie.h"
 
-/* How many schemas are remembered, each up to that size. */
-#define MAX_SCHEMAS 64
+/* How many schemas are remembered, and how large one may be, and all of them. */
+#define MAX_SCHEMAS 512
 #define MAX_SCHEMA_SIZE (256 * 1024)
+#define MAX_SCHEMA_MEMORY (16 * 1024 * 1024)
 
 /* What stands for a value that was not sent: of a text, of bytes, of an array of texts or of numbers. */
 typedef struct Placeholder
@@ -272,7 +273,8 @@ learn_schema(MrDebezium *debezium, const char *text, int length, const MrValue *
 		read_schema(debezium, schema, schema_text, CurrentMemoryContext);
 		return schema;
 	}
-	if (debezium->nschemas == MAX_SCHEMAS)
+	if (debezium->nschemas == MAX_SCHEMAS ||
+		MemoryContextMemAllocated(debezium->context, false) > MAX_SCHEMA_MEMORY)
 	{
 		MemoryContextReset(debezium->context);
 		debezium->nschemas = 0;
