@@ -5,6 +5,8 @@
 #   pg_start DIR [LINE ...]           a server in DIR/data; LINEs go to its postgresql.conf; exports PG*
 #   pg_stop DIR [MODE]                stops it (fast, or immediate); pg_start DIR starts it again
 #   kafka_start DIR [--scram]         a broker in DIR; exports KAFKA_BOOTSTRAP and what --scram needs
+#   connect_start DIR FILE ...        Kafka Connect in DIR, with Debezium; each FILE declares a connector
+#   connect_stop [SIGNAL], connect_run    ends its process; starts it again
 #   kafka_stop [SIGNAL], kafka_restart [SIGNAL], kafka_topic NAME PARTITIONS [KEY=VALUE ...]
 #   redis_start DIR [--tls] [LINE ...]  a Redis in DIR; LINEs go to its redis.conf; exports REDIS_PORT and what --tls needs
 #   redis_stop [SIGNAL], redis_restart [SIGNAL], redis COMMAND ...
@@ -14,6 +16,7 @@
 # Everything listens on 127.0.0.1 only and is gone when the script ends, whatever ends it.
 
 KAFKA_VERSION=3.9.1
+DEBEZIUM_VERSION=3.4.0.Final      # runs on Java 17
 MILLRACE_CACHE="${MILLRACE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/millrace}"
 PYTHON=/usr/bin/python3           # the one that python3-psycopg2 and python3-numpy are for
 on_exit_commands=()
@@ -197,30 +200,39 @@ pg_stop() {
 
 # ---- Apache Kafka ------------------------------------------------------------------------------------------
 
-# Fetches Kafka's jars through Maven, once for all runs; moved into place whole, so that two runs at once do not meet.
+# Fetches jars of org.apache.kafka, with what they need, into FOLDER of the cache: kafka_fetch FOLDER ARTIFACT ... Once for all runs; moved
+# into place whole, so that two runs at once do not meet.
+kafka_fetch() {
+	local jars="$MILLRACE_CACHE/$1" part artifact
+	[ ! -d "$jars" ] || return 0
+	say "fetching $1 (once)"
+	shift
+	mkdir -p "$MILLRACE_CACHE"
+	part=$(mktemp -d "$MILLRACE_CACHE/part.XXXXXX")
+	{
+		echo '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
+		echo '<groupId>millrace</groupId><artifactId>kafka</artifactId><version>1</version><dependencies>'
+		for artifact in "$@"; do
+			echo "<dependency><groupId>org.apache.kafka</groupId><artifactId>$artifact</artifactId><version>$KAFKA_VERSION</version></dependency>"
+		done
+		echo '</dependencies></project>'
+	} >"$part/pom.xml"
+	maven "$part" -f "$part/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+		-DincludeScope=runtime -DoutputDirectory="$part/jars"
+	mv -T "$part/jars" "$jars" 2>/dev/null || true
+	rm -rf "$part"
+}
+
+# Runs Maven, which writes its log into a folder that goes when it fails.
+maven() {
+	local part=$1
+	shift
+	mvn -q -B "$@" >"$part/log" 2>&1 </dev/null || { cat "$part/log" >&2; rm -rf "$part"; die "Maven could not fetch what is needed"; }
+}
+
 kafka_jars() {
-	local jars="$MILLRACE_CACHE/kafka-$KAFKA_VERSION" part
-	if [ ! -d "$jars" ]; then
-		say "fetching Apache Kafka $KAFKA_VERSION (once, 50 MB)"
-		mkdir -p "$MILLRACE_CACHE"
-		part=$(mktemp -d "$MILLRACE_CACHE/part.XXXXXX")
-		cat >"$part/pom.xml" <<-POM
-			<project xmlns="http://maven.apache.org/POM/4.0.0">
-			  <modelVersion>4.0.0</modelVersion>
-			  <groupId>millrace</groupId><artifactId>kafka</artifactId><version>1</version>
-			  <dependencies>
-			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
-			    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$KAFKA_VERSION</version></dependency>
-			  </dependencies>
-			</project>
-		POM
-		mvn -q -B -f "$part/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
-			-DincludeScope=runtime -DoutputDirectory="$part/jars" >"$part/log" 2>&1 </dev/null ||
-			{ cat "$part/log" >&2; rm -rf "$part"; die "Maven could not fetch Kafka"; }
-		mv -T "$part/jars" "$jars" 2>/dev/null || true
-		rm -rf "$part"
-	fi
-	KAFKA_JARS=$jars
+	KAFKA_JARS=$MILLRACE_CACHE/kafka-$KAFKA_VERSION
+	kafka_fetch "kafka-$KAFKA_VERSION" kafka_2.13 kafka-tools
 }
 
 kafka_java() { java -cp "$KAFKA_JARS/*" "$@"; }
@@ -300,11 +312,15 @@ kafka_start() {
 	kafka_run
 }
 
-# Starts the broker's process and waits until it answers.
-kafka_run() {
+log4j_properties() {
 	printf '%s\n' 'log4j.rootLogger=WARN, out' 'log4j.appender.out=org.apache.log4j.ConsoleAppender' \
 		'log4j.appender.out.layout=org.apache.log4j.PatternLayout' \
-		'log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n' >"$KAFKA_DIR/log4j.properties"
+		'log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n'
+}
+
+# Starts the broker's process and waits until it answers.
+kafka_run() {
+	log4j_properties >"$KAFKA_DIR/log4j.properties"
 	java -Xmx1g -Xms256m -XX:+UseG1GC -Dlog4j.configuration="file:$KAFKA_DIR/log4j.properties" \
 		-cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
 		>>"$KAFKA_DIR/broker.log" 2>&1 </dev/null &
@@ -337,6 +353,62 @@ kafka_topic() {
 	kafka_java org.apache.kafka.tools.TopicCommand --bootstrap-server "$KAFKA_BOOTSTRAP" --create \
 		--topic "$name" --partitions "$partitions" --replication-factor 1 "${config[@]}" >"$KAFKA_DIR/topic.log" 2>&1 ||
 		die "topic $name was not made: $(tail -n 3 "$KAFKA_DIR/topic.log")"
+}
+
+# ---- Kafka Connect -----------------------------------------------------------------------------------------
+
+# Fetches Kafka Connect, and Debezium's connector of PostgreSQL into the folder of plug-ins.
+connect_jars() {
+	local plugins="$MILLRACE_CACHE/debezium-$DEBEZIUM_VERSION" part
+	CONNECT_JARS=$MILLRACE_CACHE/connect-$KAFKA_VERSION
+	CONNECT_PLUGINS=$plugins
+	kafka_fetch "connect-$KAFKA_VERSION" connect-runtime
+	[ ! -d "$plugins" ] || return 0
+	say "fetching Debezium $DEBEZIUM_VERSION (once)"
+	part=$(mktemp -d "$MILLRACE_CACHE/part.XXXXXX")
+	maven "$part" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+		-Dartifact="io.debezium:debezium-connector-postgres:$DEBEZIUM_VERSION:tar.gz:plugin" -DoutputDirectory="$part"
+	mkdir "$part/plugins"
+	tar -C "$part/plugins" -xzf "$part"/*.tar.gz
+	mv -T "$part/plugins" "$plugins" 2>/dev/null || true
+	rm -rf "$part"
+}
+
+# Starts one Connect worker with connectors as the files declare them. It forgets at once what it has done, but for what it has written
+# down every two seconds.
+connect_start() {
+	CONNECT_DIR=$(realpath -m "$1")
+	shift
+	CONNECT_FILES=("$@")
+	connect_jars
+	mkdir -p "$CONNECT_DIR"
+	log4j_properties >"$CONNECT_DIR/log4j.properties"
+	cat >"$CONNECT_DIR/worker.properties" <<-CONF
+		bootstrap.servers=$KAFKA_BOOTSTRAP
+		listeners=http://127.0.0.1:$(free_port)
+		key.converter=org.apache.kafka.connect.json.JsonConverter
+		value.converter=org.apache.kafka.connect.json.JsonConverter
+		offset.storage.file.filename=$CONNECT_DIR/offsets
+		offset.flush.interval.ms=2000
+		plugin.path=$CONNECT_PLUGINS
+	CONF
+	CONNECT_PID=
+	on_exit connect_stop KILL
+	connect_run
+}
+
+connect_run() {
+	java -Xmx1g -Xms256m -XX:+UseSerialGC -Dlog4j.configuration="file:$CONNECT_DIR/log4j.properties" \
+		-cp "$CONNECT_JARS/*" org.apache.kafka.connect.cli.ConnectStandalone "$CONNECT_DIR/worker.properties" "${CONNECT_FILES[@]}" \
+		>>"$CONNECT_DIR/connect.log" 2>&1 </dev/null &
+	CONNECT_PID=$!
+}
+
+connect_stop() {
+	[ -n "${CONNECT_PID:-}" ] || return 0
+	kill -s "${1:-TERM}" "$CONNECT_PID" 2>/dev/null || true
+	wait "$CONNECT_PID" 2>/dev/null || true
+	CONNECT_PID=
 }
 
 # ---- Redis -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 #	tap        test/t/*.pl: processes, crashes, dumps
 #	property   test/property/*.py: random histories
 #	kafka      test/kafka/*.sh: a real broker
+#	debezium   test/debezium/*: Debezium's connector on Kafka Connect
 #	redis      test/redis/*: a real Redis, dictionaries over it
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
@@ -26,7 +27,7 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka redis cron kill)
+all_groups=(check regress decode tap property kafka debezium redis cron kill)
 limit=${LIMIT:-1200}
 passed=0
 failed=0
@@ -143,6 +144,7 @@ run_folder() {
 	done
 }
 test_kafka() { run_folder kafka; }
+test_debezium() { run_folder debezium; }
 test_redis() { run_folder redis; }
 test_cron() { run_folder cron; }
 
@@ -179,7 +181,7 @@ for group in "${groups[@]}"; do
 done
 
 needed=(build test)
-[[ ! " ${groups[*]} " =~ \ (kafka|kill)\  ]] || needed+=(kafka)
+[[ ! " ${groups[*]} " =~ \ (kafka|debezium|kill)\  ]] || needed+=(kafka)
 [[ ! " ${groups[*]} " =~ \ redis\  ]] || needed+=(redis)
 [[ ! " ${groups[*]} " =~ \ cron\  ]] || needed+=(cron)
 need_packages "${needed[@]}"

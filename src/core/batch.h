@@ -24,6 +24,8 @@ typedef struct MrMessage
 	int32 partition;
 	int32 epoch; /* raised when a topic, slot or inbox is re-created or reset */
 	int64 position; /* offset, commit LSN or push number */
+	pg_uuid_t place; /* orders, as bytes, messages of one position; zero where each has its own */
+	char op; /* what a change does, when the source says it beside the value; else 0 */
 	TimestampTz time; /* the source's: record timestamp, commit or push time */
 	char *key; /* NULL: none; not terminated */
 	int key_length;
@@ -60,7 +62,7 @@ typedef struct MrVersion
 	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
 	bool always; /* a tombstone that wins over every version before it */
-	pg_uuid_t digest; /* of the raw value: breaks ties of a declared version */
+	pg_uuid_t digest; /* breaks ties: of the raw value, or without a declared version its place */
 	int nrows; /* rows that pass filter and expectations */
 	MrRow *rows;
 	bool newest; /* of its object in this batch */

@@ -66,6 +66,17 @@ set_key(MrValue *value, const MrMessage *message)
 	value->kind = MR_STRING;
 }
 
+/* A text, absent when it is NULL. */
+static void
+set_text(MrValue *value, const char *text)
+{
+	if (!text)
+		return;
+	value->text = text;
+	value->length = strlen(text);
+	value->kind = MR_STRING;
+}
+
 /* A time as ISO 8601 has it, in UTC; whatever the session's DateStyle and TimeZone. */
 static void
 set_time(MrValue *value, TimestampTz time)
@@ -112,11 +123,7 @@ set_metadata(MrPlan *plan, const MrMessage *message)
 				set_key(value, message);
 				break;
 			case MR_ROOT_TOPIC:
-				if (!message->topic)
-					continue;
-				value->text = message->topic;
-				value->length = strlen(message->topic);
-				value->kind = MR_STRING;
+				set_text(value, message->topic);
 				break;
 			case MR_ROOT_PARTITION:
 				value->text = psprintf("%d", message->partition);
@@ -131,10 +138,14 @@ set_metadata(MrPlan *plan, const MrMessage *message)
 			case MR_ROOT_TIMESTAMP:
 				set_time(value, message->time);
 				break;
+			case MR_ROOT_OP:
+				set_text(value, plan->op);
+				break;
+			case MR_ROOT_TABLE:
+				set_text(value, plan->table);
+				break;
 			default:
-				/*
-				 * Walked, or absent until its source fills it: $op, $table, $before, $dict, @dict.
-				 */
+				/* Walked, or absent until enrichment fills it: $dict, @dict. */
 				continue;
 		}
 		value->form = MR_FORM_PLAIN;
@@ -163,6 +174,7 @@ reset_scopes(MrPlan *plan)
 		}
 		scope->width = scope->nslots;
 		scope->count = 0;
+		scope->unchanged = false;
 	}
 	mr_scope_add(plan, &plan->scopes[MR_SCOPE_MESSAGE]);
 }
@@ -181,6 +193,11 @@ make_document(MrPlan *plan)
 		size += plan->scopes[i].count *
 				((Size) plan->scopes[i].nslots * sizeof(MrValue) + sizeof(int32));
 	document = MemoryContextAllocHuge(CurrentMemoryContext, size);
+	document->op = plan->op;
+	document->table = plan->table;
+	document->deleted = plan->deleted;
+	document->unchanged = plan->unchanged;
+	document->ignored = plan->ignored;
 	document->nscopes = plan->nscopes;
 	document->jsonb = plan->jsonb;
 	document->scopes = (MrElements *) (document + 1);
@@ -195,6 +212,7 @@ make_document(MrPlan *plan)
 		elements->parent = scope->parent;
 		elements->nslots = scope->nslots;
 		elements->count = scope->count;
+		elements->unchanged = scope->unchanged;
 		elements->values = (MrValue *) p;
 		if (bytes > 0)
 			memcpy(p, scope->values, bytes);
@@ -212,6 +230,35 @@ make_document(MrPlan *plan)
 	return document;
 }
 
+/* What a change does, as $op gives it. */
+static const char *
+op_text(char op)
+{
+	switch (op)
+	{
+		case MR_OP_INSERT:
+			return "I";
+		case MR_OP_UPDATE:
+			return "U";
+		case MR_OP_DELETE:
+			return "D";
+		case MR_OP_READ:
+			return "R";
+		default:
+			return NULL;
+	}
+}
+
+/* A message whose value, and key if a path leads into it, are JSON. */
+static void
+walk_json_message(MrPlan *plan, MemoryContext result, const MrMessage *message)
+{
+	if (message->value)
+		mr_walk_json(plan, result, MR_ROOT_VALUE, "value", message->value, message->value_length);
+	if (message->key && plan->roots[MR_ROOT_KEY])
+		mr_walk_json(plan, result, MR_ROOT_KEY, "key", message->key, message->key_length);
+}
+
 /* Takes out of a message what the plan asks for. */
 MrDocument *
 mr_plan_run(MrPlan *plan, const MrMessage *message)
@@ -219,13 +266,20 @@ mr_plan_run(MrPlan *plan, const MrMessage *message)
 	MemoryContext caller = CurrentMemoryContext;
 
 	MemoryContextReset(plan->scratch);
+	if (plan->debezium)
+		mr_debezium_prepare(plan);
 	reset_scopes(plan);
 	plan->jsonb = NULL;
+	plan->op = op_text(message->op);
+	plan->table = message->op ? message->topic : NULL;
+	plan->deleted = message->value == NULL || message->op == MR_OP_DELETE;
+	plan->unchanged = false;
+	plan->ignored = false;
 	MemoryContextSwitchTo(plan->scratch);
-	if (message->value)
-		mr_walk_json(plan, caller, MR_ROOT_VALUE, "value", message->value, message->value_length);
-	if (message->key && plan->roots[MR_ROOT_KEY])
-		mr_walk_json(plan, caller, MR_ROOT_KEY, "key", message->key, message->key_length);
+	if (plan->debezium)
+		mr_debezium_walk(plan, caller, message);
+	else
+		walk_json_message(plan, caller, message);
 	if (message->headers && plan->roots[MR_ROOT_HEADERS])
 		mr_walk_json(plan, caller, MR_ROOT_HEADERS, "headers", message->headers,
 					 strlen(message->headers));

@@ -21,13 +21,21 @@ typedef struct RootName
 } RootName;
 
 static const RootName root_names[] = {
-	{"$", MR_ROOT_VALUE, true},          {"$key", MR_ROOT_KEY, true},
-	{"$headers", MR_ROOT_HEADERS, true}, {"$before", MR_ROOT_BEFORE, true},
-	{"$topic", MR_ROOT_TOPIC, false},    {"$partition", MR_ROOT_PARTITION, false},
-	{"$offset", MR_ROOT_OFFSET, false},  {"$timestamp", MR_ROOT_TIMESTAMP, false},
-	{"$op", MR_ROOT_OP, false},          {"$table", MR_ROOT_TABLE, false},
-	{"$dict", MR_ROOT_DICT, true},       {"@", MR_ROOT_ELEMENT, true},
-	{"@@", MR_ROOT_OUTER, true},         {"@dict", MR_ROOT_ELEMENT_DICT, true},
+	{"$", MR_ROOT_VALUE, true},
+	{"$key", MR_ROOT_KEY, true},
+	{"$headers", MR_ROOT_HEADERS, true},
+	{"$before", MR_ROOT_BEFORE, true},
+	{"$source", MR_ROOT_SOURCE, true},
+	{"$topic", MR_ROOT_TOPIC, false},
+	{"$partition", MR_ROOT_PARTITION, false},
+	{"$offset", MR_ROOT_OFFSET, false},
+	{"$timestamp", MR_ROOT_TIMESTAMP, false},
+	{"$op", MR_ROOT_OP, false},
+	{"$table", MR_ROOT_TABLE, false},
+	{"$dict", MR_ROOT_DICT, true},
+	{"@", MR_ROOT_ELEMENT, true},
+	{"@@", MR_ROOT_OUTER, true},
+	{"@dict", MR_ROOT_ELEMENT_DICT, true},
 };
 
 /* Raises the error of a path that does not parse, at a place in it. */
@@ -87,7 +95,7 @@ parse_root(const char *text, const char **end)
 	path_error(
 		text, text + 1,
 		"A path starts with $, $key, $headers, $topic, $partition, $offset, $timestamp, $op, "
-		"$before, $table, $dict, @, @@ or @dict; a member follows after a dot.");
+		"$before, $source, $table, $dict, @, @@ or @dict; a member follows after a dot.");
 	return NULL;
 }
 

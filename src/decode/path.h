@@ -12,6 +12,7 @@ typedef enum MrRoot
 	MR_ROOT_KEY, /* $key: the raw key; with members, the key as JSON */
 	MR_ROOT_HEADERS, /* $headers */
 	MR_ROOT_BEFORE, /* $before: a change's old row */
+	MR_ROOT_SOURCE, /* $source: what a change says of where it was made */
 	MR_ROOT_TOPIC,
 	MR_ROOT_PARTITION,
 	MR_ROOT_OFFSET,

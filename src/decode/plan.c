@@ -221,6 +221,7 @@ mr_plan_slot(MrPlan *plan, int scope, const MrPath *path)
 		slot.number = find_or_add_slot(plan, scope, path);
 	}
 	else if (path->root == MR_ROOT_VALUE || path->root == MR_ROOT_HEADERS ||
+			 path->root == MR_ROOT_BEFORE || path->root == MR_ROOT_SOURCE ||
 			 (path->root == MR_ROOT_KEY && path->nsteps > 0))
 	{
 		if (!plan->roots[path->root])
@@ -237,7 +238,18 @@ mr_plan_slot(MrPlan *plan, int scope, const MrPath *path)
 void
 mr_plan_want_jsonb(MrPlan *plan)
 {
-	plan->wants_jsonb = true;
+	/* Of a change only a part is walked as the value. */
+	plan->wants_jsonb = plan->debezium == NULL;
+}
+
+/* Has the plan read Debezium's messages. */
+void
+mr_plan_read_debezium(MrPlan *plan)
+{
+	MemoryContext caller = MemoryContextSwitchTo(plan->context);
+
+	plan->debezium = mr_debezium_create();
+	MemoryContextSwitchTo(caller);
 }
 
 /* How many slots a scope has. */

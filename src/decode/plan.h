@@ -31,6 +31,7 @@ typedef enum MrKind
 {
 	MR_ABSENT, /* the message has no such member */
 	MR_NULL,
+	MR_UNCHANGED, /* the source did not send it because it is what it was */
 	MR_STRING, /* the text has no escapes left */
 	MR_NUMBER, /* the text as it was sent */
 	MR_BOOLEAN, /* true or false */
@@ -42,7 +43,8 @@ typedef enum MrForm
 {
 	MR_FORM_SLICE, /* in the message */
 	MR_FORM_UNESCAPED, /* in memory of its own, after a note of its JSON */
-	MR_FORM_PLAIN /* it did not come from JSON */
+	MR_FORM_PLAIN, /* it did not come from JSON */
+	MR_FORM_TYPED /* nor does it need a format: it is written as PostgreSQL writes it */
 } MrForm;
 
 /*
@@ -71,11 +73,23 @@ typedef struct MrElements
 	int nslots;
 	int count;
 	MrValue *values; /* nslots for each element */
+	bool unchanged; /* there are none because the source did not send them: see MR_UNCHANGED */
 	int32 *outer; /* for each element, the number of its element in the scope around it */
 } MrElements;
 
+/* What a change does to its row; a message that is no change has no op. */
+#define MR_OP_INSERT 'I'
+#define MR_OP_UPDATE 'U'
+#define MR_OP_DELETE 'D'
+#define MR_OP_READ 'R' /* a snapshot has read the row */
+
 typedef struct MrDocument
 {
+	const char *op; /* what $op gives: one of the above as text, or NULL */
+	const char *table; /* what $table gives: schema.table of the source, or NULL */
+	bool deleted; /* the message removes its object: a tombstone, or a delete */
+	bool unchanged; /* some slot may be MR_UNCHANGED */
+	bool ignored; /* the message is no change of a row: nobody's */
 	int nscopes;
 	MrElements *scopes; /* [MR_SCOPE_MESSAGE] has exactly one element */
 	struct varlena *
@@ -86,6 +100,9 @@ typedef struct MrPlan MrPlan;
 
 /* An empty plan in the current memory context. */
 extern MrPlan *mr_plan_create(void);
+
+/* The messages are changes as Debezium writes them (debezium.c); said before slots are asked for. */
+extern void mr_plan_read_debezium(MrPlan *plan);
 
 /*
  * The scope of a for_each path, which ends with [*]; MR_SCOPE_MESSAGE for NULL.  Each distinct path
@@ -112,7 +129,7 @@ extern const MrPath *mr_plan_path(const MrPlan *plan, MrSlot slot);
 /*
  * Takes out of a message what the plan asks for, into the current memory context.  A message which
  * is not what JSON, UTF-8 or our limits allow is an error of class 22.  A tombstone has nothing but
- * its metadata.
+ * its metadata; another delete may have its key, or its old row, as the value.
  */
 extern MrDocument *mr_plan_run(MrPlan *plan, const MrMessage *message);
 
@@ -121,6 +138,13 @@ static inline int
 mr_document_elements(const MrDocument *document, int scope)
 {
 	return document->scopes[scope].count;
+}
+
+/* Are there none because the source did not send what has not changed? */
+static inline bool
+mr_document_elements_unchanged(const MrDocument *document, int scope)
+{
+	return document->scopes[scope].unchanged;
 }
 
 /* The value of a slot as the given element (from 0) of the given scope sees it. */
@@ -154,11 +178,11 @@ mr_document_put(const MrDocument *document, int scope, int element, MrSlot slot,
 	value->form = MR_FORM_PLAIN;
 }
 
-/* Is there something to convert? */
+/* Is there nothing to convert?  What is unchanged counts as null for those who cannot know it. */
 static inline bool
 mr_value_is_null(const MrValue *value)
 {
-	return value->kind <= MR_NULL;
+	return value->kind <= MR_UNCHANGED;
 }
 
 /* The JSON that a value was sent as, not terminated; NULL when it did not come from JSON. */

@@ -38,6 +38,7 @@ typedef struct MrScope
 	const MrPath **paths; /* of the slots */
 
 	/* While a message is walked: its elements so far. */
+	bool unchanged;
 	int count;
 	int capacity; /* in elements */
 	int width; /* the slots that the capacity was made for */
@@ -56,14 +57,17 @@ typedef struct MrFrame
 	bool skipping; /* nothing inside is asked for */
 } MrFrame;
 
+typedef struct MrDebezium MrDebezium;
+
 struct MrPlan
 {
 	MemoryContext context;
 	MemoryContext scratch; /* what the parser allocates; reset for each message */
 	int nscopes;
 	MrScope *scopes;
-	MrNode *roots[MR_ROOT_BEFORE +
+	MrNode *roots[MR_ROOT_SOURCE +
 				  1]; /* the sources that are JSON; NULL when no path needs one parsed */
+	MrDebezium *debezium; /* NULL: the value is the message's */
 
 	/* For walk.c. */
 	uint64 serial;
@@ -75,6 +79,13 @@ struct MrPlan
 	MrNode **active; /* nodes of all open frames, a stack */
 	bool wants_jsonb; /* of the value */
 	struct varlena *jsonb; /* made by the last walk over the value, or NULL */
+
+	/* What becomes the document's: see plan.h. */
+	const char *op;
+	const char *table;
+	bool deleted;
+	bool unchanged;
+	bool ignored;
 };
 
 /* What makes two names differ at once. */
@@ -85,6 +96,13 @@ mr_name_tag(const char *name, int length)
 		return 0;
 	return ((uint32) length << 16) | ((uint32) (unsigned char) name[0] << 8) |
 		   (unsigned char) name[length - 1];
+}
+
+/* Is it what JSON takes for white space? */
+static inline bool
+mr_json_space(char c)
+{
+	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
 }
 
 /* What stands before an unescaped text: the JSON that it was. */
@@ -103,6 +121,18 @@ extern void mr_scope_add(MrPlan *plan, MrScope *scope);
  */
 extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
 						 const char *text, int length);
+
+/* The same from a node, for a text that is UTF-8. */
+extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part,
+						 const char *text, int length);
+
+/*
+ * Messages as Debezium writes them (debezium.c): fills the slots that they have values for, and says
+ * what the change is.
+ */
+extern MrDebezium *mr_debezium_create(void);
+extern void mr_debezium_prepare(MrPlan *plan); /* before the scopes are emptied */
+extern void mr_debezium_walk(MrPlan *plan, MemoryContext result, const MrMessage *message);
 
 /*
  * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  Names and strings stay where they

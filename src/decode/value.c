@@ -17,6 +17,7 @@
 #include "utils/lsyscache.h"
 #include "utils/uuid.h"
 
+#include "decode/connect.h"
 #include "decode/times.h"
 #include "decode/value.h"
 
@@ -28,6 +29,7 @@ typedef Datum (*ConvertFunction)(MrConverter *converter, const MrValue *value);
 struct MrConverter
 {
 	ConvertFunction convert;
+	ConvertFunction convert_typed; /* what needs no format */
 	Oid type;
 	Oid base; /* of a domain, else the type */
 	int32 typmod;
@@ -35,6 +37,7 @@ struct MrConverter
 	Oid ioparam;
 	MrTimeUnit unit;
 	Datum pattern; /* of to_timestamp(), as text */
+	MrConnect *connect; /* of base64 */
 };
 
 /* Calls the type's input function. */
@@ -260,6 +263,19 @@ convert_json_text(MrConverter *converter, const MrValue *value)
 	return convert_text(converter, value->text, value->length);
 }
 
+/* A number of units since midnight, which was counted from 1970. */
+static Datum
+time_of_day(MrConverter *converter, const MrValue *value, TimestampTz instant)
+{
+	int64 n = instant + (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+
+	if (n < 0 || n > USECS_PER_DAY)
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+						errmsg("time of day out of range: \"%s\"",
+							   pnstrdup(value->text, Min(value->length, 100)))));
+	return DirectFunctionCall2(time_scale, TimeADTGetDatum(n), Int32GetDatum(converter->typmod));
+}
+
 /*
  * A time in a declared format.  A number since the epoch and a pattern give an instant, which
  * becomes a timestamp or date as PostgreSQL casts it, in the session's time zone; a number of days
@@ -279,6 +295,8 @@ convert_formatted_time(MrConverter *converter, const MrValue *value)
 		instant =
 			TimestampTzGetDatum(mr_time_since_epoch(value->text, value->length, converter->unit));
 
+	if (converter->base == TIMEOID)
+		return time_of_day(converter, value, DatumGetTimestampTz(instant));
 	/* A timestamp has the same representation: the day that was counted, without a zone. */
 	if (converter->base == DATEOID)
 		return DirectFunctionCall1(
@@ -290,6 +308,45 @@ convert_formatted_time(MrConverter *converter, const MrValue *value)
 		return DirectFunctionCall2(timestamp_scale, instant, Int32GetDatum(converter->typmod));
 	}
 	return DirectFunctionCall2(timestamptz_scale, instant, Int32GetDatum(converter->typmod));
+}
+
+/* The scale in a numeric's typmod. */
+static int
+typmod_scale(int32 typmod)
+{
+	return (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
+}
+
+/* numeric, from Kafka Connect's bytes: of the declared scale, or with one of its own */
+static Datum
+convert_base64_numeric(MrConverter *converter, const MrValue *value)
+{
+	char *text;
+
+	/* A connector that was told to write numbers does. */
+	if (value->kind == MR_NUMBER)
+		return converter->convert_typed(converter, value);
+	if (value->kind == MR_CONTAINER)
+		text = mr_connect_variable_decimal(converter->connect, value);
+	else if (converter->typmod < (int32) VARHDRSZ)
+		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION),
+						errmsg("decimal \"%s\" comes without a scale",
+							   pnstrdup(value->text, Min(value->length, 100))),
+						errhint("Declare the column as numeric(precision, scale), as it is at the "
+								"source.")));
+	else
+		text = mr_connect_decimal(value->text, value->length, typmod_scale(converter->typmod));
+	return InputFunctionCall(&converter->input, text, converter->ioparam, converter->typmod);
+}
+
+/* bytea from base64 */
+static Datum
+convert_base64_bytea(MrConverter *converter, const MrValue *value)
+{
+	int nbytes;
+	char *bytes = mr_connect_bytes(value->text, value->length, &nbytes);
+
+	return PointerGetDatum(cstring_to_text_with_len(bytes, nbytes));
 }
 
 /* The way to convert to a type that is no domain and has no format. */
@@ -343,16 +400,46 @@ choose_domain_function(Oid base)
 	return convert_any;
 }
 
-/* Takes a time's format into the converter. */
+/* Can a format be of the type? */
+static bool
+format_fits(const char *format, Oid type)
+{
+	MrTimeUnit unit = mr_time_unit(format);
+
+	switch (type)
+	{
+		case NUMERICOID:
+		case BYTEAOID:
+			return strcmp(format, "base64") == 0;
+		case TIMEOID:
+			return unit != MR_UNIT_NONE && unit != MR_UNIT_DAYS;
+		case DATEOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return strcmp(format, "base64") != 0;
+		default:
+			return false;
+	}
+}
+
+/* Takes a format into the converter. */
 static void
 set_format(MrConverter *converter, const char *format)
 {
-	if (converter->type != DATEOID && converter->type != TIMESTAMPOID &&
-		converter->type != TIMESTAMPTZOID)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("format \"%s\" does not go with type %s", format,
-							   format_type_be(converter->type)),
-						errhint("A format is for date, timestamp and timestamptz.")));
+	if (!format_fits(format, converter->type))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("format \"%s\" does not go with type %s", format,
+						format_type_be(converter->type)),
+				 errhint("Formats are for date, timestamp and timestamptz; \"s\", \"ms\", \"us\" "
+						 "and \"ns\" also for time; \"base64\" is for numeric and bytea.")));
+	if (converter->type == NUMERICOID || converter->type == BYTEAOID)
+	{
+		converter->connect = mr_connect_create();
+		converter->convert = converter->type == NUMERICOID ? convert_base64_numeric
+														   : convert_base64_bytea;
+		return;
+	}
 	converter->unit = mr_time_unit(format);
 	/* A pattern without a year is a unit misspelt. */
 	if (converter->unit == MR_UNIT_NONE && !strpbrk(format, "YyIiJj"))
@@ -378,12 +465,13 @@ mr_converter_create(Oid type, int32 typmod, const char *format)
 	converter->typmod = typmod;
 	getTypeInputInfo(type, &input, &converter->ioparam);
 	fmgr_info(input, &converter->input);
-	if (format)
-		set_format(converter, format);
-	else if (converter->base == type)
+	if (converter->base == type)
 		converter->convert = choose_function(type, typmod);
 	else
 		converter->convert = choose_domain_function(converter->base);
+	converter->convert_typed = converter->convert;
+	if (format)
+		set_format(converter, format);
 	return converter;
 }
 
@@ -392,5 +480,7 @@ Datum
 mr_convert(MrConverter *converter, const MrValue *value)
 {
 	Assert(!mr_value_is_null(value));
+	if (value->form == MR_FORM_TYPED)
+		return converter->convert_typed(converter, value);
 	return converter->convert(converter, value);
 }

@@ -12,7 +12,8 @@ typedef struct MrConverter MrConverter;
 /*
  * A converter to a type, in the current memory context.  The format is NULL or, for date, timestamp
  * and timestamptz: s, ms, us, ns (a number of those since 1970-01-01 00:00 UTC), days (since
- * 1970-01-01), or a pattern of to_timestamp().
+ * 1970-01-01), or a pattern of to_timestamp(); for time s, ms, us, ns (since midnight); for bytea, and
+ * for numeric as Kafka Connect writes decimals, base64.
  */
 extern MrConverter *mr_converter_create(Oid type, int32 typmod, const char *format);
 

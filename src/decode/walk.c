@@ -492,13 +492,6 @@ check_encoding(WalkContext *context, const char *text, int length)
 	}
 }
 
-/* Is it what JSON takes for white space? */
-static inline bool
-is_space(char c)
-{
-	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
 /* Walks over one JSON text from a root of the trie. */
 static void
 walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, int length,
@@ -510,9 +503,9 @@ walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, in
 	const char *end = text + length;
 	MrFrame *frame;
 
-	while (start < end && is_space(*start))
+	while (start < end && mr_json_space(*start))
 		start++;
-	while (start < end && is_space(end[-1]))
+	while (start < end && mr_json_space(end[-1]))
 		end--;
 	walk.plan = plan;
 	walk.result = result;
@@ -575,6 +568,19 @@ mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, 
 	walk_json(plan, result, plan->roots[root], text, length, jsonb);
 	if (jsonb != NULL)
 		plan->jsonb = mr_jsonb_end(jsonb);
+	error_context_stack = callback.previous;
+}
+
+/* Walks over a JSON text which stands for a node of the trie. */
+void
+mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part, const char *text,
+			 int length)
+{
+	WalkContext context = {part, 0};
+	ErrorContextCallback callback;
+
+	push_context(&callback, &context);
+	walk_json(plan, result, node, text, length, NULL);
 	error_context_stack = callback.previous;
 }
 

@@ -134,6 +134,7 @@ SET search_path = pg_catalog, pg_temp AS $fn$
     SELECT millrace_internal.readable_call('create_staging', millrace_internal.readable_name(described.relation), ARRAY[
                'stream => ' || (SELECT millrace_internal.readable_literal(s.name) FROM millrace.stream s WHERE s.id = described.stream_id),
                'for_each => ' || millrace_internal.readable_literal(d ->> 'for_each'),
+               'source_table => ' || millrace_internal.readable_literal(d ->> 'source_table'),
                'key => ' || millrace_internal.readable_members('key', ARRAY(
                     SELECT (c -> 'name') || ': ' || millrace_internal.readable_mapping(c, 'text')
                     FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE (c ->> 'key')::boolean ORDER BY n)),

@@ -36,6 +36,7 @@ typedef struct Report
 	const char *subject;
 	int timeout_ms;
 	bool sample;
+	bool debezium; /* the format, whose tombstones need no care */
 } Report;
 
 /* One row of the result. */
@@ -130,7 +131,8 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 				continue;
 			seen++;
 			keyless += record.key == NULL;
-			if (record.value == NULL)
+			if (record.value == NULL ||
+				(to->debezium && record.value_length == 4 && memcmp(record.value, "null", 4) == 0))
 				tombstones++;
 			else
 			{
@@ -161,7 +163,7 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 					 "array",
 					 not_json, seen, topic),
 			"They will become dead letters.");
-	if (tombstones > 0)
+	if (tombstones > 0 && !to->debezium)
 		report(
 			to, "info",
 			psprintf("%d of %d messages looked at in topic \"%s\" are tombstones", tombstones, seen,
@@ -320,6 +322,7 @@ millrace_validate_source(PG_FUNCTION_ARGS)
 		ResourceOwner owner = CurrentResourceOwner;
 
 		to.subject = psprintf("stream %s", stream->name);
+		to.debezium = strcmp(stream->format, "debezium") == 0;
 		BeginInternalSubTransaction(NULL);
 		MemoryContextSwitchTo(context);
 		PG_TRY();

@@ -396,7 +396,7 @@ BEGIN
     PERFORM millrace_internal.check_retention('letter_retention', letter_retention);
     PERFORM millrace_internal.check_retention('incident_retention', incident_retention);
     options := coalesce(options, '{}');
-    PERFORM millrace_internal.check_word('format', format, '{json}');
+    PERFORM millrace_internal.check_word('format', format, '{json, debezium}');
     PERFORM millrace_internal.check_word('on_error', on_error, '{dead_letter, skip, stop}');
     IF workers IS NULL OR workers NOT BETWEEN 1 AND 256 THEN
         RAISE EXCEPTION 'invalid value % for argument workers', coalesce(workers::text, 'NULL')

@@ -77,9 +77,10 @@ write_lacks(const MrStream *stream, int64 letter, const List *lacks)
 int64
 mr_letter_write(MrStream *stream, const List *failures)
 {
-	static const Oid types[] = {INT4OID, INT4OID, TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
-								INT4OID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
-								TEXTOID, TEXTOID, TEXTOID, TEXTOID,        TEXTOID,  TEXTOID};
+	static const Oid types[] = {INT4OID,  INT4OID,  TEXTOID, INT4OID, TEXTOID,
+								TEXTOID,  INT4OID,  INT4OID, INT8OID, TIMESTAMPTZOID,
+								BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID,
+								TEXTOID,  TEXTOID,  UUIDOID, TEXTOID, TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -133,7 +134,9 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET_TEXT(14, failure->text);
 		SET_TEXT(15, failure->detail);
 		SET_TEXT(16, failure->hint);
-		SET_TEXT(17, failure->lacks != NIL ? "waiting" : "open");
+		SET(17, false, UUIDPGetDatum(&message->place));
+		SET_TEXT(18, message->op ? pnstrdup(&message->op, 1) : NULL);
+		SET_TEXT(19, failure->lacks != NIL ? "waiting" : "open");
 #undef SET_TEXT
 #undef SET
 
@@ -141,10 +144,11 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint, state) "
+				"headers, sqlstate, message, detail, hint, place, op, state) "
 				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17, $18) "
-				"ON CONFLICT (stream_id, topic, epoch, partition, position, staging_id, element) "
+				"$16, $17, $18, $19, $20) "
+				"ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, "
+				"element) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
 				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
 				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind, "
@@ -202,9 +206,9 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 					  CStringGetTextDatum(waiting ? "waiting" : "open")};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
-		"headers::text FROM millrace.letter "
+		"headers::text, place, op FROM millrace.letter "
 		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 "
-		"ORDER BY topic, epoch, partition, position, staging_id, element FOR UPDATE",
+		"ORDER BY topic, epoch, partition, position, place, staging_id, element FOR UPDATE",
 		lengthof(types), types);
 	MrRunAs saved;
 	uint64 count;
@@ -220,6 +224,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 		MrMessage *message = mr_batch_add(batch);
 		bool isnull;
 		int32 staging_id;
+		char *op;
 
 		/* What waited had been taken: it wins over what is there only by being complete. */
 		message->retried = !waiting;
@@ -232,6 +237,9 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 		message->key = read_bytes(batch, i, 8, &message->key_length);
 		message->value = read_bytes(batch, i, 9, &message->value_length);
 		message->headers = mr_sql_text(i, 10);
+		message->place = *DatumGetUUIDP(mr_sql_value(i, 11, &isnull));
+		op = mr_sql_text(i, 12);
+		message->op = op != NULL ? op[0] : 0;
 		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
 		if (!isnull)
 			only_for(batch, message, staging_id);
@@ -283,7 +291,9 @@ static bool
 same_message(const MrMessage *left, const MrMessage *right)
 {
 	return left->position == right->position && left->partition == right->partition &&
-		   left->epoch == right->epoch && strcmp(left->topic, right->topic) == 0;
+		   left->epoch == right->epoch &&
+		   memcmp(&left->place, &right->place, sizeof(pg_uuid_t)) == 0 &&
+		   strcmp(left->topic, right->topic) == 0;
 }
 
 /* Runs a statement on letters by their ids. */

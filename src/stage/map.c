@@ -33,6 +33,8 @@ typedef struct Evaluation
 	MrHasher *hasher;
 	bool keys_only; /* of messages that speak of something erased */
 	bool incomplete; /* the version that is mapped lacks what a dictionary does not know yet */
+	MrMessage *message;
+	MrUnchanged **known; /* by staging.ordinal; NULL while no message needs completing */
 	bool entered;
 	Oid owner;
 	const char *timezone;
@@ -70,10 +72,9 @@ enter(Evaluation *e, const MrStaging *staging)
 	e->entered = true;
 }
 
-/* The mapped value: of the first path that is not null. */
-static Datum
-mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapped, int element,
-			 bool *isnull)
+/* The value of the first path that is not null, or NULL. */
+static const MrValue *
+first_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapped, int element)
 {
 	for (int i = 0; i < mapped->nslots; i++)
 	{
@@ -84,23 +85,40 @@ mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *map
 		if (element < 0 && slot.scope != MR_SCOPE_MESSAGE)
 			continue;
 		value = mr_document_value(e->document, plan->scope, element, slot);
-		if (!mr_value_is_null(value))
-		{
-			*isnull = false;
-			return mr_convert(mapped->converter, value);
-		}
+		/* What was left out because it has not changed is no null. */
+		if (!mr_value_is_null(value) || value->kind == MR_UNCHANGED)
+			return value;
 	}
-	*isnull = true;
-	return (Datum) 0;
+	return NULL;
+}
+
+/* The mapped value; null when it is not known. */
+static Datum
+mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapped, int element,
+			 bool *isnull)
+{
+	const MrValue *value = first_value(e, plan, mapped, element);
+
+	*isnull = value == NULL || mr_value_is_null(value);
+	return *isnull ? (Datum) 0 : mr_convert(mapped->converter, value);
 }
 
 /* Puts mapped column i into the rows that expressions see. */
 static void
-map_column(const Evaluation *e, const MrStagingPlan *plan, int i, int element)
+map_column(const Evaluation *e, const MrStaging *staging, int i, int element)
 {
+	const MrStagingPlan *plan = staging->plan;
 	const MrMapped *mapped = &plan->mapped[i];
-	bool isnull;
-	Datum value = mapped_value(e, plan, mapped, element, &isnull);
+	const MrValue *found = first_value(e, plan, mapped, element);
+	bool isnull = found == NULL || mr_value_is_null(found);
+	Datum value = (Datum) 0;
+
+	if (!isnull)
+		value = mr_convert(mapped->converter, found);
+	else if (found != NULL && e->known != NULL && i >= staging->nkeys)
+		/* The key stands first in the raw row. */
+		value = mr_unchanged_value(e->known[staging->ordinal], plan->raw->tts_values, e->message, i,
+								   &isnull);
 
 	plan->raw->tts_values[i] = value;
 	plan->raw->tts_isnull[i] = isnull;
@@ -109,6 +127,22 @@ map_column(const Evaluation *e, const MrStagingPlan *plan, int i, int element)
 		plan->row->tts_values[mapped->attnum - 1] = value;
 		plan->row->tts_isnull[mapped->attnum - 1] = isnull;
 	}
+}
+
+/* What the extraction plan finds in the message, and dictionaries know of it; until the next one. */
+static MrDocument *
+decode(Evaluation *e, MrPlan *extraction)
+{
+	MemoryContext previous;
+	MrDocument *document;
+
+	MemoryContextReset(e->document_context);
+	previous = MemoryContextSwitchTo(e->document_context);
+	document = mr_plan_run(extraction, e->message);
+	MemoryContextSwitchTo(previous);
+	if (e->batch->looked_up != NULL)
+		mr_enrich_fill(e->batch, e->message, document);
+	return document;
 }
 
 /* Empties the rows that expressions see. */
@@ -124,24 +158,24 @@ clear_rows(const MrStagingPlan *plan)
 }
 
 /*
- * Is the message of this staging table?  A tombstone has no payload to judge by: only a route that is false
- * for it, by its topic for example, keeps it out.
+ * Does the change come from the staging table's source table?  Where only the topic tells, it may have a prefix, as
+ * in server.schema.table.
  */
 static bool
-routed(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *message)
+of_source_table(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *message)
 {
-	bool isnull;
-	Datum value;
+	const char *table = e->document->table;
+	Size topic;
+	Size name;
 
-	if (plan->route == NULL)
+	if (plan->source_table == NULL)
 		return true;
-	for (int i = 0; i < plan->nmapped; i++)
-	{
-		if (plan->mapped[i].for_route && !plan->mapped[i].of_element)
-			map_column(e, plan, i, -1);
-	}
-	value = mr_expression_value(plan->route, plan->context, &isnull);
-	return isnull ? message->value == NULL : DatumGetBool(value);
+	if (table != NULL || message->topic == NULL)
+		return table != NULL && strcmp(table, plan->source_table) == 0;
+	topic = strlen(message->topic);
+	name = strlen(plan->source_table);
+	return topic >= name && strcmp(message->topic + topic - name, plan->source_table) == 0 &&
+		   (topic == name || message->topic[topic - name - 1] == '.');
 }
 
 /* One more version of the staging table. */
@@ -179,8 +213,10 @@ map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 		version->version = Int64GetDatum(message->position);
 		return;
 	}
-	if (message->value == NULL)
+	version->version = mapped_value(e, plan, plan->version, -1, &version->version_null);
+	if (e->document->deleted && version->version_null)
 	{
+		version->version_null = false;
 		if (plan->tombstone == MR_TOMBSTONE_ALWAYS)
 		{
 			version->version_null = true;
@@ -198,13 +234,62 @@ map_version(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 		version->version = TimestampTzGetDatum(message->time);
 		return;
 	}
-	version->version = mapped_value(e, plan, plan->version, -1, &version->version_null);
 	if (!version->version_null && staging->version_is_time &&
 		DatumGetTimestampTz(version->version) - e->batch->loaded_at > plan->max_ahead)
 		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 						errmsg("version %s lies further ahead than max_ahead allows",
 							   timestamptz_to_str(DatumGetTimestampTz(version->version))),
 						errdetail("It would win over every later version of its object.")));
+}
+
+/*
+ * Has the change, of which something was left out, come before?  Maps the key, by which the rest of it is completed.
+ */
+static bool
+said_before(const Evaluation *e, const MrStaging *staging)
+{
+	const MrStagingPlan *plan = staging->plan;
+	MrVersion version = {.message = e->message, .key = plan->raw->tts_values};
+
+	for (int i = 0; i < staging->nkeys; i++)
+	{
+		map_column(e, staging, i, -1);
+		if (plan->raw->tts_isnull[i])
+			return false;
+	}
+	if (e->known == NULL)
+		return false;
+	map_version(e, staging, &version);
+	return mr_unchanged_said_before(e->known[staging->ordinal], &version,
+									e->document->op != NULL && e->document->op[0] == MR_OP_UPDATE);
+}
+
+/*
+ * Is the message of this staging table?  A delete may have no payload to judge by: only a route that is false
+ * for it, by its topic for example, keeps it out.
+ */
+static bool
+routed(const Evaluation *e, const MrStaging *staging, const MrMessage *message)
+{
+	const MrStagingPlan *plan = staging->plan;
+	bool isnull;
+	Datum value;
+
+	if (!of_source_table(e, plan, message))
+		return false;
+	if (plan->tombstone == MR_TOMBSTONE_IGNORE && e->document->deleted && e->document->op == NULL)
+		return false;
+	if (e->document->unchanged && said_before(e, staging))
+		return false;
+	if (plan->route == NULL)
+		return true;
+	for (int i = 0; i < plan->nmapped; i++)
+	{
+		if (plan->mapped[i].for_route && !plan->mapped[i].of_element)
+			map_column(e, staging, i, -1);
+	}
+	value = mr_expression_value(plan->route, plan->context, &isnull);
+	return isnull ? e->document->deleted : DatumGetBool(value);
 }
 
 /* A row that fails an expectation goes to the dead letters alone. */
@@ -298,6 +383,43 @@ keep_row(const MrStaging *staging, MrVersion *version, int32 element, Datum payl
 #undef SET
 }
 
+/*
+ * A message needs what came before it: from now on the batch's messages are remembered, those that are mapped
+ * already, too.
+ */
+static void
+know_objects(Evaluation *e, MrPlan *extraction)
+{
+	MrBatch *batch = e->batch;
+	MrMessage *message = e->message;
+
+	e->known = palloc0(sizeof(MrUnchanged *) * batch->nstaged);
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		MrStaged *staged = &batch->staged[s];
+		MrStaging *staging = staged->staging;
+
+		e->known[s] = mr_unchanged_create(batch, staging);
+		for (int v = 0; v < staged->nversions; v++)
+		{
+			MrVersion *version = &staged->versions[v];
+
+			enter(e, staging);
+			clear_rows(staging->plan);
+			e->message = version->message;
+			e->document = decode(e, extraction);
+			for (int i = 0; i < staging->plan->nmapped; i++)
+			{
+				if (!staging->plan->mapped[i].of_element &&
+					(i < staging->nkeys || !e->document->deleted))
+					map_column(e, staging, i, -1);
+			}
+			mr_unchanged_note(e->known[s], version, !e->document->unchanged, e->document->deleted);
+		}
+	}
+	e->message = message;
+}
+
 /* The rows of a version: one, or one for each element. */
 static void
 map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
@@ -306,6 +428,16 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 	bool for_each = plan->scope != MR_SCOPE_MESSAGE;
 	int nelements = for_each ? mr_document_elements(e->document, plan->scope) : 1;
 	Datum payload = (Datum) 0;
+
+	if (for_each && nelements == 0 && e->document->unchanged &&
+		mr_document_elements_unchanged(e->document, plan->scope))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DATA_EXCEPTION),
+			 errmsg("the elements of %s were not sent, because they have not changed",
+					staging->name),
+			 errhint("Run ALTER TABLE … REPLICA IDENTITY FULL at the source, and update the row "
+					 "there once more.")));
 
 	if (nelements == 0)
 		return;
@@ -319,7 +451,7 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 			for (int c = staging->nkeys; c < plan->nmapped; c++)
 			{
 				if (plan->mapped[c].of_element)
-					map_column(e, plan, c, i);
+					map_column(e, staging, c, i);
 				else if (plan->mapped[c].same_type && plan->ncomputed > 0)
 				{
 					/* What the element before has computed is not this one's. */
@@ -348,13 +480,13 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 
 	enter(e, staging);
 	clear_rows(plan);
-	if (!routed(e, plan, message))
+	if (!routed(e, staging, message))
 		return;
 	for (int i = 0; i < plan->nmapped; i++)
 	{
-		/* A tombstone tells nothing but its key. */
-		if (!plan->mapped[i].of_element && (i < staging->nkeys || message->value != NULL))
-			map_column(e, plan, i, -1);
+		/* A delete tells nothing but its key. */
+		if (!plan->mapped[i].of_element && (i < staging->nkeys || !e->document->deleted))
+			map_column(e, staging, i, -1);
 	}
 
 	version = add_version(e->batch, staged);
@@ -375,12 +507,20 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->key[i] = plan->raw->tts_values[i];
 	}
 	map_version(e, staging, version);
-	mr_hasher_begin(e->hasher);
-	mr_hasher_add_bytes(e->hasher, message->value, message->value_length);
-	mr_hasher_end(e->hasher, &version->digest);
+	if (e->known != NULL)
+		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
+						  e->document->deleted);
+	if (plan->version == NULL)
+		version->digest = message->place;
+	else
+	{
+		mr_hasher_begin(e->hasher);
+		mr_hasher_add_bytes(e->hasher, message->value, message->value_length);
+		mr_hasher_end(e->hasher, &version->digest);
+	}
 
 	version->event_time = message->time;
-	if (message->value == NULL)
+	if (e->document->deleted)
 	{
 		version->deleted = true;
 		return;
@@ -426,9 +566,9 @@ element_erased(const Evaluation *e, const MrStaging *staging, const MrMessage *m
 
 	for (int i = 0; i < plan->nmapped; i++)
 	{
-		if (plan->erasable[i] && (i < staging->nkeys || message->value != NULL) &&
+		if (plan->erasable[i] && (i < staging->nkeys || !e->document->deleted) &&
 			(element >= 0 || !plan->mapped[i].of_element))
-			map_column(e, plan, i, element);
+			map_column(e, staging, i, element);
 	}
 	return mr_erasures_match(plan->erasures, plan->raw->tts_values, plan->raw->tts_isnull);
 }
@@ -457,7 +597,7 @@ add_key(Evaluation *e, MrStaged *staged, MrMessage *message)
 
 	for (int i = 0; i < staged->staging->nkeys; i++)
 	{
-		map_column(e, plan, i, -1);
+		map_column(e, staged->staging, i, -1);
 		whole = whole && !plan->raw->tts_isnull[i];
 		key[i] = plan->raw->tts_values[i];
 	}
@@ -489,7 +629,7 @@ mark_erased(Evaluation *e, MrMessage *message)
 		current_staging = staging;
 		enter(e, staging);
 		clear_rows(plan);
-		if (!routed(e, plan, message))
+		if (!routed(e, staging, message))
 			continue;
 		erased = element_erased(e, staging, message, -1);
 		nelements = plan->scope == MR_SCOPE_MESSAGE
@@ -544,14 +684,21 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 		current_staging = NULL;
 		if (mr_message_left_out(batch, message, NULL))
 			continue;
-		MemoryContextReset(e.document_context);
-		MemoryContextSwitchTo(e.document_context);
-		e.document = mr_plan_run(extraction, message);
-		if (batch->looked_up != NULL)
-			mr_enrich_fill(batch, message, e.document);
+		e.message = message;
+		e.document = decode(&e, extraction);
+		if (e.document->unchanged && e.known == NULL)
+		{
+			know_objects(&e, extraction);
+			e.document = decode(&e, extraction);
+		}
+		if (e.document->ignored)
+			continue;
 		if (erasures)
+		{
+			MemoryContextSwitchTo(e.document_context);
 			mark_erased(&e, message);
-		MemoryContextSwitchTo(batch->context);
+			MemoryContextSwitchTo(batch->context);
+		}
 		for (int s = 0; s < batch->nstaged && !keys_only; s++)
 		{
 			current_staging = batch->staged[s].staging;

@@ -45,7 +45,8 @@ typedef enum MrTombstone
 {
 	MR_TOMBSTONE_TIMESTAMP,
 	MR_TOMBSTONE_REFUSE,
-	MR_TOMBSTONE_ALWAYS
+	MR_TOMBSTONE_ALWAYS,
+	MR_TOMBSTONE_IGNORE
 } MrTombstone;
 
 typedef enum MrPayload
@@ -80,6 +81,7 @@ typedef struct MrStagingPlan
 	MrPayload payload;
 	int64 max_ahead; /* microseconds */
 	int definition_no;
+	const char *source_table; /* changes of another table are not routed here; NULL: all are */
 	Bitmapset *enriched; /* look-ups of the stream's enrichment that columns come from */
 
 	AttrNumber partition;
@@ -145,6 +147,25 @@ extern void mr_map_forget(MrBatch *batch, int from);
 
 /* One more reason why a message, or a part of it, is left out. */
 extern void mr_failure_add(MrBatch *batch, MrFailure *failure);
+
+/*
+ * What the batch and the staging table know of objects, for changes that leave out what has not changed: in the
+ * batch's memory.  Both functions are called with the key's values; `whole` says that nothing was left out.
+ */
+typedef struct MrUnchanged MrUnchanged;
+
+extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging);
+
+/* The value of a mapped column before the message; an error when it cannot be known. */
+extern Datum mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message,
+								int column, bool *isnull);
+
+/* Has the change, of which something was left out, come before, as far as is known of its object? */
+extern bool mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update);
+
+/* Notes what a version, which is mapped in the raw row, tells of its object. */
+extern void mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole,
+							  bool deleted);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,

@@ -47,7 +47,8 @@ mr_version_compare(const MrStaging *staging, const MrVersion *left, const MrVers
 		if (l->epoch != r->epoch)
 			return COMPARE(l->epoch, r->epoch);
 		if (l->partition == r->partition)
-			return COMPARE(l->position, r->position);
+			return l->position != r->position ? COMPARE(l->position, r->position)
+											  : memcmp(&l->place, &r->place, sizeof(pg_uuid_t));
 		if (l->time != r->time)
 			return COMPARE(l->time, r->time);
 		return COMPARE(l->partition, r->partition);
@@ -93,8 +94,8 @@ newer_condition(const MrStagingPlan *plan)
 	if (plan->version == NULL)
 		return "EXCLUDED.epoch > o.epoch OR (EXCLUDED.epoch = o.epoch AND "
 			   "CASE WHEN EXCLUDED.partition = o.partition "
-			   "THEN EXCLUDED.version > o.version OR (EXCLUDED.version = o.version "
-			   "AND EXCLUDED.definition > o.definition) "
+			   "THEN (EXCLUDED.version, EXCLUDED.digest, EXCLUDED.definition) > "
+			   "(o.version, o.digest, o.definition) "
 			   "ELSE (EXCLUDED.message_time, EXCLUDED.partition) > "
 			   "(o.message_time, o.partition) END)";
 	return "EXCLUDED.flags & 64 <> 0 "

@@ -429,12 +429,14 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 	uint64 nrows;
 
 	*extraction = mr_plan_create();
+	if (strcmp(stream->format, "debezium") == 0)
+		mr_plan_read_debezium(*extraction);
 	nrows =
 		mr_sql("SELECT id, relation::oid, owner::oid, timezone, definition_no, "
 			   "definition ->> 'for_each', definition ->> 'tombstone', "
 			   "definition ->> 'payload', "
 			   "(1000000 * extract(epoch FROM (definition ->> 'max_ahead')::interval))::bigint, "
-			   "log::oid, log_partition = 'day' "
+			   "log::oid, log_partition = 'day', definition ->> 'source_table' "
 			   "FROM millrace.staging WHERE stream_id = %d AND %s ORDER BY id",
 			   stream->id, condition);
 	rows = SPI_tuptable;
@@ -462,6 +464,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		word = mr_sql_text(i, 7);
 		c.plan->tombstone = strcmp(word, "refuse") == 0   ? MR_TOMBSTONE_REFUSE
 							: strcmp(word, "always") == 0 ? MR_TOMBSTONE_ALWAYS
+							: strcmp(word, "ignore") == 0 ? MR_TOMBSTONE_IGNORE
 														  : MR_TOMBSTONE_TIMESTAMP;
 		word = mr_sql_text(i, 8);
 		c.plan->payload = strcmp(word, "json") == 0    ? MR_PAYLOAD_JSON
@@ -473,6 +476,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		value = mr_sql_value(i, 10, &isnull);
 		log = isnull ? InvalidOid : DatumGetObjectId(value);
 		c.plan->log_in_days = DatumGetBool(mr_sql_value(i, 11, &isnull));
+		c.plan->source_table = mr_sql_text(i, 12);
 
 		relation = try_table_open(c.staging->relid, AccessShareLock);
 		if (relation == NULL)

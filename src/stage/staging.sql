@@ -120,8 +120,8 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_check_staging';
 COMMENT ON FUNCTION millrace_internal.check_staging(integer, integer) IS 'raises an error for a staging table that a worker could not compile';
 
 -- The definition of a staging table as it is stored, from what the user gave.
-CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, route text, deleted text, computed json,
-    filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
+CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, source_table text, route text, deleted text,
+    computed json, filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
 LANGUAGE plpgsql STABLE
 SET intervalstyle = 'postgres'
 SET search_path = pg_catalog, pg_temp AS $$
@@ -143,7 +143,7 @@ BEGIN
         RAISE EXCEPTION 'payload of a staging table with for_each must be none'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the whole message once, in a staging table without for_each.';
     END IF;
-    PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always}');
+    PERFORM millrace_internal.check_word('tombstone', tombstone, '{timestamp, refuse, always, ignore}');
     IF key IS NULL OR NOT EXISTS (SELECT FROM json_each(key)) THEN
         RAISE EXCEPTION 'a staging table needs a key'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Say which paths identify an object: key => ''{"order_id": ["$.id", "bigint"]}''.';
@@ -204,14 +204,14 @@ BEGIN
     PERFORM millrace_internal.check_expression('deleted', deleted) WHERE deleted IS NOT NULL;
     PERFORM millrace_internal.check_expression('filter', filter) WHERE filter IS NOT NULL;
 
-    RETURN json_build_object('for_each', for_each, 'columns', array_to_json(mapped),
+    RETURN json_build_object('for_each', for_each, 'source_table', source_table, 'columns', array_to_json(mapped),
         'version', millrace_internal.mapping('version', version, false, 'bigint'),
         'event_time', millrace_internal.mapping('event_time', event_time, false, 'timestamptz'),
         'route', route, 'deleted', deleted, 'computed', array_to_json(computed_columns), 'filter', filter, 'expect', array_to_json(expectations),
         'payload', payload, 'max_ahead', max_ahead, 'tombstone', tombstone);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.staging_definition(json, json, json, json, text, text, text, json, text, json, text, interval, text) IS
+COMMENT ON FUNCTION millrace_internal.staging_definition(json, json, json, json, text, text, text, text, json, text, json, text, interval, text) IS
     'checks what create_staging was given and puts it into the shape that is stored';
 
 -- The columns that a staging table of that definition has, in order.
@@ -301,6 +301,15 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.define_staging(integer) IS 'makes the definition view of a staging table';
 
+-- Are a stream's messages changes of tables?
+CREATE FUNCTION millrace_internal.has_changes(stream millrace.stream) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT stream.format <> 'json'
+        OR EXISTS (SELECT FROM pg_foreign_server f JOIN pg_foreign_data_wrapper w ON w.oid = f.srvfdw WHERE f.srvname = stream.server AND w.fdwname = 'millrace_postgres')
+$$;
+COMMENT ON FUNCTION millrace_internal.has_changes(millrace.stream) IS 'whether the messages of a stream are changes of tables, which source_table can tell apart';
+
 CREATE FUNCTION millrace_internal.create_staging(caller regrole, name text, stream text, key json, columns json, version json, event_time json, for_each text,
     source_table text, route text, deleted text, computed json, filter text, expect json, payload text, max_ahead interval, tombstone text, log boolean, log_partition text,
     log_retention interval, timezone text, replace boolean) RETURNS void
@@ -328,14 +337,23 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give log => true, too.';
     END IF;
     replace := coalesce(replace, false);
-    IF source_table IS NOT NULL THEN
+    IF source_table IS NOT NULL AND NOT millrace_internal.has_changes(feed) THEN
         RAISE EXCEPTION 'source_table needs a stream of database changes, and "%" is none', stream
             USING ERRCODE = 'feature_not_supported', HINT = 'Use route to take some of the messages only.';
+    END IF;
+    IF source_table !~ '^[^.]+\..+$' THEN
+        RAISE EXCEPTION 'source_table "%" has no schema', source_table
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is written as the source calls it, schema.table, without quotes.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_timezone_names z WHERE z.name = create_staging.timezone) THEN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
+    definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, source_table, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
+    IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition -> 'version' ->> 'paths' <> '["$timestamp"]' THEN
+        RAISE EXCEPTION 'what does a tombstone mean for %? Its time is the topic''s, and cannot be compared with the version', qualified
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Give tombstone => ''ignore'' when a delete comes as a message of its own, as Debezium sends it, or ''always'' when the tombstone is all that comes of it.';
+    END IF;
 
     SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = kept FOR UPDATE;
     IF FOUND THEN
@@ -772,7 +790,11 @@ CREATE TABLE millrace.letter (
     partition integer NOT NULL,
     epoch integer NOT NULL,
     position bigint NOT NULL,
+    -- Tells messages of one position apart, in their order: changes of one transaction.
+    place uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     message_time timestamptz NOT NULL,
+    -- What a change does, where the source says it beside the value: I, U, D or R.
+    op text,
     key bytea,
     value bytea,
     headers json,
@@ -784,14 +806,14 @@ CREATE TABLE millrace.letter (
     state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'superseded', 'waiting')),
     attempts integer NOT NULL DEFAULT 1,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, staging_id, element)
+    UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, place, staging_id, element)
 );
 COMMENT ON TABLE millrace.letter IS 'dead letters; see the view millrace.dead_letter';
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter_id_seq', '');
 
 CREATE VIEW millrace.dead_letter WITH (security_barrier) AS
-SELECT l.id, s.name AS stream, g.relation::text AS staging, l.kind, l.state, l.element, l.expectation, l.topic, l.partition, l.epoch, l.position, l.message_time,
+SELECT l.id, s.name AS stream, g.relation::text AS staging, l.kind, l.state, l.element, l.expectation, l.topic, l.partition, l.epoch, l.position, l.message_time, l.op,
        l.key, l.value, l.headers, l.sqlstate, l.message, l.detail, l.hint, l.attempts, l.at
 FROM millrace.letter l
 JOIN millrace.stream s ON s.id = l.stream_id

@@ -106,7 +106,7 @@ text_argument(FunctionCallInfo fcinfo, int n)
 static void
 return_document(ReturnSetInfo *result, TestPlan *test, MrDocument *document)
 {
-	static const char *const kinds[] = {"absent", "null",    "string",
+	static const char *const kinds[] = {"absent", "null",    "unchanged", "string",
 										"number", "boolean", "container"};
 	int element;
 	int i;

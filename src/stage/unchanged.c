@@ -1,0 +1,403 @@
+/*
+ * unchanged.c
+ *	  Values that the source did not send because they are what they were, completed from what is known of the object.
+ *
+ * What is known is, of the mapped columns, what the newest message before has told in this batch, else what is
+ * staged: mapping completes a row before any expression looks at it.  An object of which nothing is staged (it is
+ * filtered out), or a column whose staged value is a computed one, cannot be known: the change becomes a dead letter.
+ * While a change of an object waits among the dead letters, those after it which are not whole wait, too (C10).
+ *
+ * A change that is delivered once more may lack what has become something else since: it says nothing when its version
+ * is no newer than what is remembered, or, in the source's own order, when it updates an object that was deleted.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "lib/rbtree.h"
+#include "lib/stringinfo.h"
+#include "stage/mapping.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+
+/* What is known of one object. */
+typedef struct Known
+{
+	RBTNode node;
+	Datum *key;
+	MrMessage *whole; /* the last message that needed nothing else, or NULL */
+	bool deleted; /* by the last message */
+	Datum version; /* of that one */
+	bool version_null;
+	int64 position; /* in the source's own order */
+	bool *known; /* by mapped column */
+	Datum *values;
+	bool *nulls;
+} Known;
+
+struct MrUnchanged
+{
+	MrBatch *batch;
+	const MrStaging *staging;
+	RBTree *objects;
+	MrStatement *staged_row; /* made when it is needed first */
+	MrStatement *waiting;
+	MrStatement *remembered;
+	int *columns; /* by column of staged_row: the mapped column */
+	int ncolumns;
+	bool letters; /* are there open ones at all? */
+};
+
+static int
+compare_objects(const RBTNode *left, const RBTNode *right, void *argument)
+{
+	const MrStaging *staging = argument;
+
+	for (int k = 0; k < staging->nkeys; k++)
+	{
+		int order = ApplySortComparator(((const Known *) left)->key[k], false,
+										((const Known *) right)->key[k], false,
+										&staging->plan->key_sort[k]);
+
+		if (order != 0)
+			return order;
+	}
+	return 0;
+}
+
+/* Keys are never added twice. */
+static void
+keep_object(RBTNode *existing, const RBTNode *new, void *argument)
+{
+}
+
+static RBTNode *
+allocate_object(void *argument)
+{
+	return palloc0(sizeof(Known));
+}
+
+static void
+free_object(RBTNode *node, void *argument)
+{
+}
+
+MrUnchanged *
+mr_unchanged_create(MrBatch *batch, const MrStaging *staging)
+{
+	MrUnchanged *objects = palloc0(sizeof(MrUnchanged));
+
+	objects->batch = batch;
+	objects->staging = staging;
+	objects->objects = rbt_create(sizeof(Known), compare_objects, keep_object, allocate_object,
+								  free_object, (void *) staging);
+	return objects;
+}
+
+static Known *
+find_object(MrUnchanged *objects, Datum *key)
+{
+	Known probe = {.key = key};
+
+	return (Known *) rbt_find(objects->objects, &probe.node);
+}
+
+/* An object that nothing is known of yet. */
+static Known *
+add_object(MrUnchanged *objects, Datum *key)
+{
+	int nmapped = objects->staging->plan->nmapped;
+	Known probe = {.key = key};
+	bool new;
+	Known *object = (Known *) rbt_insert(objects->objects, &probe.node, &new);
+
+	object->key = palloc(sizeof(Datum) * objects->staging->nkeys);
+	memcpy(object->key, key, sizeof(Datum) * objects->staging->nkeys);
+	object->version_null = true;
+	object->known = palloc0(nmapped);
+	object->values = palloc0(sizeof(Datum) * nmapped);
+	object->nulls = palloc0(nmapped);
+	return object;
+}
+
+/* Is what the table has in the mapped column what was mapped? */
+static bool
+staged_as_mapped(const MrStagingPlan *plan, int column)
+{
+	const MrMapped *mapped = &plan->mapped[column];
+
+	if (!mapped->same_type || mapped->of_element)
+		return false;
+	for (int i = 0; i < plan->ncomputed; i++)
+	{
+		if (plan->computed[i].attnum == mapped->attnum)
+			return false;
+	}
+	return true;
+}
+
+/* Selects the mapped columns of an object's row by its key; and whether its letters are open. */
+static void
+prepare(MrUnchanged *objects)
+{
+	static const Oid waiting_types[] = {INT4OID,  INT4OID, TEXTOID, INT4OID,
+										BYTEAOID, INT8OID, INT8OID, UUIDOID};
+	const MrStaging *staging = objects->staging;
+	const MrStagingPlan *plan = staging->plan;
+	Oid *types = palloc(sizeof(Oid) * staging->nkeys);
+	StringInfoData sql;
+	MrRunAs saved;
+
+	objects->columns = palloc(sizeof(int) * Max(plan->nmapped, 1));
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT r.%s",
+					 quote_identifier(get_attname(staging->relid, plan->position, false)));
+	for (int i = staging->nkeys; i < plan->nmapped; i++)
+	{
+		if (!staged_as_mapped(plan, i))
+			continue;
+		objects->columns[objects->ncolumns++] = i;
+		appendStringInfo(
+			&sql, ", r.%s",
+			quote_identifier(get_attname(staging->relid, plan->mapped[i].attnum, false)));
+	}
+	appendStringInfo(&sql, " FROM %s AS r WHERE ", staging->name);
+	for (int k = 0; k < staging->nkeys; k++)
+	{
+		types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
+		appendStringInfo(&sql, "%sr.%s = $%d", k > 0 ? " AND " : "",
+						 quote_identifier(get_attname(staging->relid, staging->key[k], false)),
+						 k + 1);
+	}
+	appendStringInfoString(&sql, " LIMIT 1");
+	objects->staged_row = mr_statement_create(sql.data, staging->nkeys, types);
+	objects->waiting = mr_statement_create(
+		"SELECT FROM millrace.letter l WHERE l.stream_id = $1 AND l.state = 'open' "
+		"AND (l.staging_id = $2 OR l.staging_id IS NULL) AND l.topic = $3 AND l.epoch = $4 "
+		"AND l.key = $5 AND l.position > $6 AND (l.position, l.place) < ($7, $8) LIMIT 1",
+		lengthof(waiting_types), waiting_types);
+	mr_run_as(&saved, mr_extension_owner());
+	objects->letters = mr_sql("SELECT FROM millrace.letter WHERE stream_id = %d AND "
+							  "state = 'open' LIMIT 1",
+							  objects->batch->stream->id) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+}
+
+/* Raises the error of a change that has to wait for another one. */
+static void
+report_waiting(const MrStaging *staging)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_EXCEPTION),
+			 errmsg("an earlier change of the object is a dead letter of %s", staging->name),
+			 errdetail("This change does not have all columns, and what it lacks may stand in the "
+					   "earlier one."),
+			 errhint("Retry both together, once the earlier one can be taken.")));
+}
+
+/* Does a letter of the object wait that came after what is staged (at `staged`)? */
+static bool
+letter_waits(MrUnchanged *objects, const MrMessage *message, int64 staged)
+{
+	Datum values[] = {Int32GetDatum(objects->batch->stream->id),
+					  Int32GetDatum(objects->staging->id),
+					  CStringGetTextDatum(message->topic != NULL ? message->topic : ""),
+					  Int32GetDatum(message->epoch),
+					  PointerGetDatum(cstring_to_text_with_len(message->key, message->key_length)),
+					  Int64GetDatum(staged),
+					  Int64GetDatum(message->position),
+					  UUIDPGetDatum(&message->place)};
+	MrRunAs saved;
+	bool waits;
+
+	mr_run_as(&saved, mr_extension_owner());
+	waits = mr_statement_run(objects->waiting, values, NULL) > 0;
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return waits;
+}
+
+/* Reads what is staged of an object. */
+static void
+read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
+{
+	const MrStagingPlan *plan = objects->staging->plan;
+	bool isnull;
+
+	if (objects->staged_row == NULL)
+		prepare(objects);
+	if (mr_statement_run(objects->staged_row, object->key, NULL) > 0)
+	{
+		int64 position = DatumGetInt64(mr_sql_value(0, 1, &isnull));
+		SPITupleTable *row = SPI_tuptable;
+
+		for (int c = 0; c < objects->ncolumns; c++)
+		{
+			int column = objects->columns[c];
+			const MrMapped *mapped = &plan->mapped[column];
+			Datum value = mr_sql_value(0, c + 2, &object->nulls[column]);
+
+			object->known[column] = true;
+			if (object->nulls[column])
+				continue;
+			/* The row is about to be replaced, and what lies beside it with it. */
+			object->values[column] = mapped->length == -1
+										 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value))
+										 : datumCopy(value, mapped->by_value, mapped->length);
+		}
+		if (objects->letters && message->key != NULL && letter_waits(objects, message, position))
+		{
+			SPI_freetuptable(row);
+			report_waiting(objects->staging);
+		}
+		SPI_freetuptable(row);
+	}
+	else
+		SPI_freetuptable(SPI_tuptable);
+}
+
+/* Has this batch met a change of the object, since the last whole one, that cannot be taken? */
+static bool
+failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *message)
+{
+	ListCell *lc;
+
+	foreach(lc, objects->batch->failures)
+	{
+		const MrFailure *failure = lfirst(lc);
+		const MrMessage *failed = failure->message;
+
+		if (failed < message && (object->whole == NULL || failed > object->whole) &&
+			mr_message_left_out(objects->batch, failed, objects->staging) && !failure->silent &&
+			failed->key != NULL && message->key != NULL &&
+			failed->key_length == message->key_length &&
+			memcmp(failed->key, message->key, message->key_length) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What the table of objects has of the object; NULL when it has never come. */
+static Known *
+remember(MrUnchanged *objects, Datum *key)
+{
+	const MrStaging *staging = objects->staging;
+	const MrStagingPlan *plan = staging->plan;
+	Known *object = NULL;
+	MrRunAs saved;
+	bool isnull;
+
+	if (objects->remembered == NULL)
+	{
+		Oid *types = palloc(sizeof(Oid) * staging->nkeys);
+		StringInfoData sql;
+
+		initStringInfo(&sql);
+		appendStringInfo(&sql, "SELECT flags & 1 <> 0, version FROM millrace_state.object_%d",
+						 staging->id);
+		for (int k = 0; k < staging->nkeys; k++)
+		{
+			types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
+			appendStringInfo(&sql, "%s k%d = $%d", k > 0 ? " AND" : " WHERE", k + 1, k + 1);
+		}
+		objects->remembered = mr_statement_create(sql.data, staging->nkeys, types);
+	}
+	mr_run_as(&saved, mr_extension_owner());
+	if (mr_statement_run(objects->remembered, key, NULL) > 0)
+	{
+		object = palloc0(sizeof(Known));
+		object->deleted = DatumGetBool(mr_sql_value(0, 1, &isnull));
+		object->version = mr_sql_value(0, 2, &object->version_null);
+		if (!object->version_null)
+			object->version = datumCopy(object->version, plan->version_by_value,
+										plan->version_length);
+		object->position = plan->version == NULL ? DatumGetInt64(object->version) : 0;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return object;
+}
+
+bool
+mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update)
+{
+	static const Known unknown;
+	MrStagingPlan *plan = objects->staging->plan;
+	const MrMessage *message = version->message;
+	const Known *object = find_object(objects, version->key);
+
+	/* An insert that waits among the dead letters has made it anew. */
+	if (failed_before(objects, object != NULL ? object : &unknown, message))
+		return false;
+	if (object == NULL)
+	{
+		object = remember(objects, version->key);
+		if (object == NULL)
+			return false;
+		if (objects->staged_row == NULL)
+			prepare(objects);
+		if (objects->letters && message->key != NULL &&
+			letter_waits(objects, message, object->position))
+			return false;
+	}
+	if (plan->version == NULL)
+		return update && object->deleted;
+	return ApplySortComparator(version->version, version->version_null, object->version,
+							   object->version_null, &plan->version_sort) <= 0;
+}
+
+Datum
+mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, int column,
+				   bool *isnull)
+{
+	const MrStaging *staging = objects->staging;
+	Known *object = find_object(objects, key);
+
+	if (object == NULL)
+	{
+		object = add_object(objects, key);
+		read_staged(objects, object, message);
+	}
+	if (failed_before(objects, object, message))
+		report_waiting(staging);
+	if (!object->known[column])
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("column \"%s\" of %s was not sent, and its value is not known",
+						staging->plan->mapped[column].name, staging->name),
+				 errdetail("The source does not send large values that an update leaves as they "
+						   "are, and no row of the object is staged with it."),
+				 errhint("Run ALTER TABLE %s REPLICA IDENTITY FULL at the source, and update the "
+						 "row there once more.",
+						 staging->plan->source_table != NULL ? staging->plan->source_table : "…")));
+	*isnull = object->nulls[column];
+	return object->values[column];
+}
+
+void
+mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bool deleted)
+{
+	const MrStagingPlan *plan = objects->staging->plan;
+	Known *object = find_object(objects, version->key);
+
+	if (object == NULL)
+		object = add_object(objects, version->key);
+	/* One that comes late tells nothing of those that are newer. */
+	if (plan->version != NULL &&
+		ApplySortComparator(version->version, version->version_null, object->version,
+							object->version_null, &objects->staging->plan->version_sort) < 0)
+		return;
+	if (whole)
+		object->whole = version->message;
+	object->deleted = deleted;
+	object->version = version->version;
+	object->version_null = version->version_null;
+	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)
+	{
+		object->known[i] = !deleted && !plan->mapped[i].of_element;
+		object->values[i] = plan->raw->tts_values[i];
+		object->nulls[i] = plan->raw->tts_isnull[i];
+	}
+}
