@@ -14,6 +14,7 @@
 
 #include "core/compat.h"
 #include "decode/trie.h"
+#include "source/change.h"
 
 /* Makes room in a scope for one more element. */
 static void
@@ -248,11 +249,27 @@ op_text(char op)
 	}
 }
 
+/* What of the value is not there was not sent because it has not changed. */
+static void
+mark_absent(MrPlan *plan)
+{
+	MrScope *scope = &plan->scopes[MR_SCOPE_MESSAGE];
+
+	for (int i = 0; i < scope->nslots; i++)
+	{
+		if (scope->paths[i]->root != MR_ROOT_VALUE || scope->values[i].kind != MR_ABSENT)
+			continue;
+		scope->values[i].kind = MR_UNCHANGED;
+		plan->unchanged = true;
+	}
+}
+
 /* Takes out of a message what the plan asks for. */
 MrDocument *
 mr_plan_run(MrPlan *plan, const MrMessage *message)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	MrMessage with_key;
 
 	MemoryContextReset(plan->scratch);
 	reset_scopes(plan);
@@ -262,8 +279,30 @@ mr_plan_run(MrPlan *plan, const MrMessage *message)
 	plan->deleted = message->value == NULL || message->op == MR_OP_DELETE;
 	plan->unchanged = false;
 	MemoryContextSwitchTo(plan->scratch);
-	if (message->value)
-		mr_walk_json(plan, caller, MR_ROOT_VALUE, "value", message->value, message->value_length);
+	if (message->relation)
+	{
+		mr_fill_from_rows(plan, caller, message);
+		with_key = *message;
+		if (plan->wants_key)
+		{
+			MemoryContextSwitchTo(caller);
+			mr_change_set_key(&with_key);
+			MemoryContextSwitchTo(plan->scratch);
+		}
+		message = &with_key;
+	}
+	else
+	{
+		if (message->value)
+			mr_walk_json(plan, caller, MR_ROOT_VALUE, "value", message->value,
+						 message->value_length);
+		if (message->before && plan->roots[MR_ROOT_BEFORE])
+			mr_walk_json(plan, caller, MR_ROOT_BEFORE, "before", message->before,
+						 message->before_length);
+		/* A row that became JSON lacks what was not sent. */
+		if (message->op == MR_OP_UPDATE)
+			mark_absent(plan);
+	}
 	if (message->key && plan->roots[MR_ROOT_KEY])
 		mr_walk_json(plan, caller, MR_ROOT_KEY, "key", message->key, message->key_length);
 	if (message->headers && plan->roots[MR_ROOT_HEADERS])

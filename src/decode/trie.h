@@ -75,7 +75,10 @@ struct MrPlan
 	int active_capacity;
 	MrNode **active; /* nodes of all open frames, a stack */
 	bool wants_jsonb; /* of the value */
+	bool wants_key; /* some path starts with $key */
 	struct varlena *jsonb; /* made by the last walk over the value, or NULL */
+
+	struct MrRowMap *maps; /* private to row.c */
 
 	/* What becomes the document's: see plan.h. */
 	const char *op;
@@ -110,6 +113,16 @@ extern void mr_scope_add(MrPlan *plan, MrScope *scope);
  */
 extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
 						 const char *text, int length);
+
+/* The same from a node of the trie on, which a part of a change leads to. */
+extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part,
+						 const char *text, int length);
+
+/*
+ * Fills the slots from the rows of a change (row.c): texts point into the message, what has to be made goes to
+ * `result`.
+ */
+extern void mr_fill_from_rows(MrPlan *plan, MemoryContext result, const MrMessage *message);
 
 /*
  * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  mr_jsonb_end returns NULL when

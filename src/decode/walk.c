@@ -532,6 +532,19 @@ mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part, 
 	error_context_stack = callback.previous;
 }
 
+/* The same from a node of the trie, for a part that stands beside the value. */
+void
+mr_walk_node(MrPlan *plan, MemoryContext result, struct MrNode *node, const char *part,
+			 const char *text, int length)
+{
+	WalkContext context = {part, 0};
+	ErrorContextCallback callback;
+
+	push_context(&callback, &context);
+	walk_json(plan, result, node, text, length, NULL);
+	error_context_stack = callback.previous;
+}
+
 /* Checks a part of the message that is any text. */
 void
 mr_walk_text(const char *part, const char *text, int length)

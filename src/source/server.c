@@ -1,6 +1,6 @@
 /*
  * server.c
- *	  Options of servers and user mappings of millrace_kafka, and what they mean to librdkafka.
+ *	  Options of servers and user mappings, and what they mean to the client library of each wrapper.
  */
 #include "postgres.h"
 
@@ -20,13 +20,14 @@
 #include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(millrace_kafka_validator);
+PG_FUNCTION_INFO_V1(millrace_postgres_validator);
 
 typedef enum OptionKind
 {
 	OPTION_TEXT,
 	OPTION_SECRET,
-	OPTION_FILE, /* librdkafka is told its path */
-	OPTION_SECRET_FILE /* librdkafka is told what it holds */
+	OPTION_FILE, /* the library is told its path */
+	OPTION_SECRET_FILE /* the library is told what it holds */
 } OptionKind;
 
 typedef struct Option
@@ -34,7 +35,7 @@ typedef struct Option
 	const char *name;
 	Oid catalog;
 	OptionKind kind;
-	const char *property; /* of librdkafka */
+	const char *property; /* of the library */
 	const char *const *words; /* the values it may have, or NULL for any */
 } Option;
 
@@ -42,7 +43,7 @@ static const char *const protocols[] = {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "S
 static const char *const mechanisms[] = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", NULL};
 static const char *const identifications[] = {"https", "none", NULL};
 
-static const Option known_options[] = {
+static const Option kafka_options[] = {
 	{"bootstrap_servers", ForeignServerRelationId, OPTION_TEXT, "bootstrap.servers", NULL},
 	{"security_protocol", ForeignServerRelationId, OPTION_TEXT, "security.protocol", protocols},
 	{"sasl_mechanism", ForeignServerRelationId, OPTION_TEXT, "sasl.mechanism", mechanisms},
@@ -59,6 +60,44 @@ static const Option known_options[] = {
 	{"ssl_key_password_file", UserMappingRelationId, OPTION_SECRET_FILE, "ssl.key.password", NULL},
 };
 
+static const char *const sslmodes[] = {"disable",   "allow",       "prefer", "require",
+									   "verify-ca", "verify-full", NULL};
+
+static const Option postgres_options[] = {
+	{"host", ForeignServerRelationId, OPTION_TEXT, "host", NULL},
+	{"hostaddr", ForeignServerRelationId, OPTION_TEXT, "hostaddr", NULL},
+	{"port", ForeignServerRelationId, OPTION_TEXT, "port", NULL},
+	{"dbname", ForeignServerRelationId, OPTION_TEXT, "dbname", NULL},
+	{"sslmode", ForeignServerRelationId, OPTION_TEXT, "sslmode", sslmodes},
+	{"sslrootcert", ForeignServerRelationId, OPTION_FILE, "sslrootcert", NULL},
+	{"keepalives_idle", ForeignServerRelationId, OPTION_TEXT, "keepalives_idle", NULL},
+	{"tcp_user_timeout", ForeignServerRelationId, OPTION_TEXT, "tcp_user_timeout", NULL},
+	{"username", UserMappingRelationId, OPTION_TEXT, "user", NULL},
+	{"password", UserMappingRelationId, OPTION_SECRET, "password", NULL},
+	{"password_file", UserMappingRelationId, OPTION_SECRET_FILE, "password", NULL},
+	{"sslcert", UserMappingRelationId, OPTION_FILE, "sslcert", NULL},
+	{"sslkey", UserMappingRelationId, OPTION_FILE, "sslkey", NULL},
+	{"sslpassword", UserMappingRelationId, OPTION_SECRET, "sslpassword", NULL},
+	{"sslpassword_file", UserMappingRelationId, OPTION_SECRET_FILE, "sslpassword", NULL},
+};
+
+/* A foreign-data wrapper of ours. */
+typedef struct Wrapper
+{
+	const char *name;
+	const Option *options;
+	int noptions;
+	const char *required; /* option of the server */
+	const char *required_hint;
+} Wrapper;
+
+static const Wrapper wrappers[] = {
+	{"millrace_kafka", kafka_options, lengthof(kafka_options), "bootstrap_servers",
+	 "It lists the brokers to begin with, such as 'kafka:9092'."},
+	{"millrace_postgres", postgres_options, lengthof(postgres_options), "dbname",
+	 "It names the database whose tables are read."},
+};
+
 /* How far two words are apart. */
 static int
 distance(const char *a, const char *b)
@@ -68,16 +107,16 @@ distance(const char *a, const char *b)
 
 /* An error about an option that does not exist here, with what was probably meant. */
 static void
-report_unknown(const char *name, Oid catalog)
+report_unknown(const Wrapper *wrapper, const char *name, Oid catalog)
 {
 	StringInfoData all;
 	const char *nearest = NULL;
 	int best = 4;
 
 	initStringInfo(&all);
-	for (int i = 0; i < lengthof(known_options); i++)
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		const Option *option = &known_options[i];
+		const Option *option = &wrapper->options[i];
 
 		if (strcmp(name, option->name) == 0)
 			ereport(ERROR,
@@ -121,12 +160,12 @@ check_words(const Option *option, const char *value)
 }
 
 static const Option *
-find_option(const char *name, Oid catalog)
+find_option(const Wrapper *wrapper, const char *name, Oid catalog)
 {
-	for (int i = 0; i < lengthof(known_options); i++)
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		if (known_options[i].catalog == catalog && strcmp(known_options[i].name, name) == 0)
-			return &known_options[i];
+		if (wrapper->options[i].catalog == catalog && strcmp(wrapper->options[i].name, name) == 0)
+			return &wrapper->options[i];
 	}
 	return NULL;
 }
@@ -144,22 +183,20 @@ has_option(List *options, const char *name)
 	return false;
 }
 
-/* Checks the options of a server or user mapping of millrace_kafka. */
-Datum
-millrace_kafka_validator(PG_FUNCTION_ARGS)
+/* Checks the options of a server or user mapping. */
+static void
+check_options(const Wrapper *wrapper, List *options, Oid catalog)
 {
-	List *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid catalog = PG_GETARG_OID(1);
 	ListCell *cell;
 
 	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
-		const Option *option = find_option(given->defname, catalog);
+		const Option *option = find_option(wrapper, given->defname, catalog);
 		char *value;
 
 		if (option == NULL)
-			report_unknown(given->defname, catalog);
+			report_unknown(wrapper, given->defname, catalog);
 		value = defGetString(given);
 		if (option->words != NULL)
 			check_words(option, value);
@@ -169,23 +206,33 @@ millrace_kafka_validator(PG_FUNCTION_ARGS)
 			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 							errmsg("option \"%s\" is empty", option->name)));
 	}
-	if (catalog == ForeignServerRelationId && !has_option(options, "bootstrap_servers"))
+	if (catalog == ForeignServerRelationId && !has_option(options, wrapper->required))
 		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-						errmsg("option \"%s\" is missing", "bootstrap_servers"),
-						errhint("It lists the brokers to begin with, such as 'kafka:9092'.")));
-	if (catalog == UserMappingRelationId)
+						errmsg("option \"%s\" is missing", wrapper->required),
+						errhint("%s", wrapper->required_hint)));
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		const char *const twice[][2] = {{"sasl_password", "sasl_password_file"},
-										{"ssl_key_password", "ssl_key_password_file"}};
+		const char *secret = wrapper->options[i].name;
+		const char *file = psprintf("%s_file", secret);
 
-		for (int i = 0; i < lengthof(twice); i++)
-		{
-			if (has_option(options, twice[i][0]) && has_option(options, twice[i][1]))
-				ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-								errmsg("options \"%s\" and \"%s\" exclude each other", twice[i][0],
-									   twice[i][1])));
-		}
+		if (wrapper->options[i].kind == OPTION_SECRET && has_option(options, secret) &&
+			has_option(options, file))
+			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+							errmsg("options \"%s\" and \"%s\" exclude each other", secret, file)));
 	}
+}
+
+Datum
+millrace_kafka_validator(PG_FUNCTION_ARGS)
+{
+	check_options(&wrappers[0], untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
+	PG_RETURN_VOID();
+}
+
+Datum
+millrace_postgres_validator(PG_FUNCTION_ARGS)
+{
+	check_options(&wrappers[1], untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
 }
 
@@ -206,14 +253,14 @@ mr_property(List *properties, const char *name)
 
 /* Adds what the options of one catalog row mean. */
 static List *
-add_properties(List *properties, List *options, Oid catalog)
+add_properties(const Wrapper *wrapper, List *properties, List *options, Oid catalog)
 {
 	ListCell *cell;
 
 	foreach(cell, options)
 	{
 		DefElem *given = lfirst(cell);
-		const Option *option = find_option(given->defname, catalog);
+		const Option *option = find_option(wrapper, given->defname, catalog);
 		MrProperty *property;
 
 		/* Of a later version of millrace. */
@@ -253,35 +300,73 @@ mapping_options(Oid role, Oid server)
 	return options;
 }
 
+/* Of which wrapper of ours is the server? */
+static const Wrapper *
+wrapper_of(const ForeignServer *server)
+{
+	const char *name = GetForeignDataWrapper(server->fdwid)->fdwname;
+
+	for (int i = 0; i < lengthof(wrappers); i++)
+	{
+		if (strcmp(wrappers[i].name, name) == 0)
+			return &wrappers[i];
+	}
+	ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					errmsg("server \"%s\" is of wrapper %s, from which "
+						   "streams cannot be read",
+						   server->servername, name)));
+}
+
+/* Whoever may create servers could else use what the network trusts this host with. */
+static void
+report_no_password(const char *server, const char *hint)
+{
+	ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+					errmsg("server \"%s\" of a non-superuser must use a password", server),
+					errhint("%s", hint)));
+}
+
+/* Does it authenticate itself to the brokers? */
+static void
+check_kafka_password(const char *server, List *properties)
+{
+	const char *protocol = mr_property(properties, "security.protocol");
+	bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
+					mr_property(properties, "sasl.password") != NULL;
+	bool key = protocol != NULL && pg_strcasecmp(protocol, "SSL") == 0 &&
+			   mr_property(properties, "ssl.key.location") != NULL;
+
+	if (!password && !key)
+		report_no_password(server, "Set security_protocol to SASL_SSL and give the user mapping a "
+								   "password, or let a superuser own the server.");
+}
+
+bool
+mr_server_must_use_password(const char *name)
+{
+	return !superuser_arg(GetForeignServerByName(name, false)->owner);
+}
+
 List *
 mr_server_properties(const char *name, Oid role)
 {
 	ForeignServer *server = GetForeignServerByName(name, false);
+	const Wrapper *wrapper = wrapper_of(server);
 	List *properties;
-	const char *protocol;
 
 	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for foreign server %s", name)));
 
-	properties = add_properties(NIL, server->options, ForeignServerRelationId);
-	properties = add_properties(properties, mapping_options(role, server->serverid),
+	properties = add_properties(wrapper, NIL, server->options, ForeignServerRelationId);
+	properties = add_properties(wrapper, properties, mapping_options(role, server->serverid),
 								UserMappingRelationId);
-
-	protocol = mr_property(properties, "security.protocol");
-	if (!superuser_arg(server->owner))
-	{
-		bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
-						mr_property(properties, "sasl.password") != NULL;
-		bool key = protocol != NULL && pg_strcasecmp(protocol, "SSL") == 0 &&
-				   mr_property(properties, "ssl.key.location") != NULL;
-
-		/* Else whoever may create servers could use what the network trusts this host with. */
-		if (!password && !key)
-			ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
-							errmsg("server \"%s\" of a non-superuser must use a password", name),
-							errhint("Set security_protocol to SASL_SSL and give the user mapping a "
-									"password, or let a superuser own the server.")));
-	}
+	if (superuser_arg(server->owner))
+		return properties;
+	if (wrapper == &wrappers[0])
+		check_kafka_password(name, properties);
+	else if (mr_property(properties, "password") == NULL)
+		report_no_password(name, "Give the user mapping a password or password_file, or let a "
+								 "superuser own the server.");
 	return properties;
 }

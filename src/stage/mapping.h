@@ -152,12 +152,18 @@ typedef struct MrUnchanged MrUnchanged;
 extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging);
 
 /* The value of a mapped column before the message; an error when it cannot be known. */
-extern Datum mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message,
-								int column, bool *isnull);
+extern Datum mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key,
+								MrMessage *message, int column, bool *isnull);
 
 /* Notes what the message, which is mapped in the raw row, tells of its object. */
 extern void mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole,
 							  bool deleted);
+
+/*
+ * The keys of objects whose rows were loaded before then, at most `limit` of them, in CurrentMemoryContext; returns how
+ * many.
+ */
+extern int mr_sweep_keys(const MrStaging *staging, TimestampTz before, int limit, Datum ***keys);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,

@@ -13,6 +13,7 @@
 #include "core/millrace.h"
 #include "lib/rbtree.h"
 #include "lib/stringinfo.h"
+#include "source/change.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -212,7 +213,7 @@ letter_waits(MrUnchanged *objects, const MrMessage *message, int64 staged)
 
 /* Reads what is staged of an object. */
 static void
-read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
+read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 {
 	const MrStagingPlan *plan = objects->staging->plan;
 	bool isnull;
@@ -238,6 +239,7 @@ read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
 										 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value))
 										 : datumCopy(value, mapped->by_value, mapped->length);
 		}
+		mr_change_set_key(message);
 		if (objects->letters && message->key != NULL && letter_waits(objects, message, position))
 		{
 			SPI_freetuptable(row);
@@ -251,18 +253,21 @@ read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
 
 /* Has this batch met a change of the object, since the last whole one, that cannot be taken? */
 static bool
-failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *message)
+failed_before(const MrUnchanged *objects, const Known *object, MrMessage *message)
 {
 	ListCell *lc;
 
 	foreach(lc, objects->batch->failures)
 	{
 		const MrFailure *failure = lfirst(lc);
-		const MrMessage *failed = failure->message;
+		MrMessage *failed = failure->message;
 
-		if (failed < message && (object->whole == NULL || failed > object->whole) &&
-			mr_message_left_out(objects->batch, failed, objects->staging) && !failure->silent &&
-			failed->key != NULL && message->key != NULL &&
+		if (failed >= message || (object->whole != NULL && failed <= object->whole) ||
+			failure->silent || !mr_message_left_out(objects->batch, failed, objects->staging))
+			continue;
+		mr_change_set_key(failed);
+		mr_change_set_key(message);
+		if (failed->key != NULL && message->key != NULL &&
 			failed->key_length == message->key_length &&
 			memcmp(failed->key, message->key, message->key_length) == 0)
 			return true;
@@ -270,11 +275,10 @@ failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *
 	return false;
 }
 
-Datum
-mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, int column,
-				   bool *isnull)
+/* The object with that key, and what is staged of it when nothing newer is known. */
+static Known *
+known_object(MrUnchanged *objects, Datum *key, MrMessage *message)
 {
-	const MrStaging *staging = objects->staging;
 	Known *object = find_object(objects, key);
 
 	if (object == NULL)
@@ -282,6 +286,21 @@ mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, i
 		object = add_object(objects, key);
 		read_staged(objects, object, message);
 	}
+	return object;
+}
+
+Datum
+mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrMessage *message,
+				   int column, bool *isnull)
+{
+	const MrStaging *staging = objects->staging;
+	const MrVersion *before = &staged->versions[staged->nversions - 1];
+	Known *object;
+
+	/* A row that got another key is what it was under the old one. */
+	if (message->moved && staged->nversions > 0 && before->message == message - 1)
+		key = before->key;
+	object = known_object(objects, key, message);
 	if (failed_before(objects, object, message))
 		report_waiting(staging);
 	if (!object->known[column])
@@ -302,15 +321,19 @@ void
 mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole, bool deleted)
 {
 	const MrStagingPlan *plan = objects->staging->plan;
-	Known *object = find_object(objects, key);
+	Known *object;
 
+	/* What was deleted may come again under another key. */
+	if (deleted)
+		return;
+	object = find_object(objects, key);
 	if (object == NULL)
 		object = add_object(objects, key);
 	if (whole)
 		object->whole = message;
 	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)
 	{
-		object->known[i] = !deleted && !plan->mapped[i].of_element;
+		object->known[i] = !plan->mapped[i].of_element;
 		object->values[i] = plan->raw->tts_values[i];
 		object->nulls[i] = plan->raw->tts_isnull[i];
 	}
