@@ -198,6 +198,12 @@ mr_flow_descriptor(MrFlow *flow)
 	return flow->kind->descriptor != NULL ? flow->kind->descriptor(flow->source) : PGINVALID_SOCKET;
 }
 
+bool
+mr_flow_hurried(const MrFlow *flow)
+{
+	return flow->source->wants_tick;
+}
+
 const char *
 mr_flow_problem(const MrFlow *flow)
 {

@@ -311,7 +311,7 @@ consume(void)
 		filled = mr_flow_fill(flow);
 		MemoryContextSwitchTo(flow_context);
 
-		if (consumed == 0 && !filled)
+		if (consumed == 0 && !filled && !mr_flow_hurried(flow))
 		{
 			busy = false;
 			sleep_until_something();

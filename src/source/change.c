@@ -165,6 +165,26 @@ mr_row_key_differs(const MrRelation *relation, const char *left, const char *rig
 	return false;
 }
 
+char *
+mr_row_condition(const MrRelation *relation, const char *row)
+{
+	StringInfoData sql;
+	MrRowReader reader;
+	MrRowValue value;
+
+	initStringInfo(&sql);
+	mr_row_begin(&reader, row);
+	for (int i = 0; i < relation->ncolumns && mr_row_next(&reader, &value); i++)
+	{
+		if (!relation->columns[i].key || value.kind != MR_COLUMN_TEXT)
+			continue;
+		appendStringInfo(&sql, "%st.%s = %s", sql.len > 0 ? " AND " : "",
+						 quote_identifier(relation->columns[i].name),
+						 quote_literal_cstr(pnstrdup(value.text, value.length)));
+	}
+	return sql.data;
+}
+
 void
 mr_change_set_key(MrMessage *message)
 {

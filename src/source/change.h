@@ -95,6 +95,9 @@ extern char *mr_row_json(const MrRelation *relation, const char *row, bool key_o
 /* Do two rows differ in the replica identity's columns?  What was not sent does not. */
 extern bool mr_row_key_differs(const MrRelation *relation, const char *left, const char *right);
 
+/* The condition that finds the row at the source, by its replica identity. */
+extern char *mr_row_condition(const MrRelation *relation, const char *row);
+
 /* Gives a change the key that a message of its kind has: the replica identity's columns as JSON.  Not for other messages. */
 extern void mr_change_set_key(MrMessage *message);
 

@@ -88,7 +88,12 @@ mr_pg_disconnect(MrPgSource *source)
 	source->readers = NULL;
 	source->nreaders = 0;
 	source->round = NULL;
-	source->types = NIL;
+	source->types = source->current = source->sweeps = NIL;
+	source->recent = NULL;
+	source->sweeping = NULL;
+	source->fetching_sweep = source->swept = false;
+	source->rereads = list_concat(source->rereads, source->reading);
+	source->reading = NIL;
 	source->within = source->taken = false;
 	source->found_system = NULL;
 	if (source->phase != MR_PG_STOPPED)
@@ -583,33 +588,58 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		return false;
 	}
 
+	if (source->ask_status && !source->within && source->round == NULL)
+	{
+		mr_pg_ask_status(source);
+		source->next_status = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STATUS_INTERVAL);
+	}
 	if (source->sweeps != NIL)
 		add_sweep(source, batch, linitial(source->sweeps), DT_NOEND);
 	else if (source->sweeping != NULL)
 		add_sweep(source, batch, source->sweeping->table, source->sweeping->started);
 	else if (source->round != NULL && !source->round_read)
 		mr_pg_round_fetch(source, batch, max_messages, max_bytes);
-	else if (!source->within && sweep_copied(source, batch))
-		;
-	else if (!source->within && source->turn && mr_pg_snapshot_due(source) &&
-			 mr_pg_round_begin(source))
+	else if (!sweep_copied(source, batch))
 	{
-		source->turn = false;
-		mr_pg_round_fetch(source, batch, max_messages, max_bytes);
-	}
-	else
-	{
-		source->turn = true;
-		read_stream(source, batch, max_messages, max_bytes,
-					mr_pg_snapshot_due(source) ? 0 : wait_ms);
+		/* Stream and snapshot take turns. */
+		if (source->within || !source->turn || !mr_pg_snapshot_due(source))
+			read_stream(source, batch, max_messages, max_bytes,
+						mr_pg_snapshot_due(source) ? 0 : wait_ms);
+		source->turn = batch->nmessages > 0;
+		if (batch->nmessages == 0 && source->phase == MR_PG_STREAMING && !source->within &&
+			source->sweeps == NIL && mr_pg_snapshot_due(source) && mr_pg_round_begin(source))
+			mr_pg_round_fetch(source, batch, max_messages, max_bytes);
 	}
 	return batch->nmessages > 0;
+}
+
+/* Notes the rows that are to be read again. */
+static void
+note_rereads(MrPgSource *source, const MrBatch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+
+	for (int i = 0; i < batch->nmessages; i++)
+	{
+		const MrMessage *message = &batch->messages[i];
+		MrPgReread *reread;
+
+		if (!message->reread)
+			continue;
+		reread = palloc0(sizeof(MrPgReread));
+		reread->table = pstrdup(message->topic);
+		reread->condition = mr_row_condition(message->relation, message->value);
+		source->rereads = lappend(source->rereads, reread);
+	}
+	MemoryContextSwitchTo(old);
 }
 
 static bool
 pg_unfinished(MrSource *base, const MrBatch *batch)
 {
 	MrPgSource *source = (MrPgSource *) base;
+
+	note_rereads(source, batch);
 
 	if (source->fetching_sweep)
 	{
@@ -643,6 +673,7 @@ pg_advance(MrSource *base, MrBatch *batch)
 		mr_pg_store_round(source);
 	else if (source->swept)
 		mr_pg_store(source);
+	mr_pg_store_rereads(source);
 	if (source->last_time != 0)
 		position->last_time = source->last_time;
 	position->high_watermark = (int64) Max(source->received, (XLogRecPtr) position->next);

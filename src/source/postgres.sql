@@ -53,6 +53,15 @@ CREATE TABLE millrace.snapshot_round (
 );
 COMMENT ON TABLE millrace.snapshot_round IS 'rounds of snapshots that the stream has not passed yet';
 
+-- Rows to be read again: a change of them left out what it had not changed, and that is not known here.
+CREATE TABLE millrace.snapshot_key (
+    stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
+    source_table text NOT NULL,
+    condition text NOT NULL
+);
+COMMENT ON TABLE millrace.snapshot_key IS 'rows of source tables that are to be read again, because a change of them was not whole';
+CREATE INDEX ON millrace.snapshot_key (stream_id);
+
 CREATE TABLE millrace.replication_table (
     stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
     description text NOT NULL,
@@ -63,6 +72,7 @@ COMMENT ON TABLE millrace.replication_table IS 'how tables of the source have de
 SELECT pg_catalog.pg_extension_config_dump('millrace.replication', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot_round', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot_key', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.replication_table', '');
 
 -- ---- options -----------------------------------------------------------------------------------------------
@@ -200,6 +210,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE millrace.replication r SET state = 'making', beginning = 0 WHERE r.stream_id = begin_anew.stream_id AND r.state <> 'new';
     DELETE FROM millrace.snapshot_round r WHERE r.stream_id = begin_anew.stream_id;
+    DELETE FROM millrace.snapshot_key k WHERE k.stream_id = begin_anew.stream_id;
     DELETE FROM millrace.snapshot s WHERE s.stream_id = begin_anew.stream_id;
     DELETE FROM millrace.replication_table t WHERE t.stream_id = begin_anew.stream_id;
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(begin_anew.stream_id) o) <> 'never' THEN
@@ -420,7 +431,9 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO millrace.snapshot AS s (stream_id, source_table, filter, sweep) VALUES ($1, $2, $3, $4)
     ON CONFLICT (stream_id, source_table) DO UPDATE
-    SET filter = EXCLUDED.filter, sweep = EXCLUDED.sweep OR (s.sweep AND s.state <> 'done'), state = 'waiting', started_at = EXCLUDED.started_at, finished_at = NULL,
+    -- What has not been copied yet is copied, too.
+    SET filter = CASE WHEN s.state = 'done' THEN EXCLUDED.filter WHEN s.filter IS NOT NULL AND EXCLUDED.filter IS NOT NULL THEN format('(%s) OR (%s)', s.filter, EXCLUDED.filter) END,
+        sweep = EXCLUDED.sweep OR (s.sweep AND s.state <> 'done'), state = 'waiting', started_at = EXCLUDED.started_at, finished_at = NULL,
         leaf = 0, page = 0, pages = 0, pages_read = 0, rows = 0, last_position = NULL
 $$;
 COMMENT ON FUNCTION millrace_internal.copy_again(integer, text, text, boolean) IS 'lets a table be copied from its beginning';

@@ -30,6 +30,12 @@
 #define VISIBLE_TRIES 20
 #define VISIBLE_PAUSE 5
 
+/* So many rows are read again at once. */
+#define REREADS 500
+
+/* So many transactions are remembered one by one. */
+#define APPLIED 65536
+
 /* ms until another attempt. */
 #define ROUND_PAUSE 200
 
@@ -91,15 +97,13 @@ mr_pg_raise(MrPgSource *source, XLogRecPtr *position, TimestampTz *time)
 void
 mr_pg_note_applied(MrPgSource *source, uint32 xid)
 {
-	if (source->tasks == NIL)
-		return;
-	if (source->napplied == source->applied_capacity)
+	if (source->applied == NULL)
+		source->applied = MemoryContextAlloc(source->context, sizeof(uint32) * APPLIED);
+	/* Where no round forgets what is old, the next one waits for all that had begun before. */
+	if (source->napplied == APPLIED)
 	{
-		source->applied_capacity = Max(1024, source->applied_capacity * 2);
-		source->applied =
-			source->applied == NULL
-				? MemoryContextAlloc(source->context, sizeof(uint32) * source->applied_capacity)
-				: repalloc_huge(source->applied, sizeof(uint32) * source->applied_capacity);
+		source->napplied = 0;
+		source->has_barrier = false;
 	}
 	source->applied[source->napplied++] = xid;
 }
@@ -123,8 +127,8 @@ next_task(MrPgSource *source)
 bool
 mr_pg_snapshot_due(MrPgSource *source)
 {
-	return !source->paused && GetCurrentTimestamp() >= source->next_round &&
-		   next_task(source) != NULL;
+	return (source->rereads != NIL || (!source->paused && next_task(source) != NULL)) &&
+		   GetCurrentTimestamp() >= source->next_round;
 }
 
 MrPgTask *
@@ -247,7 +251,7 @@ take_snapshot(MrPgSource *source, char **name)
 
 /* Describes a table as it is in the round's snapshot, with the columns that are published; NULL: it is gone. */
 static const MrRelation *
-describe(MrPgSource *source, MrPgTask *task)
+describe(MrPgSource *source, char *table)
 {
 	MrPgClient *client = source->readers[0].client;
 	MrRelation relation = {0};
@@ -267,12 +271,12 @@ describe(MrPgSource *source, MrPgTask *task)
 				"ELSE false END "
 				"WHERE c.oid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped "
 				"AND a.attgenerated = '' ORDER BY a.attnum",
-				quote_literal_cstr(mr_pg_quoted(task->table))),
+				quote_literal_cstr(mr_pg_quoted(table))),
 			MR_PG_TIMEOUT, &rows) ||
 		rows.nrows == 0)
 		return NULL;
 	relation.oid = (Oid) strtoul(rows.values[0][0], NULL, 10);
-	relation.name = task->table;
+	relation.name = table;
 	relation.whole = rows.values[0][1][0] == 'f';
 	relation.ncolumns = rows.nrows;
 	relation.columns = palloc0(sizeof(MrColumn) * rows.nrows);
@@ -374,6 +378,16 @@ next_ranges(MrPgSource *source, MrPgTask *task, int limit, Range *ranges)
 	return count;
 }
 
+/* How a statement begins that copies rows of a table. */
+static void
+append_columns(StringInfo sql, const MrRelation *relation)
+{
+	appendStringInfoString(sql, "COPY (SELECT ");
+	for (int i = 0; i < relation->ncolumns; i++)
+		appendStringInfo(sql, "%st.%s", i > 0 ? ", " : "",
+						 quote_identifier(relation->columns[i].name));
+}
+
 /* The statement that copies a range of pages. */
 static char *
 copy_statement(const MrPgTask *task, const MrRelation *relation, const Range *range)
@@ -381,10 +395,7 @@ copy_statement(const MrPgTask *task, const MrRelation *relation, const Range *ra
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "COPY (SELECT ");
-	for (int i = 0; i < relation->ncolumns; i++)
-		appendStringInfo(&sql, "%st.%s", i > 0 ? ", " : "",
-						 quote_identifier(relation->columns[i].name));
+	append_columns(&sql, relation);
 	appendStringInfo(&sql, " FROM ONLY %s AS t WHERE t.ctid >= '(" INT64_FORMAT ",0)'", range->leaf,
 					 range->from);
 	if (range->to >= 0)
@@ -395,26 +406,84 @@ copy_statement(const MrPgTask *task, const MrRelation *relation, const Range *ra
 	return sql.data;
 }
 
+/* The statement that reads rows of one table again, and takes them over from the list. */
+static char *
+reread_statement(MrPgSource *source, const MrRelation *relation)
+{
+	char *table = ((MrPgReread *) linitial(source->rereads))->table;
+	StringInfoData sql;
+	int count = 0;
+	ListCell *cell;
+
+	initStringInfo(&sql);
+	append_columns(&sql, relation);
+	appendStringInfo(&sql, " FROM %s AS t WHERE", mr_pg_quoted(table));
+	foreach(cell, source->rereads)
+	{
+		MrPgReread *reread = lfirst(cell);
+		MemoryContext old;
+
+		if (strcmp(reread->table, table) != 0 || count == REREADS)
+			continue;
+		appendStringInfo(&sql, "%s (%s)", count++ > 0 ? " OR" : "", reread->condition);
+		old = MemoryContextSwitchTo(source->context);
+		source->reading = lappend(source->reading, reread);
+		MemoryContextSwitchTo(old);
+		source->rereads = foreach_delete_current(source->rereads, cell);
+	}
+	appendStringInfoString(&sql, ") TO STDOUT");
+	return sql.data;
+}
+
+/* Is the table described as mirrors know it?  Else they follow it first. */
+static bool
+is_known(MrPgSource *source, const MrRelation *relation)
+{
+	if (mr_pg_known(source, relation))
+		return true;
+	source->follow = (MrRelation *) relation;
+	source->due |= MR_PG_DUE_FOLLOW;
+	source->base.wants_tick = true;
+	return postpone(source, NULL);
+}
+
+/* Reads rows again, by the first reader. */
+static bool
+begin_rereads(MrPgSource *source)
+{
+	MrPgReader *reader = &source->readers[0];
+	char *table = ((MrPgReread *) linitial(source->rereads))->table;
+
+	reader->relation = describe(source, table);
+	if (reader->relation == NULL)
+		return postpone(source, psprintf("rows of table %s cannot be read: it does not exist at "
+										 "the source, or cannot be read",
+										 table));
+	if (!is_known(source, reader->relation))
+		return false;
+	if (!mr_pg_copy(reader->client, reread_statement(source, reader->relation), MR_PG_TIMEOUT * 6))
+		return postpone(source, psprintf("rows of table %s cannot be read: %s", table,
+										 mr_pg_problem(reader->client)));
+	reader->task = NULL;
+	reader->reading = true;
+	return true;
+}
+
 /* Gives each reader a range; false when something at the source is not as it has to be. */
 static bool
 begin_copies(MrPgSource *source, MrPgTask *task, const char *snapshot)
 {
 	Range *ranges = palloc(sizeof(Range) * source->nreaders);
-	const MrRelation *relation = describe(source, task);
+	const MrRelation *relation = describe(source, task->table);
 	int count;
 
 	if (relation == NULL)
 		return postpone(source, psprintf("table %s cannot be copied: it does not exist at the "
 										 "source, or cannot be read",
 										 task->table));
-	if (!mr_pg_known(source, relation))
-	{
-		/* Mirrors have to be able to take its rows. */
-		source->follow = (MrRelation *) relation;
-		source->due |= MR_PG_DUE_FOLLOW;
-		source->base.wants_tick = true;
-		return postpone(source, NULL);
-	}
+	/* Mirrors have to be able to take its rows. */
+	if (!is_known(source, relation))
+		return false;
 	count = next_ranges(source, task, source->nreaders, ranges);
 	if (count < 0)
 		return postpone(source, mr_pg_problem(source->readers[0].client));
@@ -445,11 +514,13 @@ bool
 mr_pg_round_begin(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->connected);
-	MrPgTask *task = next_task(source);
-	MrPgTask before = *task;
+	MrPgTask *task = source->rereads != NIL ? NULL : next_task(source);
+	MrPgTask before = {0};
 	char *snapshot;
 	bool begun = false;
 
+	if (task != NULL)
+		before = *task;
 	if (source->readers == NULL)
 	{
 		source->nreaders = source->options.parallel;
@@ -459,10 +530,13 @@ mr_pg_round_begin(MrPgSource *source)
 		(void) postpone(source, mr_pg_problem(source->readers[0].client));
 	else if ((source->round = take_snapshot(source, &snapshot)) != NULL)
 	{
-		begun = begin_copies(source, task, snapshot);
+		begun = task == NULL ? begin_rereads(source) : begin_copies(source, task, snapshot);
 		if (!begun)
 		{
-			*task = before;
+			if (task != NULL)
+				*task = before;
+			source->rereads = list_concat(source->rereads, source->reading);
+			source->reading = NIL;
 			source->round = NULL;
 			/* What was begun there ends with the connections. */
 			for (int i = 0; i < source->nreaders; i++)
@@ -476,7 +550,9 @@ mr_pg_round_begin(MrPgSource *source)
 		else
 		{
 			source->round_read = false;
-			task->last = source->last_round = source->round->position;
+			source->last_round = source->round->position;
+			if (task != NULL)
+				task->last = source->round->position;
 			mr_pg_set_problem(source, NULL);
 		}
 	}
@@ -574,7 +650,8 @@ add_row(MrPgSource *source, MrBatch *batch, const MrPgReader *reader, StringInfo
 	message->relation = relation;
 	message->value = mr_batch_copy(batch, row->data, row->len);
 	message->value_length = row->len;
-	reader->task->rows++;
+	if (reader->task != NULL)
+		reader->task->rows++;
 }
 
 /* The round is read: its transactions end. */
@@ -619,7 +696,7 @@ mr_pg_round_fetch(MrPgSource *source, MrBatch *batch, int max_messages, Size max
 				reader->reading = false;
 			else
 				ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
-								errmsg("table %s cannot be copied: %s", reader->task->table,
+								errmsg("table %s cannot be copied: %s", reader->relation->name,
 									   mr_pg_problem(reader->client))));
 		}
 	}
@@ -644,5 +721,6 @@ mr_pg_round_end(MrPgSource *source)
 	source->live = lappend(source->live, live);
 	source->round = NULL;
 	source->round_taken = false;
+	source->reading = NIL;
 	MemoryContextSwitchTo(old);
 }

@@ -80,6 +80,14 @@ typedef struct MrPgTask
 	XLogRecPtr last; /* of the last round */
 } MrPgTask;
 
+/* A row that is to be read again, because a change of it left out what is not known here. */
+typedef struct MrPgReread
+{
+	char *table;
+	char *condition; /* SQL of the source */
+	bool stored;
+} MrPgReread;
+
 /* One reader of a round. */
 typedef struct MrPgReader
 {
@@ -155,6 +163,8 @@ typedef struct MrPgSource
 	/* The snapshot. */
 	List *tasks; /* MrPgTask * */
 	bool paused;
+	List *rereads; /* MrPgReread *: rows to be read again */
+	List *reading; /* those that the round reads */
 	List *live; /* MrPgRound *, whose positions have not been passed */
 	MrPgRound *round; /* that is being read, or not stored yet */
 	bool round_read;
@@ -168,7 +178,6 @@ typedef struct MrPgSource
 	bool has_barrier;
 	uint32 *applied; /* transactions that the next round must see */
 	int napplied;
-	int applied_capacity;
 } MrPgSource;
 
 /* A type of a source's that is not PostgreSQL's own. */
@@ -212,6 +221,8 @@ extern void mr_pg_read_options(MrPgOptions *options, const MrStream *stream);
 extern void mr_pg_read_state(MrPgSource *source);
 extern void mr_pg_store(MrPgSource *source);
 extern void mr_pg_store_round(MrPgSource *source);
+
+extern void mr_pg_store_rereads(MrPgSource *source);
 
 /* Has a table been described like that before? */
 extern bool mr_pg_known(MrPgSource *source, const MrRelation *relation);

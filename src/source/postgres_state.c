@@ -93,6 +93,27 @@ read_tasks(MrPgSource *source)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* The rows that are to be read again. */
+static void
+read_rereads(MrPgSource *source)
+{
+	uint64 count = mr_sql("SELECT k.source_table, k.condition FROM millrace.snapshot_key k "
+						  "WHERE k.stream_id = %d",
+						  source->base.stream->id);
+
+	source->rereads = NIL;
+	for (uint64 i = 0; i < count; i++)
+	{
+		MrPgReread *reread = palloc(sizeof(MrPgReread));
+
+		reread->table = mr_sql_text(i, 1);
+		reread->condition = mr_sql_text(i, 2);
+		reread->stored = true;
+		source->rereads = lappend(source->rereads, reread);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /* The rounds that the position has not passed. */
 static void
 read_rounds(MrPgSource *source)
@@ -136,6 +157,7 @@ mr_pg_read_state(MrPgSource *source)
 	SPI_freetuptable(SPI_tuptable);
 	read_tasks(source);
 	read_rounds(source);
+	read_rereads(source);
 	(void) mr_sql("SELECT pg_catalog.array_agg(d.description) FROM millrace.replication_table d "
 				  "WHERE d.stream_id = %d",
 				  id);
@@ -278,9 +300,31 @@ store_tasks(MrPgSource *source)
 }
 
 void
+mr_pg_store_rereads(MrPgSource *source)
+{
+	ListCell *cell;
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	foreach(cell, source->rereads)
+	{
+		MrPgReread *reread = lfirst(cell);
+
+		if (!reread->stored)
+			(void) mr_sql("INSERT INTO millrace.snapshot_key (stream_id, source_table, condition) "
+						  "VALUES (%d, %s, %s)",
+						  source->base.stream->id, quote_literal_cstr(reread->table),
+						  quote_literal_cstr(reread->condition));
+		reread->stored = true;
+	}
+	mr_run_back(&saved);
+}
+
+void
 mr_pg_store_round(MrPgSource *source)
 {
 	MrPgRound *round = source->round;
+	ListCell *cell;
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
@@ -292,6 +336,15 @@ mr_pg_store_round(MrPgSource *source)
 				  source->base.stream->id, (int64) round->position, quote_literal_cstr(round->text),
 				  timestamptz_to_str(round->clock));
 	store_tasks(source);
+	foreach(cell, source->reading)
+	{
+		const MrPgReread *reread = lfirst(cell);
+
+		(void) mr_sql("DELETE FROM millrace.snapshot_key WHERE stream_id = %d AND "
+					  "source_table = %s AND condition = %s",
+					  source->base.stream->id, quote_literal_cstr(reread->table),
+					  quote_literal_cstr(reread->condition));
+	}
 	mr_run_back(&saved);
 }
 

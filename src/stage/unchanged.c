@@ -4,8 +4,9 @@
  *
  * What is known is, of the mapped columns, what the newest message before has told in this batch, else what is
  * staged: mapping completes a row before any expression looks at it.  An object of which nothing is staged (it is
- * filtered out), or a column whose staged value is a computed one, cannot be known: the change becomes a dead letter.
- * While a change of an object waits among the dead letters, those after it which are not whole wait, too (C10).
+ * filtered out, or not copied yet), or a column whose staged value is a computed one, cannot be known: the row is read
+ * again where the source can do that, else the change becomes a dead letter.  While a change of an object waits
+ * among the dead letters, those after it which are not whole wait, too (C10).
  */
 #include "postgres.h"
 
@@ -177,10 +178,14 @@ prepare(MrUnchanged *objects)
 	mr_run_back(&saved);
 }
 
-/* Raises the error of a change that has to wait for another one. */
+/*
+ * Raises the error of a change that has to wait for another one.  A source that can read the row again is asked to; then
+ * the change is left out, and nobody need know.
+ */
 static void
-report_waiting(const MrStaging *staging)
+report_waiting(const MrStaging *staging, MrMessage *message)
 {
+	message->reread = message->relation != NULL;
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_EXCEPTION),
 			 errmsg("an earlier change of the object is a dead letter of %s", staging->name),
@@ -243,7 +248,7 @@ read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 		if (objects->letters && message->key != NULL && letter_waits(objects, message, position))
 		{
 			SPI_freetuptable(row);
-			report_waiting(objects->staging);
+			report_waiting(objects->staging, message);
 		}
 		SPI_freetuptable(row);
 	}
@@ -302,8 +307,10 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 		key = before->key;
 	object = known_object(objects, key, message);
 	if (failed_before(objects, object, message))
-		report_waiting(staging);
+		report_waiting(staging, message);
 	if (!object->known[column])
+	{
+		message->reread = message->relation != NULL;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("column \"%s\" of %s was not sent, and its value is not known",
@@ -313,6 +320,7 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 				 errhint("Run ALTER TABLE %s REPLICA IDENTITY FULL at the source, and update the "
 						 "row there once more.",
 						 message->topic != NULL ? message->topic : "…")));
+	}
 	*isnull = object->nulls[column];
 	return object->values[column];
 }
