@@ -564,7 +564,7 @@ sweep(Evaluation *e, MrMessage *message)
 		if (plan->source_table == NULL || strcmp(plan->source_table, message->topic) != 0)
 			continue;
 		enter(e, staging);
-		count = mr_sweep_keys(staging, message->sweep_before, SWEEP_OBJECTS, &keys);
+		count = mr_sweep_keys(staging, message, SWEEP_OBJECTS, &keys);
 		for (int i = 0; i < count; i++)
 		{
 			MrVersion *version = add_version(batch, staged);

@@ -160,10 +160,11 @@ extern void mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *messa
 							  bool deleted);
 
 /*
- * The keys of objects whose rows were loaded before then, at most `limit` of them, in CurrentMemoryContext; returns how
+ * The keys of objects whose rows a sweep removes, at most `limit` of them, in CurrentMemoryContext; returns how
  * many.
  */
-extern int mr_sweep_keys(const MrStaging *staging, TimestampTz before, int limit, Datum ***keys);
+extern int mr_sweep_keys(const MrStaging *staging, const MrMessage *message, int limit,
+						 Datum ***keys);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,

@@ -14,11 +14,11 @@
 #include "utils/lsyscache.h"
 
 int
-mr_sweep_keys(const MrStaging *staging, TimestampTz before, int limit, Datum ***keys)
+mr_sweep_keys(const MrStaging *staging, const MrMessage *message, int limit, Datum ***keys)
 {
-	static const Oid types[] = {TIMESTAMPTZOID};
+	static const Oid types[] = {TIMESTAMPTZOID, INT8OID};
 	const MrStagingPlan *plan = staging->plan;
-	Datum values[] = {TimestampTzGetDatum(before)};
+	Datum values[] = {TimestampTzGetDatum(message->sweep_before), Int64GetDatum(message->position)};
 	StringInfoData sql;
 	uint64 count;
 
@@ -30,8 +30,13 @@ mr_sweep_keys(const MrStaging *staging, TimestampTz before, int limit, Datum ***
 	for (int k = 0; k < staging->nkeys; k++)
 		appendStringInfo(&sql, "%s r.%s", k > 0 ? "," : "",
 						 quote_identifier(get_attname(staging->relid, staging->key[k], false)));
-	appendStringInfo(&sql, " FROM %s AS r WHERE r.%s < $1 LIMIT %d", staging->name,
-					 quote_identifier(get_attname(staging->relid, plan->loaded_at, false)), limit);
+	appendStringInfo(&sql, " FROM %s AS r WHERE r.%s < $1", staging->name,
+					 quote_identifier(get_attname(staging->relid, plan->loaded_at, false)));
+	/* What a snapshot has read after the table was emptied is younger, though it was staged before. */
+	if (TIMESTAMP_IS_NOEND(message->sweep_before))
+		appendStringInfo(&sql, " AND r.%s <= $2",
+						 quote_identifier(get_attname(staging->relid, plan->position, false)));
+	appendStringInfo(&sql, " LIMIT %d", limit);
 	count = mr_statement_run(mr_statement_create(sql.data, lengthof(types), types), values, NULL);
 	*keys = palloc(sizeof(Datum *) * Max(count, 1));
 	for (uint64 i = 0; i < count; i++)

@@ -26,6 +26,8 @@ typedef struct Known
 	RBTNode node;
 	Datum *key;
 	MrMessage *whole; /* the last message that needed nothing else, or NULL */
+	bool read; /* what is staged of it has been looked for, or is not needed any more */
+	bool deleted; /* what is known is what it was */
 	bool *known; /* by mapped column */
 	Datum *values;
 	bool *nulls;
@@ -223,6 +225,7 @@ read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 	const MrStagingPlan *plan = objects->staging->plan;
 	bool isnull;
 
+	object->read = true;
 	if (objects->staged_row == NULL)
 		prepare(objects);
 	if (mr_statement_run(objects->staged_row, object->key, NULL) > 0)
@@ -280,17 +283,19 @@ failed_before(const MrUnchanged *objects, const Known *object, MrMessage *messag
 	return false;
 }
 
-/* The object with that key, and what is staged of it when nothing newer is known. */
+/*
+ * The object with that key, and what is staged of it when nothing newer is known.  What was deleted is known only to the
+ * message that moves it.
+ */
 static Known *
-known_object(MrUnchanged *objects, Datum *key, MrMessage *message)
+known_object(MrUnchanged *objects, Datum *key, MrMessage *message, bool moved)
 {
 	Known *object = find_object(objects, key);
 
 	if (object == NULL)
-	{
 		object = add_object(objects, key);
+	if (!object->read && (moved || !object->deleted))
 		read_staged(objects, object, message);
-	}
 	return object;
 }
 
@@ -300,15 +305,13 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 {
 	const MrStaging *staging = objects->staging;
 	const MrVersion *before = &staged->versions[staged->nversions - 1];
-	Known *object;
-
 	/* A row that got another key is what it was under the old one. */
-	if (message->moved && staged->nversions > 0 && before->message == message - 1)
-		key = before->key;
-	object = known_object(objects, key, message);
+	bool moved = message->moved && staged->nversions > 0 && before->message == message - 1;
+	Known *object = known_object(objects, moved ? before->key : key, message, moved);
+
 	if (failed_before(objects, object, message))
 		report_waiting(staging, message);
-	if (!object->known[column])
+	if (!object->known[column] || (object->deleted && !moved))
 	{
 		message->reread = message->relation != NULL;
 		ereport(ERROR,
@@ -329,14 +332,14 @@ void
 mr_unchanged_note(MrUnchanged *objects, Datum *key, MrMessage *message, bool whole, bool deleted)
 {
 	const MrStagingPlan *plan = objects->staging->plan;
-	Known *object;
+	Known *object = find_object(objects, key);
 
-	/* What was deleted may come again under another key. */
-	if (deleted)
-		return;
-	object = find_object(objects, key);
 	if (object == NULL)
 		object = add_object(objects, key);
+	object->deleted = deleted;
+	if (deleted)
+		return;
+	object->read = true;
 	if (whole)
 		object->whole = message;
 	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)

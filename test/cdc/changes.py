@@ -168,7 +168,8 @@ def disturb(shell, draw, source, target, kills):
     else:
         with open(os.path.join(shell.work, what, 'data', 'postmaster.pid')) as file:
             os.kill(int(file.readline()), signal.SIGKILL)
-        shell.run(f'for i in $(seq 100); do pg_start "$work/{what}" && break; sleep 0.2; done')
+        # The server can start when everybody who hangs on the shared memory has noticed.
+        shell.run(f'start_again() {{ (pg_start "$work/{what}"); }}; wait_for 180 start_again')
     return what
 
 
