@@ -11,6 +11,7 @@
 #	tap        test/t/*.pl: processes, crashes, dumps
 #	property   test/property/*.py: random histories
 #	kafka      test/kafka/*.sh: a real broker
+#	cdc        test/cdc/*.py: changes of real PostgreSQL servers
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
@@ -25,7 +26,7 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka cron kill)
+all_groups=(check regress decode tap property kafka cdc cron kill)
 limit=${LIMIT:-1200}
 passed=0
 failed=0
@@ -142,6 +143,7 @@ run_folder() {
 	done
 }
 test_kafka() { run_folder kafka; }
+test_cdc() { run_folder cdc; }
 test_cron() { run_folder cron; }
 
 # With named points at which processes can be killed; what is installed afterwards has none.
