@@ -134,7 +134,7 @@ BEGIN
     IF options ->> 'publication' IN ('') OR octet_length(options ->> 'publication') > 63 THEN
         RAISE EXCEPTION 'invalid name "%" for option "publication"', options ->> 'publication' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM millrace_internal.check_word('snapshot', coalesce(options ->> 'snapshot', 'initial'), '{initial, never, only}');
+    PERFORM millrace_internal.check_word('snapshot', coalesce(options ->> 'snapshot', 'initial'), '{initial, never}');
     PERFORM millrace_internal.check_word('truncate', coalesce(options ->> 'truncate', 'apply'), '{apply, ignore, stop}');
     PERFORM millrace_internal.check_word('on_lost', coalesce(options ->> 'on_lost', 'stop'), '{stop, resnapshot}');
     IF coalesce(options ->> 'snapshot_chunk', '1') !~ '^[1-9][0-9]{0,6}$' THEN
