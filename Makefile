@@ -10,7 +10,7 @@ STAGES = core source decode stage vault mart flow
 OBJS = $(patsubst %.c,%.o,$(sort $(foreach s,$(STAGES),$(wildcard src/$(s)/*.c))))
 
 # The install script is the SQL parts beside the C, in this order.
-SQL_PARTS = src/core/core.sql src/core/declare.sql src/source/server.sql src/source/stream.sql \
+SQL_PARTS = src/core/core.sql src/core/declare.sql src/source/server.sql src/source/stream.sql src/source/postgres.sql \
 	src/stage/staging.sql src/stage/erasure.sql src/stage/dictionary.sql src/vault/vault.sql src/vault/satellite.sql src/vault/source.sql src/vault/pit.sql src/mart/mart.sql \
 	src/flow/flow.sql src/flow/backfill.sql src/flow/verify.sql src/flow/rebuild.sql src/flow/run.sql src/flow/maintain.sql src/flow/erase.sql src/flow/trace.sql src/flow/describe.sql src/flow/preview.sql src/flow/status.sql
 
@@ -24,8 +24,9 @@ REGRESS_OPTS = --temp-instance=tmp_check --temp-config=test/postgresql.conf --en
 WITH_REDIS ?= 1
 
 # PostgreSQL 15 does not define PGDLLEXPORT as visible yet.
-PG_CPPFLAGS = -I$(CURDIR)/src '-DPGDLLEXPORT=__attribute__((visibility("default")))'
+PG_CPPFLAGS = -I$(CURDIR)/src -I$(libpq_srcdir) '-DPGDLLEXPORT=__attribute__((visibility("default")))'
 PG_CFLAGS = -std=gnu99 -fvisibility=hidden -Wdeclaration-after-statement $(if $(WERROR),-Werror) $(if $(DEBUG_POINTS),-DMR_DEBUG_POINTS) $(if $(filter 1,$(WITH_REDIS)),-DMR_WITH_REDIS)
+SHLIB_LINK_INTERNAL = $(libpq)
 SHLIB_LINK = -lrdkafka -lssl -lcrypto $(if $(filter 1,$(WITH_REDIS)),-lhiredis)
 
 PG_CONFIG ?= pg_config

@@ -2,7 +2,7 @@
 # Runs one bench beside its baseline, on a private server and broker, and prints a line "CASE ratio=… ours=… …" for each
 # figure. What the cases measure is in README.md; each is a file in cases/.
 #
-#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich
+#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich | cdc_apply
 #
 # ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
 # ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
@@ -34,18 +34,21 @@ result() {
 	fi
 }
 
-# Builds what is measured, and starts the server and the broker that both sides use.
+# Builds what is measured, and starts the server and (unless PREPARE_KAFKA=0) the broker that both sides use. Arguments are settings of the server.
 prepare() {
 	local memory settings
-	need_packages build test kafka
-	make -s -C "$here" produce
+	need_packages build test
+	if [ "${PREPARE_KAFKA:-1}" = 1 ]; then
+		need_packages kafka
+		make -s -C "$here" produce
+	fi
 	if [ "${BUILD:-1}" = 1 ] && measures ours; then
 		make -s -C "$here/.." -j "$(nproc)" >/dev/null
 		as_root make -s -C "$here/.." install >/dev/null
 	fi
 	temp_dir work
 	memory=$(awk '/MemTotal/ { m = int($2 / 1024 / 6); print (m > 4096) ? 4096 : m }' /proc/meminfo)
-	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "checkpoint_timeout = 30min" "jit = off")
+	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "checkpoint_timeout = 30min" "jit = off" "$@")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")
 	else
@@ -58,7 +61,7 @@ prepare() {
 	psql -qX -c 'CREATE UNLOGGED TABLE touched (filler text)' -c 'ALTER TABLE touched ALTER filler SET STORAGE PLAIN' \
 		-c "INSERT INTO touched SELECT repeat('x', 8000) FROM generate_series(1, $memory * 128)" -c 'DROP TABLE touched'
 	psql -qX -c 'CREATE DATABASE ours' -c 'CREATE DATABASE baseline'
-	kafka_start "$work/kafka"
+	[ "${PREPARE_KAFKA:-1}" = 0 ] || kafka_start "$work/kafka"
 }
 
 # Makes the orders once, with the arguments of gen_orders.py: for the producer, and as the file that the baseline loads.
@@ -95,8 +98,8 @@ same_answer() {
 }
 
 case ${1:-} in
-	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich)
+	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich | cdc_apply)
 		. "$here/cases/$1.sh"
 		"$@" ;;
-	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify or enrich" ;;
+	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify, enrich or cdc_apply" ;;
 esac

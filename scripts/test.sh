@@ -12,6 +12,7 @@
 #	property   test/property/*.py: random histories
 #	kafka      test/kafka/*.sh: a real broker
 #	debezium   test/debezium/*: Debezium's connector on Kafka Connect
+#	cdc        test/cdc/*.py: changes of real PostgreSQL servers
 #	redis      test/redis/*: a real Redis, dictionaries over it
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
@@ -27,7 +28,7 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka debezium redis cron kill)
+all_groups=(check regress decode tap property kafka debezium cdc redis cron kill)
 limit=${LIMIT:-1200}
 passed=0
 failed=0
@@ -145,6 +146,7 @@ run_folder() {
 }
 test_kafka() { run_folder kafka; }
 test_debezium() { run_folder debezium; }
+test_cdc() { run_folder cdc; }
 test_redis() { run_folder redis; }
 test_cron() { run_folder cron; }
 

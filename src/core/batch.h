@@ -15,7 +15,15 @@
 struct MrStream;
 struct MrStaging;
 struct MrFailure;
+struct MrRelation;
 struct List;
+
+/* What a change does to its row; a message that is no change has no op. */
+#define MR_OP_INSERT 'I'
+#define MR_OP_UPDATE 'U'
+#define MR_OP_DELETE 'D'
+#define MR_OP_READ 'R' /* a snapshot has read the row */
+#define MR_OP_SWEEP 'T' /* removes rows of the table: see MrMessage.sweep_before */
 
 /* A message as it came. */
 typedef struct MrMessage
@@ -31,9 +39,17 @@ typedef struct MrMessage
 	int key_length;
 	char *value; /* NULL: a tombstone; not terminated */
 	int value_length;
+	const struct MrRelation
+		*relation; /* value and before are rows of that table: see source/change.h */
+	char *before; /* a change's old row, or NULL */
+	int before_length;
+	bool moved; /* the row had another key: the message before this one deletes that */
+	bool reread; /* what it leaves out is not known: the source is to read the row again */
+	TimestampTz sweep_before; /* MR_OP_SWEEP: all that was loaded before then */
 	char *headers; /* a JSON object as text, or NULL */
 	bool retried; /* a dead letter that is tried again */
 	int64 letter; /* its id */
+	bool late; /* it leaves out what is not known any more: its object has gone on */
 	bool erased; /* it speaks of something that was erased: it never came */
 	bool waits; /* a staging table lacks what a dictionary does not know yet */
 	struct MrFailure *failures; /* what in it cannot be taken, the last first */
@@ -137,6 +153,7 @@ typedef struct MrBatch
 	struct List *failures; /* MrFailure *, what becomes dead letters */
 	bool waits; /* some message does; see MrMessage.waits */
 	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
+	int64 swept; /* objects that its MR_OP_SWEEP has removed; there may be more */
 } MrBatch;
 
 extern MrBatch *mr_batch_create(MemoryContext parent);

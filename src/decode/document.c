@@ -14,6 +14,7 @@
 
 #include "core/compat.h"
 #include "decode/trie.h"
+#include "source/change.h"
 
 /* Makes room in a scope for one more element. */
 static void
@@ -249,14 +250,18 @@ op_text(char op)
 	}
 }
 
-/* A message whose value, and key if a path leads into it, are JSON. */
+/* Walks over a message whose parts are JSON. */
 static void
 walk_json_message(MrPlan *plan, MemoryContext result, const MrMessage *message)
 {
 	if (message->value)
 		mr_walk_json(plan, result, MR_ROOT_VALUE, "value", message->value, message->value_length);
-	if (message->key && plan->roots[MR_ROOT_KEY])
-		mr_walk_json(plan, result, MR_ROOT_KEY, "key", message->key, message->key_length);
+	if (message->before && plan->roots[MR_ROOT_BEFORE])
+		mr_walk_json(plan, result, MR_ROOT_BEFORE, "before", message->before,
+					 message->before_length);
+	/* A row that became JSON lacks what was not sent. */
+	if (message->op == MR_OP_UPDATE)
+		mr_mark_unsent(plan, message);
 }
 
 /* Takes out of a message what the plan asks for. */
@@ -264,7 +269,14 @@ MrDocument *
 mr_plan_run(MrPlan *plan, const MrMessage *message)
 {
 	MemoryContext caller = CurrentMemoryContext;
+	MrMessage with_key;
 
+	if (message->relation && plan->wants_key)
+	{
+		with_key = *message;
+		mr_change_set_key(&with_key);
+		message = &with_key;
+	}
 	MemoryContextReset(plan->scratch);
 	if (plan->debezium)
 		mr_debezium_prepare(plan);
@@ -278,8 +290,12 @@ mr_plan_run(MrPlan *plan, const MrMessage *message)
 	MemoryContextSwitchTo(plan->scratch);
 	if (plan->debezium)
 		mr_debezium_walk(plan, caller, message);
+	else if (message->relation)
+		mr_fill_from_rows(plan, caller, message);
 	else
 		walk_json_message(plan, caller, message);
+	if (!plan->debezium && message->key && plan->roots[MR_ROOT_KEY])
+		mr_walk_json(plan, caller, MR_ROOT_KEY, "key", message->key, message->key_length);
 	if (message->headers && plan->roots[MR_ROOT_HEADERS])
 		mr_walk_json(plan, caller, MR_ROOT_HEADERS, "headers", message->headers,
 					 strlen(message->headers));

@@ -211,6 +211,8 @@ mr_plan_slot(MrPlan *plan, int scope, const MrPath *path)
 		plan_error(path, "has no element around it",
 				   "for_each holds only one \"[*]\"; the message around it is \"$\".");
 
+	if (path->root == MR_ROOT_KEY)
+		plan->wants_key = true;
 	if (path->root == MR_ROOT_ELEMENT)
 		slot = node_slot(plan, plan->scopes[scope].node, path);
 	else if (path->root == MR_ROOT_OUTER)

@@ -77,15 +77,9 @@ typedef struct MrElements
 	int32 *outer; /* for each element, the number of its element in the scope around it */
 } MrElements;
 
-/* What a change does to its row; a message that is no change has no op. */
-#define MR_OP_INSERT 'I'
-#define MR_OP_UPDATE 'U'
-#define MR_OP_DELETE 'D'
-#define MR_OP_READ 'R' /* a snapshot has read the row */
-
 typedef struct MrDocument
 {
-	const char *op; /* what $op gives: one of the above as text, or NULL */
+	const char *op; /* what $op gives: MR_OP_... as text, or NULL */
 	const char *table; /* what $table gives: schema.table of the source, or NULL */
 	bool deleted; /* the message removes its object: a tombstone, or a delete */
 	bool unchanged; /* some slot may be MR_UNCHANGED */

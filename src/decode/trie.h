@@ -78,7 +78,10 @@ struct MrPlan
 	int active_capacity;
 	MrNode **active; /* nodes of all open frames, a stack */
 	bool wants_jsonb; /* of the value */
+	bool wants_key; /* some path starts with $key */
 	struct varlena *jsonb; /* made by the last walk over the value, or NULL */
+
+	struct MrRowMap *maps; /* private to row.c */
 
 	/* What becomes the document's: see plan.h. */
 	const char *op;
@@ -122,9 +125,18 @@ extern void mr_scope_add(MrPlan *plan, MrScope *scope);
 extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const char *part,
 						 const char *text, int length);
 
-/* The same from a node, for a text that is UTF-8. */
+/* The same from a node of the trie on, for a part of a message that is UTF-8. */
 extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part,
 						 const char *text, int length);
+
+/*
+ * Fills the slots from the rows of a change (row.c): texts point into the message, what has to be made goes to
+ * `result`.
+ */
+extern void mr_fill_from_rows(MrPlan *plan, MemoryContext result, const MrMessage *message);
+
+/* Columns that a row which became JSON does not have are unchanged. */
+extern void mr_mark_unsent(MrPlan *plan, const MrMessage *message);
 
 /*
  * Messages as Debezium writes them (debezium.c): fills the slots that they have values for, and says

@@ -136,15 +136,16 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'for_each => ' || millrace_internal.readable_literal(d ->> 'for_each'),
                'source_table => ' || millrace_internal.readable_literal(d ->> 'source_table'),
                'key => ' || millrace_internal.readable_members('key', ARRAY(
+                    -- A mirror takes them from the source.
                     SELECT (c -> 'name') || ': ' || millrace_internal.readable_mapping(c, 'text')
-                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE (c ->> 'key')::boolean ORDER BY n)),
+                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE (c ->> 'key')::boolean AND d ->> 'mirror' IS NULL ORDER BY n)),
                'version => ' || millrace_internal.readable_literal(
                     millrace_internal.readable_mapping(nullif((d -> 'version')::text, 'null')::json, 'bigint')),
                'event_time => ' || millrace_internal.readable_literal(
                     millrace_internal.readable_mapping(nullif((d -> 'event_time')::text, 'null')::json, 'timestamp with time zone')),
                'columns => ' || millrace_internal.readable_members('columns', ARRAY(
                     SELECT (c -> 'name') || ': ' || millrace_internal.readable_mapping(c, 'text')
-                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE NOT (c ->> 'key')::boolean ORDER BY n)),
+                    FROM json_array_elements(d -> 'columns') WITH ORDINALITY AS u (c, n) WHERE NOT (c ->> 'key')::boolean AND d ->> 'mirror' IS NULL ORDER BY n)),
                'route => ' || millrace_internal.readable_literal(d ->> 'route'),
                'deleted => ' || millrace_internal.readable_literal(d ->> 'deleted'),
                'computed => ' || millrace_internal.readable_members('computed', ARRAY(
@@ -154,7 +155,7 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'expect => ' || millrace_internal.readable_members('expect', ARRAY(
                     SELECT format('%s: %s', c -> 'name', c -> 'expression')
                     FROM json_array_elements(d -> 'expect') WITH ORDINALITY AS u (c, n) ORDER BY n)),
-               'payload => ' || millrace_internal.readable_literal(nullif(d ->> 'payload', CASE WHEN d ->> 'for_each' IS NULL THEN 'json' ELSE 'none' END)),
+               'payload => ' || millrace_internal.readable_literal(nullif(d ->> 'payload', CASE WHEN d ->> 'for_each' IS NULL AND d ->> 'mirror' IS NULL THEN 'json' ELSE 'none' END)),
                'max_ahead => ' || millrace_internal.readable_literal(nullif((d ->> 'max_ahead')::interval, '1 day')::text),
                'tombstone => ' || millrace_internal.readable_literal(nullif(d ->> 'tombstone', 'timestamp')),
                CASE WHEN described.log IS NOT NULL THEN 'log => true' END,

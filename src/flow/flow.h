@@ -34,6 +34,9 @@ extern int64 mr_flow_step(MrFlow *flow, int wait_ms);
  */
 extern bool mr_flow_fill(MrFlow *flow);
 
+/* Is there something to be done before anything can come? */
+extern bool mr_flow_hurried(const MrFlow *flow);
+
 /* Why nothing comes although the stream runs, or NULL. */
 extern const char *mr_flow_problem(const MrFlow *flow);
 

@@ -93,6 +93,7 @@ note_failure(MrBatch *batch, MrMessage *message, MrStaging *staging, const Error
 	failure->text = error->message != NULL ? pstrdup(error->message) : pstrdup("");
 	failure->detail = error->detail != NULL ? pstrdup(error->detail) : NULL;
 	failure->hint = error->hint != NULL ? pstrdup(error->hint) : NULL;
+	failure->silent = staging != NULL && message->reread;
 	mr_failure_add(batch, failure);
 	MemoryContextSwitchTo(previous);
 }

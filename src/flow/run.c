@@ -34,6 +34,8 @@
 /* ms between attempts to complete messages that wait, while some do and while none does. */
 #define COMPLETE_PAUSE 100
 #define COMPLETE_IDLE_PAUSE 1000
+/* ms to wait for the next part of a transaction of the source, each time. */
+#define PART_WAIT 1000
 
 /* ms until a chunk that failed is tried again, at first. */
 #define FILL_PAUSE 1000
@@ -200,6 +202,12 @@ mr_flow_descriptor(MrFlow *flow)
 	return flow->kind->descriptor != NULL ? flow->kind->descriptor(flow->source) : PGINVALID_SOCKET;
 }
 
+bool
+mr_flow_hurried(const MrFlow *flow)
+{
+	return flow->source->wants_tick;
+}
+
 const char *
 mr_flow_problem(const MrFlow *flow)
 {
@@ -256,7 +264,7 @@ tick(MrFlow *flow)
 	TimestampTz now = GetCurrentTimestamp();
 	bool current;
 
-	if (now - flow->ticked_at < USECS_PER_SEC)
+	if (now - flow->ticked_at < USECS_PER_SEC && !flow->source->wants_tick)
 		return true;
 	begin_transaction();
 	current = still_current(flow);
@@ -282,19 +290,47 @@ fetch(MrFlow *flow, int max_messages, int wait_ms)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
 }
 
-/* Processes the batch that has been fetched and moves the position. */
-static void
-process_and_advance(MrFlow *flow)
+/* Does the batch end within a transaction of the source? */
+static bool
+unfinished(MrFlow *flow)
 {
-	instr_time start;
+	return flow->kind->unfinished != NULL && flow->kind->unfinished(flow->source, flow->batch);
+}
 
-	mr_flow_prepare(flow->stream, flow->batch);
-	mr_flow_process(flow->stream, flow->extraction, flow->batch);
+/*
+ * Processes the batch that has been fetched, those after it that belong to the same transaction of the source, and moves
+ * the position.  Returns how many messages there were, and adds the dead letters.
+ */
+static int64
+process_and_advance(MrFlow *flow, int64 *letters)
+{
+	int64 consumed = 0;
+	instr_time start;
+	bool more;
+
+	do
+	{
+		mr_flow_prepare(flow->stream, flow->batch);
+		mr_flow_process(flow->stream, flow->extraction, flow->batch);
+		consumed += flow->batch->nmessages;
+		*letters += mr_flow_count_letters(flow->batch);
+		/* The next part may hold no message of ours. */
+		while ((more = unfinished(flow)))
+		{
+			CHECK_FOR_INTERRUPTS();
+			mr_flow_judge_letters(flow);
+			mr_batch_reset(flow->batch);
+			fetch(flow, BATCH_MESSAGES, PART_WAIT);
+			if (flow->batch->nmessages > 0)
+				break;
+		}
+	} while (more);
 	mr_debug_point("before_advance");
 	INSTR_TIME_SET_CURRENT(start);
 	flow->kind->advance(flow->source, flow->batch);
-	mr_flow_stats_add(MR_STAGE_POSITION, start, flow->batch->nmessages);
+	mr_flow_stats_add(MR_STAGE_POSITION, start, consumed);
 	mr_flow_judge_letters(flow);
+	return consumed;
 }
 
 /* Asks dictionaries for what the messages of the batch speak of, outside its transaction: a Redis may hang. */
@@ -358,6 +394,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	int64 consumed = 0;
+	int64 letters = 0;
 	instr_time start;
 
 	if (!tick(flow) || !complete_waiting(flow))
@@ -389,7 +426,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	consumed = flow->batch->nmessages;
 	if (consumed > 0)
 	{
-		process_and_advance(flow);
+		consumed = process_and_advance(flow, &letters);
 		mr_flow_stats_write(flow->stream, flow->worker, false);
 		mr_debug_point("before_commit");
 	}
@@ -622,8 +659,7 @@ run_batch(MrFlow *flow, int max_messages, int64 *letters)
 		fetch(flow, max_messages, flow->kind->in_transaction ? 0 : 1000);
 		consumed = flow->batch->nmessages;
 		if (consumed > 0)
-			process_and_advance(flow);
-		*letters += mr_flow_count_letters(flow->batch);
+			consumed = process_and_advance(flow, letters);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;

@@ -53,6 +53,7 @@ static char *stream_name = NULL;
 static int64 config_version = 0; /* as last looked at */
 static MrFlow *flow = NULL;
 static WaitEventSet *wait_set = NULL;
+static pgsocket waiting_for = PGINVALID_SOCKET;
 static MemoryContext flow_context;
 static MemoryContext error_context;
 static const char *recorded_state = NULL; /* MR_STATE_..., what our row says */
@@ -221,7 +222,13 @@ sleep_until_something(void)
 	pgsocket descriptor = mr_flow_descriptor(flow);
 	WaitEvent event;
 
-	/* A descriptor stays the same for the life of its flow. */
+	/* A source that connects again has another one. */
+	if (wait_set != NULL && descriptor != waiting_for)
+	{
+		FreeWaitEventSet(wait_set);
+		wait_set = NULL;
+	}
+	waiting_for = descriptor;
 	if (wait_set == NULL)
 	{
 		wait_set = mr_create_wait_event_set(3);
@@ -304,7 +311,7 @@ consume(void)
 		filled = mr_flow_fill(flow);
 		MemoryContextSwitchTo(flow_context);
 
-		if (consumed == 0 && !filled)
+		if (consumed == 0 && !filled && !mr_flow_hurried(flow))
 		{
 			busy = false;
 			sleep_until_something();

@@ -853,4 +853,5 @@ const MrSourceKind mr_kafka_source = {
 	.drained = kafka_drained,
 	.close = kafka_close,
 	.peek = mr_kafka_peek,
+	.validate = mr_kafka_validate,
 };

@@ -20,4 +20,7 @@ extern TimestampTz mr_kafka_time(int64 milliseconds);
 extern void mr_kafka_peek(MrStream *stream, MrBatch *batch, int max_messages, Size max_bytes,
 						  int timeout_ms);
 
+/* MrSourceKind.validate */
+extern void mr_kafka_validate(MrReport *to, MrStream *stream);
+
 #endif /* MR_SOURCE_KAFKA_MESSAGE_H */

@@ -1,27 +1,21 @@
 /*
  * kafka_validate.c
- *	  What is wrong with the endpoint of a stream: millrace_internal.validate_source().
+ *	  What is wrong with the brokers of a stream, or its topics.
  *
  * Connects with a client of its own, looks at each topic and at a few messages, and moves no position.
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "core/millrace.h"
-#include "core/statement.h"
-#include "funcapi.h"
-#include "miscadmin.h"
 #include "source/kafka_client.h"
+#include "source/kafka_message.h"
 #include "source/kafka_options.h"
 #include "source/kafka_topic.h"
 #include "source/server.h"
 #include "source/source.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
-
-PG_FUNCTION_INFO_V1(millrace_validate_source);
 
 /* How many messages of a partition, and how many partitions of a topic, are looked at. */
 #define SAMPLE_MESSAGES 20
@@ -29,30 +23,6 @@ PG_FUNCTION_INFO_V1(millrace_validate_source);
 
 /* How many of the topics that match a pattern. */
 #define SAMPLE_TOPICS 20
-
-typedef struct Report
-{
-	ReturnSetInfo *result;
-	const char *subject;
-	int timeout_ms;
-	bool sample;
-	bool debezium; /* the format, whose tombstones need no care */
-} Report;
-
-/* One row of the result. */
-static void
-report(Report *to, const char *severity, const char *message, const char *hint)
-{
-	Datum values[4];
-	bool nulls[4] = {false};
-
-	values[0] = CStringGetTextDatum(severity);
-	values[1] = CStringGetTextDatum(to->subject);
-	values[2] = CStringGetTextDatum(message);
-	values[3] = hint == NULL ? (Datum) 0 : CStringGetTextDatum(hint);
-	nulls[3] = hint == NULL;
-	tuplestore_putvalues(to->result->setResult, to->result->setDesc, values, nulls);
-}
 
 /* What somebody may do about a problem. */
 static const char *
@@ -88,20 +58,20 @@ hint_for(const char *code, List *properties)
 }
 
 static void
-report_problem(Report *to, MrKafkaClient *client, List *properties)
+report_problem(MrReport *to, MrKafkaClient *client, List *properties)
 {
 	const char *code = NULL;
 	const char *problem = mr_kafka_problem(client, &code);
 
 	if (problem == NULL)
-		report(to, "error", "the broker did not answer in time", NULL);
+		mr_report(to, "error", "the broker did not answer in time", NULL);
 	else
-		report(to, "error", problem, hint_for(code, properties));
+		mr_report(to, "error", problem, hint_for(code, properties));
 }
 
 /* Looks at the last messages of a topic for what a user should know before he declares a staging table. */
 static void
-sample_messages(Report *to, List *properties, pgsocket descriptor, const char *topic,
+sample_messages(MrReport *to, List *properties, pgsocket descriptor, const char *topic,
 				MrKafkaBegin *begins, int count)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -149,7 +119,7 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 	mr_kafka_disconnect(client);
 
 	if (keyless > 0)
-		report(
+		mr_report(
 			to, "warning",
 			psprintf("%d of %d messages looked at in topic \"%s\" have no key", keyless, seen,
 					 topic),
@@ -157,14 +127,14 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 			"tell which is newer: declare a version from the message, and take the staging's key "
 			"from the payload.");
 	if (not_json > 0)
-		report(
+		mr_report(
 			to, "warning",
 			psprintf("%d of %d messages looked at in topic \"%s\" are neither a JSON object nor an "
 					 "array",
 					 not_json, seen, topic),
 			"They will become dead letters.");
 	if (tombstones > 0 && !to->debezium)
-		report(
+		mr_report(
 			to, "info",
 			psprintf("%d of %d messages looked at in topic \"%s\" are tombstones", tombstones, seen,
 					 topic),
@@ -173,7 +143,7 @@ sample_messages(Report *to, List *properties, pgsocket descriptor, const char *t
 
 /* One topic: is it there, can it be read, what is in it. */
 static bool
-validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List *properties,
+validate_topic(MrReport *to, MrKafkaClient *client, MrKafkaOptions *options, List *properties,
 			   pgsocket descriptor, const char *topic)
 {
 	MrKafkaBegin begins[SAMPLE_PARTITIONS];
@@ -190,10 +160,10 @@ validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List 
 	foreach(cell, options->partitions)
 	{
 		if (lfirst_int(cell) >= count)
-			report(to, "error",
-				   psprintf("topic \"%s\" has no partition %d, only 0 to %d", topic,
-							lfirst_int(cell), count - 1),
-				   NULL);
+			mr_report(to, "error",
+					  psprintf("topic \"%s\" has no partition %d, only 0 to %d", topic,
+							   lfirst_int(cell), count - 1),
+					  NULL);
 	}
 	for (int32 i = 0; i < count; i++)
 	{
@@ -215,18 +185,18 @@ validate_topic(Report *to, MrKafkaClient *client, MrKafkaOptions *options, List 
 			begins[nbegins++].offset = Max(low, high - SAMPLE_MESSAGES);
 		}
 	}
-	report(to, "info",
-		   psprintf("topic \"%s\" has %d partition%s, about " INT64_FORMAT " messages", topic,
-					count, count == 1 ? "" : "s", messages),
-		   NULL);
+	mr_report(to, "info",
+			  psprintf("topic \"%s\" has %d partition%s, about " INT64_FORMAT " messages", topic,
+					   count, count == 1 ? "" : "s", messages),
+			  NULL);
 	if (nbegins > 0 && to->sample)
 		sample_messages(to, properties, descriptor, topic, begins, nbegins);
 	return true;
 }
 
 /* Connects and looks; errors are of configuration. */
-static void
-validate_kafka(Report *to, MrStream *stream)
+void
+mr_kafka_validate(MrReport *to, MrStream *stream)
 {
 	MrKafkaOptions *options = mr_kafka_options(stream);
 	List *properties = mr_server_properties(stream->server, stream->owner);
@@ -246,7 +216,7 @@ validate_kafka(Report *to, MrStream *stream)
 	client = mr_kafka_connect(properties, descriptor, &problem);
 	if (client == NULL)
 	{
-		report(to, "error", problem, "Check the options of the server and its user mapping.");
+		mr_report(to, "error", problem, "Check the options of the server and its user mapping.");
 		return;
 	}
 	topics = options->topics;
@@ -258,12 +228,13 @@ validate_kafka(Report *to, MrStream *stream)
 			mr_kafka_disconnect(client);
 			return;
 		}
-		report(to, found == NIL ? "warning" : "info",
-			   psprintf("%d topic%s the options' names and patterns", list_length(found),
-						list_length(found) == 1 ? " fits" : "s fit"),
-			   found == NIL ? "The stream waits for a topic that matches; it looks for one every "
-							  "\"refresh\" interval."
-							: NULL);
+		mr_report(to, found == NIL ? "warning" : "info",
+				  psprintf("%d topic%s the options' names and patterns", list_length(found),
+						   list_length(found) == 1 ? " fits" : "s fit"),
+				  found == NIL
+					  ? "The stream waits for a topic that matches; it looks for one every "
+						"\"refresh\" interval."
+					  : NULL);
 		topics = NIL;
 		foreach(cell, found)
 		{
@@ -287,66 +258,11 @@ validate_kafka(Report *to, MrStream *stream)
 	}
 	if (partitions > 0 && mechanism != NULL && pg_strncasecmp(mechanism, "SCRAM", 5) == 0 &&
 		mr_kafka_scram_is_broken())
-		report(to, "info",
-			   psprintf("librdkafka %s fails SCRAM against Kafka 4 and later, even with the right "
-						"password",
-						mr_kafka_library_version()),
-			   "Upgrade to librdkafka 2.6.1 or later before the brokers are upgraded.");
+		mr_report(
+			to, "info",
+			psprintf("librdkafka %s fails SCRAM against Kafka 4 and later, even with the right "
+					 "password",
+					 mr_kafka_library_version()),
+			"Upgrade to librdkafka 2.6.1 or later before the brokers are upgraded.");
 	mr_kafka_disconnect(client);
-}
-
-/* millrace_internal.validate_source(stream_id, timeout, sample) */
-Datum
-millrace_validate_source(PG_FUNCTION_ARGS)
-{
-	int32 id = PG_GETARG_INT32(0);
-	Interval *timeout = PG_GETARG_INTERVAL_P(1);
-	MemoryContext context;
-	MrStream *stream;
-	Report to;
-
-	InitMaterializedSRF(fcinfo, 0);
-	to.result = (ReturnSetInfo *) fcinfo->resultinfo;
-	to.sample = PG_GETARG_BOOL(2);
-	to.timeout_ms = (int) Min(Max(timeout->time / 1000, 100), 60000);
-
-	/* All that is made here goes with this context, whatever happens. */
-	context = AllocSetContextCreate(CurrentMemoryContext, "millrace validate",
-									ALLOCSET_SMALL_SIZES);
-	SPI_connect();
-	stream = mr_stream_load(context, id);
-	SPI_finish();
-	if (stream != NULL && stream->server != NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-		ResourceOwner owner = CurrentResourceOwner;
-
-		to.subject = psprintf("stream %s", stream->name);
-		to.debezium = strcmp(stream->format, "debezium") == 0;
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(context);
-		PG_TRY();
-		{
-			validate_kafka(&to, stream);
-			ReleaseCurrentSubTransaction();
-		}
-		PG_CATCH();
-		{
-			ErrorData *error;
-
-			MemoryContextSwitchTo(context);
-			error = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			CurrentResourceOwner = owner;
-			if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-				ReThrowError(error);
-			report(&to, "error", error->message, error->hint);
-		}
-		PG_END_TRY();
-		CurrentResourceOwner = owner;
-		MemoryContextSwitchTo(old);
-	}
-	MemoryContextDelete(context);
-	return (Datum) 0;
 }

@@ -1,6 +1,6 @@
 /*
  * server.c
- *	  Options of servers and user mappings, and what they mean to the client libraries.
+ *	  Options of servers and user mappings, and what they mean to the client library of each wrapper.
  */
 #include "postgres.h"
 
@@ -21,6 +21,7 @@
 #include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(millrace_kafka_validator);
+PG_FUNCTION_INFO_V1(millrace_postgres_validator);
 PG_FUNCTION_INFO_V1(millrace_redis_validator);
 
 typedef enum OptionKind
@@ -42,7 +43,7 @@ typedef struct Option
 	const char *const *words; /* the values it may have, or NULL for any */
 } Option;
 
-/* What servers of one foreign data wrapper take. */
+/* What servers of one foreign-data wrapper take. */
 typedef struct Wrapper
 {
 	const char *name;
@@ -50,8 +51,6 @@ typedef struct Wrapper
 	int noptions;
 	const char *required; /* option of the server */
 	const char *required_hint;
-	const char *const (*exclusive)[2]; /* options of the user mapping */
-	int nexclusive;
 } Wrapper;
 
 static const char *const protocols[] = {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL", NULL};
@@ -74,15 +73,32 @@ static const Option kafka_options[] = {
 	{"ssl_key_password", UserMappingRelationId, OPTION_SECRET, "ssl.key.password", NULL},
 	{"ssl_key_password_file", UserMappingRelationId, OPTION_SECRET_FILE, "ssl.key.password", NULL},
 };
-static const char *const kafka_exclusive[][2] = {{"sasl_password", "sasl_password_file"},
-												 {"ssl_key_password", "ssl_key_password_file"}};
-static const Wrapper kafka = {"millrace_kafka",
-							  kafka_options,
-							  lengthof(kafka_options),
+static const Wrapper kafka = {"millrace_kafka", kafka_options, lengthof(kafka_options),
 							  "bootstrap_servers",
-							  "It lists the brokers to begin with, such as 'kafka:9092'.",
-							  kafka_exclusive,
-							  lengthof(kafka_exclusive)};
+							  "It lists the brokers to begin with, such as 'kafka:9092'."};
+
+static const char *const sslmodes[] = {"disable",   "allow",       "prefer", "require",
+									   "verify-ca", "verify-full", NULL};
+
+static const Option postgres_options[] = {
+	{"host", ForeignServerRelationId, OPTION_TEXT, "host", NULL},
+	{"hostaddr", ForeignServerRelationId, OPTION_TEXT, "hostaddr", NULL},
+	{"port", ForeignServerRelationId, OPTION_TEXT, "port", NULL},
+	{"dbname", ForeignServerRelationId, OPTION_TEXT, "dbname", NULL},
+	{"sslmode", ForeignServerRelationId, OPTION_TEXT, "sslmode", sslmodes},
+	{"sslrootcert", ForeignServerRelationId, OPTION_FILE, "sslrootcert", NULL},
+	{"keepalives_idle", ForeignServerRelationId, OPTION_TEXT, "keepalives_idle", NULL},
+	{"tcp_user_timeout", ForeignServerRelationId, OPTION_TEXT, "tcp_user_timeout", NULL},
+	{"username", UserMappingRelationId, OPTION_TEXT, "user", NULL},
+	{"password", UserMappingRelationId, OPTION_SECRET, "password", NULL},
+	{"password_file", UserMappingRelationId, OPTION_SECRET_FILE, "password", NULL},
+	{"sslcert", UserMappingRelationId, OPTION_FILE, "sslcert", NULL},
+	{"sslkey", UserMappingRelationId, OPTION_FILE, "sslkey", NULL},
+	{"sslpassword", UserMappingRelationId, OPTION_SECRET, "sslpassword", NULL},
+	{"sslpassword_file", UserMappingRelationId, OPTION_SECRET_FILE, "sslpassword", NULL},
+};
+static const Wrapper postgres = {"millrace_postgres", postgres_options, lengthof(postgres_options),
+								 "dbname", "It names the database whose tables are read."};
 
 static const char *const switches[] = {"on", "off", NULL};
 
@@ -97,14 +113,10 @@ static const Option redis_options[] = {
 	{"password", UserMappingRelationId, OPTION_SECRET, "password", NULL},
 	{"password_file", UserMappingRelationId, OPTION_SECRET_FILE, "password", NULL},
 };
-static const char *const redis_exclusive[][2] = {{"password", "password_file"}};
-static const Wrapper redis = {"millrace_redis",
-							  redis_options,
-							  lengthof(redis_options),
-							  "host",
-							  "It is the name or address of the Redis, such as 'localhost'.",
-							  redis_exclusive,
-							  lengthof(redis_exclusive)};
+static const Wrapper redis = {"millrace_redis", redis_options, lengthof(redis_options), "host",
+							  "It is the name or address of the Redis, such as 'localhost'."};
+
+static const Wrapper *const wrappers[] = {&kafka, &postgres, &redis};
 
 /* How far two words are apart. */
 static int
@@ -236,14 +248,15 @@ check_options(const Wrapper *wrapper, List *options, Oid catalog)
 		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 						errmsg("option \"%s\" is missing", wrapper->required),
 						errhint("%s", wrapper->required_hint)));
-	for (int i = 0; catalog == UserMappingRelationId && i < wrapper->nexclusive; i++)
+	for (int i = 0; i < wrapper->noptions; i++)
 	{
-		const char *const *pair = wrapper->exclusive[i];
+		const char *secret = wrapper->options[i].name;
+		const char *file = psprintf("%s_file", secret);
 
-		if (has_option(options, pair[0]) && has_option(options, pair[1]))
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-					 errmsg("options \"%s\" and \"%s\" exclude each other", pair[0], pair[1])));
+		if (wrapper->options[i].kind == OPTION_SECRET && has_option(options, secret) &&
+			has_option(options, file))
+			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+							errmsg("options \"%s\" and \"%s\" exclude each other", secret, file)));
 	}
 }
 
@@ -251,6 +264,13 @@ Datum
 millrace_kafka_validator(PG_FUNCTION_ARGS)
 {
 	check_options(&kafka, untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
+	PG_RETURN_VOID();
+}
+
+Datum
+millrace_postgres_validator(PG_FUNCTION_ARGS)
+{
+	check_options(&postgres, untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
 	PG_RETURN_VOID();
 }
 
@@ -325,58 +345,73 @@ mapping_options(Oid role, Oid server)
 	return options;
 }
 
-/* What the client of a wrapper is told to reach a server as a role, who must be allowed to use it. */
-static List *
-server_properties(const Wrapper *wrapper, const ForeignServer *server, Oid role)
+/* Of which wrapper of ours is the server? */
+static const Wrapper *
+wrapper_of(const ForeignServer *server)
 {
-	List *properties;
+	const char *name = GetForeignDataWrapper(server->fdwid)->fdwname;
 
-	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied for foreign server %s", server->servername)));
-	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, wrapper->name) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" is not of wrapper %s", server->servername, wrapper->name)));
-	properties = add_properties(wrapper, NIL, server->options, ForeignServerRelationId);
-	return add_properties(wrapper, properties, mapping_options(role, server->serverid),
-						  UserMappingRelationId);
+	for (int i = 0; i < lengthof(wrappers); i++)
+	{
+		if (strcmp(wrappers[i]->name, name) == 0)
+			return wrappers[i];
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("server \"%s\" is of wrapper %s, which millrace does not know",
+					server->servername, name)));
+}
+
+/* Whoever may create servers could else use what the network trusts this host with. */
+static void
+report_no_password(const char *server, const char *hint)
+{
+	ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+					errmsg("server \"%s\" of a non-superuser must use a password", server),
+					errhint("%s", hint)));
+}
+
+/* Does it authenticate itself to the brokers? */
+static void
+check_kafka_password(const char *server, List *properties)
+{
+	const char *protocol = mr_property(properties, "security.protocol");
+	bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
+					mr_property(properties, "sasl.password") != NULL;
+	bool key = protocol != NULL && pg_strcasecmp(protocol, "SSL") == 0 &&
+			   mr_property(properties, "ssl.key.location") != NULL;
+
+	if (!password && !key)
+		report_no_password(server, "Set security_protocol to SASL_SSL and give the user mapping a "
+								   "password, or let a superuser own the server.");
+}
+
+bool
+mr_server_must_use_password(const char *name)
+{
+	return !superuser_arg(GetForeignServerByName(name, false)->owner);
 }
 
 List *
 mr_server_properties(const char *name, Oid role)
 {
 	ForeignServer *server = GetForeignServerByName(name, false);
-	List *properties = server_properties(&kafka, server, role);
-	const char *protocol = mr_property(properties, "security.protocol");
+	const Wrapper *wrapper = wrapper_of(server);
+	List *properties;
 
-	if (!superuser_arg(server->owner))
-	{
-		bool password = protocol != NULL && pg_strncasecmp(protocol, "SASL_", 5) == 0 &&
-						mr_property(properties, "sasl.password") != NULL;
-		bool key = protocol != NULL && pg_strcasecmp(protocol, "SSL") == 0 &&
-				   mr_property(properties, "ssl.key.location") != NULL;
+	if (mr_server_aclcheck(server->serverid, role) != ACLCHECK_OK)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for foreign server %s", name)));
 
-		/* Else whoever may create servers could use what the network trusts this host with. */
-		if (!password && !key)
-			ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
-							errmsg("server \"%s\" of a non-superuser must use a password", name),
-							errhint("Set security_protocol to SASL_SSL and give the user mapping a "
-									"password, or let a superuser own the server.")));
-	}
-	return properties;
-}
-
-List *
-mr_redis_properties(const char *name, Oid role)
-{
-	ForeignServer *server = GetForeignServerByName(name, false);
-	List *properties = server_properties(&redis, server, role);
-
-	if (!superuser_arg(server->owner) && mr_property(properties, "password") == NULL)
-		ereport(ERROR, (errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
-						errmsg("server \"%s\" of a non-superuser must use a password", name),
-						errhint("Give the user mapping a password, or let a superuser own the "
-								"server.")));
+	properties = add_properties(wrapper, NIL, server->options, ForeignServerRelationId);
+	properties = add_properties(wrapper, properties, mapping_options(role, server->serverid),
+								UserMappingRelationId);
+	if (superuser_arg(server->owner))
+		return properties;
+	if (wrapper == &kafka)
+		check_kafka_password(name, properties);
+	else if (mr_property(properties, "password") == NULL)
+		report_no_password(name, "Give the user mapping a password or password_file, or let a "
+								 "superuser own the server.");
 	return properties;
 }

@@ -15,13 +15,13 @@ typedef struct MrProperty
 } MrProperty;
 
 /*
- * What librdkafka must be told to reach a server as `role`, as a list of MrProperty *, secrets included.  An
+ * What a client library must be told to reach a server as `role`, as a list of MrProperty *, secrets included.  An
  * error when the role may not use the server, or a non-superuser's server uses no password.
  */
 extern List *mr_server_properties(const char *server, Oid role);
 
-/* The same for a server of millrace_redis: properties are called as its options. */
-extern List *mr_redis_properties(const char *server, Oid role);
+/* Must the endpoint ask for the password, because a non-superuser owns the server? */
+extern bool mr_server_must_use_password(const char *server);
 
 /* A property of such a list, or NULL. */
 extern const char *mr_property(List *properties, const char *name);

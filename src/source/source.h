@@ -23,6 +23,7 @@ typedef struct MrStream
 	char *name;
 	Oid owner;
 	char *server; /* NULL: an inbox */
+	char *wrapper; /* of the server: millrace_kafka, millrace_postgres */
 	char *format;
 	char *options; /* JSON text */
 	int workers;
@@ -53,7 +54,20 @@ extern void mr_stream_check_fence(const MrStream *stream);
  */
 extern void mr_stream_lock(int32 id, bool exclusive);
 
-/* An open feed.  Kinds: the inbox, Kafka. */
+/* What validate() finds out goes here. */
+typedef struct MrReport
+{
+	const char *subject;
+	int timeout_ms;
+	bool sample; /* look at messages, too */
+	bool debezium; /* the stream's format, whose tombstones need no care */
+	struct ReturnSetInfo *result;
+} MrReport;
+
+/* One finding: severity is error, warning or info; hint may be NULL. */
+extern void mr_report(MrReport *to, const char *severity, const char *message, const char *hint);
+
+/* An open feed.  Kinds: the inbox, Kafka, PostgreSQL. */
 typedef struct MrSource MrSource;
 
 typedef struct MrSourceKind
@@ -68,7 +82,10 @@ typedef struct MrSourceKind
 	 */
 	MrSource *(*open)(MrStream *stream, int worker, int workers);
 
-	/* The descriptor that becomes readable when there is something to fetch, or PGINVALID_SOCKET. */
+	/*
+	 * The descriptor that becomes readable when there is something to fetch, or PGINVALID_SOCKET.  It may be another one
+	 * after each fetch.
+	 */
 	pgsocket (*descriptor)(MrSource *source);
 
 	/*
@@ -78,6 +95,12 @@ typedef struct MrSourceKind
 	 */
 	bool (*fetch)(MrSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms);
 	bool in_transaction;
+
+	/*
+	 * Does the batch that was fetched last end within a transaction of the source?  Then the next one belongs to the same
+	 * local transaction, in which it is fetched and processed; the position moves once, after the last one.  NULL: never.
+	 */
+	bool (*unfinished)(MrSource *source, const MrBatch *batch);
 
 	/* Moves the position past the batch under the fence, in the batch's transaction; an error when fenced. */
 	void (*advance)(MrSource *source, MrBatch *batch);
@@ -102,6 +125,9 @@ typedef struct MrSourceKind
 	 */
 	void (*peek)(MrStream *stream, MrBatch *batch, int max_messages, Size max_bytes,
 				 int timeout_ms);
+
+	/* Connects to the endpoint and tells what is wrong; an error is told by the caller. */
+	void (*validate)(MrReport *to, MrStream *stream);
 } MrSourceKind;
 
 struct MrSource
@@ -111,10 +137,12 @@ struct MrSource
 	int worker;
 	int workers;
 	char *problem; /* see mr_source_problem */
+	bool wants_tick; /* before the second is over */
 };
 
 extern const MrSourceKind mr_inbox_source;
 extern const MrSourceKind mr_kafka_source;
+extern const MrSourceKind mr_postgres_source;
 
 /* The kind that serves a stream. */
 extern const MrSourceKind *mr_source_kind(const MrStream *stream);

@@ -70,7 +70,10 @@ mr_stream_load(MemoryContext parent, int32 id)
 	if (run_as_owner(&statement,
 					 "SELECT s.name, s.owner::oid, s.server::text, s.format, s.options::text,"
 					 " s.workers, s.on_error, s.epoch, s.enabled, s.config_version, s.fence,"
-					 " s.start::text, coalesce(s.max_dead_letter_share, -1), s.stop_reason"
+					 " s.start::text, coalesce(s.max_dead_letter_share, -1), s.stop_reason,"
+					 " (SELECT w.fdwname::text FROM pg_catalog.pg_foreign_server f"
+					 " JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw"
+					 " WHERE f.srvname = s.server)"
 					 " FROM millrace.stream s WHERE s.id = $1",
 					 lengthof(types), types, values) == 0)
 	{
@@ -97,6 +100,7 @@ mr_stream_load(MemoryContext parent, int32 id)
 	stream->start = mr_sql_text(0, 12);
 	stream->max_dead_letter_share = DatumGetFloat8(mr_sql_value(0, 13, &isnull));
 	stream->stop_reason = mr_sql_text(0, 14);
+	stream->wrapper = mr_sql_text(0, 15);
 	MemoryContextSwitchTo(old);
 	SPI_freetuptable(SPI_tuptable);
 	return stream;
@@ -161,7 +165,11 @@ mr_stream_lock(int32 id, bool exclusive)
 const MrSourceKind *
 mr_source_kind(const MrStream *stream)
 {
-	return stream->server == NULL ? &mr_inbox_source : &mr_kafka_source;
+	if (stream->server == NULL)
+		return &mr_inbox_source;
+	if (stream->wrapper != NULL && strcmp(stream->wrapper, "millrace_postgres") == 0)
+		return &mr_postgres_source;
+	return &mr_kafka_source;
 }
 
 const char *

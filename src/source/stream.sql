@@ -423,20 +423,33 @@ BEGIN
         WHERE f.srvname = server;
         IF wrapper IS NULL THEN
             RAISE EXCEPTION 'server "%" does not exist', server USING ERRCODE = 'undefined_object',
-                HINT = 'Make it with CREATE SERVER … FOREIGN DATA WRAPPER millrace_kafka.';
+                HINT = 'Make it with CREATE SERVER … FOREIGN DATA WRAPPER millrace_kafka, or millrace_postgres.';
         END IF;
         IF NOT has_server_privilege(coalesce(existing.owner, caller), server, 'USAGE') THEN
             RAISE EXCEPTION 'permission denied for foreign server %', server
                 USING ERRCODE = 'insufficient_privilege';
         END IF;
-        IF wrapper <> 'millrace_kafka' THEN
+        IF wrapper NOT IN ('millrace_kafka', 'millrace_postgres') THEN
             RAISE EXCEPTION 'server "%" is of wrapper %, from which streams cannot be read', server, wrapper
-                USING ERRCODE = 'wrong_object_type', HINT = 'Streams are read from servers of millrace_kafka.';
+                USING ERRCODE = 'wrong_object_type', HINT = 'Streams are read from servers of millrace_kafka and millrace_postgres.';
         END IF;
-        PERFORM millrace_internal.check_kafka_options(options);
+        IF wrapper = 'millrace_kafka' THEN
+            PERFORM millrace_internal.check_kafka_options(options);
+        ELSE
+            IF workers <> 1 THEN
+                RAISE EXCEPTION 'a stream of a PostgreSQL server has one worker' USING ERRCODE = 'invalid_parameter_value',
+                    HINT = 'Its changes have one order. Tables can be spread over several streams.';
+            END IF;
+            PERFORM millrace_internal.check_postgres_options(options);
+            PERFORM millrace_internal.check_own_tables(server, options);
+        END IF;
     END IF;
 
     IF existing.id IS NOT NULL THEN
+        IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = existing.id) <> (coalesce(wrapper, '') = 'millrace_postgres') THEN
+            RAISE EXCEPTION 'stream "%" cannot change between kinds of servers', name
+                USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';
+        END IF;
         IF (existing.server IS NULL) <> (server IS NULL) THEN
             RAISE EXCEPTION 'stream "%" cannot change between an inbox and a server', name
                 USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';
@@ -474,6 +487,9 @@ BEGIN
         END IF;
     END IF;
     PERFORM millrace_internal.changed(created);
+    IF wrapper = 'millrace_postgres' THEN
+        PERFORM millrace_internal.declare_replication(created);
+    END IF;
     IF server IS NOT NULL THEN
         PERFORM millrace_internal.warn_of_source(created);
     END IF;
@@ -481,6 +497,10 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_stream(regrole, text, text, text, json, integer, text, json, double precision, interval, interval, boolean) IS
     'the other half of millrace.create_stream()';
+
+CREATE FUNCTION millrace_internal.drop_replication(stream_id integer) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_drop_replication';
+COMMENT ON FUNCTION millrace_internal.drop_replication(integer) IS 'drops slot and publication that a stream has made at its source, when this transaction commits';
 
 -- millrace.drop_stream()
 CREATE FUNCTION millrace_internal.drop_stream(caller regrole, name text, cascade boolean) RETURNS void
@@ -501,6 +521,7 @@ BEGIN
         END IF;
         PERFORM millrace_internal.drop_table(caller, staging.relation::text, true);
     END LOOP;
+    PERFORM millrace_internal.drop_replication(dropped.id);
     DELETE FROM millrace.inbox i WHERE i.stream_id = dropped.id;
     DELETE FROM millrace.stream s WHERE s.id = dropped.id;
     PERFORM millrace_internal.wake(dropped.id);
@@ -564,6 +585,13 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF start IS NOT NULL THEN
         PERFORM millrace_internal.check_start(start);
+    END IF;
+    IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = reset_source.stream_id) THEN
+        IF start IS NOT NULL THEN
+            RAISE EXCEPTION 'a stream of a PostgreSQL server begins where its slot does' USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Leave out the argument start: the slot is made anew, and the tables are copied again.';
+        END IF;
+        PERFORM millrace_internal.begin_anew(stream_id);
     END IF;
     UPDATE millrace.stream s SET epoch = s.epoch + 1, start = reset_source.start WHERE s.id = reset_source.stream_id;
     -- Whoever reads now finds no position to move, and opens again.

@@ -6,6 +6,7 @@
 
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
+#include "source/change.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -80,7 +81,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 	static const Oid types[] = {INT4OID,  INT4OID,  TEXTOID, INT4OID, TEXTOID,
 								TEXTOID,  INT4OID,  INT4OID, INT8OID, TIMESTAMPTZOID,
 								BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID,
-								TEXTOID,  TEXTOID,  UUIDOID, TEXTOID, TEXTOID};
+								TEXTOID,  TEXTOID,  UUIDOID, TEXTOID, BYTEAOID, TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -90,7 +91,8 @@ mr_letter_write(MrStream *stream, const List *failures)
 	foreach(lc, failures)
 	{
 		const MrFailure *failure = lfirst(lc);
-		const MrMessage *message = failure->message;
+		MrMessage readable;
+		const MrMessage *message = &readable;
 		Datum values[lengthof(types)];
 		char nulls[lengthof(types) + 1];
 		int64 letter;
@@ -98,11 +100,13 @@ mr_letter_write(MrStream *stream, const List *failures)
 
 		if (failure->silent)
 			continue;
-		if (stream->on_error == MR_ON_ERROR_STOP && failure->lacks == NIL && !message->retried)
+		if (stream->on_error == MR_ON_ERROR_STOP && failure->lacks == NIL &&
+			!failure->message->retried)
 			stop_at(stream, failure);
 		written++;
 		if (stream->on_error == MR_ON_ERROR_SKIP && failure->lacks == NIL)
 			continue;
+		readable = mr_message_readable(failure->message);
 
 		memset(nulls, ' ', sizeof(nulls));
 		nulls[lengthof(types)] = '\0';
@@ -136,7 +140,8 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET_TEXT(16, failure->hint);
 		SET(17, false, UUIDPGetDatum(&message->place));
 		SET_TEXT(18, message->op ? pnstrdup(&message->op, 1) : NULL);
-		SET_TEXT(19, failure->lacks != NIL ? "waiting" : "open");
+		SET(19, message->before == NULL, bytes_value(message->before, message->before_length));
+		SET_TEXT(20, failure->lacks != NIL ? "waiting" : "open");
 #undef SET_TEXT
 #undef SET
 
@@ -144,9 +149,9 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint, place, op, state) "
+				"headers, sqlstate, message, detail, hint, place, op, before, state) "
 				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17, $18, $19, $20) "
+				"$16, $17, $18, $19, $20, $21) "
 				"ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, "
 				"element) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
@@ -206,7 +211,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 					  CStringGetTextDatum(waiting ? "waiting" : "open")};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
-		"headers::text, place, op FROM millrace.letter "
+		"headers::text, place, op, before FROM millrace.letter "
 		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 "
 		"ORDER BY topic, epoch, partition, position, place, staging_id, element FOR UPDATE",
 		lengthof(types), types);
@@ -240,6 +245,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 		message->place = *DatumGetUUIDP(mr_sql_value(i, 11, &isnull));
 		op = mr_sql_text(i, 12);
 		message->op = op != NULL ? op[0] : 0;
+		message->before = read_bytes(batch, i, 13, &message->before_length);
 		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
 		if (!isnull)
 			only_for(batch, message, staging_id);
@@ -335,7 +341,7 @@ mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
 			if (failed_again(message) || message->waits)
 				continue;
 			/* A newer version of its object had come in the meantime. */
-			if (outcome == OUTCOME_MAPPED && message->retried)
+			if ((outcome == OUTCOME_MAPPED || message->late) && message->retried)
 				late[nlate++] = Int64GetDatum(message->letter);
 			else
 				gone[ngone++] = Int64GetDatum(message->letter);

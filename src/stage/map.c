@@ -12,6 +12,7 @@
 #include "core/hash.h"
 #include "core/millrace.h"
 #include "nodes/pg_list.h"
+#include "source/change.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -19,6 +20,9 @@
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+
+/* A sweep removes no more objects of a staging table than this at once. */
+#define SWEEP_OBJECTS 50000
 
 /* Where mapping is, for whoever catches its errors. */
 static int current_message;
@@ -34,6 +38,7 @@ typedef struct Evaluation
 	bool keys_only; /* of messages that speak of something erased */
 	bool incomplete; /* the version that is mapped lacks what a dictionary does not know yet */
 	MrMessage *message;
+	const MrStaged *staged; /* it is being mapped for that; as far as it was filled before */
 	MrUnchanged **known; /* by staging.ordinal; NULL while no message needs completing */
 	bool entered;
 	Oid owner;
@@ -117,8 +122,8 @@ map_column(const Evaluation *e, const MrStaging *staging, int i, int element)
 		value = mr_convert(mapped->converter, found);
 	else if (found != NULL && e->known != NULL && i >= staging->nkeys)
 		/* The key stands first in the raw row. */
-		value = mr_unchanged_value(e->known[staging->ordinal], plan->raw->tts_values, e->message, i,
-								   &isnull);
+		value = mr_unchanged_value(e->known[staging->ordinal], e->staged, plan->raw->tts_values,
+								   e->message, i, &isnull);
 
 	plan->raw->tts_values[i] = value;
 	plan->raw->tts_isnull[i] = isnull;
@@ -257,7 +262,8 @@ said_before(const Evaluation *e, const MrStaging *staging)
 		if (plan->raw->tts_isnull[i])
 			return false;
 	}
-	if (e->known == NULL)
+	/* A PostgreSQL sends a change once, and can be asked for what is not known. */
+	if (e->known == NULL || e->message->relation != NULL)
 		return false;
 	map_version(e, staging, &version);
 	return mr_unchanged_said_before(e->known[staging->ordinal], &version,
@@ -342,8 +348,14 @@ static Datum
 payload_value(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *message)
 {
 	MemoryContext previous;
+	MrMessage readable;
 	Datum jsonb;
 
+	if (message->relation != NULL)
+	{
+		readable = mr_message_readable(message);
+		message = &readable;
+	}
 	if (plan->payload == MR_PAYLOAD_JSON)
 		return PointerGetDatum(cstring_to_text_with_len(message->value, message->value_length));
 	if (e->document->jsonb != NULL)
@@ -398,6 +410,7 @@ know_objects(Evaluation *e, MrPlan *extraction)
 	{
 		MrStaged *staged = &batch->staged[s];
 		MrStaging *staging = staged->staging;
+		MrStaged past = *staged;
 
 		e->known[s] = mr_unchanged_create(batch, staging);
 		for (int v = 0; v < staged->nversions; v++)
@@ -407,6 +420,8 @@ know_objects(Evaluation *e, MrPlan *extraction)
 			enter(e, staging);
 			clear_rows(staging->plan);
 			e->message = version->message;
+			past.nversions = v;
+			e->staged = &past;
 			e->document = decode(e, extraction);
 			for (int i = 0; i < staging->plan->nmapped; i++)
 			{
@@ -470,6 +485,27 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 	version->held_back = version->nrows == 0;
 }
 
+/*
+ * A row got another key at the source.  Where the staging table's key has stayed the same, that is no delete: the message
+ * before, which says so, is forgotten.
+ */
+static void
+forget_move(MrStaged *staged, const MrMessage *message, const Datum *key)
+{
+	const MrStaging *staging = staged->staging;
+	const MrVersion *before = &staged->versions[staged->nversions - 1];
+
+	if (staged->nversions == 0 || before->message != message - 1)
+		return;
+	for (int k = 0; k < staging->nkeys; k++)
+	{
+		if (ApplySortComparator(before->key[k], false, key[k], false,
+								&staging->plan->key_sort[k]) != 0)
+			return;
+	}
+	staged->nversions--;
+}
+
 /* One message as one staging table takes it. */
 static void
 map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
@@ -477,8 +513,10 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	MrStaging *staging = staged->staging;
 	const MrStagingPlan *plan = staging->plan;
 	MrVersion *version;
+	Datum *key;
 
 	enter(e, staging);
+	e->staged = staged;
 	clear_rows(plan);
 	if (!routed(e, staging, message))
 		return;
@@ -489,10 +527,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 			map_column(e, staging, i, -1);
 	}
 
-	version = add_version(e->batch, staged);
-	version->message = message;
-	version->loaded_at = e->batch->loaded_at;
-	version->key = palloc(sizeof(Datum) * staging->nkeys);
+	key = palloc(sizeof(Datum) * staging->nkeys);
 	for (int i = 0; i < staging->nkeys; i++)
 	{
 		if (plan->raw->tts_isnull[i])
@@ -504,8 +539,14 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 						 ? 0
 						 : errhint("A tombstone has no payload: let the key come from $key, too, "
 								   "as in [[\"$.id\", \"$key\"], \"bigint\"].")));
-		version->key[i] = plan->raw->tts_values[i];
+		key[i] = plan->raw->tts_values[i];
 	}
+	if (message->moved)
+		forget_move(staged, message, key);
+	version = add_version(e->batch, staged);
+	version->message = message;
+	version->loaded_at = e->batch->loaded_at;
+	version->key = key;
 	map_version(e, staging, version);
 	if (e->known != NULL)
 		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
@@ -534,6 +575,45 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	if (!version->deleted)
 		map_rows(e, staging, version);
 	ResetExprContext(plan->context);
+}
+
+/* Deletes objects of every staging table of that source table, as if each had been deleted there. */
+static void
+sweep(Evaluation *e, MrMessage *message)
+{
+	MrBatch *batch = e->batch;
+
+	for (int s = 0; s < batch->nstaged; s++)
+	{
+		MrStaged *staged = &batch->staged[s];
+		MrStaging *staging = staged->staging;
+		const MrStagingPlan *plan = staging->plan;
+		Datum **keys;
+		int count;
+
+		current_staging = staging;
+		if (plan->source_table == NULL || strcmp(plan->source_table, message->topic) != 0)
+			continue;
+		enter(e, staging);
+		count = mr_sweep_keys(staging, message, SWEEP_OBJECTS, &keys);
+		for (int i = 0; i < count; i++)
+		{
+			MrVersion *version = add_version(batch, staged);
+
+			version->message = message;
+			version->key = keys[i];
+			version->loaded_at = batch->loaded_at;
+			version->event_time = message->time;
+			version->deleted = true;
+			version->digest = message->place;
+			/* The table says that they are gone, whatever a declared version says. */
+			if (plan->version == NULL)
+				version->version = Int64GetDatum(message->position);
+			else
+				version->version_null = version->always = true;
+		}
+		batch->swept += count;
+	}
 }
 
 bool
@@ -628,6 +708,7 @@ mark_erased(Evaluation *e, MrMessage *message)
 			continue;
 		current_staging = staging;
 		enter(e, staging);
+		e->staged = &e->batch->staged[s];
 		clear_rows(plan);
 		if (!routed(e, staging, message))
 			continue;
@@ -685,6 +766,12 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 		if (mr_message_left_out(batch, message, NULL))
 			continue;
 		e.message = message;
+		if (message->op == MR_OP_SWEEP)
+		{
+			if (!keys_only)
+				sweep(&e, message);
+			continue;
+		}
 		e.document = decode(&e, extraction);
 		if (e.document->unchanged && e.known == NULL)
 		{

@@ -157,8 +157,8 @@ typedef struct MrUnchanged MrUnchanged;
 extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging);
 
 /* The value of a mapped column before the message; an error when it cannot be known. */
-extern Datum mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message,
-								int column, bool *isnull);
+extern Datum mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key,
+								MrMessage *message, int column, bool *isnull);
 
 /* Has the change, of which something was left out, come before, as far as is known of its object? */
 extern bool mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update);
@@ -166,6 +166,13 @@ extern bool mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *vers
 /* Notes what a version, which is mapped in the raw row, tells of its object. */
 extern void mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole,
 							  bool deleted);
+
+/*
+ * The keys of objects whose rows a sweep removes, at most `limit` of them, in CurrentMemoryContext; returns how
+ * many.
+ */
+extern int mr_sweep_keys(const MrStaging *staging, const MrMessage *message, int limit,
+						 Datum ***keys);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,

@@ -61,7 +61,7 @@ free_reader(void *argument)
 MrRedis *
 mr_redis_create(const char *server, Oid role)
 {
-	List *options = mr_redis_properties(server, role);
+	List *options = mr_server_properties(server, role);
 	MrRedis *redis = palloc0(sizeof(MrRedis));
 	const char *timeout = mr_property(options, "timeout");
 	const char *port = mr_property(options, "port");

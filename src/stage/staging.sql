@@ -324,6 +324,7 @@ DECLARE
     present millrace.staging;
     staging_id integer;
     adopted boolean := kept IS NOT NULL;
+    described json;
 BEGIN
     IF name IS NULL THEN
         RAISE EXCEPTION 'a staging table needs a name' USING ERRCODE = 'null_value_not_allowed';
@@ -348,11 +349,22 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_timezone_names z WHERE z.name = create_staging.timezone) THEN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF source_table IS NOT NULL AND key IS NULL AND columns IS NULL AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id) THEN
+        SELECT json_agg(c) INTO described FROM millrace_internal.source_columns(feed.id, source_table) c;
+        key := millrace_internal.mirror_mapping(described, true);
+        columns := coalesce(millrace_internal.mirror_mapping(described, false), '{}');
+        payload := coalesce(payload, 'none');
+    END IF;
     definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, source_table, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
     IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition -> 'version' ->> 'paths' <> '["$timestamp"]' THEN
         RAISE EXCEPTION 'what does a tombstone mean for %? Its time is the topic''s, and cannot be compared with the version', qualified
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'Give tombstone => ''ignore'' when a delete comes as a message of its own, as Debezium sends it, or ''always'' when the tombstone is all that comes of it.';
+    END IF;
+
+    IF described IS NOT NULL THEN
+        SELECT json_object_agg(m.key, m.value ORDER BY m.n) INTO definition
+        FROM (SELECT * FROM json_each(definition) WITH ORDINALITY UNION ALL SELECT 'mirror', 'true'::json, 1000) AS m (key, value, n);
     END IF;
 
     SELECT s.* INTO present FROM millrace.staging s WHERE s.relation = kept FOR UPDATE;
@@ -797,6 +809,7 @@ CREATE TABLE millrace.letter (
     op text,
     key bytea,
     value bytea,
+    before bytea,
     headers json,
     sqlstate text NOT NULL,
     message text NOT NULL,

@@ -4,8 +4,9 @@
  *
  * What is known is, of the mapped columns, what the newest message before has told in this batch, else what is
  * staged: mapping completes a row before any expression looks at it.  An object of which nothing is staged (it is
- * filtered out), or a column whose staged value is a computed one, cannot be known: the change becomes a dead letter.
- * While a change of an object waits among the dead letters, those after it which are not whole wait, too (C10).
+ * filtered out, or not copied yet), or a column whose staged value is a computed one, cannot be known: the row is read
+ * again where the source can do that, else the change becomes a dead letter.  While a change of an object waits
+ * among the dead letters, those after it which are not whole wait, too (C10).
  *
  * A change that is delivered once more may lack what has become something else since: it says nothing when its version
  * is no newer than what is remembered, or, in the source's own order, when it updates an object that was deleted.
@@ -16,6 +17,7 @@
 #include "core/millrace.h"
 #include "lib/rbtree.h"
 #include "lib/stringinfo.h"
+#include "source/change.h"
 #include "stage/mapping.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -27,10 +29,13 @@ typedef struct Known
 	RBTNode node;
 	Datum *key;
 	MrMessage *whole; /* the last message that needed nothing else, or NULL */
-	bool deleted; /* by the last message */
+	MrMessage *anew; /* the same, a delete included: of it nothing older counts */
+	bool read; /* what is staged of it has been looked for, or is not needed any more */
+	bool deleted; /* by the last message; what is known is what it was */
 	Datum version; /* of that one */
 	bool version_null;
-	int64 position; /* in the source's own order */
+	int32 epoch; /* of that one, in the source's own order */
+	pg_uuid_t place;
 	bool *known; /* by mapped column */
 	Datum *values;
 	bool *nulls;
@@ -185,10 +190,14 @@ prepare(MrUnchanged *objects)
 	mr_run_back(&saved);
 }
 
-/* Raises the error of a change that has to wait for another one. */
+/*
+ * Raises the error of a change that has to wait for another one.  A source that can read the row again is asked to; then
+ * the change is left out, and nobody need know.
+ */
 static void
-report_waiting(const MrStaging *staging)
+report_waiting(const MrStaging *staging, MrMessage *message)
 {
+	message->reread = message->relation != NULL;
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_EXCEPTION),
 			 errmsg("an earlier change of the object is a dead letter of %s", staging->name),
@@ -221,11 +230,12 @@ letter_waits(MrUnchanged *objects, const MrMessage *message, int64 staged)
 
 /* Reads what is staged of an object. */
 static void
-read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
+read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 {
 	const MrStagingPlan *plan = objects->staging->plan;
 	bool isnull;
 
+	object->read = true;
 	if (objects->staged_row == NULL)
 		prepare(objects);
 	if (mr_statement_run(objects->staged_row, object->key, NULL) > 0)
@@ -247,10 +257,11 @@ read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
 										 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value))
 										 : datumCopy(value, mapped->by_value, mapped->length);
 		}
+		mr_change_set_key(message);
 		if (objects->letters && message->key != NULL && letter_waits(objects, message, position))
 		{
 			SPI_freetuptable(row);
-			report_waiting(objects->staging);
+			report_waiting(objects->staging, message);
 		}
 		SPI_freetuptable(row);
 	}
@@ -258,20 +269,23 @@ read_staged(MrUnchanged *objects, Known *object, const MrMessage *message)
 		SPI_freetuptable(SPI_tuptable);
 }
 
-/* Has this batch met a change of the object, since the last whole one, that cannot be taken? */
+/* Has this batch met a change of the object after `since` (NULL: at all) that cannot be taken? */
 static bool
-failed_before(const MrUnchanged *objects, const Known *object, const MrMessage *message)
+failed_before(const MrUnchanged *objects, const MrMessage *since, MrMessage *message)
 {
 	ListCell *lc;
 
 	foreach(lc, objects->batch->failures)
 	{
 		const MrFailure *failure = lfirst(lc);
-		const MrMessage *failed = failure->message;
+		MrMessage *failed = failure->message;
 
-		if (failed < message && (object->whole == NULL || failed > object->whole) &&
-			mr_message_left_out(objects->batch, failed, objects->staging) && !failure->silent &&
-			failed->key != NULL && message->key != NULL &&
+		if (failed >= message || (since != NULL && failed <= since) || failure->silent ||
+			 !mr_message_left_out(objects->batch, failed, objects->staging))
+			continue;
+		mr_change_set_key(failed);
+		mr_change_set_key(message);
+		if (failed->key != NULL && message->key != NULL &&
 			failed->key_length == message->key_length &&
 			memcmp(failed->key, message->key, message->key_length) == 0)
 			return true;
@@ -295,7 +309,9 @@ remember(MrUnchanged *objects, Datum *key)
 		StringInfoData sql;
 
 		initStringInfo(&sql);
-		appendStringInfo(&sql, "SELECT flags & 1 <> 0, version FROM millrace_state.object_%d",
+		appendStringInfo(&sql,
+						 "SELECT flags & 1 <> 0, version, epoch, digest "
+						 "FROM millrace_state.object_%d",
 						 staging->id);
 		for (int k = 0; k < staging->nkeys; k++)
 		{
@@ -313,23 +329,37 @@ remember(MrUnchanged *objects, Datum *key)
 		if (!object->version_null)
 			object->version = datumCopy(object->version, plan->version_by_value,
 										plan->version_length);
-		object->position = plan->version == NULL ? DatumGetInt64(object->version) : 0;
+		object->epoch = DatumGetInt32(mr_sql_value(0, 3, &isnull));
+		object->place = *DatumGetUUIDP(mr_sql_value(0, 4, &isnull));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
 	return object;
 }
 
+/* Is a letter older than what is known of its object, in the source's own order? */
+static bool
+comes_late(const Known *object, const MrMessage *letter)
+{
+	int64 position = DatumGetInt64(object->version);
+
+	if (letter->epoch != object->epoch)
+		return letter->epoch < object->epoch;
+	if (letter->position != position)
+		return letter->position < position;
+	return memcmp(&letter->place, &object->place, sizeof(pg_uuid_t)) < 0;
+}
+
 bool
 mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool update)
 {
-	static const Known unknown;
 	MrStagingPlan *plan = objects->staging->plan;
-	const MrMessage *message = version->message;
+	MrMessage *message = version->message;
 	const Known *object = find_object(objects, version->key);
+	int order;
 
 	/* An insert that waits among the dead letters has made it anew. */
-	if (failed_before(objects, object != NULL ? object : &unknown, message))
+	if (failed_before(objects, object != NULL ? object->anew : NULL, message))
 		return false;
 	if (object == NULL)
 	{
@@ -339,30 +369,55 @@ mr_unchanged_said_before(MrUnchanged *objects, const MrVersion *version, bool up
 		if (objects->staged_row == NULL)
 			prepare(objects);
 		if (objects->letters && message->key != NULL &&
-			letter_waits(objects, message, object->position))
+			letter_waits(objects, message,
+						 plan->version == NULL ? DatumGetInt64(object->version) : 0))
 			return false;
 	}
-	if (plan->version == NULL)
-		return update && object->deleted;
-	return ApplySortComparator(version->version, version->version_null, object->version,
-							   object->version_null, &plan->version_sort) <= 0;
+	if (plan->version != NULL)
+	{
+		order = ApplySortComparator(version->version, version->version_null, object->version,
+									object->version_null, &plan->version_sort);
+		/* A letter may be of the version that is there, of which not all could be taken. */
+		message->late = message->letter != 0 && order < 0;
+		return message->late || (message->letter == 0 && order <= 0);
+	}
+	if (object->version_null)
+		return false;
+	message->late = message->letter != 0 && comes_late(object, message);
+	return message->late || (update && object->deleted);
 }
 
-Datum
-mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, int column,
-				   bool *isnull)
+/*
+ * The object with that key, and what is staged of it when nothing newer is known.  What was deleted is known only to the
+ * message that moves it.
+ */
+static Known *
+known_object(MrUnchanged *objects, Datum *key, MrMessage *message, bool moved)
 {
-	const MrStaging *staging = objects->staging;
 	Known *object = find_object(objects, key);
 
 	if (object == NULL)
-	{
 		object = add_object(objects, key);
+	if (!object->read && (moved || !object->deleted))
 		read_staged(objects, object, message);
-	}
-	if (failed_before(objects, object, message))
-		report_waiting(staging);
-	if (!object->known[column])
+	return object;
+}
+
+Datum
+mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrMessage *message,
+				   int column, bool *isnull)
+{
+	const MrStaging *staging = objects->staging;
+	const MrVersion *before = &staged->versions[staged->nversions - 1];
+	/* A row that got another key is what it was under the old one. */
+	bool moved = message->moved && staged->nversions > 0 && before->message == message - 1;
+	Known *object = known_object(objects, moved ? before->key : key, message, moved);
+
+	if (failed_before(objects, object->whole, message))
+		report_waiting(staging, message);
+	if (!object->known[column] || (object->deleted && !moved))
+	{
+		message->reread = message->relation != NULL;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("column \"%s\" of %s was not sent, and its value is not known",
@@ -372,6 +427,7 @@ mr_unchanged_value(MrUnchanged *objects, Datum *key, const MrMessage *message, i
 				 errhint("Run ALTER TABLE %s REPLICA IDENTITY FULL at the source, and update the "
 						 "row there once more.",
 						 staging->plan->source_table != NULL ? staging->plan->source_table : "…")));
+	}
 	*isnull = object->nulls[column];
 	return object->values[column];
 }
@@ -390,13 +446,20 @@ mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bo
 							object->version_null, &objects->staging->plan->version_sort) < 0)
 		return;
 	if (whole)
-		object->whole = version->message;
+		object->anew = version->message;
 	object->deleted = deleted;
 	object->version = version->version;
 	object->version_null = version->version_null;
+	object->epoch = version->message->epoch;
+	object->place = version->message->place;
+	if (deleted)
+		return;
+	object->read = true;
+	if (whole)
+		object->whole = version->message;
 	for (int i = objects->staging->nkeys; i < plan->nmapped; i++)
 	{
-		object->known[i] = !deleted && !plan->mapped[i].of_element;
+		object->known[i] = !plan->mapped[i].of_element;
 		object->values[i] = plan->raw->tts_values[i];
 		object->nulls[i] = plan->raw->tts_isnull[i];
 	}

@@ -1,0 +1,559 @@
+/*
+ * postgres_setup.c
+ *	  Publication, slot and privileges at a source: looking at them, making them, or saying what an administrator has to run.
+ *
+ * A slot is made in two steps, so that nobody's slot is dropped and none of ours is forgotten: first the row of
+ * millrace.replication says that one is being made, then it is made, then the row says so, with the position where it
+ * begins.
+ */
+#include "postgres.h"
+
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "source/postgres_source.h"
+#include "source/server.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* So often one looks whom the making of a slot waits for, in ms. */
+#define WHOM_INTERVAL 1000
+
+/* What the slot retains is stored when it has changed by so many bytes. */
+#define STATUS_BYTES (16 * 1024 * 1024)
+
+/* Sets the problem to what the source has answered, with what might help. */
+static bool
+refuse(MrPgSource *source, const MrPgClient *client, const char *help)
+{
+	const char *problem = mr_pg_problem(client);
+
+	mr_pg_set_problem(source, help == NULL ? problem : psprintf("%s; %s", problem, help));
+	return false;
+}
+
+/* "schema"."table", … */
+static char *
+table_list(const List *tables)
+{
+	StringInfoData list;
+	ListCell *cell;
+
+	initStringInfo(&list);
+	foreach(cell, tables)
+		appendStringInfo(&list, "%s%s", list.len > 0 ? ", " : "", mr_pg_quoted(lfirst(cell)));
+	return list.data;
+}
+
+/* What helps somebody whose connection was refused. */
+static const char *
+connection_help(const MrPgClient *client)
+{
+	const char *problem = mr_pg_problem(client);
+
+	if (strstr(problem, "replication role") != NULL || strstr(problem, "REPLICATION") != NULL)
+		return "run at the source: ALTER ROLE … REPLICATION";
+	if (strstr(problem, "number of requested standby connections") != NULL ||
+		strstr(problem, "max_wal_senders") != NULL)
+		return "raise max_wal_senders at the source";
+	return NULL;
+}
+
+MrPgClient *
+mr_pg_side(MrPgSource *source)
+{
+	if (source->side == NULL || !mr_pg_connected(source->side))
+	{
+		MemoryContext old = MemoryContextSwitchTo(source->connected);
+
+		source->side = mr_pg_connect(source->properties, source->must_use_password,
+									 source->application, false, MR_PG_TIMEOUT);
+		MemoryContextSwitchTo(old);
+	}
+	return source->side;
+}
+
+/* Which server is it, and can it decode? */
+static bool
+check_server(MrPgSource *source)
+{
+	MrPgRows rows;
+
+	if (!mr_pg_run(source->stream, "IDENTIFY_SYSTEM", MR_PG_TIMEOUT, &rows) || rows.nrows != 1)
+		return refuse(source, source->stream, NULL);
+	source->found_system = MemoryContextStrdup(source->connected, rows.values[0][0]);
+	if (mr_pg_version(source->stream) < 140000)
+	{
+		mr_pg_set_problem(source, "the source is older than PostgreSQL 14");
+		return false;
+	}
+	if (!mr_pg_run(source->stream,
+				   "SELECT pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery()",
+				   MR_PG_TIMEOUT, &rows))
+		return refuse(source, source->stream, NULL);
+	if (strcmp(rows.values[0][0], "logical") != 0)
+	{
+		mr_pg_set_problem(source, psprintf("wal_level of the source is %s, not logical; run there: "
+										   "ALTER SYSTEM SET wal_level = logical, and restart it",
+										   rows.values[0][0]));
+		return false;
+	}
+	if (rows.values[0][1][0] == 't')
+	{
+		mr_pg_set_problem(source, "the source is a standby; read from its primary");
+		return false;
+	}
+	return true;
+}
+
+/* Makes the publication, or adds what it lacks of the tables. */
+static bool
+change_publication(MrPgSource *source, const char *sql)
+{
+	if (mr_pg_run(source->stream, sql, MR_PG_TIMEOUT * 2, NULL))
+		return true;
+	return refuse(source, source->stream,
+				  psprintf("run at the source, as the owner of the tables: %s", sql));
+}
+
+/* Is there a publication with all tables? */
+static bool
+check_publication(MrPgSource *source)
+{
+	const MrPgOptions *options = &source->options;
+	const char *name = quote_identifier(options->publication);
+	List *missing = NIL;
+	MrPgRows rows;
+	ListCell *cell;
+
+	if (!mr_pg_run(source->stream,
+				   psprintf("SELECT p.puballtables, t.schemaname || '.' || t.tablename "
+							"FROM pg_catalog.pg_publication p "
+							"LEFT JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname "
+							"WHERE p.pubname = %s",
+							quote_literal_cstr(options->publication)),
+				   MR_PG_TIMEOUT, &rows))
+		return refuse(source, source->stream, NULL);
+	if (rows.nrows == 0)
+	{
+		if (options->tables == NIL)
+		{
+			mr_pg_set_problem(source, psprintf("publication %s does not exist at the source, and "
+											   "the stream's options name no tables",
+											   name));
+			return false;
+		}
+		if (strcmp(source->state, "ready") == 0)
+		{
+			mr_pg_set_problem(
+				source, psprintf("publication %s does not exist at the source any more; run there: "
+								 "CREATE PUBLICATION %s FOR TABLE %s WITH "
+								 "(publish_via_partition_root = true), then call resnapshot()",
+								 name, name, table_list(options->tables)));
+			return false;
+		}
+		source->made_publication = true;
+		return change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
+												   "(publish_via_partition_root = true)",
+												   name, table_list(options->tables)));
+	}
+	foreach(cell, options->tables)
+	{
+		bool found = false;
+
+		for (int i = 0; i < rows.nrows && !found; i++)
+			found = rows.values[i][1] != NULL && strcmp(rows.values[i][1], lfirst(cell)) == 0;
+		if (!found)
+			missing = lappend(missing, lfirst(cell));
+	}
+	if (missing != NIL)
+		return change_publication(
+			source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing)));
+	if (options->tables == NIL && (rows.nrows == 0 || rows.values[0][1] == NULL))
+	{
+		mr_pg_set_problem(source, psprintf("publication %s has no table", name));
+		return false;
+	}
+	return true;
+}
+
+/* The slot is not what was read: the stream stops, or begins anew, as its options say. */
+static bool
+report_lost(MrPgSource *source, char *what)
+{
+	source->lost = MemoryContextStrdup(source->context, what);
+	source->due |= MR_PG_DUE_LOST;
+	source->base.wants_tick = true;
+	mr_pg_set_problem(source,
+					  psprintf("%s; changes since %s cannot be read any more: call "
+							   "reset_stream(), or declare the stream with on_lost \"resnapshot\"",
+							   what, mr_pg_lsn_text((XLogRecPtr) source->position.position)));
+	if (!source->options.resnapshot)
+		source->phase = MR_PG_STOPPED;
+	return false;
+}
+
+/* What the slot is: state 'ready' and the source has another one, or none. */
+static bool
+check_known_slot(MrPgSource *source, const MrPgRows *rows)
+{
+	const char *slot = source->options.slot;
+	XLogRecPtr confirmed;
+
+	if (source->system != NULL && strcmp(source->system, source->found_system) != 0)
+		return report_lost(source, psprintf("the source is another server than it was (system "
+											"identifier %s instead of %s)",
+											source->found_system, source->system));
+	if (rows->nrows == 0)
+		return report_lost(source,
+						   psprintf("replication slot \"%s\" does not exist any more", slot));
+	if (rows->values[0][4] != NULL && strcmp(rows->values[0][4], "lost") == 0)
+		return report_lost(source, psprintf("replication slot \"%s\" has lost the log that it "
+											"needs, because it kept more than "
+											"max_slot_wal_keep_size allows",
+											slot));
+	if (mr_pg_parse_lsn(rows->values[0][3], &confirmed) &&
+		confirmed > (XLogRecPtr) source->position.position)
+		return report_lost(source, psprintf("replication slot \"%s\" was created again or moved by "
+											"somebody else: it begins at %s",
+											slot, rows->values[0][3]));
+	return true;
+}
+
+/* Sends the command that makes the slot; mr_pg_poll_slot takes the answer. */
+static bool
+make_slot(MrPgSource *source)
+{
+	if (!mr_pg_send(source->stream,
+					psprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+							 quote_identifier(source->options.slot))))
+		return refuse(source, source->stream, NULL);
+	source->phase = MR_PG_MAKING_SLOT;
+	source->next_status = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WHOM_INTERVAL);
+	return false;
+}
+
+/* Somebody made the slot before: it is read from where it stands. */
+static bool
+adopt_slot(MrPgSource *source, const MrPgRows *rows)
+{
+	if (!mr_pg_parse_lsn(rows->values[0][3], &source->beginning))
+	{
+		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is not ready to be read",
+										   source->options.slot));
+		return false;
+	}
+	source->made_slot = false;
+	source->due |= MR_PG_DUE_READY;
+	source->base.wants_tick = true;
+	return false;
+}
+
+/* Is the slot there, and ours? */
+static bool
+check_slot(MrPgSource *source)
+{
+	const char *slot = source->options.slot;
+	MrPgRows rows;
+
+	if (!mr_pg_run(source->stream,
+				   psprintf("SELECT s.plugin, s.database = pg_catalog.current_database(), "
+							"s.active_pid, s.confirmed_flush_lsn, s.wal_status, a.application_name "
+							"FROM pg_catalog.pg_replication_slots s "
+							"LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid "
+							"WHERE s.slot_name = %s",
+							quote_literal_cstr(slot)),
+				   MR_PG_TIMEOUT, &rows))
+		return refuse(source, source->stream, NULL);
+	if (rows.nrows > 0 &&
+		(rows.values[0][0] == NULL || strcmp(rows.values[0][0], "pgoutput") != 0 ||
+		 rows.values[0][1] == NULL || rows.values[0][1][0] != 't'))
+	{
+		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is of another plug-in or "
+										   "database; name another one in the stream's options",
+										   slot));
+		return false;
+	}
+	if (rows.nrows > 0 && rows.values[0][2] != NULL)
+	{
+		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is in use by process %s of the "
+										   "source (%s)",
+										   slot, rows.values[0][2],
+										   rows.values[0][5] != NULL ? rows.values[0][5] : ""));
+		return false;
+	}
+	if (strcmp(source->state, "ready") == 0)
+		return check_known_slot(source, &rows);
+	if (strcmp(source->state, "new") == 0)
+	{
+		if (rows.nrows > 0)
+			return adopt_slot(source, &rows);
+		source->due |= MR_PG_DUE_MAKING;
+		source->base.wants_tick = true;
+		return false;
+	}
+	/* We were interrupted. */
+	if (rows.nrows > 0 &&
+		!mr_pg_run(source->stream, psprintf("DROP_REPLICATION_SLOT %s", quote_identifier(slot)),
+				   MR_PG_TIMEOUT, NULL))
+		return refuse(source, source->stream, NULL);
+	return make_slot(source);
+}
+
+/* Begins to read. */
+static bool
+start_stream(MrPgSource *source)
+{
+	MrPgRows rows;
+
+	if (!mr_pg_run(source->stream, "SELECT pg_catalog.pg_current_wal_lsn()", MR_PG_TIMEOUT,
+				   &rows) ||
+		!mr_pg_parse_lsn(rows.values[0][0], &source->end))
+		return refuse(source, source->stream, NULL);
+	if (!mr_pg_copy(source->stream,
+					psprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', "
+							 "publication_names %s)",
+							 quote_identifier(source->options.slot),
+							 mr_pg_lsn_text((XLogRecPtr) source->position.position),
+							 quote_literal_cstr(quote_identifier(source->options.publication))),
+					MR_PG_TIMEOUT * 6))
+		return refuse(source, source->stream, NULL);
+	return true;
+}
+
+bool
+mr_pg_prepare(MrPgSource *source)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->connected);
+	bool prepared = false;
+
+	if (strcmp(source->state, "finished") == 0)
+		mr_pg_set_problem(source, "the tables have been copied; the stream's snapshot option is "
+								  "\"only\"");
+	else
+	{
+		source->stream = mr_pg_connect(source->properties, source->must_use_password,
+									   source->application, true, MR_PG_TIMEOUT);
+		if (!mr_pg_connected(source->stream))
+			(void) refuse(source, source->stream, connection_help(source->stream));
+		else
+			prepared = check_server(source) && check_publication(source) && check_slot(source) &&
+					   start_stream(source);
+	}
+	MemoryContextSwitchTo(old);
+	if (!prepared && source->phase != MR_PG_MAKING_SLOT)
+		mr_pg_disconnect(source);
+	return prepared;
+}
+
+/* Whom the making of the slot waits for. */
+static void
+tell_whom(MrPgSource *source)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->connected);
+	MrPgClient *side = mr_pg_side(source);
+	MrPgRows rows;
+
+	if (mr_pg_connected(side) &&
+		mr_pg_run(side,
+				  psprintf("SELECT pg_catalog.string_agg(pg_catalog.format('process %%s (%%s, "
+						   "since %%s, transaction %%s)', a.pid, a.usename, a.xact_start, "
+						   "coalesce(a.backend_xid::text, '?')), ', ') "
+						   "FROM pg_catalog.pg_stat_activity a "
+						   "WHERE a.pid = ANY (pg_catalog.pg_blocking_pids(%d))",
+						   mr_pg_backend(source->stream)),
+				  MR_PG_TIMEOUT, &rows) &&
+		rows.nrows == 1 && rows.values[0][0] != NULL)
+		mr_pg_set_problem(source, psprintf("the replication slot is being made; the source waits "
+										   "for the end of transactions that began before: %s",
+										   rows.values[0][0]));
+	MemoryContextSwitchTo(old);
+}
+
+void
+mr_pg_poll_slot(MrPgSource *source)
+{
+	MrPgRows rows;
+
+	if (mr_pg_busy(source->stream))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now >= source->next_status)
+		{
+			tell_whom(source);
+			source->next_status = TimestampTzPlusMilliseconds(now, WHOM_INTERVAL);
+		}
+		return;
+	}
+	if (!mr_pg_result(source->stream, MR_PG_TIMEOUT, &rows) || rows.nrows != 1 ||
+		!mr_pg_parse_lsn(rows.values[0][1], &source->beginning))
+	{
+		(void) refuse(source, source->stream,
+					  strcmp(mr_pg_sqlstate(source->stream), "53400") == 0
+						  ? "raise max_replication_slots at the source"
+						  : NULL);
+		mr_pg_disconnect(source);
+		return;
+	}
+	source->made_slot = true;
+	source->due |= MR_PG_DUE_READY;
+	source->base.wants_tick = true;
+	mr_pg_set_problem(source, NULL);
+	source->system = MemoryContextStrdup(source->context, source->found_system);
+	mr_pg_disconnect(source);
+	source->failures = 0;
+	source->next_try = 0;
+}
+
+void
+mr_pg_ask_status(MrPgSource *source)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->connected);
+	MrPgClient *side = mr_pg_side(source);
+	MrPgRows rows;
+
+	source->ask_status = false;
+	if (mr_pg_connected(side) &&
+		mr_pg_run(side,
+				  psprintf("SELECT s.wal_status, pg_catalog.pg_current_wal_lsn() - s.restart_lsn, "
+						   "s.confirmed_flush_lsn, s.restart_lsn, pg_catalog.pg_current_wal_lsn() "
+						   "FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = %s",
+						   quote_literal_cstr(source->options.slot)),
+				  MR_PG_TIMEOUT, &rows) &&
+		rows.nrows == 1)
+	{
+		const char *retained = rows.values[0][1] != NULL ? rows.values[0][1] : "0";
+		int64 bytes = (int64) strtod(retained, NULL);
+
+		/* A row of ours must not be what the next one is about. */
+		if (source->status == NULL || bytes - source->retained > STATUS_BYTES ||
+			source->retained - bytes > STATUS_BYTES)
+		{
+			source->retained = bytes;
+			MemoryContextSwitchTo(source->context);
+			source->status = psprintf(
+				"SELECT millrace_internal.note_replication(%d, %s, %s::bigint, %s, %s, %s, " INT64_FORMAT
+				")",
+				source->base.stream->id, quote_literal_cstr(rows.values[0][0]), retained,
+				rows.values[0][2] == NULL ? "NULL" : quote_literal_cstr(rows.values[0][2]),
+				rows.values[0][3] == NULL ? "NULL" : quote_literal_cstr(rows.values[0][3]),
+				quote_literal_cstr(rows.values[0][4]), source->options.budget);
+			source->due |= MR_PG_DUE_STATUS;
+		}
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- validate -------------------------------------------------------------------------------------- */
+
+/* One finding for each row (severity, message, hint) of a query at the source. */
+static bool
+report_query(MrReport *to, MrPgClient *client, const char *sql)
+{
+	MrPgRows rows;
+
+	if (!mr_pg_run(client, sql, to->timeout_ms, &rows))
+	{
+		mr_report(to, "error", mr_pg_problem(client), NULL);
+		return false;
+	}
+	for (int i = 0; i < rows.nrows; i++)
+		mr_report(to, rows.values[i][0], rows.values[i][1], rows.values[i][2]);
+	return true;
+}
+
+/* The tables as a VALUES list for queries at the source. */
+static char *
+table_values(const List *tables)
+{
+	StringInfoData list;
+	ListCell *cell;
+
+	initStringInfo(&list);
+	foreach(cell, tables)
+		appendStringInfo(&list, "%s(%s, pg_catalog.to_regclass(%s))", list.len > 0 ? ", " : "",
+						 quote_literal_cstr(lfirst(cell)),
+						 quote_literal_cstr(mr_pg_quoted(lfirst(cell))));
+	return list.data;
+}
+
+void
+mr_pg_validate(MrReport *to, MrStream *stream)
+{
+	List *properties = mr_server_properties(stream->server, stream->owner);
+	MemoryContext context = CurrentMemoryContext;
+	MrPgOptions options;
+	MrPgClient *client;
+
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	mr_pg_read_options(&options, stream);
+	SPI_finish();
+	MemoryContextSwitchTo(context);
+	client = mr_pg_connect(properties, mr_server_must_use_password(stream->server),
+						   "millrace validate", false, to->timeout_ms);
+	if (!mr_pg_connected(client))
+	{
+		mr_report(to, "error", mr_pg_problem(client),
+				  "Check the options of the server and its user mapping.");
+		return;
+	}
+	if (!report_query(
+			to, client,
+			psprintf(
+				"SELECT 'error', 'wal_level of the source is ' || current_setting('wal_level') || "
+				"', not logical', 'Run there: ALTER SYSTEM SET wal_level = logical, and restart "
+				"it.' WHERE current_setting('wal_level') <> 'logical' UNION ALL "
+				"SELECT 'error', 'role ' || current_user || ' may not replicate', 'Run at the "
+				"source: ALTER ROLE ' || quote_ident(current_user) || ' REPLICATION' "
+				"WHERE NOT (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = "
+				"current_user) UNION ALL "
+				"SELECT 'warning', 'all ' || current_setting('max_replication_slots') || "
+				"' replication slots of the source are taken', 'Raise max_replication_slots there.' "
+				"WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s) AND "
+				"(SELECT count(*) FROM pg_replication_slots) >= "
+				"current_setting('max_replication_slots')::integer UNION ALL "
+				"SELECT 'warning', 'all ' || current_setting('max_wal_senders') || ' WAL senders of "
+				"the source are taken', 'Raise max_wal_senders there.' WHERE (SELECT count(*) FROM "
+				"pg_stat_replication) >= current_setting('max_wal_senders')::integer UNION ALL "
+				"SELECT 'info', 'the source keeps as much log as the slot needs, until its disk is "
+				"full', 'max_slot_wal_keep_size there sets a limit, beyond which the slot is lost.' "
+				"WHERE current_setting('max_slot_wal_keep_size') = '-1' UNION ALL "
+				"SELECT 'error', 'replication slot has lost its log', 'Call reset_stream().' FROM "
+				"pg_replication_slots WHERE slot_name = %s AND wal_status = 'lost'",
+				quote_literal_cstr(options.slot), quote_literal_cstr(options.slot))))
+		return;
+	if (options.tables != NIL)
+		(void) report_query(
+			to, client,
+			psprintf(
+				"SELECT f.* FROM (VALUES %s) AS t (name, oid) LEFT JOIN pg_class c ON c.oid = t.oid, "
+				"LATERAL (SELECT 'error', 'table ' || t.name || ' does not exist at the source', "
+				"NULL WHERE t.oid IS NULL UNION ALL "
+				"SELECT 'error', 'the source does not let us read table ' || t.name, 'Run there: "
+				"GRANT SELECT ON ' || t.oid::regclass || ' TO ' || quote_ident(current_user) "
+				"WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT') UNION ALL "
+				"SELECT 'error', 'updates and deletes of table ' || t.name || ' cannot be "
+				"replicated: it has no replica identity', 'Run at the source: ALTER TABLE ' || "
+				"t.oid::regclass || ' REPLICA IDENTITY FULL, or give it a primary key' "
+				"WHERE c.relreplident = 'n' OR (c.relreplident = 'd' AND NOT EXISTS (SELECT FROM "
+				"pg_index i WHERE i.indrelid = t.oid AND i.indisprimary)) UNION ALL "
+				"SELECT 'info', 'table ' || t.name || ' has columns whose large values are not sent "
+				"when an update leaves them as they are: ' || string_agg(a.attname, ', ' ORDER BY "
+				"a.attnum), 'They are taken from what is staged. Where a filter keeps rows out, or "
+				"a computed column replaces one of them, run at the source: ALTER TABLE ' || "
+				"t.oid::regclass || ' REPLICA IDENTITY FULL' FROM pg_attribute a WHERE a.attrelid = "
+				"t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attlen = -1 AND a.attstorage "
+				"<> 'p' AND c.relreplident <> 'f' HAVING count(*) > 0) AS f",
+				table_values(options.tables)));
+	(void) report_query(
+		to, client,
+		psprintf("SELECT 'info', 'publication ' || %s || ' is not there yet: the stream makes it "
+				 "when it starts', 'The role needs CREATE on the database and must own the tables; "
+				 "else an administrator runs: CREATE PUBLICATION %s FOR TABLE …' WHERE NOT EXISTS "
+				 "(SELECT FROM pg_publication WHERE pubname = %s)",
+				 quote_literal_cstr(options.publication), quote_identifier(options.publication),
+				 quote_literal_cstr(options.publication)));
+	mr_pg_close(client);
+}
