@@ -271,7 +271,7 @@ bytes_of(MrBatch *batch, uint64 row, int column, int *length)
 	return mr_batch_copy(batch, VARDATA_ANY(bytes), *length);
 }
 
-/* Reads messages (place, topic, partition, epoch, position, time, key, value, headers) into the batch. */
+/* Reads messages (number, topic, partition, epoch, position, time, key, value, headers, op, before) into the batch. */
 static void
 add_messages(MrBatch *batch, uint64 count)
 {
@@ -281,6 +281,7 @@ add_messages(MrBatch *batch, uint64 count)
 	{
 		MrMessage *message = mr_batch_add(batch);
 		bool isnull;
+		char *op;
 
 		message->letter = DatumGetInt64(mr_sql_value(i, 1, &isnull));
 		message->topic = mr_sql_text(i, 2);
@@ -291,6 +292,9 @@ add_messages(MrBatch *batch, uint64 count)
 		message->key = bytes_of(batch, i, 7, &message->key_length);
 		message->value = bytes_of(batch, i, 8, &message->value_length);
 		message->headers = mr_sql_text(i, 9);
+		op = mr_sql_text(i, 10);
+		message->op = op != NULL ? op[0] : 0;
+		message->before = bytes_of(batch, i, 11, &message->before_length);
 	}
 }
 
@@ -412,7 +416,7 @@ millrace_erase_messages(PG_FUNCTION_ARGS)
 		flow, &objects,
 		psprintf(
 			"SELECT i.push_no, '', 0, s.epoch, i.push_no, i.message_time, i.key, i.value, "
-			"i.headers::text FROM millrace.inbox i JOIN millrace.stream s ON s.id = i.stream_id "
+			"i.headers::text, NULL::text, NULL::bytea FROM millrace.inbox i JOIN millrace.stream s ON s.id = i.stream_id "
 			"WHERE i.stream_id = %d",
 			stream_id),
 		psprintf("DELETE FROM millrace.inbox WHERE stream_id = %d AND push_no = ANY ($1)",
@@ -420,7 +424,7 @@ millrace_erase_messages(PG_FUNCTION_ARGS)
 	values[1] = Int64GetDatum(erase_from(
 		flow, &objects,
 		psprintf("SELECT id, topic, partition, epoch, position, message_time, key, value, "
-				 "headers::text FROM millrace.letter WHERE stream_id = %d",
+				 "headers::text, op, before FROM millrace.letter WHERE stream_id = %d",
 				 stream_id),
 		"DELETE FROM millrace.letter WHERE id = ANY ($1)"));
 	mr_flow_close(flow);

@@ -356,10 +356,9 @@ wrapper_of(const ForeignServer *server)
 		if (strcmp(wrappers[i]->name, name) == 0)
 			return wrappers[i];
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-			 errmsg("server \"%s\" is of wrapper %s, which millrace does not know",
-					server->servername, name)));
+	ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					errmsg("server \"%s\" is of wrapper %s, which millrace does not know",
+						   server->servername, name)));
 }
 
 /* Whoever may create servers could else use what the network trusts this host with. */

@@ -56,6 +56,7 @@ typedef struct Found
 	const char *element;
 	int element_length;
 	const MrValue *values; /* NULL: nothing is known */
+	bool unchanged; /* the source did not send the id, because it is what it was */
 } Found;
 
 /* What was looked up for a message: for each look-up one, or one for each element. */
@@ -234,7 +235,7 @@ check_place(const MrStaging *staging, const MrMapped *mapped, const char *what)
 
 /* Adds the slots of one mapped value; false when none comes from a dictionary. */
 static bool
-add_mapped(MrEnrichment *e, MrPlan *extraction, MrStaging *staging, const MrMapped *mapped)
+add_mapped(MrEnrichment *e, MrPlan *extraction, MrStaging *staging, MrMapped *mapped)
 {
 	bool any = false;
 
@@ -245,6 +246,7 @@ add_mapped(MrEnrichment *e, MrPlan *extraction, MrStaging *staging, const MrMapp
 		if (look_up < 0)
 			continue;
 		any = true;
+		mapped->enriched = true;
 		staging->plan->enriched = bms_add_member(staging->plan->enriched, look_up);
 	}
 	return any;
@@ -258,6 +260,8 @@ mr_enrich_load(MrStream *stream, MrPlan *extraction, List *stagings)
 
 	e->stream_id = stream->id;
 	e->ids = mr_plan_create();
+	if (strcmp(stream->format, "debezium") == 0)
+		mr_plan_read_debezium(e->ids);
 	load_look_ups(e, stream);
 	foreach(lc, stagings)
 	{
@@ -298,11 +302,13 @@ look_up_one(const LookUp *l, const MrDocument *document, int element, Found *fou
 	const MrValue *key = NULL;
 
 	memset(found, 0, sizeof(Found));
+	found->unchanged = id->kind == MR_UNCHANGED;
 	if (mr_value_is_null(id) || id->kind == MR_CONTAINER)
 		return;
 	if (l->by_element)
 	{
 		key = mr_document_value(document, l->scope, element, l->element);
+		found->unchanged = key->kind == MR_UNCHANGED;
 		if (mr_value_is_null(key) || key->kind == MR_CONTAINER)
 			return;
 		/* What had escapes is gone with the document. */
@@ -348,14 +354,15 @@ mr_enrich_collect(MrBatch *batch, int from)
 		const MrMessage *message = &batch->messages[current_message];
 		MrDocument *document;
 
-		/* A tombstone tells nothing but its key. */
 		if (message->value == NULL || mr_message_left_out(batch, message, NULL))
 			continue;
 		MemoryContextReset(document_context);
 		MemoryContextSwitchTo(document_context);
 		document = mr_plan_run(e->ids, message);
 		MemoryContextSwitchTo(batch->context);
-		batch->looked_up[current_message] = collect_message(e, document);
+		/* A delete tells nothing but its key. */
+		if (!document->deleted)
+			batch->looked_up[current_message] = collect_message(e, document);
 	}
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(document_context);
@@ -434,7 +441,7 @@ looked_up_of(const MrBatch *batch, const MrMessage *message)
 }
 
 void
-mr_enrich_fill(const MrBatch *batch, const MrMessage *message, const MrDocument *document)
+mr_enrich_fill(const MrBatch *batch, const MrMessage *message, MrDocument *document)
 {
 	const MrEnrichment *e = batch->stream->enrichment;
 	const MrLookedUp *looked_up = looked_up_of(batch, message);
@@ -448,9 +455,16 @@ mr_enrich_fill(const MrBatch *batch, const MrMessage *message, const MrDocument 
 
 		for (int f = 0; f < found->count; f++)
 		{
+			MrValue *value = mr_document_value(document, filled->slot.scope, f, filled->slot);
+
 			if (found->found[f].values != NULL)
-				*mr_document_value(document, filled->slot.scope, f,
-								   filled->slot) = found->found[f].values[filled->wanted];
+				*value = found->found[f].values[filled->wanted];
+			else if (found->found[f].unchanged)
+			{
+				/* So is what the dictionary has said of it. */
+				value->kind = MR_UNCHANGED;
+				document->unchanged = true;
+			}
 		}
 	}
 }

@@ -51,8 +51,7 @@ extern void mr_enrich_refuse(MrEnrichment *enrichment, const char *why);
 extern void mr_enrich_resolve(MrBatch *batch);
 
 /* Puts what was found for a message into the slots of $dict and @dict. */
-extern void mr_enrich_fill(const MrBatch *batch, const MrMessage *message,
-						   const MrDocument *document);
+extern void mr_enrich_fill(const MrBatch *batch, const MrMessage *message, MrDocument *document);
 
 /* Does a message lack something that a staging table maps?  As MrLack *, each once. */
 extern bool mr_enrich_lacks(const MrBatch *batch, const MrMessage *message,

@@ -78,10 +78,10 @@ write_lacks(const MrStream *stream, int64 letter, const List *lacks)
 int64
 mr_letter_write(MrStream *stream, const List *failures)
 {
-	static const Oid types[] = {INT4OID,  INT4OID,  TEXTOID, INT4OID, TEXTOID,
-								TEXTOID,  INT4OID,  INT4OID, INT8OID, TIMESTAMPTZOID,
-								BYTEAOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID,
-								TEXTOID,  TEXTOID,  UUIDOID, TEXTOID, BYTEAOID, TEXTOID};
+	static const Oid types[] = {INT4OID, INT4OID,  TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
+								INT4OID, INT4OID,  INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
+								TEXTOID, TEXTOID,  TEXTOID, TEXTOID,        TEXTOID,  UUIDOID,
+								TEXTOID, BYTEAOID, TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;

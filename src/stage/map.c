@@ -548,6 +548,11 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	version->loaded_at = e->batch->loaded_at;
 	version->key = key;
 	map_version(e, staging, version);
+	version->incomplete = e->incomplete = !e->document->deleted &&
+										  mr_enrich_lacks(e->batch, message, plan->enriched);
+	/* When it is complete, what it leaves out may not be known any more. */
+	if (version->incomplete && e->document->unchanged)
+		message->reread = message->relation != NULL;
 	if (e->known != NULL)
 		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
 						  e->document->deleted);
@@ -570,9 +575,9 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->event_time = DatumGetTimestampTz(
 			mapped_value(e, plan, plan->event_time, -1, &version->event_time_null));
 	version->deleted = plan->deleted != NULL && mr_expression_true(plan->deleted, plan->context);
-	version->incomplete = e->incomplete = !version->deleted &&
-										  mr_enrich_lacks(e->batch, message, plan->enriched);
-	if (!version->deleted)
+	if (version->deleted)
+		version->incomplete = false;
+	else
 		map_rows(e, staging, version);
 	ResetExprContext(plan->context);
 }
@@ -773,7 +778,8 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 			continue;
 		}
 		e.document = decode(&e, extraction);
-		if (e.document->unchanged && e.known == NULL)
+		/* Who looks for what was erased finds it by what was sent. */
+		if (e.document->unchanged && e.known == NULL && !keys_only)
 		{
 			know_objects(&e, extraction);
 			e.document = decode(&e, extraction);

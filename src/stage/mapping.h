@@ -28,6 +28,7 @@ typedef struct MrMapped
 	bool same_type; /* the table's column has the mapped type */
 	bool of_element; /* some path starts at the element of for_each */
 	bool for_route; /* route speaks of it: it is mapped before */
+	bool enriched; /* some path asks a dictionary */
 	int nslots;
 	MrSlot *slots; /* the first that is not null counts */
 	MrConverter *converter;

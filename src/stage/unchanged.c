@@ -32,6 +32,7 @@ typedef struct Known
 	MrMessage *anew; /* the same, a delete included: of it nothing older counts */
 	bool read; /* what is staged of it has been looked for, or is not needed any more */
 	bool deleted; /* by the last message; what is known is what it was */
+	bool incomplete; /* it lacks what a dictionary does not know yet */
 	Datum version; /* of that one */
 	bool version_null;
 	int32 epoch; /* of that one, in the source's own order */
@@ -228,6 +229,51 @@ letter_waits(MrUnchanged *objects, const MrMessage *message, int64 staged)
 	return waits;
 }
 
+/* What the table of objects has of the object; NULL when it has never come. */
+static Known *
+remember(MrUnchanged *objects, Datum *key)
+{
+	const MrStaging *staging = objects->staging;
+	const MrStagingPlan *plan = staging->plan;
+	Known *object = NULL;
+	MrRunAs saved;
+	bool isnull;
+
+	if (objects->remembered == NULL)
+	{
+		Oid *types = palloc(sizeof(Oid) * staging->nkeys);
+		StringInfoData sql;
+
+		initStringInfo(&sql);
+		appendStringInfo(&sql,
+						 "SELECT flags & 1 <> 0, version, epoch, digest, flags & 2 <> 0 "
+						 "FROM millrace_state.object_%d",
+						 staging->id);
+		for (int k = 0; k < staging->nkeys; k++)
+		{
+			types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
+			appendStringInfo(&sql, "%s k%d = $%d", k > 0 ? " AND" : " WHERE", k + 1, k + 1);
+		}
+		objects->remembered = mr_statement_create(sql.data, staging->nkeys, types);
+	}
+	mr_run_as(&saved, mr_extension_owner());
+	if (mr_statement_run(objects->remembered, key, NULL) > 0)
+	{
+		object = palloc0(sizeof(Known));
+		object->deleted = DatumGetBool(mr_sql_value(0, 1, &isnull));
+		object->version = mr_sql_value(0, 2, &object->version_null);
+		if (!object->version_null)
+			object->version = datumCopy(object->version, plan->version_by_value,
+										plan->version_length);
+		object->epoch = DatumGetInt32(mr_sql_value(0, 3, &isnull));
+		object->place = *DatumGetUUIDP(mr_sql_value(0, 4, &isnull));
+		object->incomplete = DatumGetBool(mr_sql_value(0, 5, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return object;
+}
+
 /* Reads what is staged of an object. */
 static void
 read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
@@ -267,6 +313,12 @@ read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 	}
 	else
 		SPI_freetuptable(SPI_tuptable);
+	if (plan->enriched != NULL)
+	{
+		const Known *remembered = remember(objects, object->key);
+
+		object->incomplete = remembered != NULL && remembered->incomplete;
+	}
 }
 
 /* Has this batch met a change of the object after `since` (NULL: at all) that cannot be taken? */
@@ -281,7 +333,7 @@ failed_before(const MrUnchanged *objects, const MrMessage *since, MrMessage *mes
 		MrMessage *failed = failure->message;
 
 		if (failed >= message || (since != NULL && failed <= since) || failure->silent ||
-			 !mr_message_left_out(objects->batch, failed, objects->staging))
+			!mr_message_left_out(objects->batch, failed, objects->staging))
 			continue;
 		mr_change_set_key(failed);
 		mr_change_set_key(message);
@@ -291,50 +343,6 @@ failed_before(const MrUnchanged *objects, const MrMessage *since, MrMessage *mes
 			return true;
 	}
 	return false;
-}
-
-/* What the table of objects has of the object; NULL when it has never come. */
-static Known *
-remember(MrUnchanged *objects, Datum *key)
-{
-	const MrStaging *staging = objects->staging;
-	const MrStagingPlan *plan = staging->plan;
-	Known *object = NULL;
-	MrRunAs saved;
-	bool isnull;
-
-	if (objects->remembered == NULL)
-	{
-		Oid *types = palloc(sizeof(Oid) * staging->nkeys);
-		StringInfoData sql;
-
-		initStringInfo(&sql);
-		appendStringInfo(&sql,
-						 "SELECT flags & 1 <> 0, version, epoch, digest "
-						 "FROM millrace_state.object_%d",
-						 staging->id);
-		for (int k = 0; k < staging->nkeys; k++)
-		{
-			types[k] = TupleDescAttr(staging->desc, staging->key[k] - 1)->atttypid;
-			appendStringInfo(&sql, "%s k%d = $%d", k > 0 ? " AND" : " WHERE", k + 1, k + 1);
-		}
-		objects->remembered = mr_statement_create(sql.data, staging->nkeys, types);
-	}
-	mr_run_as(&saved, mr_extension_owner());
-	if (mr_statement_run(objects->remembered, key, NULL) > 0)
-	{
-		object = palloc0(sizeof(Known));
-		object->deleted = DatumGetBool(mr_sql_value(0, 1, &isnull));
-		object->version = mr_sql_value(0, 2, &object->version_null);
-		if (!object->version_null)
-			object->version = datumCopy(object->version, plan->version_by_value,
-										plan->version_length);
-		object->epoch = DatumGetInt32(mr_sql_value(0, 3, &isnull));
-		object->place = *DatumGetUUIDP(mr_sql_value(0, 4, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	mr_run_back(&saved);
-	return object;
 }
 
 /* Is a letter older than what is known of its object, in the source's own order? */
@@ -415,7 +423,8 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 
 	if (failed_before(objects, object->whole, message))
 		report_waiting(staging, message);
-	if (!object->known[column] || (object->deleted && !moved))
+	if (!object->known[column] || (object->deleted && !moved) ||
+		(object->incomplete && staging->plan->mapped[column].enriched))
 	{
 		message->reread = message->relation != NULL;
 		ereport(ERROR,
@@ -452,6 +461,7 @@ mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bo
 	object->version_null = version->version_null;
 	object->epoch = version->message->epoch;
 	object->place = version->message->place;
+	object->incomplete = version->incomplete;
 	if (deleted)
 		return;
 	object->read = true;
