@@ -446,6 +446,8 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 
 	if (for_each && nelements == 0 && e->document->unchanged &&
 		mr_document_elements_unchanged(e->document, plan->scope))
+	{
+		version->message->reread = version->message->relation != NULL;
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_DATA_EXCEPTION),
@@ -453,6 +455,7 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 					staging->name),
 			 errhint("Run ALTER TABLE … REPLICA IDENTITY FULL at the source, and update the row "
 					 "there once more.")));
+	}
 
 	if (nelements == 0)
 		return;

@@ -5,7 +5,8 @@ Several sessions insert, update, delete, give rows other keys, leave large value
 at the source, in transactions of one to some hundred rows.  Meanwhile the stream begins with its initial snapshot, by
 several connections and in small chunks, tables are copied again, the snapshot is paused and resumed, and the worker,
 the target and the source are killed.  At the end a mirror, a filtered staging table with computed columns, one with
-elements of a json column, and a mart equal a recompute from the source.
+elements of a json column, one that is enriched from a dictionary which comes to know its entries one by one, and a mart
+equal a recompute from the source.
 
     changes.py             20 seconds of changes
     changes.py --long      5 minutes
@@ -35,10 +36,10 @@ ALTER TABLE public.whole REPLICA IDENTITY FULL;
 CREATE TABLE public.parts (id int, day int, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
 CREATE TABLE public.parts_1 PARTITION OF public.parts FOR VALUES FROM (0) TO (5);
 CREATE TABLE public.parts_2 PARTITION OF public.parts FOR VALUES FROM (5) TO (10);
-ALTER TABLE public.items ALTER COLUMN big SET STORAGE EXTERNAL;
+ALTER TABLE public.items ALTER COLUMN big SET STORAGE EXTERNAL, ALTER COLUMN doc SET STORAGE EXTERNAL;
 ALTER TABLE public.whole ALTER COLUMN big SET STORAGE EXTERNAL;
 INSERT INTO public.items SELECT i, 'o' || i % 50, i, i % 9, (ARRAY['new', 'done', 'bad'])[1 + i % 3], CASE WHEN i % 4 = 0 THEN repeat('x' || i, 900) END,
-       jsonb_build_object('n', i, 'tags', jsonb_build_array(jsonb_build_object('t', 'a' || i % 5), jsonb_build_object('t', 'b')))
+       jsonb_build_object('n', i, 'kind', 'o' || i % 50, 'pad', repeat('p', 3000 * (i % 7 / 6)), 'tags', jsonb_build_array(jsonb_build_object('t', 'a' || i % 5), jsonb_build_object('t', 'b')))
 FROM generate_series(1, 5000) i;
 INSERT INTO public.whole SELECT i, 'n' || i, repeat('y' || i, 900) FROM generate_series(1, 500) i;
 INSERT INTO public.parts SELECT i, i % 10, 'v' || i FROM generate_series(1, 3000) i;
@@ -49,7 +50,11 @@ CREATE EXTENSION millrace;
 CREATE SCHEMA bronze; CREATE SCHEMA silver; CREATE SCHEMA gold;
 CREATE SERVER source FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host %(host)s, port %(port)s, dbname 'postgres');
 CREATE USER MAPPING FOR postgres SERVER source OPTIONS (username 'postgres');
-SELECT millrace.create_stream('shop', server => 'source', options => '{"tables": ["public.items", "public.whole", "public.parts"], "snapshot_chunk": 300, "snapshot_parallel": 3}');
+SELECT millrace.create_stream('owners');
+SELECT millrace.create_staging('bronze.owners', stream => 'owners', key => '{"owner": "$.owner"}', columns => '{"name": "$.name"}');
+SELECT millrace.create_dictionary('owners', source => 'bronze.owners');
+SELECT millrace.create_stream('shop', server => 'source', options => '{"tables": ["public.items", "public.whole", "public.parts"], "snapshot_chunk": 300, "snapshot_parallel": 3}',
+    enrich => '{"owner": ["owners", "$.owner"], "kind": ["owners", "$.doc.kind"]}');
 SELECT millrace.create_staging('bronze.items', stream => 'shop', source_table => 'public.items');
 SELECT millrace.create_staging('bronze.whole', stream => 'shop', source_table => 'public.whole');
 SELECT millrace.create_staging('bronze.parts', stream => 'shop', source_table => 'public.parts');
@@ -57,7 +62,10 @@ SELECT millrace.create_staging('silver.items', stream => 'shop', source_table =>
     columns => '{"owner": "$.owner", "price": ["$.price", "numeric(12,2)"], "amount": ["$.amount", "int"], "state": "$.state", "n": ["$.doc.n", "int"]}',
     computed => '{"total": ["price * amount", "numeric(14,2)"]}', filter => $$ state <> 'bad' $$);
 SELECT millrace.create_staging('silver.tags', stream => 'shop', source_table => 'public.items', key => '{"id": ["$.id", "int"]}', for_each => '$.doc.tags[*]', columns => '{"t": "@.t"}');
+SELECT millrace.create_staging('silver.named', stream => 'shop', source_table => 'public.items', key => '{"id": ["$.id", "int"]}', payload => 'none', log => true,
+    columns => '{"state": "$.state", "owner_name": "$dict.owner.name", "kind_name": "$dict.kind.name", "big": "$.big"}', filter => $$ owner_name <> 'Owner o7' AND state <> 'bad' $$);
 SELECT millrace.create_mart('gold.by_owner', $$ SELECT owner, count(*) AS n, sum(total)::numeric(18,2) AS total FROM silver.items GROUP BY owner $$);
+SELECT millrace.start_stream('owners');
 SELECT millrace.start_stream('shop');
 '''
 
@@ -71,6 +79,8 @@ COMPARED = {
                               'SELECT id, owner, price, amount, state, n, total FROM silver.items ORDER BY 1'),
     'elements of a json column': ("SELECT id, n, t ->> 't' FROM public.items, jsonb_array_elements(doc -> 'tags') WITH ORDINALITY AS e (t, n) ORDER BY 1, 2",
                                   'SELECT id, _element, t FROM silver.tags ORDER BY 1, 2'),
+    'enriched': ("SELECT id, state, 'Owner ' || owner, 'Owner ' || (doc ->> 'kind'), md5(big) FROM public.items WHERE owner <> 'o7' AND state <> 'bad' ORDER BY 1",
+                 'SELECT id, state, owner_name, kind_name, md5(big) FROM silver.named ORDER BY 1'),
     'mart': ("SELECT owner, count(*), sum(price * amount) FROM public.items WHERE state <> 'bad' GROUP BY 1 ORDER BY 1", 'SELECT owner, n, total FROM gold.by_owner ORDER BY 1'),
 }
 
@@ -87,7 +97,7 @@ class Writer(threading.Thread):
         i, j = r.randint(1, 6000), r.randint(1, 6000)
         return r.choices([
             f"INSERT INTO public.items VALUES ({i}, 'o{i % 50}', {r.random() * 100:.2f}, {r.randint(0, 9)}, 'new', repeat('z{j}', {r.choice([1, 900])}), "
-            f"'{{\"n\": {j}, \"tags\": [{{\"t\": \"c{j % 7}\"}}]}}') ON CONFLICT (id) DO UPDATE SET amount = EXCLUDED.amount, state = 'done'",
+            f"'{{\"n\": {j}, \"kind\": \"o{j % 50}\", \"tags\": [{{\"t\": \"c{j % 7}\"}}]}}') ON CONFLICT (id) DO UPDATE SET amount = EXCLUDED.amount, state = 'done'",
             f"UPDATE public.items SET price = {r.random() * 100:.2f}, state = '{r.choice(['new', 'done', 'bad'])}' WHERE id BETWEEN {i} AND {i + r.choice([0, 0, 0, 40])}",
             f"UPDATE public.items SET doc = jsonb_set(doc, '{{n}}', '{j}') WHERE id = {i}",
             f"UPDATE public.items SET big = repeat('w{j}', {r.choice([1, 900])}) WHERE id = {i}",
@@ -152,14 +162,20 @@ def try_to(action):
         return None
 
 
+def learn(target, owners):
+    try_to(lambda: execute(target, "SELECT millrace.push('owners', json_build_object('owner', 'o' || n, 'name', 'Owner o' || n)) FROM unnest(%s) n", (owners,)))
+
+
 def disturb(shell, draw, source, target, kills):
     """Something that must make no difference."""
-    what = draw.choice(['again', 'again', 'some', 'pause', 'resume'] + (['worker', 'target', 'source'] if kills else []))
+    what = draw.choice(['again', 'again', 'some', 'pause', 'resume', 'owners', 'owners'] + (['worker', 'target', 'source'] if kills else []))
     if what in ('again', 'some'):
         table = draw.choice(['items', 'whole', 'parts'])
         try_to(lambda: execute(target, 'SELECT millrace.resnapshot(%s, %s, %s)', ('shop', f'public.{table}', 'id % 3 = 0' if what == 'some' else None)))
         return f'{what}: {table}'
-    if what in ('pause', 'resume'):
+    if what == 'owners':
+        learn(target, draw.sample(range(50), 10))
+    elif what in ('pause', 'resume'):
         try_to(lambda: execute(target, f"SELECT millrace.{what}_snapshot('shop')"))
     elif what == 'worker':
         pid = try_to(lambda: one(target, 'SELECT max(pid) FROM millrace.worker'))
@@ -213,12 +229,13 @@ def main():
         for writer in writers:
             writer.join()
         execute(target, "SELECT millrace.resume_snapshot('shop')")
+        learn(target, list(range(50)))
         say(f'{sum(writer.transactions for writer in writers)} transactions')
         lsn = one(source, 'SELECT pg_current_wal_lsn()')
         # A change of its own, after which all have come.
         execute(source, "INSERT INTO public.parts VALUES (-1, 0, 'last') ON CONFLICT (id, day) DO UPDATE SET v = 'last'")
         try:
-            wait_for('the end of the stream', lambda: try_to(lambda: one(target, "SELECT NOT EXISTS (SELECT FROM millrace.snapshot_status WHERE state <> 'done') "
+            wait_for('the end of the stream', lambda: try_to(lambda: one(target, "SELECT NOT EXISTS (SELECT FROM millrace.snapshot_status WHERE state <> 'done') AND NOT EXISTS (SELECT FROM millrace.pending_message) "
                                                                           f"AND (SELECT position_lsn::pg_lsn FROM millrace.replication_status) > '{lsn}'")), 60)
         except TimeoutError:
             print('not ok - the stream comes to its end')
