@@ -11,7 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
 
 mirror=${MIRROR:-http://deb.debian.org/debian}
-packages=gcc,make,libc6-dev,libicu-dev,libssl-dev,librdkafka-dev,libhiredis-dev,perl,libipc-run-perl,python3,python3-psycopg2,python3-numpy,procps
+packages=gcc,make,libc6-dev,libicu-dev,libssl-dev,libpq-dev,librdkafka-dev,libhiredis-dev,perl,libipc-run-perl,python3,python3-psycopg2,python3-numpy,procps
 
 suite_of() {
 	case $1 in

@@ -77,12 +77,14 @@ SELECT * FROM ech.shown WHERE id = 2;
 SELECT taken, superseded, refused FROM millrace.retry(filter => $$ stream = 'ech' $$);
 SELECT * FROM ech.shown WHERE id = 2;
 
--- a row that failed an expectation alone is of the version that is there
-SELECT ech.change('c', 3, 1, 1, 'e', 1), ech.change('u', 3, 2, 1, 'much too long'), ech.change('u', 3, -1, 1);
+-- a row that failed an expectation alone is of the version that is there: it does not come to nothing, but what it left out is not known
+SELECT millrace.discard(filter => $$ stream = 'ech' $$) > 0;
+SELECT ech.change('c', 3, 1, 1, 'e', 1), ech.change('u', 3, 2, 1, 'much too long');
 SELECT ech.run('ech');
-SELECT millrace.create_staging('ech.versioned', stream => 'ech', payload => 'none', log => true, key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer"]', tombstone => 'ignore',
-  columns => '{"note": "$.note", "buyer": "$dict.buyer.name", "seller": "$dict.seller.name"}', replace => true);
+SELECT taken, superseded, refused FROM millrace.retry(filter => $$ stream = 'ech' $$);
 TABLE ech.letters;
+SELECT ech.change('u', 3, 3, 1, 'short', 2);
+SELECT ech.run('ech');
 SELECT taken, superseded, refused FROM millrace.retry(filter => $$ stream = 'ech' $$);
 SELECT * FROM ech.shown WHERE id = 3;
 TABLE ech.letters;

@@ -313,7 +313,8 @@ read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 	}
 	else
 		SPI_freetuptable(SPI_tuptable);
-	if (plan->enriched != NULL)
+	/* What waited is the version that is staged: what it left out was known when it came. */
+	if (plan->enriched != NULL && (message->letter == 0 || message->retried))
 	{
 		const Known *remembered = remember(objects, object->key);
 
@@ -333,7 +334,8 @@ failed_before(const MrUnchanged *objects, const MrMessage *since, MrMessage *mes
 		MrMessage *failed = failure->message;
 
 		if (failed >= message || (since != NULL && failed <= since) || failure->silent ||
-			!mr_message_left_out(objects->batch, failed, objects->staging))
+			failure->element != 0 || failure->expectation != NULL ||
+			(failure->staging != NULL && failure->staging != objects->staging))
 			continue;
 		mr_change_set_key(failed);
 		mr_change_set_key(message);
@@ -411,6 +413,15 @@ known_object(MrUnchanged *objects, Datum *key, MrMessage *message, bool moved)
 	return object;
 }
 
+/* May a dictionary still say what stands in the column? */
+static bool
+is_awaited(const MrUnchanged *objects, const Known *object, int column)
+{
+	const MrMapped *mapped = &objects->staging->plan->mapped[column];
+
+	return object->incomplete && mapped->enriched && (object->nulls[column] || mapped->nslots > 1);
+}
+
 Datum
 mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrMessage *message,
 				   int column, bool *isnull)
@@ -424,7 +435,7 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 	if (failed_before(objects, object->whole, message))
 		report_waiting(staging, message);
 	if (!object->known[column] || (object->deleted && !moved) ||
-		(object->incomplete && staging->plan->mapped[column].enriched))
+		is_awaited(objects, object, column))
 	{
 		message->reread = message->relation != NULL;
 		ereport(ERROR,
