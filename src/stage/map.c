@@ -162,6 +162,17 @@ clear_rows(const MrStagingPlan *plan)
 	ExecStoreVirtualTuple(plan->raw);
 }
 
+/* Readies the rows for a message, as that staging table is about to map it. */
+static void
+begin(Evaluation *e, const MrStaged *staged, MrMessage *message)
+{
+	enter(e, staged->staging);
+	e->staged = staged;
+	e->message = message;
+	message->unknown = false;
+	clear_rows(staged->staging->plan);
+}
+
 /*
  * Does the change come from the staging table's source table?  Where only the topic tells, it may have a prefix, as
  * in server.schema.table.
@@ -417,11 +428,8 @@ know_objects(Evaluation *e, MrPlan *extraction)
 		{
 			MrVersion *version = &staged->versions[v];
 
-			enter(e, staging);
-			clear_rows(staging->plan);
-			e->message = version->message;
 			past.nversions = v;
-			e->staged = &past;
+			begin(e, &past, version->message);
 			e->document = decode(e, extraction);
 			for (int i = 0; i < staging->plan->nmapped; i++)
 			{
@@ -447,7 +455,11 @@ map_rows(const Evaluation *e, const MrStaging *staging, MrVersion *version)
 	if (for_each && nelements == 0 && e->document->unchanged &&
 		mr_document_elements_unchanged(e->document, plan->scope))
 	{
-		version->message->reread = version->message->relation != NULL;
+		if (version->message->relation != NULL)
+		{
+			version->message->reread = version->message->unknown = true;
+			return;
+		}
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_DATA_EXCEPTION),
@@ -518,9 +530,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	MrVersion *version;
 	Datum *key;
 
-	enter(e, staging);
-	e->staged = staged;
-	clear_rows(plan);
+	begin(e, staged, message);
 	if (!routed(e, staging, message))
 		return;
 	for (int i = 0; i < plan->nmapped; i++)
@@ -529,6 +539,10 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		if (!plan->mapped[i].of_element && (i < staging->nkeys || !e->document->deleted))
 			map_column(e, staging, i, -1);
 	}
+
+	/* The row comes again, with all that this message has left out. */
+	if (message->unknown)
+		return;
 
 	key = palloc(sizeof(Datum) * staging->nkeys);
 	for (int i = 0; i < staging->nkeys; i++)
@@ -554,8 +568,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	version->incomplete = e->incomplete = !e->document->deleted &&
 										  mr_enrich_lacks(e->batch, message, plan->enriched);
 	/* When it is complete, what it leaves out may not be known any more. */
-	if (version->incomplete && e->document->unchanged)
-		message->reread = message->relation != NULL;
+	if (version->incomplete && e->document->unchanged && message->relation != NULL)
+		message->reread = true;
 	if (e->known != NULL)
 		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
 						  e->document->deleted);
@@ -582,6 +596,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->incomplete = false;
 	else
 		map_rows(e, staging, version);
+	if (message->unknown)
+		staged->nversions--;
 	ResetExprContext(plan->context);
 }
 
@@ -715,9 +731,7 @@ mark_erased(Evaluation *e, MrMessage *message)
 		if (plan->erasures == NULL || has_failed(message, staging))
 			continue;
 		current_staging = staging;
-		enter(e, staging);
-		e->staged = &e->batch->staged[s];
-		clear_rows(plan);
+		begin(e, &e->batch->staged[s], message);
 		if (!routed(e, staging, message))
 			continue;
 		erased = element_erased(e, staging, message, -1);

@@ -192,13 +192,24 @@ prepare(MrUnchanged *objects)
 }
 
 /*
- * Raises the error of a change that has to wait for another one.  A source that can read the row again is asked to; then
- * the change is left out, and nobody need know.
+ * What a change leaves out is not known.  A source that can read the row again is asked to: then nothing comes of the change
+ * here, and nobody need know.  Else it is an error, which the caller raises when this returns.
  */
+static bool
+ask_again(MrMessage *message)
+{
+	if (message->relation == NULL)
+		return false;
+	message->reread = message->unknown = true;
+	return true;
+}
+
+/* The change has to wait for another one. */
 static void
 report_waiting(const MrStaging *staging, MrMessage *message)
 {
-	message->reread = message->relation != NULL;
+	if (ask_again(message))
+		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_EXCEPTION),
 			 errmsg("an earlier change of the object is a dead letter of %s", staging->name),
@@ -434,10 +445,9 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 
 	if (failed_before(objects, object->whole, message))
 		report_waiting(staging, message);
-	if (!object->known[column] || (object->deleted && !moved) ||
-		is_awaited(objects, object, column))
-	{
-		message->reread = message->relation != NULL;
+	if ((!object->known[column] || (object->deleted && !moved) ||
+		 is_awaited(objects, object, column)) &&
+		!ask_again(message))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("column \"%s\" of %s was not sent, and its value is not known",
@@ -447,6 +457,12 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 				 errhint("Run ALTER TABLE %s REPLICA IDENTITY FULL at the source, and update the "
 						 "row there once more.",
 						 staging->plan->source_table != NULL ? staging->plan->source_table : "…")));
+	if (message->unknown)
+	{
+		/* What it has set is not known to those after it. */
+		memset(object->known, 0, staging->plan->nmapped);
+		*isnull = true;
+		return (Datum) 0;
 	}
 	*isnull = object->nulls[column];
 	return object->values[column];

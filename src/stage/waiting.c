@@ -56,7 +56,8 @@ mr_waiting_write(MrStream *stream, MrBatch *batch)
 			const MrVersion *version = &staged->versions[i];
 			MrFailure *lacking;
 
-			if (!version->incomplete ||
+			/* What the source reads again comes whole, and waits then. */
+			if (!version->incomplete || version->message->reread ||
 				mr_message_left_out(batch, version->message, staged->staging))
 				continue;
 			lacking = palloc0(sizeof(MrFailure));

@@ -241,6 +241,9 @@ def main():
             print('not ok - the stream comes to its end')
             say(try_to(lambda: rows(target, 'SELECT * FROM millrace.snapshot_status')))
             say(try_to(lambda: rows(target, 'SELECT * FROM millrace.stream_status')))
+            say(try_to(lambda: rows(target, 'SELECT * FROM millrace.replication_status')))
+            say(try_to(lambda: rows(target, 'SELECT staging, dictionary, count(*) FROM millrace.pending_message GROUP BY 1, 2')))
+            say(lsn)
             failed = True
         for name in COMPARED:
             what = difference(source, target, name)
