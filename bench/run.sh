@@ -48,7 +48,7 @@ prepare() {
 	fi
 	temp_dir work
 	memory=$(awk '/MemTotal/ { m = int($2 / 1024 / 6); print (m > 4096) ? 4096 : m }' /proc/meminfo)
-	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "checkpoint_timeout = 30min" "jit = off" "$@")
+	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "jit = off" "$@")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")
 	else
