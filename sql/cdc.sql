@@ -51,7 +51,8 @@ SELECT * FROM millrace.describe('staging', 'cdc.t');
 
 -- What a change would become; the source is not asked.
 SELECT layer, relation, change, after ->> 'v' AS v, reason FROM millrace.preview('c', payload => '{"id": 1, "v": "x"}');
-SELECT layer, relation, change, after ->> 'v' AS v, reason FROM millrace.preview('c', payload => '{"id": 1, "v": "bad"}', headers => '{"op": "U"}');
+SELECT layer, relation, change, after ->> 'v' AS v, reason FROM millrace.preview('c', payload => '{"id": 1, "v": "bad", "total": null}', headers => '{"op": "U"}');
+SELECT layer, relation, change, after ->> 'v' AS v, reason FROM millrace.preview('c', payload => '{"id": 1, "v": "good"}', headers => '{"op": "U"}');
 SELECT layer, relation, change, after ->> 'v' AS v, reason FROM millrace.preview('c', payload => '{"id": 1}', headers => '{"op": "D", "table": "public.t"}');
 SELECT layer, relation, change, reason FROM millrace.preview('c', payload => '{"id": "x"}');
 SELECT * FROM millrace.preview('c', payload => '{}', headers => '{"table": "public.u"}');
@@ -92,9 +93,10 @@ SELECT millrace.create_stream('c', server => 'c_here', options => '{"tables": ["
 SELECT millrace.create_stream('c', server => 'c_here', options => '{"tables": ["millrace.stream"]}');
 SELECT millrace.create_stream('c', server => 'c_here', options => '{"tables": ["cdc.other"]}');
 -- A slot that is being made would be left behind.
+BEGIN;
 UPDATE millrace.replication SET state = 'making';
 DROP EXTENSION millrace CASCADE;
-UPDATE millrace.replication SET state = 'new';
+ROLLBACK;
 SELECT millrace.drop_stream('c');
 SELECT millrace.drop_stream('c_inbox', cascade => true);
 

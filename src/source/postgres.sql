@@ -372,7 +372,7 @@ BEGIN
     FOR mirror IN SELECT s.* FROM millrace.staging s
                   WHERE s.stream_id = follow_source.stream_id AND s.definition ->> 'source_table' = follow_source.source_table AND (s.definition ->> 'mirror')::boolean
                   ORDER BY s.id LOOP
-        statement := format('SELECT millrace.create_staging(%L, stream => %L, source_table => %L, replace => true)', mirror.relation, (SELECT s.name FROM millrace.stream s WHERE s.id = mirror.stream_id), source_table);
+        statement := regexp_replace(millrace_internal.describe_staging(mirror), '\);.*$', E',\n  replace => true)');
         SELECT c ->> 'name' AS name INTO old FROM json_array_elements(mirror.definition -> 'columns') c
         WHERE NOT EXISTS (SELECT FROM json_array_elements(described) d WHERE d ->> 'name' = substr(c #>> '{paths,0}', 3) OR to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3)) LIMIT 1;
         IF FOUND THEN

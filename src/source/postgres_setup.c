@@ -202,10 +202,11 @@ check_publication(MrPgSource *source)
 								 name, name, table_list(options->tables)));
 			return false;
 		}
-		source->made_publication = true;
-		return change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
-												   "(publish_via_partition_root = true)",
-												   name, table_list(options->tables)));
+		source->made_publication =
+			change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
+												"(publish_via_partition_root = true)",
+												name, table_list(options->tables)));
+		return source->made_publication;
 	}
 	foreach(cell, options->tables)
 	{

@@ -60,7 +60,7 @@ def main():
         target.becomes('a column that is dropped stops the stream', STATE, 'failed')
         target.says('it says why', 'column "gone" of table public.t was dropped or renamed at the source')
         statement = target.one("SELECT substring(hint FROM 'SELECT millrace.create_staging.*true\\)') FROM millrace.worker_status")
-        is_('and what to run', statement, "SELECT millrace.create_staging('bronze.t', stream => 'shop', source_table => 'public.t', replace => true)")
+        is_('and what to run', statement, "SELECT millrace.create_staging('bronze.t',\n  stream => 'shop',\n  source_table => 'public.t',\n  replace => true)")
         target.query(statement)
         same('after which it goes on', 'id, code, a')
         target.becomes('and runs', STATE, 'running')
