@@ -77,6 +77,11 @@ SELECT source_table, state, filter, rows, share_done FROM millrace.snapshot_stat
 SELECT millrace.resnapshot('c', 'public.t');
 SELECT millrace.resume_snapshot('c');
 SELECT source_table, state, filter, rows, share_done FROM millrace.snapshot_status WHERE stream = 'c';
+-- All was copied, which was all; then it is to be followed.
+UPDATE millrace.replication SET state = 'finished';
+SELECT millrace.resnapshot('c', 'public.t');
+SELECT millrace.create_stream('c', server => 'c_away', options => '{"tables": ["public.t"]}', replace => true);
+SELECT state FROM millrace.replication_status WHERE stream = 'c';
 SELECT millrace.reset_stream('c', start => 'earliest');
 SELECT millrace.reset_stream('c');
 SELECT severity, subject, message ~ 'refused' FROM millrace.validate('c') WHERE severity = 'error';

@@ -343,9 +343,8 @@ add_given(Preview *preview)
 	(void) mr_sql("SELECT topic, partition, next_position, op "
 				  "FROM millrace_internal.preview_place(%d, %s)",
 				  preview->flow->stream_id,
-				  preview->headers == NULL
-					  ? "NULL"
-					  : quote_literal_cstr(text_to_cstring(preview->headers)));
+				  preview->headers == NULL ? "NULL"
+										   : quote_literal_cstr(text_to_cstring(preview->headers)));
 	MemoryContextSwitchTo(batch->context);
 	message->topic = mr_sql_text(0, 1);
 	message->partition = DatumGetInt32(mr_sql_value(0, 2, &isnull));

@@ -186,6 +186,11 @@ BEGIN
     IF FOUND THEN
         RETURN;
     END IF;
+    -- What was to be copied only is to be followed now.
+    IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'only'
+       AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'finished') THEN
+        PERFORM millrace_internal.reset_source(declare_replication.stream_id);
+    END IF;
     -- Tables that were added are copied, too.
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'never'
        AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'ready') THEN
@@ -519,6 +524,10 @@ BEGIN
     END IF;
     IF filter IS NOT NULL THEN
         PERFORM millrace_internal.check_expression('filter', filter);
+    END IF;
+    IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id AND r.state = 'finished') THEN
+        RAISE EXCEPTION 'stream "%" has copied its tables, and that was all', stream
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'After millrace.reset_stream() it copies them again.';
     END IF;
     -- What a filter leaves out is not gone.
     PERFORM millrace_internal.copy_again(feed.id, source_table, filter, filter IS NULL);

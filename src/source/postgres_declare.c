@@ -267,6 +267,7 @@ millrace_guard_slots(PG_FUNCTION_ARGS)
 {
 	DropStmt *statement;
 	ListCell *cell;
+	MrRunAs saved;
 	bool ours = false;
 
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
@@ -276,22 +277,25 @@ millrace_guard_slots(PG_FUNCTION_ARGS)
 		ours = ours || strcmp(strVal(lfirst(cell)), "millrace") == 0;
 	if (!ours)
 		PG_RETURN_NULL();
+	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();
 	if (mr_sql("SELECT s.name, o.slot FROM millrace.replication r "
 			   "JOIN millrace.stream s ON s.id = r.stream_id, "
 			   "LATERAL millrace_internal.postgres_options(s.id) o "
 			   "WHERE (r.made_slot OR r.state = 'making') AND s.fence = millrace_internal.fence() "
 			   "ORDER BY s.name LIMIT 1") > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-				 errmsg("cannot drop extension millrace because stream \"%s\" owns replication slot "
-						"\"%s\"",
-						mr_sql_text(0, 1), mr_sql_text(0, 2)),
-				 errdetail("A slot that nobody reads makes its server keep log until the disk is "
-						   "full."),
-				 errhint("Call millrace.drop_stream(%s, cascade => true) first; it drops the slot, "
-						 "too.",
-						 quote_literal_cstr(mr_sql_text(0, 1)))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+			 errmsg("cannot drop extension millrace because stream \"%s\" owns replication slot "
+					"\"%s\"",
+					mr_sql_text(0, 1), mr_sql_text(0, 2)),
+			 errdetail("A slot that nobody reads makes its server keep log until the disk is "
+					   "full."),
+			 errhint("Call millrace.drop_stream(%s, cascade => true) first; it drops the slot, "
+					 "too.",
+					 quote_literal_cstr(mr_sql_text(0, 1)))));
 	SPI_finish();
+	mr_run_back(&saved);
 	PG_RETURN_NULL();
 }

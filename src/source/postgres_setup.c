@@ -233,7 +233,8 @@ check_publication(MrPgSource *source)
 										   name, name));
 		return false;
 	}
-	keep_published(source, &rows);
+	if (options->tables == NIL && strcmp(source->state, "ready") != 0)
+		keep_published(source, &rows);
 	return true;
 }
 

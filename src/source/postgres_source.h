@@ -50,7 +50,8 @@ typedef enum MrPgDue
 	MR_PG_DUE_STATUS = 64, /* how much the slot retains */
 	MR_PG_DUE_FINISHED = 128, /* snapshot "only" is done: the slot is not needed any more */
 	MR_PG_DUE_DROPPED = 256, /* and it is gone */
-	MR_PG_DUE_ADDED = 512 /* tables are not in the publication: they are new, or others than they were */
+	MR_PG_DUE_ADDED =
+		512 /* tables are not in the publication: they are new, or others than they were */
 } MrPgDue;
 
 /* A snapshot of the source: which transactions a round of chunks has seen, and what it counts as. */

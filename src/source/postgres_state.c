@@ -407,7 +407,8 @@ mr_pg_store(MrPgSource *source)
 		(void) mr_sql("%s", source->status);
 	if (due & MR_PG_DUE_FINISHED)
 	{
-		(void) mr_sql("UPDATE millrace.replication SET state = 'finished' WHERE stream_id = %d", id);
+		(void) mr_sql("UPDATE millrace.replication SET state = 'finished' WHERE stream_id = %d",
+					  id);
 		source->state = MemoryContextStrdup(source->context, "finished");
 		source->next_try = 0;
 	}

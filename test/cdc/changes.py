@@ -212,7 +212,8 @@ def main():
             writer.stopping = True
         for writer in writers:
             writer.join()
-        execute(target, "SELECT millrace.resume_snapshot('shop')")
+        # Whoever was killed last may still be coming back.
+        wait_for('the target', lambda: try_to(lambda: execute(target, "SELECT millrace.resume_snapshot('shop')") or True))
         say(f'{sum(writer.transactions for writer in writers)} transactions')
         lsn = one(source, 'SELECT pg_current_wal_lsn()')
         # A change of its own, after which all have come.
