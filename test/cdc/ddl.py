@@ -7,7 +7,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
-from cdc import Database, finish, is_               # noqa: E402
+from database import Database, finish, is_          # noqa: E402
 from shell import Shell                             # noqa: E402
 
 STATE = "SELECT state FROM millrace.stream_status"
@@ -16,7 +16,7 @@ HINT = 'SELECT hint FROM millrace.worker_status'
 
 def main():
     with Shell() as shell:
-        shell.run('pg_start "$work/pg" "wal_level = logical" "millrace.databases = postgres" "max_worker_processes = 16"')
+        shell.run('pg_start "$work/pg" "wal_level = logical" "fsync = off" "millrace.databases = postgres" "max_worker_processes = 16"')
         shell.environ()
         dsn = f"host={os.environ['PGHOST']} port={os.environ['PGPORT']} user=postgres"
         target = Database(f'{dsn} dbname=postgres')
@@ -33,6 +33,13 @@ def main():
             SELECT millrace.create_staging('bronze.mapped', stream => 'shop', source_table => 'public.mapped', key => '{{"id": ["$.id", "int"]}}', columns => '{{"a": ["$.a", "int"], "gone": "$.gone"}}');
             SELECT millrace.start_stream('shop')""")
         target.becomes('the tables are copied', "SELECT count(*)::int FROM millrace.snapshot_status WHERE state = 'done'", 2)
+
+        # What an update leaves out matters only to those that may not have it.
+        large = "SELECT string_agg(substring(message FROM '^table .* and (.*) has a filter'), ',') FROM millrace.validate('shop') WHERE message ~ 'large values'"
+        is_('validate() has nothing to say of large values', target.one(large), None)
+        target.query("""SELECT millrace.create_staging('bronze.few', stream => 'shop', source_table => 'public.mapped', key => '{"id": ["$.id", "int"]}', columns => '{"a": ["$.a", "int"], "gone": "$.gone"}',
+            filter => 'a < 100')""")
+        is_('but where a filter keeps rows out', target.one(large), 'bronze.few')
 
         def same(what, columns, key='id'):
             sql = f"SELECT string_agg(t::text, '|' ORDER BY {key}) FROM (SELECT {columns} FROM %s.t) t"

@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
 import psycopg2                                     # noqa: E402
 import psycopg2.extras                              # noqa: E402
-from cdc import Database, finish, is_               # noqa: E402
+from database import Database, finish, is_          # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 STATE = "SELECT state FROM millrace.stream_status WHERE stream = 'shop'"
@@ -30,12 +30,12 @@ def start_again(shell, name):
 
 def main():
     with Shell() as shell:
-        shell.run('pg_start "$work/source" "wal_level = replica" "shared_preload_libraries = \'\'"')
+        shell.run('pg_start "$work/source" "wal_level = replica" "fsync = off" "shared_preload_libraries = \'\'"')
         host, port, password = shell.value('$work/source'), shell.value('$PGPORT'), shell.value('$PGPASSWORD')
         source_dsn = f'host={host} port={port} user=postgres dbname=postgres'
         source = Database(source_dsn)
         source.query("CREATE TABLE public.t (id int PRIMARY KEY, v int); CREATE TABLE public.keyless (v int); INSERT INTO public.t SELECT i, 1 FROM generate_series(1, 10) i; CREATE ROLE repl LOGIN PASSWORD 'right'; GRANT SELECT ON public.t TO repl")
-        shell.run('pg_start "$work/target" "millrace.databases = \'postgres, restored\'" "max_worker_processes = 24"')
+        shell.run('pg_start "$work/target" "fsync = off" "millrace.databases = \'postgres, restored\'" "max_worker_processes = 24"')
         shell.environ()
         target_dsn = f"host={os.environ['PGHOST']} port={os.environ['PGPORT']} user=postgres dbname="
         target = Database(target_dsn + 'postgres')

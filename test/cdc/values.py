@@ -7,7 +7,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
-from cdc import Database, finish, is_               # noqa: E402
+from database import Database, finish, is_          # noqa: E402
 from shell import Shell                             # noqa: E402
 
 DIGITS = '1234567890' * 100
@@ -49,7 +49,7 @@ def rows(database, table, columns):
 
 def main():
     with Shell() as shell:
-        shell.run('pg_start "$work/pg" "wal_level = logical" "millrace.databases = postgres" "max_worker_processes = 16" "datestyle = \'German\'" "bytea_output = escape" "timezone = \'Asia/Tokyo\'"')
+        shell.run('pg_start "$work/pg" "wal_level = logical" "fsync = off" "millrace.databases = postgres" "max_worker_processes = 16" "datestyle = \'German\'" "bytea_output = escape" "timezone = \'Asia/Tokyo\'"')
         shell.environ()
         dsn = f"host={os.environ['PGHOST']} port={os.environ['PGPORT']} user=postgres"
         target = Database(f'{dsn} dbname=postgres')

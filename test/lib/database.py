@@ -1,4 +1,4 @@
-"""What the tests of test/cdc share: a database as somebody sees it, and what was found.
+"""What tests share: a database as somebody sees it, and what was found.
 
     shop = Database('host=… dbname=shop')
     shop.query('SELECT …'), shop.one('SELECT …')
@@ -31,7 +31,7 @@ def finish(shell):
 
 
 class Database:
-    def __init__(self, dsn):
+    def __init__(self, dsn=''):
         self.dsn = dsn
         self.connect()
 
@@ -56,7 +56,7 @@ class Database:
             said = ' '.join(filter(None, (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)))
             return is_(what, part if part in said else said, part)
 
-    def becomes(self, what, sql, wanted, seconds=60):
+    def becomes(self, what, sql, wanted, seconds=240):
         found = [None]
 
         def same():
@@ -73,7 +73,7 @@ class Database:
                 print('#', row[0])
         return is_(what, found[0], wanted)
 
-    def says(self, what, part, seconds=60):
+    def says(self, what, part, seconds=240):
         """A worker says it, as what it waits for or failed on."""
         quoted = part.replace("'", "''")
         return self.becomes(what, f"SELECT coalesce((SELECT '{quoted}' WHERE strpos(said, '{quoted}') > 0), said) FROM (SELECT string_agg(concat_ws(' ', last_error, hint), '; ') AS said "
