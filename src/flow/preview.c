@@ -340,12 +340,17 @@ add_given(Preview *preview)
 	bool isnull;
 
 	mr_run_as(&saved, mr_extension_owner());
-	(void) mr_sql("SELECT topic, partition, next_position FROM millrace_internal.preview_place(%d)",
-				  preview->flow->stream_id);
+	(void) mr_sql("SELECT topic, partition, next_position, op "
+				  "FROM millrace_internal.preview_place(%d, %s)",
+				  preview->flow->stream_id,
+				  preview->headers == NULL ? "NULL"
+										   : quote_literal_cstr(text_to_cstring(preview->headers)));
 	MemoryContextSwitchTo(batch->context);
 	message->topic = mr_sql_text(0, 1);
 	message->partition = DatumGetInt32(mr_sql_value(0, 2, &isnull));
 	message->position = DatumGetInt64(mr_sql_value(0, 3, &isnull));
+	if (mr_sql_text(0, 4) != NULL)
+		message->op = mr_sql_text(0, 4)[0];
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
 	message->epoch = preview->flow->stream->epoch;

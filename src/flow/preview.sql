@@ -1,11 +1,12 @@
 -- preview(): what messages would become.
 
 -- Where a message that is given to preview() stands: behind all others.
-CREATE FUNCTION millrace_internal.preview_place(stream_id integer, OUT topic text, OUT partition integer, OUT next_position bigint)
+CREATE FUNCTION millrace_internal.preview_place(stream_id integer, headers json, OUT topic text, OUT partition integer, OUT next_position bigint, OUT op text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
     stream millrace.stream;
+    tables text[];
 BEGIN
     SELECT s.* INTO STRICT stream FROM millrace.stream s WHERE s.id = stream_id;
     IF stream.server IS NULL THEN
@@ -15,11 +16,24 @@ BEGIN
     SELECT p.topic, p.partition, greatest(p.position, p.high_watermark) INTO topic, partition, next_position
     FROM millrace.stream_position p WHERE p.stream_id = stream.id ORDER BY p.topic, p.partition LIMIT 1;
     topic := coalesce(topic, stream.options #>> '{topic,0}', stream.options ->> 'topic');
+    IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = stream.id) THEN
+        SELECT coalesce(nullif(o.tables, '{}'), ARRAY(SELECT DISTINCT t.definition ->> 'source_table' FROM millrace.staging t WHERE t.stream_id = stream.id AND t.definition ->> 'source_table' IS NOT NULL))
+        INTO tables FROM millrace_internal.postgres_options(stream.id) o;
+        topic := coalesce(headers ->> 'table', CASE WHEN cardinality(tables) = 1 THEN tables[1] END);
+        op := coalesce(headers ->> 'op', 'I');
+        IF topic IS NULL OR (cardinality(tables) > 0 AND topic <> ALL (tables)) THEN
+            RAISE EXCEPTION 'stream "%" reads no table "%"', stream.name, coalesce(topic, 'NULL') USING ERRCODE = 'undefined_table',
+                HINT = format('headers => ''{"table": …}'' says of which table the row is: %s.', array_to_string(tables, ', '));
+        END IF;
+        IF op NOT IN ('I', 'U', 'D', 'R') THEN
+            RAISE EXCEPTION 'invalid op "%"', op USING ERRCODE = 'invalid_parameter_value', HINT = 'A change is I, U, D or R.';
+        END IF;
+    END IF;
     partition := coalesce(partition, 0);
     next_position := coalesce(next_position, 0);
 END
 $fn$;
-COMMENT ON FUNCTION millrace_internal.preview_place(integer) IS 'topic, partition and position of a message that comes after all others of a stream';
+COMMENT ON FUNCTION millrace_internal.preview_place(integer, json) IS 'topic, partition and position of a message that comes after all others of a stream; of a change also what it does';
 
 -- The columns by which the state of a mart tells groups apart.
 CREATE FUNCTION millrace_internal.preview_groups(state text) RETURNS SETOF text

@@ -562,6 +562,15 @@ sweep_copied(MrPgSource *source, MrBatch *batch)
 	return true;
 }
 
+/* Was the stream to copy its tables only, and has it? */
+static bool
+finished(const MrPgSource *source)
+{
+	return source->phase == MR_PG_STREAMING && source->due == 0 && !source->within &&
+		   source->sweeps == NIL && strcmp(source->options.snapshot, "only") == 0 &&
+		   mr_pg_snapshot_done(source);
+}
+
 static bool
 pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
@@ -576,6 +585,12 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 	}
 	if (source->phase == MR_PG_MAKING_SLOT)
 		mr_pg_poll_slot(source);
+	if (finished(source))
+	{
+		mr_pg_disconnect(source);
+		source->due |= MR_PG_DUE_FINISHED;
+		source->base.wants_tick = true;
+	}
 	if (source->phase != MR_PG_STREAMING || source->due & (MR_PG_DUE_FOLLOW | MR_PG_DUE_ROUND))
 	{
 		if (wait_ms > 0)
@@ -588,10 +603,12 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		return false;
 	}
 
-	if (source->ask_status && !source->within && source->round == NULL)
+	if (source->ask_status && !source->within && source->round == NULL && source->sweeps == NIL)
 	{
 		mr_pg_ask_status(source);
 		source->next_status = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STATUS_INTERVAL);
+		if (source->phase != MR_PG_STREAMING)
+			return false;
 	}
 	if (source->sweeps != NIL)
 		add_sweep(source, batch, linitial(source->sweeps), DT_NOEND);
@@ -753,6 +770,8 @@ pg_drained(MrSource *base)
 {
 	MrPgSource *source = (MrPgSource *) base;
 
+	if (strcmp(source->options.snapshot, "only") == 0)
+		return source->dropped;
 	return source->phase == MR_PG_STREAMING && source->due == 0 && !source->within &&
 		   source->received >= source->end && !mr_pg_snapshot_due(source) &&
 		   mr_pg_sweep_due(source) == NULL;

@@ -2,6 +2,8 @@
 
 CREATE TABLE millrace.replication (
     stream_id integer PRIMARY KEY REFERENCES millrace.stream ON DELETE CASCADE,
+    -- Of publication and slot, where the options say no other; it stays when the database gets another name.
+    name text NOT NULL,
     -- new: nothing was done at the source; making: a slot is being made; ready: it is read; finished: all was copied, and that was all.
     state text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'making', 'ready', 'finished')),
     -- Of the source's cluster.
@@ -83,12 +85,11 @@ CREATE FUNCTION millrace_internal.postgres_options(stream_id integer, OUT tables
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT ARRAY(SELECT t FROM json_array_elements_text(coalesce(s.options -> 'tables', '[]')) AS t),
-           coalesce(s.options ->> 'publication', d.name), coalesce(s.options ->> 'slot', d.name),
+           coalesce(s.options ->> 'publication', r.name), coalesce(s.options ->> 'slot', r.name),
            coalesce(s.options ->> 'snapshot', 'initial'), coalesce(s.options ->> 'truncate', 'apply'), coalesce(s.options ->> 'on_lost', 'stop'),
            coalesce((s.options ->> 'snapshot_chunk')::integer, 20000), coalesce((s.options ->> 'snapshot_parallel')::integer, 1),
            coalesce(pg_size_bytes(s.options ->> 'wal_budget'), 10737418240), s.options ->> 'publication' IS NOT NULL
-    FROM millrace.stream s,
-         LATERAL (SELECT left('millrace_' || regexp_replace(lower(current_database() || '_' || s.name), '[^a-z0-9_]', '_', 'g'), 63) AS name) AS d
+    FROM millrace.stream s JOIN millrace.replication r ON r.stream_id = s.id
     WHERE s.id = postgres_options.stream_id
 $$;
 COMMENT ON FUNCTION millrace_internal.postgres_options(integer) IS 'the options of a stream that reads from PostgreSQL, with their defaults';
@@ -134,7 +135,7 @@ BEGIN
     IF options ->> 'publication' IN ('') OR octet_length(options ->> 'publication') > 63 THEN
         RAISE EXCEPTION 'invalid name "%" for option "publication"', options ->> 'publication' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM millrace_internal.check_word('snapshot', coalesce(options ->> 'snapshot', 'initial'), '{initial, never}');
+    PERFORM millrace_internal.check_word('snapshot', coalesce(options ->> 'snapshot', 'initial'), '{initial, never, only}');
     PERFORM millrace_internal.check_word('truncate', coalesce(options ->> 'truncate', 'apply'), '{apply, ignore, stop}');
     PERFORM millrace_internal.check_word('on_lost', coalesce(options ->> 'on_lost', 'stop'), '{stop, resnapshot}');
     IF coalesce(options ->> 'snapshot_chunk', '1') !~ '^[1-9][0-9]{0,6}$' THEN
@@ -179,9 +180,16 @@ CREATE FUNCTION millrace_internal.declare_replication(stream_id integer) RETURNS
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO millrace.replication AS r (stream_id) VALUES (declare_replication.stream_id) ON CONFLICT DO NOTHING;
+    INSERT INTO millrace.replication (stream_id, name)
+    SELECT s.id, left('millrace_' || regexp_replace(lower(current_database() || '_' || s.name), '[^a-z0-9_]', '_', 'g'), 63)
+    FROM millrace.stream s WHERE s.id = declare_replication.stream_id ON CONFLICT DO NOTHING;
     IF FOUND THEN
         RETURN;
+    END IF;
+    -- What was to be copied only is to be followed now.
+    IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'only'
+       AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'finished') THEN
+        PERFORM millrace_internal.reset_source(declare_replication.stream_id);
     END IF;
     -- Tables that were added are copied, too.
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'never'
@@ -193,14 +201,40 @@ $$;
 COMMENT ON FUNCTION millrace_internal.declare_replication(integer) IS 'remembers that a stream has a replication slot, or will have one';
 
 -- Tables that were never copied are to be.
-CREATE FUNCTION millrace_internal.begin_snapshot(stream_id integer) RETURNS void
+CREATE FUNCTION millrace_internal.begin_snapshot(stream_id integer, published text[] DEFAULT '{}') RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO millrace.snapshot (stream_id, source_table)
-    SELECT begin_snapshot.stream_id, t FROM millrace_internal.postgres_options(begin_snapshot.stream_id) o, unnest(o.tables) AS t
+    INSERT INTO millrace.snapshot (stream_id, source_table, sweep)
+    -- After a reset what is staged may have been deleted at the source.
+    SELECT s.id, t, s.epoch > 1 AND o.tables = '{}'
+    FROM millrace.stream s, LATERAL millrace_internal.postgres_options(s.id) o, unnest(coalesce(nullif(o.tables, '{}'), published)) AS t
+    WHERE s.id = begin_snapshot.stream_id
     ON CONFLICT DO NOTHING
 $$;
-COMMENT ON FUNCTION millrace_internal.begin_snapshot(integer) IS 'lists the tables of a stream that are to be copied';
+COMMENT ON FUNCTION millrace_internal.begin_snapshot(integer, text[]) IS 'lists the tables of a stream that are to be copied: those of its options, or of its publication';
+
+-- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out.
+CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    copied boolean := (SELECT o.snapshot FROM millrace_internal.postgres_options(add_tables.stream_id) o) <> 'never';
+    added text;
+BEGIN
+    FOREACH added IN ARRAY tables LOOP
+        INSERT INTO millrace.stream_incident (stream_id, kind, detail)
+        SELECT add_tables.stream_id, 'table_replaced',
+               format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added)
+               || CASE WHEN copied THEN 'it is copied again' ELSE 'its changes meanwhile are missing' END
+        WHERE EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = add_tables.stream_id AND starts_with(t.description, added || ', '))
+          AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = add_tables.stream_id AND s.source_table = added AND s.state <> 'done');
+        IF copied THEN
+            PERFORM millrace_internal.copy_again(add_tables.stream_id, added, NULL, true);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.add_tables(integer, text[]) IS 'lets tables be copied that are going to be added to a stream''s publication';
 
 -- All tables are to be copied anew, and what they do not have any more removed.
 CREATE FUNCTION millrace_internal.begin_anew(stream_id integer) RETURNS void
@@ -270,6 +304,15 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.note_replication(integer, text, bigint, pg_lsn, pg_lsn, pg_lsn, bigint) IS 'stores what the source said of a slot, and tells when it keeps more log than the budget';
 
+-- Slots that streams have made are not left behind.
+CREATE FUNCTION millrace_internal.guard_slots() RETURNS event_trigger
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_guard_slots';
+COMMENT ON FUNCTION millrace_internal.guard_slots() IS 'event trigger: refuses to drop the extension while a stream owns a replication slot';
+CREATE EVENT TRIGGER millrace_guard_slots ON ddl_command_start
+    WHEN TAG IN ('DROP EXTENSION')
+    EXECUTE FUNCTION millrace_internal.guard_slots();
+COMMENT ON EVENT TRIGGER millrace_guard_slots IS 'refuses to drop millrace while a stream of it owns a replication slot';
+
 -- ---- mirrors -------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION millrace_internal.source_columns(stream_id integer, source_table text, OUT name text, OUT type text, OUT key boolean) RETURNS SETOF record
@@ -334,7 +377,7 @@ BEGIN
     FOR mirror IN SELECT s.* FROM millrace.staging s
                   WHERE s.stream_id = follow_source.stream_id AND s.definition ->> 'source_table' = follow_source.source_table AND (s.definition ->> 'mirror')::boolean
                   ORDER BY s.id LOOP
-        statement := format('SELECT millrace.create_staging(%L, stream => %L, source_table => %L, replace => true)', mirror.relation, (SELECT s.name FROM millrace.stream s WHERE s.id = mirror.stream_id), source_table);
+        statement := regexp_replace(millrace_internal.describe_staging(mirror), '\);.*$', E',\n  replace => true)');
         SELECT c ->> 'name' AS name INTO old FROM json_array_elements(mirror.definition -> 'columns') c
         WHERE NOT EXISTS (SELECT FROM json_array_elements(described) d WHERE d ->> 'name' = substr(c #>> '{paths,0}', 3) OR to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3)) LIMIT 1;
         IF FOUND THEN
@@ -349,6 +392,15 @@ BEGIN
         IF FOUND THEN
             RAISE EXCEPTION 'column "%" of table % is % at the source now, and % in its mirror %', old.name, source_table, old.is, old.was, mirror.relation
                 USING ERRCODE = 'datatype_mismatch', HINT = format('Drop the mirror with millrace.drop_table(%L, cascade => true), create it again, and call millrace.resnapshot().', mirror.relation);
+        END IF;
+        -- Without its key a deleted row would not be found. A table whose identity is the whole row, or nothing, names no key.
+        SELECT c ->> 'name' AS name INTO old
+        FROM json_array_elements(mirror.definition -> 'columns') c JOIN json_array_elements(described) d ON to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3)
+        WHERE (c ->> 'key')::boolean AND NOT (d ->> 'key')::boolean AND EXISTS (SELECT FROM json_array_elements(described) k WHERE (k ->> 'key')::boolean) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'column "%" of table % is not of its replica identity any more, and of the key of its mirror %', old.name, source_table, mirror.relation
+                USING ERRCODE = 'invalid_table_definition',
+                      HINT = format('Drop the mirror with millrace.drop_table(%L, cascade => true), create it again, and call millrace.resnapshot(); or give the table its key back.', mirror.relation);
         END IF;
         FOR widened IN
             SELECT c ->> 'name' AS name, d ->> 'type' AS type
@@ -472,6 +524,10 @@ BEGIN
     END IF;
     IF filter IS NOT NULL THEN
         PERFORM millrace_internal.check_expression('filter', filter);
+    END IF;
+    IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id AND r.state = 'finished') THEN
+        RAISE EXCEPTION 'stream "%" has copied its tables, and that was all', stream
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'After millrace.reset_stream() it copies them again.';
     END IF;
     -- What a filter leaves out is not gone.
     PERFORM millrace_internal.copy_again(feed.id, source_table, filter, filter IS NULL);

@@ -107,8 +107,8 @@ start_connection(List *properties, const char *application, bool replication)
 	ADD("application_name", application);
 	ADD("client_encoding", "UTF8");
 	ADD("options", SESSION_OPTIONS);
-	/* Nothing that happens to lie in the server's home directory. */
-	ADD("passfile", "/dev/null");
+	/* Nothing that happens to lie in the server's home directory: this cannot be a file. */
+	ADD("passfile", "/dev/null/none");
 	if (replication)
 		ADD("replication", "database");
 	keywords[n] = values[n] = NULL;

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/event_trigger.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "funcapi.h"
@@ -19,6 +20,7 @@
 
 PG_FUNCTION_INFO_V1(millrace_source_columns);
 PG_FUNCTION_INFO_V1(millrace_drop_replication);
+PG_FUNCTION_INFO_V1(millrace_guard_slots);
 
 /* ---- mirrors --------------------------------------------------------------------------------------- */
 
@@ -53,12 +55,13 @@ millrace_source_columns(PG_FUNCTION_ARGS)
 	if (!mr_pg_connected(client) ||
 		!mr_pg_run(
 			client,
+			/* What tells of a row that is deleted; columns that an index only includes are not in it. */
 			psprintf("SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), "
-					 "coalesce(i.indkey::smallint[] @> ARRAY[a.attnum], false) "
-					 "FROM pg_catalog.pg_attribute a LEFT JOIN LATERAL (SELECT x.indkey FROM "
-					 "pg_catalog.pg_index x WHERE x.indrelid = a.attrelid AND (x.indisprimary OR "
-					 "x.indisreplident) ORDER BY x.indisprimary DESC LIMIT 1) AS i ON true "
-					 "WHERE a.attrelid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT "
+					 "coalesce((i.indkey::smallint[])[0:i.indnkeyatts - 1] @> ARRAY[a.attnum], "
+					 "false) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON "
+					 "a.attrelid = c.oid LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
+					 "AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary "
+					 "END WHERE c.oid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT "
 					 "a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
 					 quote_literal_cstr(mr_pg_quoted(table))),
 			MR_PG_TIMEOUT, &rows))
@@ -228,11 +231,11 @@ millrace_drop_replication(PG_FUNCTION_ARGS)
 	}
 	SPI_connect();
 	if (mr_sql(
-			"SELECT s.name, s.server::text, s.owner::oid, CASE WHEN r.made_slot THEN o.slot END, "
+			"SELECT s.name, s.server::text, s.owner::oid, CASE WHEN r.made_slot OR r.state = 'making' THEN o.slot END, "
 			"CASE WHEN r.made_publication THEN o.publication END "
 			"FROM millrace.replication r JOIN millrace.stream s ON s.id = r.stream_id, "
 			"LATERAL millrace_internal.postgres_options(s.id) o "
-			"WHERE r.stream_id = %d AND (r.made_slot OR r.made_publication) "
+			"WHERE r.stream_id = %d AND (r.made_slot OR r.made_publication OR r.state = 'making') "
 			"AND s.fence = millrace_internal.fence()",
 			PG_GETARG_INT32(0)) > 0)
 	{
@@ -253,4 +256,46 @@ millrace_drop_replication(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	PG_RETURN_VOID();
+}
+
+/*
+ * Event trigger at the start of DROP EXTENSION: a slot that nobody would read any more makes its server keep log until the
+ * disk is full, so streams that have made one are dropped first.
+ */
+Datum
+millrace_guard_slots(PG_FUNCTION_ARGS)
+{
+	DropStmt *statement;
+	ListCell *cell;
+	MrRunAs saved;
+	bool ours = false;
+
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		elog(ERROR, "not called as an event trigger");
+	statement = (DropStmt *) ((EventTriggerData *) fcinfo->context)->parsetree;
+	foreach(cell, IsA(statement, DropStmt) ? statement->objects : NIL)
+		ours = ours || strcmp(strVal(lfirst(cell)), "millrace") == 0;
+	if (!ours)
+		PG_RETURN_NULL();
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	if (mr_sql("SELECT s.name, o.slot FROM millrace.replication r "
+			   "JOIN millrace.stream s ON s.id = r.stream_id, "
+			   "LATERAL millrace_internal.postgres_options(s.id) o "
+			   "WHERE (r.made_slot OR r.state = 'making') AND s.fence = millrace_internal.fence() "
+			   "ORDER BY s.name LIMIT 1") > 0)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+			 errmsg("cannot drop extension millrace because stream \"%s\" owns replication slot "
+					"\"%s\"",
+					mr_sql_text(0, 1), mr_sql_text(0, 2)),
+			 errdetail("A slot that nobody reads makes its server keep log until the disk is "
+					   "full."),
+			 errhint("Call millrace.drop_stream(%s, cascade => true) first; it drops the slot, "
+					 "too.",
+					 quote_literal_cstr(mr_sql_text(0, 1)))));
+	SPI_finish();
+	mr_run_back(&saved);
+	PG_RETURN_NULL();
 }

@@ -116,6 +116,56 @@ change_publication(MrPgSource *source, const char *sql)
 				  psprintf("run at the source, as the owner of the tables: %s", sql));
 }
 
+/* Is one of the names not among the others? */
+static bool
+any_other(const List *names, const List *others)
+{
+	ListCell *cell;
+	ListCell *other;
+
+	foreach(cell, names)
+	{
+		bool found = false;
+
+		foreach(other, others)
+			found = found || strcmp(lfirst(cell), lfirst(other)) == 0;
+		if (!found)
+			return true;
+	}
+	return false;
+}
+
+/* Tables are to be added to the publication; the next tick notes it. */
+static bool
+note_added(MrPgSource *source, const List *tables)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+	ListCell *cell;
+
+	source->added = NIL;
+	foreach(cell, tables)
+		source->added = lappend(source->added, pstrdup(lfirst(cell)));
+	MemoryContextSwitchTo(old);
+	source->due |= MR_PG_DUE_ADDED;
+	source->base.wants_tick = true;
+	return false;
+}
+
+/* Remembers which tables a publication has: they are copied where the options name none. */
+static void
+keep_published(MrPgSource *source, const MrPgRows *rows)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+
+	source->published = NIL;
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (rows->values[i][1] != NULL)
+			source->published = lappend(source->published, pstrdup(rows->values[i][1]));
+	}
+	MemoryContextSwitchTo(old);
+}
+
 /* Is there a publication with all tables? */
 static bool
 check_publication(MrPgSource *source)
@@ -152,10 +202,11 @@ check_publication(MrPgSource *source)
 								 name, name, table_list(options->tables)));
 			return false;
 		}
-		source->made_publication = true;
-		return change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
-												   "(publish_via_partition_root = true)",
-												   name, table_list(options->tables)));
+		source->made_publication =
+			change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
+												"(publish_via_partition_root = true)",
+												name, table_list(options->tables)));
+		return source->made_publication;
 	}
 	foreach(cell, options->tables)
 	{
@@ -167,13 +218,23 @@ check_publication(MrPgSource *source)
 			missing = lappend(missing, lfirst(cell));
 	}
 	if (missing != NIL)
+	{
+		/* What has happened to them before they are added is not sent: it is noted first that they are copied. */
+		if (strcmp(source->state, "ready") == 0 && any_other(missing, source->added))
+			return note_added(source, missing);
 		return change_publication(
 			source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing)));
-	if (options->tables == NIL && (rows.nrows == 0 || rows.values[0][1] == NULL))
+	}
+	source->added = NIL;
+	if (options->tables == NIL && rows.values[0][1] == NULL)
 	{
-		mr_pg_set_problem(source, psprintf("publication %s has no table", name));
+		mr_pg_set_problem(source, psprintf("publication %s has no table; run at the source: ALTER "
+										   "PUBLICATION %s ADD TABLE …",
+										   name, name));
 		return false;
 	}
+	if (options->tables == NIL && strcmp(source->state, "ready") != 0)
+		keep_published(source, &rows);
 	return true;
 }
 
@@ -321,25 +382,41 @@ start_stream(MrPgSource *source)
 	return true;
 }
 
+/* All has been copied, and that was all: a slot that we have made goes. */
+static void
+finish(MrPgSource *source)
+{
+	char *slot = quote_literal_cstr(source->options.slot);
+
+	if (source->made_slot &&
+		!mr_pg_run(source->stream,
+				   psprintf("SELECT pg_catalog.pg_drop_replication_slot(s.slot_name) FROM "
+							"pg_catalog.pg_replication_slots s WHERE s.slot_name = %s",
+							slot),
+				   MR_PG_TIMEOUT, NULL))
+	{
+		(void) refuse(source, source->stream, NULL);
+		return;
+	}
+	source->due |= MR_PG_DUE_DROPPED;
+	source->base.wants_tick = true;
+}
+
 bool
 mr_pg_prepare(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->connected);
 	bool prepared = false;
 
-	if (strcmp(source->state, "finished") == 0)
-		mr_pg_set_problem(source, "the tables have been copied; the stream's snapshot option is "
-								  "\"only\"");
+	source->stream = mr_pg_connect(source->properties, source->must_use_password,
+								   source->application, true, MR_PG_TIMEOUT);
+	if (!mr_pg_connected(source->stream))
+		(void) refuse(source, source->stream, connection_help(source->stream));
+	else if (strcmp(source->state, "finished") == 0)
+		finish(source);
 	else
-	{
-		source->stream = mr_pg_connect(source->properties, source->must_use_password,
-									   source->application, true, MR_PG_TIMEOUT);
-		if (!mr_pg_connected(source->stream))
-			(void) refuse(source, source->stream, connection_help(source->stream));
-		else
-			prepared = check_server(source) && check_publication(source) && check_slot(source) &&
-					   start_stream(source);
-	}
+		prepared = check_server(source) && check_publication(source) && check_slot(source) &&
+				   start_stream(source);
 	MemoryContextSwitchTo(old);
 	if (!prepared && source->phase != MR_PG_MAKING_SLOT)
 		mr_pg_disconnect(source);
@@ -406,12 +483,36 @@ mr_pg_poll_slot(MrPgSource *source)
 	source->next_try = 0;
 }
 
+/* Has the publication lost one of the stream's tables?  They may have been exchanged for others of their names. */
+static bool
+lacks_tables(MrPgSource *source, MrPgClient *side)
+{
+	StringInfoData names;
+	ListCell *cell;
+	MrPgRows rows;
+
+	if (source->options.tables == NIL || !mr_pg_connected(side))
+		return false;
+	initStringInfo(&names);
+	foreach(cell, source->options.tables)
+		appendStringInfo(&names, "%s(%s)", names.len > 0 ? ", " : "",
+						 quote_literal_cstr(lfirst(cell)));
+	return mr_pg_run(side,
+					 psprintf("SELECT FROM (VALUES %s) AS w (name) WHERE NOT EXISTS (SELECT FROM "
+							  "pg_catalog.pg_publication_tables t WHERE t.pubname = %s AND "
+							  "t.schemaname || '.' || t.tablename = w.name) LIMIT 1",
+							  names.data, quote_literal_cstr(source->options.publication)),
+					 MR_PG_TIMEOUT, &rows) &&
+		   rows.nrows > 0;
+}
+
 void
 mr_pg_ask_status(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->connected);
 	MrPgClient *side = mr_pg_side(source);
 	MrPgRows rows;
+	bool lacking;
 
 	source->ask_status = false;
 	if (mr_pg_connected(side) &&
@@ -442,7 +543,14 @@ mr_pg_ask_status(MrPgSource *source)
 			source->due |= MR_PG_DUE_STATUS;
 		}
 	}
+	lacking = lacks_tables(source, side);
 	MemoryContextSwitchTo(old);
+	/* To connect anew is to look at it, and to do what has to be done. */
+	if (lacking)
+	{
+		mr_pg_disconnect(source);
+		source->next_try = 0;
+	}
 }
 
 /* ---- validate -------------------------------------------------------------------------------------- */
@@ -463,18 +571,39 @@ report_query(MrReport *to, MrPgClient *client, const char *sql)
 	return true;
 }
 
-/* The tables as a VALUES list for queries at the source. */
+/*
+ * The tables as a VALUES list for queries at the source: their names, OIDs there, and which staging tables may not have
+ * what a change of one leaves out.
+ */
 static char *
-table_values(const List *tables)
+table_values(const MrStream *stream, const List *tables)
 {
 	StringInfoData list;
 	ListCell *cell;
+	MrRunAs saved;
 
 	initStringInfo(&list);
+	mr_run_as(&saved, mr_extension_owner());
 	foreach(cell, tables)
-		appendStringInfo(&list, "%s(%s, pg_catalog.to_regclass(%s))", list.len > 0 ? ", " : "",
-						 quote_literal_cstr(lfirst(cell)),
-						 quote_literal_cstr(mr_pg_quoted(lfirst(cell))));
+	{
+		char *lacking;
+
+		(void) mr_sql("SELECT pg_catalog.string_agg(g.relation::text, ', ' ORDER BY g.id) "
+					  "FROM millrace.staging g WHERE g.stream_id = %d "
+					  "AND g.definition ->> 'source_table' = %s AND (g.definition ->> 'filter' "
+					  "IS NOT NULL OR EXISTS (SELECT FROM "
+					  "json_array_elements(g.definition -> 'computed') c JOIN "
+					  "json_array_elements(g.definition -> 'columns') m ON m ->> 'name' = c ->> "
+					  "'name'))",
+					  stream->id, quote_literal_cstr(lfirst(cell)));
+		lacking = mr_sql_text(0, 1);
+		appendStringInfo(&list, "%s(%s, pg_catalog.to_regclass(%s), %s::text)",
+						 list.len > 0 ? ", " : "", quote_literal_cstr(lfirst(cell)),
+						 quote_literal_cstr(mr_pg_quoted(lfirst(cell))),
+						 lacking == NULL ? "NULL" : quote_literal_cstr(lacking));
+		SPI_freetuptable(SPI_tuptable);
+	}
+	mr_run_back(&saved);
 	return list.data;
 }
 
@@ -485,10 +614,13 @@ mr_pg_validate(MrReport *to, MrStream *stream)
 	MemoryContext context = CurrentMemoryContext;
 	MrPgOptions options;
 	MrPgClient *client;
+	char *values;
 
 	SPI_connect();
 	MemoryContextSwitchTo(context);
 	mr_pg_read_options(&options, stream);
+	MemoryContextSwitchTo(context);
+	values = table_values(stream, options.tables);
 	SPI_finish();
 	MemoryContextSwitchTo(context);
 	client = mr_pg_connect(properties, mr_server_must_use_password(stream->server),
@@ -528,7 +660,7 @@ mr_pg_validate(MrReport *to, MrStream *stream)
 		(void) report_query(
 			to, client,
 			psprintf(
-				"SELECT f.* FROM (VALUES %s) AS t (name, oid) LEFT JOIN pg_class c ON c.oid = t.oid, "
+				"SELECT f.* FROM (VALUES %s) AS t (name, oid, lacking) LEFT JOIN pg_class c ON c.oid = t.oid, "
 				"LATERAL (SELECT 'error', 'table ' || t.name || ' does not exist at the source', "
 				"NULL WHERE t.oid IS NULL UNION ALL "
 				"SELECT 'error', 'the source does not let us read table ' || t.name, 'Run there: "
@@ -539,14 +671,15 @@ mr_pg_validate(MrReport *to, MrStream *stream)
 				"t.oid::regclass || ' REPLICA IDENTITY FULL, or give it a primary key' "
 				"WHERE c.relreplident = 'n' OR (c.relreplident = 'd' AND NOT EXISTS (SELECT FROM "
 				"pg_index i WHERE i.indrelid = t.oid AND i.indisprimary)) UNION ALL "
-				"SELECT 'info', 'table ' || t.name || ' has columns whose large values are not sent "
-				"when an update leaves them as they are: ' || string_agg(a.attname, ', ' ORDER BY "
-				"a.attnum), 'They are taken from what is staged. Where a filter keeps rows out, or "
-				"a computed column replaces one of them, run at the source: ALTER TABLE ' || "
-				"t.oid::regclass || ' REPLICA IDENTITY FULL' FROM pg_attribute a WHERE a.attrelid = "
-				"t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attlen = -1 AND a.attstorage "
-				"<> 'p' AND c.relreplident <> 'f' HAVING count(*) > 0) AS f",
-				table_values(options.tables)));
+				"SELECT 'info', format('table %%s has columns whose large values are not sent when "
+				"an update leaves them as they are (%%s), and %%s has a filter or computes one of its "
+				"columns anew: such a row is read again from the source', t.name, "
+				"string_agg(a.attname, ', ' ORDER BY a.attnum), t.lacking), 'That takes longer. It "
+				"is never needed after, at the source: ALTER TABLE ' || t.oid::regclass || ' REPLICA "
+				"IDENTITY FULL' FROM pg_attribute a WHERE a.attrelid = t.oid AND t.lacking IS NOT "
+				"NULL AND a.attnum > 0 AND NOT a.attisdropped AND a.attlen = -1 AND a.attstorage <> "
+				"'p' AND c.relreplident <> 'f' HAVING count(*) > 0) AS f",
+				values));
 	(void) report_query(
 		to, client,
 		psprintf("SELECT 'info', 'publication ' || %s || ' is not there yet: the stream makes it "

@@ -131,6 +131,26 @@ mr_pg_snapshot_due(MrPgSource *source)
 		   GetCurrentTimestamp() >= source->next_round;
 }
 
+bool
+mr_pg_snapshot_done(const MrPgSource *source)
+{
+	ListCell *cell;
+
+	foreach(cell, source->tasks)
+	{
+		const MrPgTask *task = lfirst(cell);
+
+		if (!task->copied || task->sweep)
+			return false;
+	}
+	foreach(cell, source->live)
+	{
+		if (((const MrPgRound *) lfirst(cell))->position > source->received)
+			return false;
+	}
+	return source->rereads == NIL && source->reading == NIL && source->round == NULL;
+}
+
 MrPgTask *
 mr_pg_sweep_due(MrPgSource *source)
 {
@@ -261,7 +281,8 @@ describe(MrPgSource *source, char *table)
 			client,
 			psprintf(
 				"SELECT c.oid, c.relreplident, a.attname, a.atttypid, a.atttypmod, "
-				"coalesce(i.indkey::smallint[] @> ARRAY[a.attnum], false) OR c.relreplident = 'f', "
+				"coalesce((i.indkey::smallint[])[0:i.indnkeyatts - 1] @> ARRAY[a.attnum], false) "
+				"OR c.relreplident = 'f', "
 				"n.nspname || '.' || t.typname, a.atttypid < 16384 "
 				"FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
 				"JOIN pg_catalog.pg_type t ON t.oid = a.atttypid "

@@ -48,7 +48,10 @@ typedef enum MrPgDue
 	MR_PG_DUE_POSITION = 16, /* nothing came, but the log went on */
 	MR_PG_DUE_ROUND = 32, /* a round of the snapshot has brought no row */
 	MR_PG_DUE_STATUS = 64, /* how much the slot retains */
-	MR_PG_DUE_FINISHED = 128 /* snapshot "only" is done */
+	MR_PG_DUE_FINISHED = 128, /* snapshot "only" is done: the slot is not needed any more */
+	MR_PG_DUE_DROPPED = 256, /* and it is gone */
+	MR_PG_DUE_ADDED =
+		512 /* tables are not in the publication: they are new, or others than they were */
 } MrPgDue;
 
 /* A snapshot of the source: which transactions a round of chunks has seen, and what it counts as. */
@@ -118,6 +121,7 @@ typedef struct MrPgSource
 	bool made_slot;
 	XLogRecPtr beginning; /* of the slot */
 	char *lost; /* what has become of the slot */
+	bool dropped; /* nothing is left to be done for snapshot "only" */
 
 	MrPosition position;
 	bool has_position;
@@ -144,6 +148,8 @@ typedef struct MrPgSource
 	int64 ordinal; /* of its changes */
 	int whole; /* messages of the batch that are of whole transactions */
 	TimestampTz last_time;
+	List *published; /* char *: tables of the publication, where the options name none */
+	List *added; /* char *: tables that are going to be added to the publication */
 	List *sweeps; /* char *: tables that are being emptied */
 	MrPgTask *sweeping; /* what was not found when it was copied is removed */
 	bool fetching_sweep; /* the batch is part of one */
@@ -246,6 +252,9 @@ extern void mr_pg_round_end(MrPgSource *source);
 extern void mr_pg_raise(MrPgSource *source, XLogRecPtr *position, TimestampTz *time);
 extern void mr_pg_note_applied(MrPgSource *source, uint32 xid);
 extern MrPgRound *mr_pg_parse_snapshot(const char *text);
+
+/* Has all been copied, and all come that the copies have not seen? */
+extern bool mr_pg_snapshot_done(const MrPgSource *source);
 
 /* The next table that is to be swept after it was copied, or NULL. */
 extern MrPgTask *mr_pg_sweep_due(MrPgSource *source);

@@ -239,6 +239,19 @@ follow(MrPgSource *source, const MrRelation *relation)
 	MemoryContextSwitchTo(old);
 }
 
+/* A text array as SQL. */
+static char *
+array_text(const List *texts)
+{
+	StringInfoData sql;
+	ListCell *cell;
+
+	initStringInfo(&sql);
+	foreach(cell, texts)
+		appendStringInfo(&sql, "%s%s", sql.len > 0 ? ", " : "", quote_literal_cstr(lfirst(cell)));
+	return psprintf("ARRAY[%s]::text[]", sql.data);
+}
+
 /* The slot is there: the stream begins where it does. */
 static void
 store_ready(MrPgSource *source)
@@ -265,7 +278,8 @@ store_ready(MrPgSource *source)
 	source->state = pstrdup("ready");
 	if (strcmp(source->options.snapshot, "never") != 0)
 	{
-		(void) mr_sql("SELECT millrace_internal.begin_snapshot(%d)", stream->id);
+		(void) mr_sql("SELECT millrace_internal.begin_snapshot(%d, %s)", stream->id,
+					  array_text(source->published));
 		read_tasks(source);
 	}
 	MemoryContextSwitchTo(old);
@@ -375,6 +389,15 @@ mr_pg_store(MrPgSource *source)
 		(void) mr_sql("SELECT millrace_internal.replication_lost(%d, %s, %s)", id,
 					  quote_literal_cstr(source->lost),
 					  source->options.resnapshot ? "true" : "false");
+	if (due & MR_PG_DUE_ADDED)
+	{
+		MemoryContext old = MemoryContextSwitchTo(source->context);
+
+		(void) mr_sql("SELECT millrace_internal.add_tables(%d, %s)", id, array_text(source->added));
+		read_tasks(source);
+		MemoryContextSwitchTo(old);
+		source->next_try = 0;
+	}
 	if (due & MR_PG_DUE_FOLLOW)
 	{
 		follow(source, source->follow);
@@ -383,7 +406,17 @@ mr_pg_store(MrPgSource *source)
 	if (due & MR_PG_DUE_STATUS)
 		(void) mr_sql("%s", source->status);
 	if (due & MR_PG_DUE_FINISHED)
+	{
+		(void) mr_sql("UPDATE millrace.replication SET state = 'finished' WHERE stream_id = %d",
+					  id);
+		source->state = MemoryContextStrdup(source->context, "finished");
+		source->next_try = 0;
+	}
+	if (due & MR_PG_DUE_DROPPED)
+	{
 		(void) mr_sql("SELECT millrace_internal.finish_snapshot(%d)", id);
+		source->dropped = true;
+	}
 	mr_run_back(&saved);
 	if (due & MR_PG_DUE_ROUND)
 	{

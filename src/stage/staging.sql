@@ -350,7 +350,11 @@ BEGIN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF source_table IS NOT NULL AND key IS NULL AND columns IS NULL AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id) THEN
-        SELECT json_agg(c) INTO described FROM millrace_internal.source_columns(feed.id, source_table) c;
+        -- What has been wider stays so.
+        SELECT json_agg(json_build_object('name', c.name, 'key', c.key, 'type', coalesce(
+                   (SELECT m ->> 'type' FROM millrace.staging s, json_array_elements(s.definition -> 'columns') m
+                    WHERE s.relation = kept AND (s.definition ->> 'mirror')::boolean AND m ->> 'name' = c.name AND millrace_internal.widens(c.type, m ->> 'type')), c.type)))
+        INTO described FROM millrace_internal.source_columns(feed.id, source_table) c;
         key := millrace_internal.mirror_mapping(described, true);
         columns := coalesce(millrace_internal.mirror_mapping(described, false), '{}');
         payload := coalesce(payload, 'none');
@@ -374,6 +378,10 @@ BEGIN
                 USING ERRCODE = 'duplicate_table', HINT = 'replace => true changes its definition.';
         END IF;
         PERFORM millrace_internal.replace_staging(caller, present, definition, log, log_partition, log_retention, timezone);
+        -- What the source has in old rows of a column that is new here is not sent.
+        IF described IS NOT NULL AND EXISTS (SELECT FROM json_array_elements(described) d WHERE d ->> 'name' <> ALL (ARRAY(SELECT c ->> 'name' FROM json_array_elements(present.definition -> 'columns') c))) THEN
+            PERFORM millrace_internal.copy_again(feed.id, source_table, NULL, false);
+        END IF;
         RETURN;
     END IF;
     IF EXISTS (SELECT FROM millrace.target t WHERE t.relation = kept) THEN

@@ -8,7 +8,7 @@ the target and the source are killed.  At the end a mirror, a filtered staging t
 elements of a json column, one that is enriched from a dictionary which comes to know its entries one by one, and a mart
 equal a recompute from the source.
 
-    changes.py             20 seconds of changes
+    changes.py             15 seconds of changes
     changes.py --long      5 minutes
     --seed, --seconds, --kills
 """
@@ -119,11 +119,12 @@ class Writer(threading.Thread):
                 connection = psycopg2.connect(self.dsn)
                 while not self.stopping:
                     with connection.cursor() as cursor:
-                        if self.random.random() < 0.001:
-                            # By itself: PostgreSQL may fail to decode what else its transaction does (could not map filenode).
-                            cursor.execute('TRUNCATE public.whole')
-                            connection.commit()
                         for _ in range(self.random.choice([1, 1, 1, 3, 20])):
+                            # Within what else the transaction does.  PostgreSQL 15.20 decodes that: with a truncation in each tenth statement,
+                            # rolled back and released savepoints, and kills, neither pgoutput and test_decoding by SQL, nor pg_recvlogical, nor we
+                            # have failed in some 30,000 transactions ("could not map filenode" was seen once, and not again).
+                            if self.random.random() < 0.003:
+                                cursor.execute(self.random.choice(['', 'SAVEPOINT a;']) + 'TRUNCATE public.whole' + self.random.choice(['', ', public.parts']))
                             cursor.execute(self.statement())
                     if self.random.random() < 0.1:
                         connection.rollback()
@@ -205,7 +206,7 @@ def main():
     parser.add_argument('--seconds', type=int)
     parser.add_argument('--kills', type=int, default=1)
     options = parser.parse_args()
-    seconds = options.seconds or (300 if options.long else 20)
+    seconds = options.seconds or (300 if options.long else 15)
     draw = random.Random(options.seed)
     say(f'seed {options.seed}')
     failed = False
@@ -228,7 +229,8 @@ def main():
             writer.stopping = True
         for writer in writers:
             writer.join()
-        execute(target, "SELECT millrace.resume_snapshot('shop')")
+        # Whoever was killed last may still be coming back.
+        wait_for('the target', lambda: try_to(lambda: execute(target, "SELECT millrace.resume_snapshot('shop')") or True))
         learn(target, list(range(50)))
         say(f'{sum(writer.transactions for writer in writers)} transactions')
         lsn = one(source, 'SELECT pg_current_wal_lsn()')

@@ -7,48 +7,8 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
-import psycopg2                                     # noqa: E402
-from shell import Shell, wait_for                   # noqa: E402
-
-failed = 0
-
-
-def is_(what, found, wanted):
-    global failed
-    good = found == wanted
-    failed += not good
-    print(f"{'ok' if good else 'not ok'} - {what}", flush=True)
-    if not good:
-        print(f'# found {found!r}, wanted {wanted!r}', flush=True)
-
-
-class Database:
-    def __init__(self):
-        self.connection = psycopg2.connect('')
-        self.connection.autocommit = True
-
-    def query(self, sql, *arguments):
-        cursor = self.connection.cursor()
-        cursor.execute(sql, arguments)
-        return cursor.fetchall() if cursor.description else []
-
-    def one(self, sql, *arguments):
-        return self.query(sql, *arguments)[0][0]
-
-    def becomes(self, what, sql, wanted, seconds=240):
-        found = [None]
-
-        def same():
-            found[0] = self.one(sql)
-            return found[0] == wanted
-
-        try:
-            wait_for(what, same, seconds)
-        except TimeoutError:
-            for row in self.query('SELECT w::text FROM millrace.worker_status w'):
-                print('#', row[0])
-        is_(what, found[0], wanted)
-
+from database import Database, finish, is_          # noqa: E402
+from shell import Shell                             # noqa: E402
 
 STATE = "SELECT state FROM millrace.stream_status WHERE stream = 'feed'"
 COUNT = 'SELECT count(*) FROM app.things'
@@ -147,10 +107,8 @@ def main():
         is_('and a way out', 'millrace.drop_table' in owner.one('SELECT hint FROM millrace.worker_status'), True)
         owner.query("SELECT millrace.drop_table((SELECT relation::oid::text FROM millrace.staging), cascade => true)")
         owner.becomes('which frees it', STATE, 'running')
-        if failed:
-            shell.run('grep -v STATEMENT "$work/pg/server.log" | tail -n 40')
-    return failed
+        finish(shell)
 
 
 if __name__ == '__main__':
-    sys.exit(main() > 0)
+    main()
