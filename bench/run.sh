@@ -57,6 +57,9 @@ prepare() {
 	pg_start "$work/pg" "${settings[@]}"
 	# log files that are used again cost less than new ones: make them before either side does
 	psql -qXAt -o /dev/null -c "SELECT count(pg_logical_emit_message(false, '', repeat('x', 1000000))) FROM generate_series(1, 4000)" -c CHECKPOINT
+	# so does memory: a page of shared_buffers is zeroed when it is touched for the first time
+	psql -qX -c 'CREATE UNLOGGED TABLE touched (filler text)' -c 'ALTER TABLE touched ALTER filler SET STORAGE PLAIN' \
+		-c "INSERT INTO touched SELECT repeat('x', 8000) FROM generate_series(1, $memory * 128)" -c 'DROP TABLE touched'
 	psql -qX -c 'CREATE DATABASE ours' -c 'CREATE DATABASE baseline'
 	[ "${PREPARE_KAFKA:-1}" = 0 ] || kafka_start "$work/kafka"
 }
@@ -82,6 +85,8 @@ consume_ours() {
 	read -r seconds peak cpu < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
 	ours=$(calc "$messages / $seconds")
 	say "millrace: $seconds s, $ours a second, $cpu s of processor time, at most $peak MB of anonymous memory in a process"
+	say "millrace by stage: $(ours_value "SELECT string_agg(format('%s %s s', stage, round(seconds::numeric, 2)), ', ') FROM
+		(SELECT stage, sum(seconds) AS seconds FROM millrace.stage_stats WHERE stream = 'orders' GROUP BY stage) s")"
 	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')" -c CHECKPOINT
 }
 

@@ -12,7 +12,8 @@ mr_batch_create(MemoryContext parent)
 {
 	MrBatch *batch = MemoryContextAllocZero(parent, sizeof(MrBatch));
 
-	batch->context = AllocSetContextCreate(parent, "millrace batch", ALLOCSET_DEFAULT_SIZES);
+	/* Nearly everything in it stays until it is reset: side by side, and not rounded up to powers of two. */
+	batch->context = GenerationContextCreate(parent, "millrace batch", ALLOCSET_DEFAULT_SIZES);
 	return batch;
 }
 
@@ -39,6 +40,8 @@ mr_batch_add(MrBatch *batch)
 
 		if (batch->nmessages > 0)
 			memcpy(grown, batch->messages, sizeof(MrMessage) * batch->nmessages);
+		if (batch->messages != NULL)
+			pfree(batch->messages);
 		batch->messages = grown;
 		batch->capacity = capacity;
 	}

@@ -130,11 +130,11 @@
 	makeJsonLexContextCstringLen((char *) (text), length, PG_UTF8, true)
 #endif
 
-/* Turns unescaping of strings off and on again; `buffer` is the lexer's own. */
+/* Turns the unescaping of strings off. */
 #if PG_VERSION_NUM >= 180000
-#define mr_json_unescape(lex, buffer, on) ((lex)->need_escapes = (on))
+#define mr_json_keep_escapes(lex) ((lex)->need_escapes = false)
 #else
-#define mr_json_unescape(lex, buffer, on) ((lex)->strval = (on) ? (buffer) : NULL)
+#define mr_json_keep_escapes(lex) ((lex)->strval = NULL)
 #endif
 
 /* 16: one function checks the ownership of objects of any catalog. */

@@ -26,6 +26,12 @@
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
 #define LARGE_ENTRY (BLCKSZ / 4)
 
+/* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
+#define GUESSES 3
+
+/* How far off a guess usually is, in entries. */
+#define AROUND 4
+
 struct MrLeaf
 {
 	Relation heap;
@@ -35,6 +41,8 @@ struct MrLeaf
 	MrPrefix prefix; /* of the first column */
 	uint64 number; /* of the key; only if has_number */
 	bool has_number;
+	uint64 from; /* numbers between which those of the entries after `last` lie, more or less */
+	uint64 to;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
 	OffsetNumber
@@ -85,19 +93,26 @@ set_key(MrLeaf *leaf, const Datum *values, const bool *nulls)
 		leaf->number = mr_prefix_of(&leaf->prefix, values[0]);
 }
 
-/* Compares the key with an entry of a leaf, as _bt_compare() does. */
+/* The number of an entry of a leaf. */
+static inline uint64
+number_at(const MrLeaf *leaf, Page page, OffsetNumber place)
+{
+	IndexTuple entry = (IndexTuple) PageGetItem(page, PageGetItemId(page, place));
+	bool isnull;
+	Datum first = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
+
+	return isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix, first);
+}
+
+/* Compares the key with an entry of a leaf, as _bt_compare() does; *number is the entry's, when the key has one. */
 static inline int
-compare(const MrLeaf *leaf, Page page, OffsetNumber place)
+compare(const MrLeaf *leaf, Page page, OffsetNumber place, uint64 *number)
 {
 	if (leaf->has_number)
 	{
-		IndexTuple entry = (IndexTuple) PageGetItem(page, PageGetItemId(page, place));
-		bool isnull;
-		Datum first = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
-		uint64 number = isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix, first);
-
-		if (leaf->number != number)
-			return leaf->number < number ? -1 : 1;
+		*number = number_at(leaf, page, place);
+		if (leaf->number != *number)
+			return leaf->number < *number ? -1 : 1;
 	}
 	return _bt_compare(leaf->index, leaf->key, page, place);
 }
@@ -108,9 +123,59 @@ is_between(const MrLeaf *leaf)
 {
 	Page page = BufferGetPage(leaf->buffer);
 	BTPageOpaque opaque = BTPageGetOpaque(page);
+	uint64 number;
 
-	return leaf->last >= P_FIRSTDATAKEY(opaque) && compare(leaf, page, leaf->last) > 0 &&
+	return leaf->last >= P_FIRSTDATAKEY(opaque) && compare(leaf, page, leaf->last, &number) > 0 &&
 		   (P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0);
+}
+
+/* Goes to the leaf of a key; false when its place may be on another one, or there is none. */
+static bool
+descend(MrLeaf *leaf, int access)
+{
+	Page page;
+	BTPageOpaque opaque;
+
+	mr_leaf_release(leaf);
+	_bt_freestack(mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access));
+	leaf->access = access;
+	/* To readers, an empty index has no page. */
+	if (!BufferIsValid(leaf->buffer))
+		return false;
+	page = BufferGetPage(leaf->buffer);
+	opaque = BTPageGetOpaque(page);
+	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(opaque));
+	leaf->from = 0;
+	leaf->to = PG_UINT64_MAX;
+	if (leaf->has_number && PageGetMaxOffsetNumber(page) > leaf->last)
+	{
+		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
+		leaf->to = number_at(leaf, page, PageGetMaxOffsetNumber(page));
+	}
+	return P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0;
+}
+
+/* Where the key should stand among the places from `low` to before `high`, whose numbers lie between the two. */
+static inline OffsetNumber
+guess(uint64 number, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to)
+{
+	if (number <= from)
+		return low;
+	if (number >= to)
+		return high - 1;
+	return Min(low +
+				   (OffsetNumber) ((double) (number - from) / (double) (to - from) * (high - low)),
+			   high - 1);
+}
+
+/* Asks for the entries around a place that was guessed: the next guesses fall there. */
+static inline void
+prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber high)
+{
+	low = place > low + AROUND ? place - AROUND : low;
+	high = Min(place + AROUND + 1, high);
+	for (OffsetNumber i = low; i < high; i++)
+		__builtin_prefetch(PageGetItem(page, PageGetItemId(page, i)));
 }
 
 /* Goes to the place of a key. */
@@ -119,31 +184,32 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 {
 	OffsetNumber low;
 	OffsetNumber high;
-	BTPageOpaque opaque;
+	uint64 from;
+	uint64 to;
+	int guesses;
 	Page page;
 
 	set_key(leaf, values, nulls);
-	if (!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf))
-	{
-		mr_leaf_release(leaf);
-		_bt_freestack(mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access));
-		leaf->access = access;
-		/* To readers, an empty index has no page. */
-		if (!BufferIsValid(leaf->buffer))
-			return MR_LEAF_NONE;
-		page = BufferGetPage(leaf->buffer);
-		opaque = BTPageGetOpaque(page);
-		leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(opaque));
-		if (!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0)
-			return MR_LEAF_UNSURE;
-	}
+	if ((!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf)) &&
+		!descend(leaf, access))
+		return BufferIsValid(leaf->buffer) ? MR_LEAF_UNSURE : MR_LEAF_NONE;
 	page = BufferGetPage(leaf->buffer);
 	low = OffsetNumberNext(leaf->last);
 	high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+	from = leaf->from;
+	to = leaf->to;
+	guesses = leaf->has_number ? GUESSES : 0;
+	leaf->from = leaf->number;
 	while (low < high)
 	{
-		OffsetNumber middle = low + (high - low) / 2;
-		int order = compare(leaf, page, middle);
+		OffsetNumber middle = guesses-- > 0 ? guess(leaf->number, low, high, from, to)
+											: low + (high - low) / 2;
+		uint64 number = 0;
+		int order;
+
+		if (guesses == GUESSES - 1)
+			prefetch_around(page, middle, low, high);
+		order = compare(leaf, page, middle, &number);
 
 		if (order == 0)
 		{
@@ -151,9 +217,15 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 			return MR_LEAF_ONE;
 		}
 		if (order > 0)
+		{
 			low = OffsetNumberNext(middle);
+			from = number;
+		}
 		else
+		{
 			high = middle;
+			to = number;
+		}
 	}
 	leaf->place = low;
 	leaf->last = OffsetNumberPrev(low);

@@ -42,8 +42,11 @@ mr_prefix_of(const MrPrefix *prefix, Datum value)
 		case TEXTOID:
 		case VARCHAROID:
 			{
-				text *packed = DatumGetTextPP(value);
+				text *packed = (text *) DatumGetPointer(value);
 
+				/* What is in one piece needs no call. */
+				if (VARATT_IS_EXTENDED(packed) && !VARATT_IS_SHORT(packed))
+					packed = DatumGetTextPP(value);
 				memcpy(&bytes, VARDATA_ANY(packed), Min(VARSIZE_ANY_EXHDR(packed), sizeof(bytes)));
 				return pg_ntoh64(bytes);
 			}

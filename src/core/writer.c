@@ -131,6 +131,20 @@ mr_rows_create(const MrTable *table, int capacity)
 	return rows;
 }
 
+/* Gives the room for rows back; what their values lead to stays. */
+void
+mr_rows_free(const MrTable *table, MrRows *rows)
+{
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		pfree(rows->values[i]);
+		pfree(rows->nulls[i]);
+	}
+	pfree(rows->values);
+	pfree(rows->nulls);
+	pfree(rows);
+}
+
 /* One column of the rows, in the given order, as an array. */
 static Datum
 column_array(const MrColumn *column, const Datum *values, const bool *nulls, const int *order,

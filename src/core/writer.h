@@ -30,6 +30,7 @@ extern MrTable *mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNum
 
 /* Rows for `capacity` rows in CurrentMemoryContext. */
 extern MrRows *mr_rows_create(const MrTable *table, int capacity);
+extern void mr_rows_free(const MrTable *table, MrRows *rows);
 
 /*
  * Inserts the rows whose key is not there yet; the caller has made keys unique within `rows`.  The rows

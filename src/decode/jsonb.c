@@ -52,28 +52,46 @@ mr_jsonb_container(MrJsonbMaker *maker, bool object, bool begins)
 
 /* A text in the database's encoding. */
 static void
-set_string(JsonbValue *value, char *text)
+set_string(JsonbValue *value, const char *text, int length)
 {
 	if (GetDatabaseEncoding() != PG_UTF8)
-		text = pg_any_to_server(text, strlen(text), PG_UTF8);
+	{
+		char *converted = pg_any_to_server(text, length, PG_UTF8);
+
+		if (converted != text)
+		{
+			text = converted;
+			length = strlen(converted);
+		}
+	}
 	value->type = jbvString;
-	value->val.string.val = text;
-	value->val.string.len = strlen(text);
+	value->val.string.val = unconstify(char *, text);
+	value->val.string.len = length;
+}
+
+/* A number as the parser read it; most are small integers. */
+static Numeric
+number(const char *token, int length)
+{
+	if (length < 18 && strspn(token + (*token == '-'), "0123456789") == length - (*token == '-'))
+		return int64_to_numeric(strtoll(token, NULL, 10));
+	return DatumGetNumeric(DirectFunctionCall3(numeric_in, CStringGetDatum(token),
+											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 }
 
 void
-mr_jsonb_name(MrJsonbMaker *maker, char *name)
+mr_jsonb_name(MrJsonbMaker *maker, const char *name, int length)
 {
 	JsonbValue value;
 
 	if (maker->refused)
 		return;
-	set_string(&value, name);
+	set_string(&value, name, length);
 	maker->root = pushJsonbValue(&maker->state, WJB_KEY, &value);
 }
 
 void
-mr_jsonb_scalar(MrJsonbMaker *maker, char *token, JsonTokenType type)
+mr_jsonb_scalar(MrJsonbMaker *maker, const char *token, int length, JsonTokenType type)
 {
 	JsonbValue value;
 
@@ -82,18 +100,16 @@ mr_jsonb_scalar(MrJsonbMaker *maker, char *token, JsonTokenType type)
 	switch (type)
 	{
 		case JSON_TOKEN_STRING:
-			set_string(&value, token);
+			set_string(&value, token, length);
 			break;
 		case JSON_TOKEN_NUMBER:
-			if (strlen(token) > MAX_NUMBER || strpbrk(token, "eE") != NULL)
+			if (length > MAX_NUMBER || strpbrk(token, "eE") != NULL)
 			{
 				maker->refused = true;
 				return;
 			}
 			value.type = jbvNumeric;
-			value.val.numeric = DatumGetNumeric(
-				DirectFunctionCall3(numeric_in, CStringGetDatum(token),
-									ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+			value.val.numeric = number(token, length);
 			break;
 		case JSON_TOKEN_TRUE:
 		case JSON_TOKEN_FALSE:

@@ -125,15 +125,15 @@ extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const
 extern void mr_fill_from_rows(MrPlan *plan, MemoryContext result, const MrMessage *message);
 
 /*
- * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  mr_jsonb_end returns NULL when
- * jsonb might refuse it.
+ * Makes jsonb from the parser's calls, in the current memory context (jsonb.c).  Names and strings stay where they
+ * are until then, and need not be terminated; other scalars are.  mr_jsonb_end returns NULL when jsonb might refuse it.
  */
 typedef struct MrJsonbMaker MrJsonbMaker;
 
 extern MrJsonbMaker *mr_jsonb_begin(int length);
 extern void mr_jsonb_container(MrJsonbMaker *maker, bool object, bool begins);
-extern void mr_jsonb_name(MrJsonbMaker *maker, char *name);
-extern void mr_jsonb_scalar(MrJsonbMaker *maker, char *token, JsonTokenType type);
+extern void mr_jsonb_name(MrJsonbMaker *maker, const char *name, int length);
+extern void mr_jsonb_scalar(MrJsonbMaker *maker, const char *token, int length, JsonTokenType type);
 extern struct varlena *mr_jsonb_end(MrJsonbMaker *maker);
 
 /* Raises an error unless the part is UTF-8. */

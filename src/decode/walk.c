@@ -11,8 +11,8 @@
  *
  * A value is a slice of the message wherever it can be.  Only a string with a backslash needs
  * memory, so the callback for scalars, for which the parser copies each of them, is set only in
- * messages with a backslash. In the others unescaping is off inside skipped values; it may not be
- * where there are backslashes, because the parser finds a \u0000 only when it unescapes.
+ * messages with a backslash.  In the others unescaping is off, and names are slices, too; it may not
+ * be where there are backslashes, because the parser finds a \u0000 only when it unescapes.
  *
  * A member that comes twice counts the last time: whatever the first filled below itself is
  * cleared.
@@ -33,7 +33,6 @@ typedef struct Walk
 	MrPlan *plan;
 	MemoryContext result;
 	JsonLexContext *lex;
-	StringInfo buffer; /* the lexer's, while unescaping is off */
 	JsonSemAction actions;
 	bool escapes; /* there is a backslash somewhere */
 	MrJsonbMaker *jsonb; /* when the whole is wanted as jsonb, too */
@@ -81,8 +80,41 @@ set_callbacks(Walk *walk, bool on)
 	walk->actions.array_element_start = on ? element_start : NULL;
 	walk->actions.array_element_end = on ? element_end : NULL;
 	walk->actions.scalar = walk->jsonb != NULL || (on && walk->escapes) ? scalar : NULL;
-	if (!walk->escapes && walk->jsonb == NULL)
-		mr_json_unescape(walk->lex, walk->buffer, on);
+}
+
+/*
+ * The string that the lexer has read before `end`, where the quote after it stands.  What the parser has
+ * unescaped is given; else it is what the quotes hold.
+ */
+static inline const char *
+string_before(const char *unescaped, const char *end, int *length)
+{
+	const char *start = end;
+
+	if (unescaped != NULL)
+	{
+		*length = strlen(unescaped);
+		return unescaped;
+	}
+	while (start[-1] != '"')
+		start--;
+	*length = end - start;
+	return start;
+}
+
+/* The name of the member whose value is the lexer's current token. */
+static inline const char *
+member_name(const Walk *walk, const char *unescaped, int *length)
+{
+	const char *end = walk->lex->prev_token_terminator - 1;
+
+	/* Before the value there is a colon, before that perhaps white space, then the name's last quote. */
+	if (unescaped == NULL)
+	{
+		while (*end != '"')
+			end--;
+	}
+	return string_before(unescaped, end, length);
 }
 
 /* Drops the elements at the end of a scope whose outer element is `outer` or later. */
@@ -303,7 +335,11 @@ array_end(void *state)
 static MrJsonResult
 skipped_field_start(void *state, char *name, bool isnull)
 {
-	mr_jsonb_name(((Walk *) state)->jsonb, name);
+	Walk *walk = state;
+	int length;
+	const char *text = member_name(walk, name, &length);
+
+	mr_jsonb_name(walk->jsonb, text, length);
 	MR_JSON_DONE;
 }
 
@@ -349,15 +385,16 @@ field_start(void *state, char *name, bool isnull)
 	MrPlan *plan = walk->plan;
 	MrFrame *frame = &plan->frames[plan->depth - 1];
 	int first = plan->nactive;
-	int length = strlen(name);
-	uint32 tag = mr_name_tag(name, length);
+	int length;
+	const char *text = member_name(walk, name, &length);
+	uint32 tag = mr_name_tag(text, length);
 	int i;
 
 	if (walk->jsonb != NULL)
-		mr_jsonb_name(walk->jsonb, name);
+		mr_jsonb_name(walk->jsonb, text, length);
 	for (i = frame->first; i < frame->first + frame->count; i++)
 	{
-		MrNode *child = find_member(plan->active[i], name, length, tag);
+		MrNode *child = find_member(plan->active[i], text, length, tag);
 
 		if (child)
 		{
@@ -430,7 +467,15 @@ scalar(void *state, char *token, JsonTokenType type)
 
 	walk->scalar = token;
 	if (walk->jsonb != NULL)
-		mr_jsonb_scalar(walk->jsonb, token, type);
+	{
+		int length;
+		const char *text = type == JSON_TOKEN_STRING
+							   ? string_before(token, walk->lex->prev_token_terminator - 1, &length)
+							   : token;
+
+		mr_jsonb_scalar(walk->jsonb, text, type == JSON_TOKEN_STRING ? length : strlen(token),
+						type);
+	}
 	MR_JSON_DONE;
 }
 
@@ -473,7 +518,8 @@ walk_json(MrPlan *plan, MemoryContext result, MrNode *root, const char *text, in
 	walk.result = result;
 	walk.escapes = memchr(text, '\\', length) != NULL;
 	walk.lex = mr_json_lexer(text, length);
-	walk.buffer = walk.lex->strval;
+	if (!walk.escapes)
+		mr_json_keep_escapes(walk.lex);
 	walk.actions.semstate = &walk;
 	walk.jsonb = jsonb;
 	walk.actions.object_start = object_start;

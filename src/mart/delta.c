@@ -634,6 +634,10 @@ count_rows(Counting *counting, const MrStaged *staged, bool old)
 		}
 		else
 		{
+			if (i + 2 * MR_AHEAD < n)
+				__builtin_prefetch(staged->new_rows[i + 2 * MR_AHEAD]);
+			if (i + MR_AHEAD < n)
+				mr_row_prefetch(staged->new_rows[i + MR_AHEAD]);
 			slot->tts_values = staged->new_rows[i]->values;
 			slot->tts_isnull = staged->new_rows[i]->nulls;
 		}

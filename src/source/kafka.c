@@ -80,7 +80,6 @@ typedef struct KafkaSource
 	KafkaPartition *partitions;
 	int npartitions;
 	KafkaPartition *recent; /* of the message before */
-	int nudged; /* the partition whose leader was made to look at the queue last */
 	List *suspects;
 	bool assigned;
 	bool look_again;
@@ -651,12 +650,7 @@ kafka_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, in
 			mr_kafka_wait(source->client, wait_ms))
 			more = take_messages(source, batch, max_messages, max_bytes);
 		if (more)
-		{
-			/* The queue has room now. */
-			source->nudged = (source->nudged + 1) % source->npartitions;
-			mr_kafka_nudge(source->client, source->partitions[source->nudged].topic,
-						   source->partitions[source->nudged].position.partition);
-		}
+			mr_kafka_nudge(source->client); /* The queue has room now. */
 		copy_problem(source);
 	}
 	else if (wait_ms > 0)

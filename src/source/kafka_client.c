@@ -863,13 +863,13 @@ mr_kafka_known_end(MrKafkaClient *client, const char *topic, int32 partition)
 }
 
 void
-mr_kafka_nudge(MrKafkaClient *client, const char *topic, int32 partition)
+mr_kafka_nudge(MrKafkaClient *client)
 {
-	int64 low;
-	int64 high;
+	const struct rd_kafka_metadata *metadata;
 
-	/* Anything sent to the broker wakes the thread that decides whether to fetch. */
-	(void) rd_kafka_query_watermark_offsets(client->handle, topic, partition, &low, &high, 100);
+	/* Any request wakes the thread that decides whether to fetch.  The answer is not waited for. */
+	if (rd_kafka_metadata(client->handle, 0, NULL, &metadata, 1) == RD_KAFKA_RESP_ERR_NO_ERROR)
+		rd_kafka_metadata_destroy(metadata);
 }
 
 void

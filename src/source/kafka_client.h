@@ -100,10 +100,9 @@ extern bool mr_kafka_wait(MrKafkaClient *client, int timeout_ms);
 extern int64 mr_kafka_known_end(MrKafkaClient *client, const char *topic, int32 partition);
 
 /*
- * Makes the library look whether its queue has room: by itself it looks once a second.  Costs a round trip to
- * the broker that leads the partition.
+ * Makes the library look whether its queue has room: by itself it looks once a second.
  */
-extern void mr_kafka_nudge(MrKafkaClient *client, const char *topic, int32 partition);
+extern void mr_kafka_nudge(MrKafkaClient *client);
 
 /* Tells the broker how far the group is, without waiting for an answer. */
 extern void mr_kafka_commit(MrKafkaClient *client, const MrKafkaBegin *offsets, int count);

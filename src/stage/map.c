@@ -215,11 +215,13 @@ add_version(MrBatch *batch, MrStaged *staged)
 
 	if (staged->nversions == staged->capacity)
 	{
-		int capacity = Max(256, staged->capacity * 2);
+		int capacity = Max(batch->nmessages, staged->capacity * 2);
 		MrVersion *grown = MemoryContextAllocHuge(batch->context, sizeof(MrVersion) * capacity);
 
 		if (staged->nversions > 0)
 			memcpy(grown, staged->versions, sizeof(MrVersion) * staged->nversions);
+		if (staged->versions != NULL)
+			pfree(staged->versions);
 		staged->versions = grown;
 		staged->capacity = capacity;
 	}

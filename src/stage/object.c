@@ -364,6 +364,8 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	nleft = insert_unseen(staged, newest, rows, batch->stream->workers == 1, left);
 	if (nleft > 0)
 		upsert_left(batch, staged, newest, rows, left, nleft);
+	mr_rows_free(staged->staging->plan->objects, rows);
+	pfree(left);
 
 	staged->accepted = newest;
 	for (int i = 0; i < count; i++)

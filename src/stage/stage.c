@@ -64,6 +64,7 @@ append_log(MrStaged *staged)
 		}
 	}
 	mr_table_append(plan->log, rows);
+	mr_rows_free(plan->log, rows);
 }
 
 MrRow
@@ -211,6 +212,7 @@ replace_rows(MrStaged *staged)
 		keys->nrows++;
 	}
 	deleted = mr_table_delete_returning(plan->table, staging->nkeys, keys, &ndeleted);
+	mr_rows_free(plan->table, keys);
 	old_rows = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(OldRow) * Max(ndeleted, 1));
 	for (int i = 0; i < ndeleted; i++)
 	{
@@ -230,6 +232,10 @@ replace_rows(MrStaged *staged)
 		MrVersion *version = staged->accepted[i];
 		int first = next;
 
+		if (i + 2 * MR_AHEAD < staged->naccepted)
+			__builtin_prefetch(staged->accepted[i + 2 * MR_AHEAD]->rows);
+		if (i + MR_AHEAD < staged->naccepted)
+			mr_version_prefetch(staged->accepted[i + MR_AHEAD]);
 		while (next < ndeleted && of_object(staging, &old_rows[next], version))
 			next++;
 		for (int r = 0; r < version->nrows; r++)
@@ -237,6 +243,8 @@ replace_rows(MrStaged *staged)
 		note_difference(staged, version, &old_rows[first], next - first);
 	}
 	mr_table_append(plan->table, rows);
+	mr_rows_free(plan->table, rows);
+	pfree(old_rows);
 }
 
 void

@@ -170,6 +170,7 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 		{
 			const MrVersion *version = &staged->versions[v];
 
+			mr_staged_prefetch(staged, v);
 			for (int r = 0; r < version->nrows; r++)
 			{
 				MrKeyHash hash;

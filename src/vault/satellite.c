@@ -596,7 +596,10 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		staged = &batch->staged[satellite->sources[s].staging->ordinal];
 		mr_key_begin(satellite->sources[s].reader, batch, staged);
 		for (int v = 0; v < staged->nversions; v++)
+		{
+			mr_staged_prefetch(staged, v);
 			n = assert_version(satellite, s, &staged->versions[v], &place, assertions, n);
+		}
 	}
 	mr_run_back(&saved);
 	if (n == 0)
