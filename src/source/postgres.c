@@ -50,6 +50,12 @@
 #define SILENCE 5
 #define GATHER 500
 
+/*
+ * A source that is behind sends every change by itself, and pays more for waking a reader than for the change: it gets so
+ * many µs to fill the socket's buffer first.
+ */
+#define NAP 200
+
 void
 mr_pg_set_problem(MrPgSource *source, const char *problem)
 {
@@ -524,6 +530,7 @@ static void
 read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	TimestampTz started = GetCurrentTimestamp();
+	bool rested = false;
 	bool silent = false;
 	const char *bytes;
 	int polled = 0;
@@ -542,13 +549,19 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 		{
 			if (!take_piece(source, batch, bytes, length))
 				return;
-			silent = false;
+			rested = silent = false;
 			if (++polled % 1024 == 0)
 				CHECK_FOR_INTERRUPTS();
 			continue;
 		}
 		if (GetCurrentTimestamp() >= source->next_reply)
 			reply(source);
+		if (!source->caught_up && !rested && (source->within || batch->nmessages > 0))
+		{
+			pg_usleep(NAP);
+			rested = true;
+			continue;
+		}
 		if (source->within)
 		{
 			mr_pg_wait(source->stream, REPLY_INTERVAL);
