@@ -151,13 +151,6 @@
 #define MR_WORKER_FLAGS 0
 #endif
 
-/* 17: a wait event set belongs to a resource owner (NULL: to the session) instead of a memory context. */
-#if PG_VERSION_NUM >= 170000
-#define mr_create_wait_event_set(nevents) CreateWaitEventSet(NULL, nevents)
-#else
-#define mr_create_wait_event_set(nevents) CreateWaitEventSet(TopMemoryContext, nevents)
-#endif
-
 /*
  * Replaces Vars of joins by those of the joined tables.  16 wants the planner's root (NULL before planning); 18
  * also has Vars of GROUP BY's own range table entry.

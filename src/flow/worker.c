@@ -52,8 +52,6 @@ static MrSlot *my;
 static char *stream_name = NULL;
 static int64 config_version = 0; /* as last looked at */
 static MrFlow *flow = NULL;
-static WaitEventSet *wait_set = NULL;
-static pgsocket waiting_for = PGINVALID_SOCKET;
 static MemoryContext flow_context;
 static MemoryContext error_context;
 static const char *recorded_state = NULL; /* MR_STATE_..., what our row says */
@@ -197,9 +195,6 @@ close_flow(void)
 	flow = NULL;
 	if (closing)
 		mr_flow_close(closing);
-	if (wait_set)
-		FreeWaitEventSet(wait_set);
-	wait_set = NULL;
 	MemoryContextReset(flow_context);
 }
 
@@ -215,32 +210,21 @@ obey(void)
 	}
 }
 
-/* Sleeps until the latch is set, the source has something, or the time is over. */
+/*
+ * Sleeps until the latch is set, the source has something, or the time is over.  What is waited for is said anew each time:
+ * a source that has connected again may have the same descriptor, and a set made before would never hear of it.
+ */
 static void
 sleep_until_something(void)
 {
 	pgsocket descriptor = mr_flow_descriptor(flow);
-	WaitEvent event;
+	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 
-	/* A source that connects again has another one. */
-	if (wait_set != NULL && descriptor != waiting_for)
-	{
-		FreeWaitEventSet(wait_set);
-		wait_set = NULL;
-	}
-	waiting_for = descriptor;
-	if (wait_set == NULL)
-	{
-		wait_set = mr_create_wait_event_set(3);
-		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-		if (descriptor != PGINVALID_SOCKET)
-			AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, descriptor, NULL, NULL);
-	}
+	if (descriptor != PGINVALID_SOCKET)
+		events |= WL_SOCKET_READABLE;
 	pgstat_report_activity(STATE_IDLE, NULL);
 	pgstat_report_stat(true);
-	if (WaitEventSetWait(wait_set, TICK, &event, 1, PG_WAIT_EXTENSION) > 0 &&
-		(event.events & WL_LATCH_SET))
+	if (WaitLatchOrSocket(MyLatch, events, descriptor, TICK, PG_WAIT_EXTENSION) & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 }
 

@@ -43,6 +43,19 @@
 /* So much of the source's log may pass until an idle position moves. */
 #define IDLE_BYTES (1024 * 1024)
 
+/*
+ * While the source is behind its own log, a batch is not closed before the source has been silent for so long, or
+ * before it has been gathered for so long, in ms.
+ */
+#define SILENCE 5
+#define GATHER 500
+
+/*
+ * A source that is behind sends every change by itself, and pays more for waking a reader than for the change: it gets so
+ * many µs to fill the socket's buffer first.
+ */
+#define NAP 200
+
 void
 mr_pg_set_problem(MrPgSource *source, const char *problem)
 {
@@ -94,7 +107,7 @@ mr_pg_disconnect(MrPgSource *source)
 	source->fetching_sweep = source->swept = false;
 	source->rereads = list_concat(source->rereads, source->reading);
 	source->reading = NIL;
-	source->within = source->taken = false;
+	source->caught_up = source->within = source->taken = false;
 	source->found_system = NULL;
 	if (source->phase != MR_PG_STOPPED)
 		source->phase = MR_PG_OFFLINE;
@@ -470,6 +483,8 @@ read_number(const char *bytes)
 static bool
 take_piece(MrPgSource *source, MrBatch *batch, const char *bytes, int length)
 {
+	/* Before it waits for its log, it says how far it has come. */
+	source->caught_up = bytes[0] == 'k';
 	if (bytes[0] == 'w' && length >= 25)
 		return take_message(source, batch, bytes + 25, length - 25);
 	if (bytes[0] == 'k' && length >= 18)
@@ -499,10 +514,24 @@ lose_connection(MrPgSource *source, MrBatch *batch, int code)
 	forget_transaction(source, batch);
 }
 
+/*
+ * Is a batch of whole transactions to be processed now that nothing more has come?  More is on its way while the source
+ * has not caught up, and one large batch costs less than many small ones.
+ */
+static bool
+gathered(const MrPgSource *source, bool silent, TimestampTz started)
+{
+	return source->caught_up || silent ||
+		   TimestampDifferenceExceeds(started, GetCurrentTimestamp(), GATHER);
+}
+
 /* Adds what comes to the batch, to the end of a transaction or until the batch is full. */
 static void
 read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
+	TimestampTz started = GetCurrentTimestamp();
+	bool rested = false;
+	bool silent = false;
 	const char *bytes;
 	int polled = 0;
 
@@ -520,18 +549,29 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 		{
 			if (!take_piece(source, batch, bytes, length))
 				return;
+			rested = silent = false;
 			if (++polled % 1024 == 0)
 				CHECK_FOR_INTERRUPTS();
 			continue;
 		}
 		if (GetCurrentTimestamp() >= source->next_reply)
 			reply(source);
-		/* The rest of a transaction is on its way. */
-		if (!source->within && (batch->nmessages > 0 || wait_ms == 0))
+		if (!source->caught_up && !rested && (source->within || batch->nmessages > 0))
+		{
+			pg_usleep(NAP);
+			rested = true;
+			continue;
+		}
+		if (source->within)
+		{
+			mr_pg_wait(source->stream, REPLY_INTERVAL);
+			continue;
+		}
+		if (batch->nmessages == 0 ? wait_ms == 0 : gathered(source, silent, started))
 			return;
-		mr_pg_wait(source->stream, source->within ? REPLY_INTERVAL : wait_ms);
-		if (!source->within)
-			wait_ms = 0;
+		mr_pg_wait(source->stream, batch->nmessages == 0 ? wait_ms : SILENCE);
+		silent = true;
+		wait_ms = 0;
 	}
 }
 

@@ -779,6 +779,7 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 											   ALLOCSET_DEFAULT_SIZES);
 	e.hasher = mr_hasher_create();
 	e.keys_only = keys_only;
+	e.known = batch->known;
 	for (int i = from; i < batch->nmessages; i++)
 	{
 		MrMessage *message = &batch->messages[i];
@@ -799,6 +800,7 @@ map_messages(MrBatch *batch, MrPlan *extraction, int from, bool keys_only)
 		if (e.document->unchanged && e.known == NULL && !keys_only)
 		{
 			know_objects(&e, extraction);
+			batch->known = e.known;
 			e.document = decode(&e, extraction);
 		}
 		if (e.document->ignored)
@@ -843,7 +845,11 @@ mr_map_forget(MrBatch *batch, int from)
 		MrStaged *staged = &batch->staged[s];
 
 		while (staged->nversions > 0 && staged->versions[staged->nversions - 1].message == message)
+		{
 			staged->nversions--;
+			/* What is known of objects may come from it; most messages that fail have told nothing yet. */
+			batch->known = NULL;
+		}
 	}
 	/* Expectations will be judged again; what was noted of them since the message's last error comes last. */
 	while (message->failures != NULL && message->failures->expectation != NULL)
