@@ -146,7 +146,7 @@ typedef struct MrBatch
 	Size bytes; /* of raw messages */
 	int nstaged;
 	MrStaged *staged; /* by MrStaging.ordinal */
-	struct MrUnchanged **known; /* objects by MrStaging.ordinal, once a message leaves something out */
+	struct MrUnchanged **known; /* by MrStaging.ordinal, once a message leaves something out */
 	struct List *failures; /* MrFailure *, what becomes dead letters */
 	int64 swept; /* objects that its MR_OP_SWEEP has removed; there may be more */
 } MrBatch;
