@@ -151,7 +151,7 @@ typedef struct MrBatch
 	Size bytes; /* of raw messages */
 	int nstaged;
 	MrStaged *staged; /* by MrStaging.ordinal */
-	struct MrUnchanged **known; /* objects by MrStaging.ordinal, once a message leaves something out */
+	struct MrUnchanged **known; /* by MrStaging.ordinal, once a message leaves something out */
 	struct List *failures; /* MrFailure *, what becomes dead letters */
 	bool waits; /* some message does; see MrMessage.waits */
 	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
