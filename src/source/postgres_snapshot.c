@@ -2,8 +2,9 @@
  * postgres_snapshot.c
  *	  Copying tables in rounds of chunks while their changes stream (C19).
  *
- * A round is one REPEATABLE READ transaction at the source, which takes its snapshot S, then a place L in the log, greater
- * than that of the round before; n connections share S and each copies a range of pages.  The rows count as read at L,
+ * A round is one REPEATABLE READ transaction at the source, which takes its snapshot S, then the place L to which the log is
+ * flushed, greater than that of the round before (what is not flushed may be lost, and its places and transaction ids given
+ * to others); n connections share S and each copies a range of pages.  The rows count as read at L,
  * and all of them, with the progress, are one transaction here.
  *
  * A streamed change beats a round's row if and only if S does not see its transaction.  That a commit lies before L does
@@ -227,7 +228,7 @@ take_snapshot(MrPgSource *source, char **name)
 					   NULL) ||
 			!mr_pg_run(client,
 					   "SELECT pg_catalog.pg_current_snapshot(), "
-					   "pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_export_snapshot(), "
+					   "pg_catalog.pg_current_wal_flush_lsn(), pg_catalog.pg_export_snapshot(), "
 					   "(1000000 * extract(epoch FROM pg_catalog.clock_timestamp()))::bigint",
 					   MR_PG_TIMEOUT, &rows) ||
 			!mr_pg_parse_lsn(rows.values[0][1], &position))

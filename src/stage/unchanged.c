@@ -488,9 +488,9 @@ mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bo
 	object->version_null = version->version_null;
 	object->epoch = version->message->epoch;
 	object->place = version->message->place;
-	object->incomplete = version->incomplete;
 	if (deleted)
 		return;
+	object->incomplete = version->incomplete;
 	object->read = true;
 	if (whole)
 		object->whole = version->message;
