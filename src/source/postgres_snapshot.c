@@ -647,6 +647,7 @@ add_row(MrPgSource *source, MrBatch *batch, const MrPgReader *reader, StringInfo
 	char *next = line;
 	char *end = line + length - (length > 0 && line[length - 1] == '\n' ? 1 : 0);
 	MrMessage *message;
+	uint64 place[2] = {0};
 	int columns = 0;
 	char *text;
 	int size;
@@ -667,6 +668,9 @@ add_row(MrPgSource *source, MrBatch *batch, const MrPgReader *reader, StringInfo
 	message->topic = relation->name;
 	message->epoch = source->position.epoch;
 	message->position = (int64) source->round->position;
+	/* Before every change that counts as of that position. */
+	place[1] = pg_hton64(++source->round->nrows);
+	memcpy(&message->place, place, sizeof(place));
 	message->time = source->round->clock;
 	message->op = MR_OP_READ;
 	message->relation = relation;

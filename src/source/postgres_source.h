@@ -64,6 +64,7 @@ typedef struct MrPgRound
 	int nrunning;
 	uint64 *running;
 	char *text; /* as pg_current_snapshot() writes it */
+	uint64 nrows; /* read so far: each has a place of its own */
 } MrPgRound;
 
 /* A table that is being copied. */

@@ -521,6 +521,18 @@ forget_move(MrStaged *staged, const MrMessage *message, const Datum *key)
 	staged->nversions--;
 }
 
+/*
+ * The version has no rows until its row comes again.  Where messages wait for dictionaries it has to be there all the same:
+ * an older one that is completed must not be taken for what the object is.
+ */
+static void
+hold_back(MrVersion *version)
+{
+	version->incomplete = true;
+	version->held_back = true;
+	version->nrows = 0;
+}
+
 /* One message as one staging table takes it. */
 static void
 map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
@@ -541,7 +553,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	}
 
 	/* The row comes again, with all that this message has left out. */
-	if (message->unknown)
+	if (message->unknown && plan->enriched == NULL)
 		return;
 
 	key = palloc(sizeof(Datum) * staging->nkeys);
@@ -570,7 +582,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	/* When it is complete, what it leaves out may not be known any more. */
 	if (version->incomplete && e->document->unchanged && message->relation != NULL)
 		message->reread = true;
-	if (e->known != NULL)
+	if (e->known != NULL && !message->unknown)
 		mr_unchanged_note(e->known[staging->ordinal], version, !e->document->unchanged,
 						  e->document->deleted);
 	if (plan->version == NULL)
@@ -588,6 +600,11 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->deleted = true;
 		return;
 	}
+	if (message->unknown)
+	{
+		hold_back(version);
+		return;
+	}
 	if (plan->event_time != NULL)
 		version->event_time = DatumGetTimestampTz(
 			mapped_value(e, plan, plan->event_time, -1, &version->event_time_null));
@@ -596,8 +613,10 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 		version->incomplete = false;
 	else
 		map_rows(e, staging, version);
-	if (message->unknown)
+	if (message->unknown && plan->enriched == NULL)
 		staged->nversions--;
+	else if (message->unknown)
+		hold_back(version);
 	ResetExprContext(plan->context);
 }
 
