@@ -45,7 +45,7 @@ typedef struct MrMessage
 	int before_length;
 	bool moved; /* the row had another key: the message before this one deletes that */
 	bool reread; /* what it leaves out is not known: the source is to read the row again */
-	bool unknown; /* the same, of the staging table for which it is being mapped */
+	bool unknown; /* no version comes of it in the staging table for which it is being mapped */
 	TimestampTz sweep_before; /* MR_OP_SWEEP: all that was loaded before then */
 	char *headers; /* a JSON object as text, or NULL */
 	bool retried; /* a dead letter that is tried again */

@@ -552,8 +552,8 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 			map_column(e, staging, i, -1);
 	}
 
-	/* The row comes again, with all that this message has left out. */
-	if (message->unknown && plan->enriched == NULL)
+	/* The row comes again, with all that this message has left out, or has come. */
+	if (message->unknown && (plan->enriched == NULL || !message->reread))
 		return;
 
 	key = palloc(sizeof(Datum) * staging->nkeys);

@@ -159,7 +159,7 @@ extern MrUnchanged *mr_unchanged_create(MrBatch *batch, const MrStaging *staging
 
 /*
  * The value of a mapped column before the message.  When it cannot be known the message's `unknown` is set if the source
- * can read the row again, else that is an error.
+ * can read the row again, or has done so, else that is an error.
  */
 extern Datum mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key,
 								MrMessage *message, int column, bool *isnull);

@@ -8,6 +8,10 @@
  * again where the source can do that, else the change becomes a dead letter.  While a change of an object waits
  * among the dead letters, those after it which are not whole wait, too (C10).
  *
+ * A copy of the table may be ahead of the changes that come.  What it has brought is not what the object was before
+ * such a change, and need not be told by it: the change leaves no version.  Another object's copy tells nothing of a row
+ * that has got its key from it.
+ *
  * A change that is delivered once more may lack what has become something else since: it says nothing when its version
  * is no newer than what is remembered, or, in the source's own order, when it updates an object that was deleted.
  */
@@ -31,6 +35,7 @@ typedef struct Known
 	MrMessage *whole; /* the last message that needed nothing else, or NULL */
 	MrMessage *anew; /* the same, a delete included: of it nothing older counts */
 	bool read; /* what is staged of it has been looked for, or is not needed any more */
+	int64 staged_at; /* what is known is what is staged, as of that position; else 0 */
 	bool deleted; /* by the last message; what is known is what it was */
 	bool incomplete; /* it lacks what a dictionary does not know yet */
 	Datum version; /* of that one */
@@ -285,6 +290,15 @@ remember(MrUnchanged *objects, Datum *key)
 	return object;
 }
 
+/* Was the object staged before the source became another one, whose positions tell nothing about the message's? */
+static bool
+of_other_epoch(MrUnchanged *objects, const Known *object, const MrMessage *message)
+{
+	const Known *remembered = remember(objects, object->key);
+
+	return remembered == NULL || remembered->epoch != message->epoch;
+}
+
 /* Reads what is staged of an object. */
 static void
 read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
@@ -314,6 +328,8 @@ read_staged(MrUnchanged *objects, Known *object, MrMessage *message)
 										 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value))
 										 : datumCopy(value, mapped->by_value, mapped->length);
 		}
+		if (message->relation != NULL)
+			object->staged_at = position;
 		mr_change_set_key(message);
 		if (objects->letters && message->key != NULL && letter_waits(objects, message, position))
 		{
@@ -445,6 +461,15 @@ mr_unchanged_value(MrUnchanged *objects, const MrStaged *staged, Datum *key, MrM
 
 	if (failed_before(objects, object->whole, message))
 		report_waiting(staging, message);
+	if (object->staged_at > message->position)
+	{
+		/* That is not what the object was, but what it has become. */
+		*isnull = true;
+		message->unknown = true;
+		if (moved || of_other_epoch(objects, object, message))
+			message->reread = true;
+		return (Datum) 0;
+	}
 	if ((!object->known[column] || (object->deleted && !moved) ||
 		 is_awaited(objects, object, column)) &&
 		!ask_again(message))
@@ -490,6 +515,7 @@ mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bool whole, bo
 	object->place = version->message->place;
 	if (deleted)
 		return;
+	object->staged_at = 0;
 	object->incomplete = version->incomplete;
 	object->read = true;
 	if (whole)
