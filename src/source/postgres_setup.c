@@ -473,6 +473,7 @@ mr_pg_poll_slot(MrPgSource *source)
 		mr_pg_disconnect(source);
 		return;
 	}
+	mr_debug_point("slot_made");
 	source->made_slot = true;
 	source->due |= MR_PG_DUE_READY;
 	source->base.wants_tick = true;

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Kills the worker of an inbox at each named point of a batch: afterwards every message was taken exactly once.
+"""Kills workers at each named point of a batch: afterwards every message, or change of a table, was taken exactly once.
 
 Needs a build with debug points (make DEBUG_POINTS=1 install), as scripts/test.sh makes it.
 """
@@ -11,6 +11,7 @@ import psycopg2                                     # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 POINTS = ('before_advance', 'before_commit', 'after_commit')
+CDC_POINTS = ('slot_made', 'before_advance', 'before_commit', 'after_commit')
 FILL_POINTS = ('in_chunk', 'before_chunk_commit', 'after_chunk')
 MESSAGES = 200
 SETUP = """
@@ -152,10 +153,66 @@ def complete(server, point):
     return good
 
 
+def set_point(server, point):
+    server.query(f"ALTER SYSTEM SET millrace.debug_point = '{point}'" if point else 'ALTER SYSTEM RESET millrace.debug_point')
+    server.query('SELECT pg_reload_conf()')
+    wait_for('the setting', lambda: server.one('SHOW millrace.debug_point') == (point or ''))
+
+
+def follow(server, shell, while_copying):
+    """
+    A table of this server is followed, and the server killed at each point, while the table is copied or while changes
+    come.  The source is killed with it.
+    """
+    name = 'copied' if while_copying else 'streamed'
+    server.query(f"""CREATE TABLE k.{name} (id integer PRIMARY KEY, v integer, big text);
+        ALTER TABLE k.{name} ALTER COLUMN big SET STORAGE EXTERNAL;
+        INSERT INTO k.{name} SELECT i, i, repeat('b', 4000) FROM generate_series(1, 500) i""")
+    server.query(f"""CREATE SERVER {name} FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host '{shell.value('$PGHOST')}', port '{shell.value('$PGPORT')}', dbname 'postgres');
+        CREATE USER MAPPING FOR CURRENT_USER SERVER {name} OPTIONS (username 'postgres');
+        SELECT millrace.create_stream('{name}', server => '{name}', options => '{{"tables": ["k.{name}"], "snapshot_chunk": 100}}');
+        SELECT millrace.create_staging('k.m_{name}', stream => '{name}', source_table => 'k.{name}', log => true);
+        SELECT millrace.create_mart('k.v_{name}', 'SELECT v % 7 AS group, count(*) AS n, sum(v) AS total FROM k.m_{name} GROUP BY 1')""")
+    state = f"SELECT count(*) FROM millrace.snapshot_status WHERE stream = '{name}' AND state = 'done'"
+    if not while_copying:
+        server.query(f"SELECT millrace.start_stream('{name}')")
+        wait_for('the copy', lambda: server.one(state) == 1)
+    changes, good = 0, True
+    for point in CDC_POINTS if while_copying else CDC_POINTS[1:]:
+        started = server.crashes()
+        set_point(server, point)
+        if while_copying and point == CDC_POINTS[0]:
+            server.try_query(f"SELECT millrace.start_stream('{name}')")
+        elif while_copying:
+            server.try_query(f"SELECT millrace.resnapshot('{name}', 'k.{name}')")
+        else:
+            server.try_query(f"UPDATE k.{name} SET v = v + 1 WHERE id % 3 = 0")
+        wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
+        set_point(server, None)
+        changes += 1
+        server.query(f"INSERT INTO k.{name} VALUES (-{changes}, 0, 'last') ON CONFLICT DO NOTHING")
+        wait_for('the last change', lambda: server.one(f'SELECT count(*) FROM k.m_{name} WHERE id = -{changes}') == 1)
+        wait_for('the copy', lambda: server.one(state) == 1)
+        different = server.one(f"""SELECT count(*) FROM ((SELECT id, v, big FROM k.{name} EXCEPT SELECT id, v, big FROM k.m_{name})
+            UNION ALL (SELECT id, v, big FROM k.m_{name} EXCEPT SELECT id, v, big FROM k.{name})) d""")
+        verified = server.query(f"SELECT missing, unexpected FROM millrace.verify('k.v_{name}')")
+        twice = server.one(f'SELECT count(*) FROM (SELECT FROM k.m_{name}_log GROUP BY id, _position, v HAVING count(*) > 1) d')
+        same = (different, verified, twice) == (0, [(0, 0)], 0)
+        print(f"{'ok' if same else 'not ok'} - a table that is {name}, killed {point}")
+        if not same:
+            print(f'# {different} rows differ, verify {verified}, {twice} versions came twice')
+        good = good and same
+    # No slot is left behind by one that was made and not written down.
+    server.query(f"SELECT millrace.stop_stream('{name}')")
+    slots = server.one(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name ~ '{name}'")
+    print(f"{'ok' if slots == 1 else 'not ok'} - and there is one slot")
+    return good and slots == 1
+
+
 def main():
     good = True
     with Shell() as shell:
-        shell.run('pg_start "$work/pg" "millrace.databases = \'postgres\'"')
+        shell.run('pg_start "$work/pg" "millrace.databases = \'postgres\'" "wal_level = logical" "max_worker_processes = 16"')
         shell.environ()
         server = Server()
         server.query(SETUP)
@@ -199,6 +256,8 @@ def main():
             last += MESSAGES
             good = check(server, f'after being killed {point}', last) and good
         good = complete(server, 'before_complete_commit') and good
+        good = follow(server, shell, True) and good
+        good = follow(server, shell, False) and good
         if not good:
             shell.run('tail -n 40 "$work/pg/server.log"')
     return good
