@@ -132,6 +132,7 @@ read_rounds(MrPgSource *source)
 		round->position = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 1, &isnull));
 		round->clock = DatumGetTimestampTz(mr_sql_value(i, 3, &isnull));
 		source->live = lappend(source->live, round);
+		source->last_round = round->position;
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

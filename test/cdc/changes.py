@@ -10,7 +10,7 @@ equal a recompute from the source.
 
     changes.py             15 seconds of changes
     changes.py --long      5 minutes
-    --seed, --seconds, --kills
+    --seed, --seconds, --kills (more are more frequent; 0: none)
     --strict               fails for the known fault as well
 
 A known fault: in some runs, all of them with the source killed, a row of the mirror ends with an old large value, which changes
@@ -178,7 +178,7 @@ def learn(target, owners):
 
 def disturb(shell, draw, source, target, kills):
     """Something that must make no difference."""
-    what = draw.choice(['again', 'again', 'some', 'pause', 'resume', 'owners', 'owners'] + (['worker', 'target', 'source'] if kills else []))
+    what = draw.choice(['again', 'again', 'some', 'pause', 'resume', 'owners', 'owners'] + ['worker', 'target', 'source'] * kills)
     if what in ('again', 'some'):
         table = draw.choice(['items', 'whole', 'parts'])
         try_to(lambda: execute(target, 'SELECT millrace.resnapshot(%s, %s, %s)', ('shop', f'public.{table}', 'id % 3 = 0' if what == 'some' else None)))

@@ -116,6 +116,13 @@ def main():
         change(4)
         target.becomes('it is read when he has gone', SUM, 40)
 
+        # Nothing happens at the source: its log does not grow from one copy to the next.
+        for time in ('once', 'twice', 'three times'):
+            target.query("SELECT millrace.resnapshot('shop', 'public.t')")
+            target.becomes(f'copied again {time}', "SELECT state FROM millrace.snapshot_status WHERE source_table = 'public.t'", 'done', 60)
+            stop()
+            start()
+
         # It is gone, or another one, or has lost its log.
         stop()
         source.query("SELECT pg_drop_replication_slot('millrace_postgres_shop')")
