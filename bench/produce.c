@@ -23,6 +23,8 @@
 
 #include <librdkafka/rdkafka.h>
 
+#define CROWDED 5000 /* messages a second */
+
 static long failures = 0;
 
 /* Reports what is wrong and ends the program. */
@@ -91,13 +93,18 @@ next_field(char **rest, long line_number)
 	return field;
 }
 
-/* Makes the producer: large batches for bulk, a millisecond of waiting for company at a rate. */
+/*
+ * Makes the producer: large batches for bulk.  At a rate it waits a millisecond for company; where messages come so fast
+ * that the broker would be busy with requests alone, five.
+ */
 static rd_kafka_t *
-make_producer(const char *brokers, int paced)
+make_producer(const char *brokers, double rate)
 {
 	const char *settings[][2] = {
-		{"bootstrap.servers", brokers},    {"linger.ms", paced ? "1" : "20"},
-		{"batch.num.messages", "100000"},  {"queue.buffering.max.messages", "200000"},
+		{"bootstrap.servers", brokers},
+		{"linger.ms", rate == 0 ? "20" : rate > CROWDED ? "5" : "1"},
+		{"batch.num.messages", "100000"},
+		{"queue.buffering.max.messages", "200000"},
 		{"message.max.bytes", "33554432"},
 	};
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
@@ -167,7 +174,7 @@ main(int argc, char **argv)
 	if (positional[2] != NULL && (in = fopen(positional[2], "r")) == NULL)
 		die("%s: %s", positional[2], strerror(errno));
 
-	kafka = make_producer(positional[0], rate > 0);
+	kafka = make_producer(positional[0], rate);
 	start = now_us();
 	while ((length = getline(&line, &capacity, in)) > 0)
 	{
