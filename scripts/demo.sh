@@ -1,28 +1,33 @@
 #!/usr/bin/env bash
-# Shows millrace at work: installs what is missing, builds, starts a private PostgreSQL in a temporary folder, and runs the
-# restaurant example on a stream of orders for some seconds. At the end there is a psql prompt, and nothing is left behind.
+# Shows millrace at work: installs what is missing, builds, starts a private PostgreSQL in a temporary folder, and runs an example
+# in it. At the end there is a psql prompt, and nothing is left behind.
 #
-#	scripts/demo.sh                 orders are pushed to an inbox
-#	scripts/demo.sh --kafka         orders come through a real Apache Kafka
-#	scripts/demo.sh --redis         orders are raw, and enriched from a real Redis
+#	scripts/demo.sh                 the shop: its table of orders changes, and the marts with it
+#	scripts/demo.sh --inbox         the restaurant: a stream of orders, pushed to an inbox
+#	scripts/demo.sh --kafka         the restaurant's orders come through a real Apache Kafka
+#	scripts/demo.sh --redis         the restaurant's orders are raw, and enriched from a real Redis
 #	scripts/demo.sh --keep          what was started goes on running; says how to connect and how to stop it
 #
-# RATE=300 messages a second, SECONDS_TO_RUN=15, BUILD=0 to take the millrace that is installed.
+# ORDERS=20000 in the shop's table; RATE=300 of the restaurant's messages a second, SECONDS_TO_RUN=15; BUILD=0 to take the millrace
+# that is installed.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
 
+shop_orders=${ORDERS:-20000}
 rate=${RATE:-300}
 seconds=${SECONDS_TO_RUN:-15}
+example=shop
 kafka=
 redis=
 keep=
 for argument in "$@"; do
 	case $argument in
-		--kafka) kafka=1 ;;
-		--redis) redis=1 ;;
+		--inbox) example=restaurant ;;
+		--kafka) example=restaurant kafka=1 ;;
+		--redis) example=restaurant redis=1 ;;
 		--keep) keep=1 ;;
-		*) die "unknown argument \"$argument\": scripts/demo.sh [--kafka] [--redis] [--keep]" ;;
+		*) die "unknown argument \"$argument\": scripts/demo.sh [--inbox] [--kafka] [--redis] [--keep]" ;;
 	esac
 done
 
@@ -32,41 +37,94 @@ title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 value() { psql -qXAt -v ON_ERROR_STOP=1 -c "$1"; }
 table() { psql -qX -P pager=off -v ON_ERROR_STOP=1 -P footer=off -c "$1"; }
 
-# ---- install, build, start ---------------------------------------------------------------------------------
+# Says whether the marts are what a plain query makes of the tables below them.
+verify_marts() {
+	local marts="millrace.target_status t, millrace.verify(t.relation::regclass) v WHERE t.kind = 'mart'" differences
+	title "the marts against a plain recompute (millrace.verify)"
+	table "SELECT v.* FROM $marts"
+	differences=$(value "SELECT sum(v.missing + v.unexpected) FROM $marts")
+	[ "$differences" = 0 ] || die "$differences differences"
+	echo "${bold}0 differences${plain}"
+}
 
-need_packages build demo ${kafka:+kafka} ${redis:+redis}
-if [ "${BUILD:-1}" = 1 ]; then
-	say "building millrace for PostgreSQL $(pg_major)"
-	make -s -C "$root" -j "$(nproc)" >/dev/null
-	as_root make -s -C "$root" install >/dev/null
-fi
-temp_dir work
-say "starting PostgreSQL in $work"
-pg_start "$work/pg" "millrace.databases = 'demo'"
-psql -qX -c 'CREATE DATABASE demo'
-export PGDATABASE=demo
+# Prints a declaration of an example.
+declaration() { sed -n "/create_mart('$2/,/;/p" "$root/examples/$1" | sed "s/^/  $dim/; s/\$/$plain/"; }
 
-example=(-v start=1)
-model=examples/restaurant/plain.sql
-if [ -n "$kafka" ]; then
-	say "starting Apache Kafka"
-	make -s -C "$root/bench" produce
-	kafka_start "$work/kafka"
-	kafka_topic orders 4
-	example+=(-v broker="$KAFKA_BOOTSTRAP" -v topic=orders)
-fi
-if [ -n "$redis" ]; then
-	say "starting Redis"
-	redis_start "$work/redis"
-	"$PYTHON" "$root/bench/gen_orders.py" --dictionary | redis --pipe >/dev/null
-	model=examples/restaurant/restaurant.sql
-	example+=(-v redis=127.0.0.1 -v redis_port="$REDIS_PORT")
-fi
-title "$model: a stream, ${redis:+3 dictionaries, }2 staging tables, 5 hubs, 4 links, $([ -n "$redis" ] && echo 6 || echo 5) satellites, 2 marts"
-sed -n "/create_mart('cdm.user_product/,/;/p" "$root/examples/restaurant/model.sql" | sed "s/^/  $dim/; s/\$/$plain/"
-psql -qXAt -o /dev/null "${example[@]}" -f "$root/$model"
+# ---- the shop ----------------------------------------------------------------------------------------------
 
-# ---- orders ------------------------------------------------------------------------------------------------
+shop_day=2026-01-13
+shop_figures="SELECT * FROM gold.daily_summary WHERE date = '$shop_day'"
+
+copied() { [ "$(value "SELECT state FROM millrace.snapshot_status WHERE stream = 'shop'")" = done ]; }
+
+# Runs a statement on the shop's table, waits until the figures of the day are others, and prints them.
+change() {
+	local row="SELECT d::text FROM ($shop_figures) AS d"
+	printf '\n  %s%s%s\n' "$bold" "$1" "$plain"
+	psql -qXAt -v ON_ERROR_STOP=1 <<-SQL
+		DO \$\$
+		DECLARE
+		    before text := ($row);
+		    changed bigint;
+		    committed timestamptz;
+		BEGIN
+		    $1;
+		    GET DIAGNOSTICS changed = ROW_COUNT;
+		    COMMIT;
+		    committed := clock_timestamp();
+		    WHILE ($row) IS NOT DISTINCT FROM before LOOP
+		        IF clock_timestamp() > committed + interval '60 s' THEN
+		            RAISE 'the mart has not changed: %', (SELECT s FROM millrace.stream_status AS s);
+		        END IF;
+		        PERFORM pg_sleep(0.001);
+		    END LOOP;
+		    PERFORM set_config('demo.said', format('rows: %s; seen in the mart %s ms after the commit', changed,
+		        round(1000 * extract(epoch FROM clock_timestamp() - committed))), false);
+		END \$\$;
+		SELECT '  ' || current_setting('demo.said');
+	SQL
+	table "$shop_figures"
+}
+
+try_shop() {
+	cat <<-'TEXT'
+		  UPDATE shop.orders SET quantity = 2 * quantity WHERE category = 'Food';
+		  SELECT * FROM gold.category_stats ORDER BY revenue DESC;
+		  ALTER TABLE shop.orders ADD note text;
+		  UPDATE shop.orders SET note = 'call first' WHERE order_id = 'ORD0000005';
+		  SELECT * FROM bronze.orders WHERE order_id = 'ORD0000005' \gx
+		  SELECT * FROM millrace.stream_status \gx
+		  SELECT * FROM millrace.validate('shop');
+	TEXT
+}
+
+shop() {
+	title "examples/shop/table.sql: the shop keeps $shop_orders orders in shop.orders"
+	psql -qXAt -o /dev/null -v orders="$shop_orders" -f "$root/examples/shop/table.sql"
+	title "examples/shop/shop.sql: a stream of its changes → bronze (as it is) → silver (clean) → gold (7 marts)"
+	declaration shop/shop.sql gold.daily_summary
+	psql -qXAt -o /dev/null -v source="$PGDATABASE" -v start=1 -f "$root/examples/shop/shop.sql"
+	wait_for 120 copied || { table 'SELECT * FROM millrace.stream_status' >&2; die "the table is not copied"; }
+	title "the table is copied, and the marts are there; from now on changes are followed"
+	table 'SELECT source_table, state, rows, finished_at - started_at AS took FROM millrace.snapshot_status'
+	table 'SELECT * FROM gold.category_stats ORDER BY revenue DESC LIMIT 5'
+	title "gold.rejected: what silver refused"
+	table 'SELECT reason, rejected FROM gold.rejected ORDER BY reason'
+
+	title "gold.daily_summary moves with the table"
+	table "$shop_figures"
+	change "UPDATE shop.orders SET status = 'cancelled' WHERE order_id = 'ORD0000007'"
+	change "INSERT INTO shop.orders (order_id, order_date, customer_id, product_id, category, product_name, price, quantity, status, region)
+    VALUES ('NEW', '$shop_day 12:00', 'CUST0007', 'PROD007', 'Beauty', 'Beauty 7', 1000, 2, 'completed', 'East')"
+	change "DELETE FROM shop.orders WHERE region = 'North'"
+
+	verify_marts
+	title "bronze.orders against shop.orders"
+	table "SELECT count(o) AS \"shop.orders\", count(b) AS \"bronze.orders\", count(*) FILTER (WHERE (to_jsonb(b) @> to_jsonb(o)) IS NOT TRUE) AS different
+		FROM shop.orders o FULL JOIN bronze.orders b USING (order_id)"
+}
+
+# ---- the restaurant ----------------------------------------------------------------------------------------
 
 # Prints statements that push, so many messages a second.
 push_statements() {
@@ -114,47 +172,90 @@ figures_sql="
 	FROM millrace.stream_status WHERE stream = 'orders'"
 row() { printf '%6s │%9s %6s %7s %7s │%8s %8s │%12s │%10s %10s\n' "$@"; }
 
-title "$rate messages a second for $seconds seconds${kafka:+, through Apache Kafka at $KAFKA_BOOTSTRAP}"
-printf %s "$dim"
-row time messages '' behind lag staged staged order_status product orders
-row '' consumed /s by ms orders items rows counters counted
-printf %s "$plain"
-feed &
-feeder=$!
-on_exit end_feed
-before=0
-for ((tick = 1; tick <= seconds; tick++)); do
-	sleep 1
-	IFS='|' read -r messages lag lag_ms orders items satellite products counted < <(value "$figures_sql")
-	row "$tick s" "$messages" "$((messages - before))" "$lag" "$lag_ms" "$orders" "$items" "$satellite" "$products" "$counted"
-	before=$messages
-done
-wait "$feeder" || die "the orders could not be sent"
-feeder=
-
 # All is consumed when as many messages as were sent have gone through.
 caught_up() { [[ "$(value "$figures_sql")" == "$((rate * seconds))|0|"* ]]; }
-wait_for 60 caught_up || { table 'SELECT * FROM millrace.stream_status' >&2; die "the stream does not catch up"; }
 
-# ---- what came out -----------------------------------------------------------------------------------------
+try_restaurant() {
+	[ -n "$kafka" ] || cat <<-'TEXT'
+		  SELECT millrace.push('orders', '{"no": "order"}', key => '1');
+		  SELECT id, kind, message FROM millrace.dead_letter;
+	TEXT
+	cat <<-'TEXT'
+		  SELECT * FROM dds.s_user_names_current LIMIT 5;
+		  SELECT * FROM millrace.stream_status \gx
+		  SELECT * FROM millrace.validate('orders');
+	TEXT
+}
 
-title "cdm.user_product_counters: what a customer has bought"
-table 'SELECT left(user_id, 8) AS user_id, left(product_id, 8) AS product_id, product_name, order_cnt
-	FROM cdm.user_product_counters ORDER BY order_cnt DESC, user_id COLLATE "C", product_id COLLATE "C" LIMIT 5'
-sleep 1.5             # figures are written once a second
-title "from a message to what is visible: seconds and rows by stage (millrace.stage_stats)"
-table "SELECT stage, batches, rows,
-		round(seconds::numeric, 2) AS seconds, round((100 * seconds / sum(seconds) OVER ())::numeric) AS percent
-	FROM millrace.stage_stats WHERE stream = 'orders'"
-if [ -n "$redis" ]; then
-	title "how often Redis was asked (millrace.dictionary_status)"
-	table 'SELECT dictionary, hits, misses, pending, requests, round(latency_ms::numeric, 2) AS latency_ms FROM millrace.dictionary_status'
+restaurant() {
+	local model=plain.sql options=(-v start=1) messages lag lag_ms orders items satellite products counted before=0 tick
+	if [ -n "$kafka" ]; then
+		say "starting Apache Kafka"
+		make -s -C "$root/bench" produce
+		kafka_start "$work/kafka"
+		kafka_topic orders 4
+		options+=(-v broker="$KAFKA_BOOTSTRAP" -v topic=orders)
+	fi
+	if [ -n "$redis" ]; then
+		say "starting Redis"
+		redis_start "$work/redis"
+		"$PYTHON" "$root/bench/gen_orders.py" --dictionary | redis --pipe >/dev/null
+		model=restaurant.sql
+		options+=(-v redis=127.0.0.1 -v redis_port="$REDIS_PORT")
+	fi
+	title "examples/restaurant/$model: a stream, ${redis:+3 dictionaries, }2 staging tables, 5 hubs, 4 links, $([ -n "$redis" ] && echo 6 || echo 5) satellites, 2 marts"
+	declaration restaurant/model.sql cdm.user_product_counters
+	psql -qXAt -o /dev/null "${options[@]}" -f "$root/examples/restaurant/$model"
+
+	title "$rate messages a second for $seconds seconds${kafka:+, through Apache Kafka at $KAFKA_BOOTSTRAP}"
+	printf %s "$dim"
+	row time messages '' behind lag staged staged order_status product orders
+	row '' consumed /s by ms orders items rows counters counted
+	printf %s "$plain"
+	feed &
+	feeder=$!
+	on_exit end_feed
+	for ((tick = 1; tick <= seconds; tick++)); do
+		sleep 1
+		IFS='|' read -r messages lag lag_ms orders items satellite products counted < <(value "$figures_sql")
+		row "$tick s" "$messages" "$((messages - before))" "$lag" "$lag_ms" "$orders" "$items" "$satellite" "$products" "$counted"
+		before=$messages
+	done
+	wait "$feeder" || die "the orders could not be sent"
+	feeder=
+	wait_for 60 caught_up || { table 'SELECT * FROM millrace.stream_status' >&2; die "the stream does not catch up"; }
+
+	title "cdm.user_product_counters: what a customer has bought"
+	table 'SELECT left(user_id, 8) AS user_id, left(product_id, 8) AS product_id, product_name, order_cnt
+		FROM cdm.user_product_counters ORDER BY order_cnt DESC, user_id COLLATE "C", product_id COLLATE "C" LIMIT 5'
+	sleep 1.5             # figures are written once a second
+	title "from a message to what is visible: seconds and rows by stage (millrace.stage_stats)"
+	table "SELECT stage, batches, rows,
+			round(seconds::numeric, 2) AS seconds, round((100 * seconds / sum(seconds) OVER ())::numeric) AS percent
+		FROM millrace.stage_stats WHERE stream = 'orders'"
+	if [ -n "$redis" ]; then
+		title "how often Redis was asked (millrace.dictionary_status)"
+		table 'SELECT dictionary, hits, misses, pending, requests, round(latency_ms::numeric, 2) AS latency_ms FROM millrace.dictionary_status'
+	fi
+	verify_marts
+}
+
+# ---- install, build, start ---------------------------------------------------------------------------------
+
+packages=(build)
+[ "$example" = shop ] || packages+=(demo ${kafka:+kafka} ${redis:+redis})
+need_packages "${packages[@]}"
+if [ "${BUILD:-1}" = 1 ]; then
+	say "building millrace for PostgreSQL $(pg_major)"
+	make -s -C "$root" -j "$(nproc)" >/dev/null
+	as_root make -s -C "$root" install >/dev/null
 fi
-title "the marts against a plain recompute (millrace.verify)"
-table "SELECT v.* FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v"
-differences=$(value "SELECT sum(v.missing + v.unexpected) FROM unnest('{cdm.user_product_counters, cdm.user_category_counters}'::regclass[]) m, millrace.verify(m) v")
-[ "$differences" = 0 ] || die "$differences differences"
-echo "${bold}0 differences${plain}"
+temp_dir work
+say "starting PostgreSQL in $work"
+pg_start "$work/pg" "millrace.databases = 'demo'" "wal_level = logical"
+psql -qX -c 'CREATE DATABASE demo'
+export PGDATABASE=demo
+"$example"
 
 # ---- and now ------------------------------------------------------------------------------------------------
 
@@ -174,16 +275,13 @@ if [ -n "$keep" ]; then
 	title "PostgreSQL goes on running"
 	echo "  $connect"
 	echo "  $work/stop          stops it and removes the folder"
+	title "what to try there"
+	"try_$example"
 elif [ -t 0 ]; then
 	title "look around; \\q ends the demonstration and removes everything"
-	cat <<-'TEXT'
-		  SELECT * FROM millrace.stream_status \gx
-		  SELECT millrace.push('orders', '{"no": "order"}', key => '1');   SELECT id, kind, message FROM millrace.dead_letter;
-		  SELECT * FROM dds.s_user_names_current LIMIT 5;
-		  SELECT millrace.validate('orders');
-	TEXT
+	"try_$example"
 	psql -X || true
 else
-	title "for a psql prompt run this in a terminal, or type: scripts/demo.sh${kafka:+ --kafka}${redis:+ --redis} --keep"
+	title "for a psql prompt run this in a terminal, or type: scripts/demo.sh${*:+ $*} --keep"
 	echo "  then: psql -h FOLDER -p PORT -U $PGUSER $PGDATABASE     (it prints them)"
 fi

@@ -1,8 +1,10 @@
 -- Shop: orders with dirty data → bronze (as they came) → silver (clean) → gold (figures).
 --
---	psql -f shop.sql                          the model, on an inbox: millrace.push('shop', …)
---	psql -v orders=20000 -f shop.sql          and that many made-up orders, consumed, with the figures shown
---	psql -v broker=localhost:9092 -f shop.sql the model, from the Kafka topic shop-orders (-v start=1 starts it)
+--	psql -f shop.sql                           the model, on an inbox: millrace.push('shop', …)
+--	psql -v orders=20000 -f shop.sql           and that many made-up orders, consumed, with the figures shown
+--	psql -v broker=localhost:9092 -f shop.sql  the model, from the Kafka topic shop-orders (-v start=1 starts it)
+--	psql -v source=app -f shop.sql             the model, from the changes of shop.orders (table.sql) in database app of this server; that may
+--	                                           be the database of the model, too (-v start=1 starts it)
 --
 -- A message is an order as it is now (the key is order_id); it comes again whenever the order changes:
 --
@@ -21,31 +23,32 @@ CREATE SCHEMA bronze;
 CREATE SCHEMA silver;
 CREATE SCHEMA gold;
 
+-- where orders come from; :mapping is what both staging tables say of that: the name of a table, or each column of a message
+\if :{?source}
+CREATE SERVER shop_source FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host :'HOST', port :'PORT', dbname :'source');
+CREATE USER MAPPING FOR CURRENT_USER SERVER shop_source OPTIONS (username :'USER');      -- and password_file, where one is asked for
+SELECT millrace.create_stream('shop', server => 'shop_source', options => '{"tables": ["shop.orders"]}');
+SELECT $$ source_table => 'shop.orders' $$ AS mapping \gset
+\else
 \if :{?broker}
 CREATE SERVER shop_broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers :'broker');
 SELECT millrace.create_stream('shop', server => 'shop_broker', options => '{"topic": "shop-orders"}');
 \else
 SELECT millrace.create_stream('shop');
 \endif
-
--- bronze: everything, as it came
-SELECT millrace.create_staging('bronze.orders', stream => 'shop',
-  key => '{"order_id": ["$.order_id", "text"]}',
-  version => '["$.updated_at", "timestamptz"]', event_time => '"$.order_date"',
+SELECT $$ key => '{"order_id": ["$.order_id", "text"]}', version => '["$.updated_at", "timestamptz"]',
   columns => '{"order_date": ["$.order_date", "timestamptz"], "customer_id": "$.customer_id",
                "product_id": "$.product_id", "category": "$.category", "product_name": "$.product_name",
                "price": ["$.price", "numeric(12,2)"], "quantity": ["$.quantity", "integer"], "total": ["$.total", "numeric(14,2)"],
                "status": "$.status", "payment_method": "$.payment_method", "region": "$.region",
-               "created_at": ["$.created_at", "timestamptz"], "updated_at": ["$.updated_at", "timestamptz"]}');
+               "created_at": ["$.created_at", "timestamptz"], "updated_at": ["$.updated_at", "timestamptz"]}' $$ AS mapping \gset
+\endif
+
+-- bronze: everything, as it came
+SELECT millrace.create_staging('bronze.orders', stream => 'shop', event_time => '"$.order_date"', :mapping);
 
 -- silver: cleaned; orders that are sold; what is of no use is refused by name
-SELECT millrace.create_staging('silver.orders', stream => 'shop', payload => 'none',
-  key => '{"order_id": ["$.order_id", "text"]}',
-  version => '["$.updated_at", "timestamptz"]', event_time => '"$.order_date"',
-  columns => '{"order_date": ["$.order_date", "timestamptz"], "customer_id": "$.customer_id",
-               "product_id": "$.product_id", "category": "$.category", "product_name": "$.product_name",
-               "price": ["$.price", "numeric(12,2)"], "quantity": ["$.quantity", "integer"], "total": ["$.total", "numeric(14,2)"],
-               "status": "$.status", "payment_method": "$.payment_method", "region": "$.region"}',
+SELECT millrace.create_staging('silver.orders', stream => 'shop', event_time => '"$.order_date"', payload => 'none', :mapping,
   computed => '{"price": ["abs(raw.price)", "numeric(12,2)"], "total": ["abs(raw.price) * quantity", "numeric(14,2)"],
                 "repaired": ["raw.price < 0 OR raw.total IS DISTINCT FROM raw.price * raw.quantity", "boolean"]}',
   filter => $$ status IN ('completed', 'processing') OR status = '' OR status IS NULL $$,
