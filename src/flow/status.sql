@@ -84,7 +84,7 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT CASE WHEN s.server IS NULL THEN (SELECT count(*) FROM millrace.inbox i WHERE i.stream_id = s.id)
                 ELSE (SELECT sum(greatest(p.high_watermark - greatest(p.position, p.reached), 0))::bigint
-                      FROM millrace.stream_position p WHERE p.stream_id = s.id) END AS messages,
+                      FROM millrace.stream_position p WHERE p.stream_id = s.id AND p.topic <> '') END AS messages,
            CASE WHEN s.server IS NULL THEN
                      (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(i.message_time))::double precision, 0)
                       FROM millrace.inbox i WHERE i.stream_id = s.id)
@@ -95,7 +95,7 @@ WHERE millrace_internal.may_watch(s.owner);
 COMMENT ON VIEW millrace.stream_status IS 'streams: whether they run, what is wrong, how far they lie behind';
 COMMENT ON COLUMN millrace.stream_status.state IS
     'running, starting, waiting (for its source, or for the next attempt after an error), failed (until something is changed), stopping, stopped, fenced (see adopt())';
-COMMENT ON COLUMN millrace.stream_status.lag_messages IS 'messages that are there and not consumed yet; NULL: not known yet';
+COMMENT ON COLUMN millrace.stream_status.lag_messages IS 'messages that are there and not consumed yet; NULL: not known yet, or of a PostgreSQL source: see replication_status';
 COMMENT ON COLUMN millrace.stream_status.lag_seconds IS 'age of the oldest message of an inbox, or of the last one consumed when more are there';
 COMMENT ON COLUMN millrace.stream_status.messages IS 'messages consumed since reset_stage_stats(), replays included';
 

@@ -871,7 +871,7 @@ merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *
 	}
 }
 
-void
+int64
 mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner, MrMerge **merges,
 					MrMartResults *results, MrMergeEmpty empty, const char *name)
 {
@@ -893,4 +893,5 @@ mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner, MrMer
 		merge_values(delta, &delta->sides[i], counting.values[i], merges[i], name);
 	merge_groups(delta, counting.groups, owner, merges[delta->nsides], results, empty, name);
 	MemoryContextReset(delta->econtext->ecxt_per_tuple_memory);
+	return counting.groups->members;
 }

@@ -323,6 +323,8 @@ write_deltas(MrMart *mart, DeltaSize size)
 		delta = mr_saved_run(table->delta[size], &desc);
 		stores = lappend(stores, delta);
 		mr_run_back(&saved);
+		if (i == mart->ntables - 1)
+			mart->base.written += tuplestore_tuple_count(delta);
 		if (tuplestore_tuple_count(delta) == 0 && table->output == NULL)
 			continue;
 
@@ -419,8 +421,9 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 			mr_run_as_restricted(&saved, mart->base.owner);
 			mr_check_privileges(mart->definition);
 			mr_run_back(&saved);
-			mr_mart_delta_apply(mart->delta, staged, mart->base.owner, mart->merges, mart->results,
-								mart->empty, mart->base.name);
+			mart->base.written += mr_mart_delta_apply(mart->delta, staged, mart->base.owner,
+													  mart->merges, mart->results, mart->empty,
+													  mart->base.name);
 		}
 	}
 	PG_CATCH();

@@ -201,10 +201,13 @@ typedef struct MrMartDelta MrMartDelta;
 
 extern MrMartDelta *mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner);
 
-/* Adds it to the tables of the state, each of which is plain: those of distinct counts, then the mart's own. */
-extern void mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
-								MrMerge **merges, MrMartResults *results, MrMergeEmpty empty,
-								const char *name);
+/*
+ * Adds it to the tables of the state, each of which is plain: those of distinct counts, then the mart's own.  Returns how
+ * many groups it touched.
+ */
+extern int64 mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
+								 MrMerge **merges, MrMartResults *results, MrMergeEmpty empty,
+								 const char *name);
 
 /* clear.c */
 extern void mr_mart_clear(MrTarget *target, const char *filter, char **condition);

@@ -661,6 +661,8 @@ COMMENT ON FUNCTION millrace_internal.may_watch(regrole) IS 'the owner of a stre
 CREATE VIEW millrace.stream_partition WITH (security_barrier) AS
 SELECT s.name AS stream, nullif(p.topic, '') AS topic, p.partition, p.epoch, p.position, p.high_watermark,
        CASE WHEN s.server IS NULL THEN i.messages
+            -- of a PostgreSQL server: positions are places in its log
+            WHEN p.topic = '' THEN NULL
             ELSE greatest(p.high_watermark - greatest(p.position, p.reached), 0) END AS lag_messages,
        CASE WHEN s.server IS NULL THEN
                  coalesce(extract(epoch FROM clock_timestamp() - i.oldest)::double precision, 0)
