@@ -66,7 +66,14 @@ DECLARE
     alias text;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
-    IF target.kind <> 'mart' THEN
+    IF target.kind = 'pit' THEN
+        -- Spans, for they stand for any number of snapshots; under the names that the view has, which shows snapshot_at in the place of both times.
+        RETURN format('SELECT pg_catalog.row_to_json(ROW(s.hash_key, s.from_at))::text, (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text '
+                      'FROM millrace_state.pit_%s AS s WHERE s.%s = ANY ($1) AND s.from_at > ''-infinity'' ORDER BY 1',
+            (SELECT string_agg(format('s.%I AS %I', s.attname, coalesce(v.attname, s.attname)), ', ' ORDER BY s.attnum)
+             FROM pg_attribute s LEFT JOIN pg_attribute v ON v.attrelid = target.relation AND v.attnum = CASE WHEN s.attnum > 3 THEN s.attnum - 1 WHEN s.attnum = 1 THEN 1 END
+             WHERE s.attrelid = format('millrace_state.pit_%s', target.id)::regclass AND s.attnum > 0), target.id, id_column);
+    ELSIF target.kind <> 'mart' THEN
         RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
              WHERE i.indrelid = target.relation AND i.indexrelid = (
