@@ -156,14 +156,14 @@ SELECT t.relation::text AS relation, t.kind,
        CASE WHEN t.state = 'active' THEN 'done' WHEN b.paused THEN 'paused' WHEN t.state = 'new' THEN 'waiting'
             WHEN b.failures > 0 THEN 'failed' ELSE 'filling' END AS state,
        coalesce(b.chunks, 0) AS chunks, coalesce(b.rows, 0) AS rows_done, b.estimate AS rows_estimate, b.since, b.finished_at,
-       coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, t.horizon, t.owner::text AS owner
+       coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, greatest(t.horizon, t.redefined_at) AS horizon, t.owner::text AS owner
 FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id
 WHERE (b.target_id IS NOT NULL OR t.state <> 'active') AND millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.backfill_status IS 'how far targets are filled that were declared over what is there already; they are not complete before';
 COMMENT ON COLUMN millrace.backfill_status.state IS
     'waiting (for the first batch after the declaration), filling, paused, failed (it is tried again), done';
 COMMENT ON COLUMN millrace.backfill_status.rows_estimate IS 'how many rows there were to read, as the statistics knew; NULL: they did not';
-COMMENT ON COLUMN millrace.backfill_status.horizon IS 'from when on its sources are complete for it; -infinity: from their beginning';
+COMMENT ON COLUMN millrace.backfill_status.horizon IS 'from when on it will have what its sources say, as it is defined now; -infinity: from their beginning';
 GRANT SELECT ON millrace.backfill_status TO PUBLIC;
 
 -- millrace.pause_backfill(), millrace.resume_backfill()

@@ -147,13 +147,21 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.log_horizon(integer) IS 'from when on the logs of a target''s sources have every version; NULL: one of them has no log';
 
--- The rows of a vault table that can be judged: those that came since its sources have every version.
+-- From when on the rows of a hub, link or satellite must come from versions that its sources have, as it is defined now.
+CREATE FUNCTION millrace_internal.judged_since(target millrace.target) RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN h.horizon IS NOT NULL THEN greatest(h.horizon, target.redefined_at) ELSE 'infinity' END FROM millrace_internal.log_horizon(target.id) AS h (horizon)
+$$;
+COMMENT ON FUNCTION millrace_internal.judged_since(millrace.target) IS 'from when on rows of a vault table can be judged; infinity: none of them can';
+
+-- The rows of a vault table that can be judged.
 CREATE FUNCTION millrace_internal.judged_rows(target millrace.target, prefix text) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN h.horizon IS NULL THEN 'false' WHEN h.horizon = '-infinity' AND target.redefined_at IS NULL THEN 'true'
-                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), greatest(h.horizon, target.redefined_at)) END
-    FROM millrace_internal.log_horizon(target.id) AS h (horizon)
+    SELECT CASE WHEN j.since = '-infinity' THEN 'true' WHEN j.since = 'infinity' THEN 'false'
+                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), j.since) END
+    FROM millrace_internal.judged_since(target) AS j (since)
 $$;
 COMMENT ON FUNCTION millrace_internal.judged_rows(millrace.target, text) IS 'the condition under which a row of a vault table must come from a version that is still there';
 
@@ -453,7 +461,7 @@ BEGIN
     ELSE
         PERFORM millrace_internal.check_filled(kept.id);
         SELECT string_agg(coalesce(CASE WHEN kept.kind <> 'mart' THEN g.log END, g.relation)::text, ', ' ORDER BY s.ordinal),
-               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE coalesce(millrace_internal.log_horizon(kept.id), 'infinity') END
+               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE (SELECT millrace_internal.judged_since(t) FROM millrace.target t WHERE t.id = kept.id) END
         INTO compared_with, horizon
         FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = kept.id;
         IF kept.kind = 'pit' THEN

@@ -749,6 +749,9 @@ BEGIN
         END IF;
         -- What has other sources lives on from them.
         IF EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id <> staging.id) THEN
+            IF dependent.kind <> 'pit' THEN
+                PERFORM millrace_internal.vault_redefined(dependent.id);
+            END IF;
             DELETE FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id = staging.id;
         ELSIF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
             PERFORM millrace_internal.drop_target(caller, dependent.id, true);

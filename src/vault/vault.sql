@@ -430,26 +430,40 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_check_same(millrace.target, json, text[], text) IS 'raises an error when something changed that cannot be altered';
 
--- Stores what may change: where values come from and what is written as record_source.
+-- Rows of a hub, link or satellite are made by another definition from now on: between two batches, so that it is known which are.
+CREATE FUNCTION millrace_internal.vault_redefined(target_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT millrace_internal.lock_stream(f.stream_id, true)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = vault_redefined.target_id ORDER BY 1) AS f;
+    UPDATE millrace.target t SET redefined_at = clock_timestamp() WHERE t.id = vault_redefined.target_id AND t.state <> 'new'
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_redefined(integer) IS 'notes that the rows of a hub, link or satellite that are there were made by another definition';
+
+-- Stores what may change: where values come from, which attributes there are, and what is written as record_source.
 CREATE FUNCTION millrace_internal.vault_update(present millrace.target, definition json, staging millrace.staging, columns json) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    source millrace.target_source;
+    redefined boolean;
 BEGIN
-    IF present.definition::jsonb = definition::jsonb
-       AND (SELECT jsonb_strip_nulls(s.columns::jsonb) FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1) = jsonb_strip_nulls(columns::jsonb) THEN
+    SELECT s.* INTO source FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1;
+    IF present.definition::jsonb = definition::jsonb AND jsonb_strip_nulls(source.columns::jsonb) = jsonb_strip_nulls(columns::jsonb) THEN
         RETURN false;
     END IF;
-    -- Between two batches, so that it is known which rows were made by which definition.
-    PERFORM millrace_internal.lock_stream(g.stream_id, true)
-    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = present.id ORDER BY 1) AS g;
-    UPDATE millrace.target t
-    SET definition = vault_update.definition, definition_no = t.definition_no + 1,
-        redefined_at = CASE WHEN t.state = 'new' THEN t.redefined_at ELSE clock_timestamp() END
-    WHERE t.id = present.id;
-    UPDATE millrace.target_source s SET columns = vault_update.columns
-    WHERE s.target_id = present.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = present.id AND o.staging_id = staging.id);
+    -- Another record source is no other content.
+    redefined := present.definition::jsonb - 'record_source' <> definition::jsonb - 'record_source'
+        OR jsonb_strip_nulls(source.columns::jsonb - 'record_source') <> jsonb_strip_nulls(columns::jsonb - 'record_source');
+    IF redefined THEN
+        PERFORM millrace_internal.vault_redefined(present.id);
+    END IF;
+    UPDATE millrace.target t SET definition = vault_update.definition, definition_no = t.definition_no + 1 WHERE t.id = present.id;
+    UPDATE millrace.target_source s SET columns = vault_update.columns WHERE s.target_id = present.id AND s.ordinal = source.ordinal;
     PERFORM millrace_internal.vault_changed(present.id);
-    PERFORM millrace_internal.pit_renew(present.id);
+    IF redefined THEN
+        PERFORM millrace_internal.pit_renew(present.id);
+    END IF;
     RETURN true;
 END
 $$;
