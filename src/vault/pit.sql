@@ -248,6 +248,9 @@ BEGIN
     EXECUTE format('ALTER VIEW millrace_def.pit_%s OWNER TO %s', id, caller);
     PERFORM millrace_internal.pit_sources(id);
     PERFORM millrace_internal.vault_changed(id);
+    IF existing IS NOT NULL THEN
+        RAISE NOTICE 'the new definition of % is for all that its satellites say', qualified;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_pit(regrole, text, regclass, regclass[], text, text, boolean) IS 'the other half of millrace.create_pit';

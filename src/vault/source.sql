@@ -77,6 +77,7 @@ BEGIN
         PERFORM millrace_internal.vault_redefined(target.id);
         UPDATE millrace.target_source s SET columns = given::json
         WHERE s.target_id = target.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = target.id AND o.staging_id = staging.id);
+        PERFORM millrace_internal.vault_say_history(target);
     ELSE
         INSERT INTO millrace.target_source (target_id, staging_id, ordinal, columns)
         SELECT target.id, staging.id, max(s.ordinal) + 1, given::json FROM millrace.target_source s WHERE s.target_id = target.id;

@@ -440,6 +440,21 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_redefined(integer) IS 'notes that the rows of a hub, link or satellite that are there were made by another definition';
 
+-- Tells the user which history a new definition covers.
+CREATE FUNCTION millrace_internal.vault_say_history(target millrace.target) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF target.state = 'new' THEN
+        RAISE NOTICE 'the new definition of % is for all that it will be filled with', target.relation;
+    ELSE
+        RAISE NOTICE 'the new definition of % is for versions that come from now on', target.relation
+            USING HINT = 'millrace.rebuild() makes it anew from the logs of its sources; without them, millrace.reset_stream() reads what came before again.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_say_history(millrace.target) IS 'a notice of the history that a new definition of a hub, link or satellite covers';
+
 -- Stores what may change: where values come from, which attributes there are, and what is written as record_source.
 CREATE FUNCTION millrace_internal.vault_update(present millrace.target, definition json, staging millrace.staging, columns json) RETURNS boolean
 LANGUAGE plpgsql
@@ -461,9 +476,12 @@ BEGIN
     UPDATE millrace.target t SET definition = vault_update.definition, definition_no = t.definition_no + 1 WHERE t.id = present.id;
     UPDATE millrace.target_source s SET columns = vault_update.columns WHERE s.target_id = present.id AND s.ordinal = source.ordinal;
     PERFORM millrace_internal.vault_changed(present.id);
-    IF redefined THEN
-        PERFORM millrace_internal.pit_renew(present.id);
+    IF NOT redefined THEN
+        RAISE NOTICE 'the new record source of % is for rows from now on', present.relation;
+        RETURN true;
     END IF;
+    PERFORM millrace_internal.pit_renew(present.id);
+    PERFORM millrace_internal.vault_say_history(present);
     RETURN true;
 END
 $$;
