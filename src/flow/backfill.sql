@@ -78,10 +78,11 @@ BEGIN
         INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key) SELECT target_id, parts, by_itself, t.relation, true FROM millrace.target t WHERE t.id = target_id;
     END IF;
     FOR source IN
-        SELECT DISTINCT g.id, g.relation, g.log FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+        SELECT DISTINCT g.id, g.relation, g.log, g.log_since FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
         WHERE s.target_id = target_id AND by_itself = 0 ORDER BY g.id
     LOOP
-        IF by_rows OR (source.log IS NULL AND from_staged) THEN
+        -- A log that does not have all versions may lack those that are staged.
+        IF by_rows OR (from_staged AND source.log_since IS DISTINCT FROM '-infinity') THEN
             EXECUTE format('SELECT EXISTS (SELECT FROM %s)', source.relation) INTO has_rows;
             IF has_rows THEN
                 parts := parts + 1;
@@ -89,7 +90,8 @@ BEGIN
                 INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key)
                 VALUES (target_id, parts, source.id, source.relation, true);
             END IF;
-        ELSIF source.log IS NOT NULL THEN
+        END IF;
+        IF NOT by_rows AND source.log IS NOT NULL THEN
             FOR part IN SELECT l FROM millrace_internal.log_tables(source.log) AS l ORDER BY l::oid LOOP
                 pages := pg_relation_size(part) / current_setting('block_size')::bigint;
                 CONTINUE WHEN pages = 0;

@@ -689,6 +689,8 @@ BEGIN
     -- Columns that are no longer mapped stay in the table; they are no longer written.
     UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;
     IF log AND present.log IS NULL THEN
+        -- Between two batches: the log has all that comes after it began.
+        PERFORM millrace_internal.lock_stream(present.stream_id, true);
         PERFORM millrace_internal.create_log(caller, present.id, log_partition, log_retention);
     ELSIF NOT log AND present.log IS NOT NULL THEN
         UPDATE millrace.staging s SET log = NULL, log_since = NULL, log_partition = 'none', log_retention = NULL WHERE s.id = present.id;

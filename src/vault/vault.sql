@@ -227,22 +227,26 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_current_name(text) IS 'the name of the view that shows what is current in a table';
 
--- From when on a target is complete, with this source, too; when the source has a log, it is read before the next batch (C11).
+-- From when on a target is complete, with this source, too.  What the source has in its log, or to a hub or link has staged, is read before the next batch (C11).
 CREATE FUNCTION millrace_internal.vault_horizon(target_id integer, relation regclass, staging millrace.staging) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     consumed boolean := EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = staging.stream_id);
     has_rows boolean;
+    since timestamptz;
 BEGIN
     EXECUTE format('SELECT EXISTS (SELECT FROM %s)', staging.relation) INTO has_rows;
-    IF staging.log IS NULL AND (consumed OR has_rows) THEN
+    since := CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() ELSE '-infinity' END;
+    IF since > '-infinity' AND staging.log IS NULL THEN
         RAISE NOTICE '% is complete from now on: % keeps no log of the versions that came before', relation, staging.relation
             USING HINT = 'millrace.reset_stream() reads again what the source still has; log => true at the staging table keeps every version.';
+    ELSIF since > '-infinity' THEN
+        RAISE NOTICE '% is complete from the beginning of % on, which does not have the versions that came before', relation, staging.log
+            USING HINT = 'millrace.reset_stream() reads again what the source still has.';
     END IF;
     UPDATE millrace.target t
-    SET state = CASE WHEN staging.log IS NOT NULL THEN 'new' ELSE t.state END,
-        horizon = greatest(t.horizon, CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() END)
+    SET state = CASE WHEN staging.log IS NOT NULL OR t.kind <> 'satellite' THEN 'new' ELSE t.state END, horizon = greatest(t.horizon, since)
     WHERE t.id = target_id;
 END
 $$;
