@@ -38,6 +38,7 @@ ALTER TABLE "De scribe"."T""1_log" RENAME COLUMN c TO "the cost";
 ALTER TABLE other.h_person RENAME COLUMN at TO loaded;
 ALTER TABLE other.l_trade RENAME COLUMN seller_hk TO sold_by;
 ALTER TABLE other.s_thing RENAME COLUMN label TO title;
+SELECT millrace.create_mart('other.per_customer', $$ SELECT customer, count(*) AS n FROM "De scribe"."T""1" GROUP BY 1 $$);
 SELECT millrace.create_hub('other.h_customer', source => '"De scribe"."T""1"', business_key => '{customer}');
 ALTER TABLE other.h_customer RENAME COLUMN customer TO number;
 SELECT millrace.create_staging('other.crm', stream => 'it''s', key => '{"id": ["$.id", "bigint"]}', columns => '{"kind": "$.kind", "number": "$.number", "who": ["$.who", "bigint"]}',
@@ -47,6 +48,13 @@ SELECT millrace.create_satellite('other.s_number', source => 'other.crm', parent
   columns => '{"buyer": "who", "extra": "kind"}', history => 'all');
 SELECT millrace.create_satellite('other.s_number', source => 'other.crm', parent => 'other.h_person', kind => 'multi_active', sub_key => '{kind}', attributes => '{number}',
   columns => '{"buyer": "who"}', history => 'all', replace => true);
+-- marts that were replaced to read what is newer than they are
+SELECT millrace.create_mart('other.per_customer', $$ SELECT millrace.hash_key('other.h_customer'::regclass, customer) AS customer, count(*) AS n FROM "De scribe"."T""1" GROUP BY 1 $$, replace => true);
+SELECT millrace.create_mart('other.per_kind', $$ SELECT kind, count(*) AS n FROM other.crm GROUP BY kind $$);
+SELECT millrace.create_hub('other.h_kind', source => 'other.crm', business_key => '{kind}');
+SELECT millrace.create_satellite('other.s_kind', source => 'other.crm', parent => 'other.h_kind', attributes => '{who}');
+SELECT millrace.create_mart('other.per_kind', $$ SELECT kind, s.who, count(*) AS n FROM other.crm LEFT JOIN other.s_kind_current s USING (kind) GROUP BY kind, s.who $$, replace => true);
+SELECT millrace.create_pit('other.pit_thing', hub => 'other.h_thing', satellites => '{other.s_thing}', every => 'month');
 SELECT millrace.create_satellite('other.e_trade', source => '"De scribe"."T""1"', parent => 'other.l_trade', kind => 'effectivity', driving_key => '{a, "B b"}');
 
 SELECT millrace.describe('stream', 'it''s');
@@ -71,7 +79,7 @@ SELECT 'grant', s.name || ' ' || g.role FROM millrace.stream_grant g JOIN millra
 UNION ALL
 SELECT 'staging', (to_jsonb(s) - '{id, stream_id, log_since}'::text[])::text || (SELECT r.name FROM millrace.stream r WHERE r.id = s.stream_id) FROM millrace.staging s
 UNION ALL
-SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon}'::text[] #- '{definition, query}')::text, '"id": \d+', '', 'g')
+SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon, definition_no}'::text[] #- '{definition, query}')::text, '"id": \d+|"satellites": \[[\d, ]+\]', '', 'g')
        || (SELECT string_agg((to_jsonb(x) - '{target_id, staging_id}'::text[])::text || g.relation::text, ' ' ORDER BY x.ordinal)
            FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = t.id)
 FROM millrace.target t
