@@ -257,19 +257,15 @@ $$;
 COMMENT ON FUNCTION millrace_internal.misfit(regclass, json) IS 'why an existing table cannot be adopted, or NULL';
 
 -- The definition view: every column that we use, the expressions, and around them the mapped values as raw (C14).
-CREATE FUNCTION millrace_internal.define_staging(staging_id integer) RETURNS void
-LANGUAGE plpgsql
+-- The query of a definition view, over a table whose columns have the names that the definition declares.
+CREATE FUNCTION millrace_internal.staging_query(staging millrace.staging, source text) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    staging millrace.staging;
-    relation_name text;
-    view_name text := format('millrace_def.staging_%s', staging_id);
+    relation_name text := (SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation);
     selected text;
     raw text;
-    wrong record;
 BEGIN
-    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
-    relation_name := (SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation);
     SELECT string_agg(format('%I.%I', relation_name, c.name), ', ' ORDER BY n) INTO selected
     FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n);
     SELECT concat_ws(', ', selected, string_agg(e.text, ', ' ORDER BY e.part, e.n)) INTO selected FROM (
@@ -282,14 +278,25 @@ BEGIN
         SELECT 3, n, format(E'(%s\n) AS %I', c ->> 'expression', ':expect ' || (c ->> 'name')) FROM json_array_elements(staging.definition -> 'expect') WITH ORDINALITY AS u (c, n)) AS e;
     SELECT string_agg(format('NULL::%s AS %I', c ->> 'type', c ->> 'name'), ', ' ORDER BY n) INTO raw
     FROM json_array_elements(staging.definition -> 'columns') WITH ORDINALITY AS e (c, n);
+    RETURN format(E'SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e', raw, selected, source, relation_name);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.staging_query(millrace.staging, text) IS 'the query of a staging table''s definition view';
 
+CREATE FUNCTION millrace_internal.define_staging(staging_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    staging millrace.staging;
+    view_name text := format('millrace_def.staging_%s', staging_id);
+    wrong record;
+BEGIN
+    SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     IF to_regclass(view_name) IS NOT NULL THEN
         EXECUTE format('DROP VIEW %s', view_name);
     END IF;
     -- The view is ours, what names mean in it is the owner's: he sees other schemas than we do.
-    EXECUTE format('CREATE VIEW %s AS %s', view_name, millrace_internal.qualified_query(staging.owner,
-        format(E'SELECT e.* FROM (SELECT %s) AS raw, LATERAL (SELECT %s FROM %s AS %I) AS e',
-               raw, selected, staging.relation::text, relation_name)));
+    EXECUTE format('CREATE VIEW %s AS %s', view_name, millrace_internal.qualified_query(staging.owner, millrace_internal.staging_query(staging, staging.relation::text)));
     SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type INTO wrong FROM pg_attribute a
     WHERE a.attrelid = view_name::regclass AND (a.attname IN (':route', ':deleted', ':filter') OR a.attname LIKE ':expect %') AND a.atttypid <> 'boolean'::regtype;
     IF FOUND THEN
