@@ -531,7 +531,7 @@ BEGIN
     RETURN text || CASE WHEN described.kind IN ('hub', 'link', 'satellite') THEN millrace_internal.describe_sources(described) ELSE '' END;
 END
 $fn$;
-COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite or mart';
+COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite, point-in-time table or mart';
 
 -- Who may see how something is declared: its owner, and who watches.
 CREATE FUNCTION millrace_internal.may_read(caller regrole, owner regrole) RETURNS boolean
@@ -601,6 +601,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite, point-in-time table or mart as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

@@ -718,7 +718,7 @@ GRANT EXECUTE ON FUNCTION millrace.create_link(text, regclass, text[], json, tex
 
 -- ---- dropping ----------------------------------------------------------------------------------------------
 
--- One hub, link or satellite; with cascade also what stands on it.  Called by drop_target, which tells the streams.
+-- One hub, link, satellite or point-in-time table; with cascade also what stands on it.  Called by drop_target, which tells the streams.
 CREATE FUNCTION millrace_internal.drop_target_vault(caller regrole, target_id integer, cascade boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -769,4 +769,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.drop_target_vault(regrole, integer, boolean) IS 'drops a hub, link or satellite';
+COMMENT ON FUNCTION millrace_internal.drop_target_vault(regrole, integer, boolean) IS 'drops a hub, link, satellite or point-in-time table';
