@@ -136,6 +136,23 @@ SELECT messages, dead_letters FROM millrace.run_stream('later');
 SELECT string_agg(status, ', ' ORDER BY status) FROM hz.n_status_current;
 SELECT * FROM hz.judged('hz.n_status');
 
+-- ---- a table that was adopted with rows, which no log has
+SET client_min_messages = warning;
+CREATE TABLE hz.a (id bigint PRIMARY KEY, name text, _version bigint, _event_time timestamptz, _partition integer, _position bigint, _loaded_at timestamptz);
+INSERT INTO hz.a (id, name, _loaded_at) VALUES (1, 'ann', '2026-01-01'), (2, 'bob', NULL);
+SELECT millrace.create_stream('adopting');
+RESET client_min_messages;
+SELECT millrace.create_staging('hz.a', stream => 'adopting', payload => 'none', log => true, key => '{"id": ["$.id", "bigint"]}', columns => '{"name": "$.name"}');
+SELECT millrace.create_hub('hz.h_a', source => 'hz.a', business_key => '{id}');
+SELECT millrace.push('adopting', '{"id": 2, "name": "bea"}') > 0, millrace.push('adopting', '{"id": 3, "name": "cat"}') > 0;
+SELECT messages, dead_letters FROM millrace.run_stream('adopting');
+SELECT string_agg(id::text, ', ' ORDER BY id) FROM hz.h_a_current;
+SELECT * FROM hz.judged('hz.h_a');
+SELECT * FROM hz.judged('hz.a');
+SELECT * FROM millrace.rebuild('hz.a');
+SELECT * FROM millrace.rebuild('hz.h_a');
+SELECT millrace.drop_stream('adopting', cascade => true);
+
 -- ---- what was filled from a log that has lost it since
 SET client_min_messages = warning;
 SELECT millrace.create_satellite('hz.l_again', source => 'hz.l', parent => 'hz.l_id', attributes => '{status}');

@@ -72,7 +72,9 @@ BEGIN
     SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     rows := millrace_internal.staging_rows(staging_id);
     IF staging.log_since > '-infinity' THEN
-        EXECUTE format('SELECT count(*) FROM %s WHERE _loaded_at < %L', staging.relation, staging.log_since) INTO rows_before;
+        -- Adopted rows stay as they are.
+        EXECUTE format('SELECT count(*) FROM %s AS t WHERE t._loaded_at < %L AND NOT EXISTS (SELECT FROM millrace_state.object_%s AS o WHERE %s AND o.definition = 0)', staging.relation, staging.log_since,
+            staging_id, (SELECT string_agg(format('o.k%s = t.%I', n, k), ' AND ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n))) INTO rows_before;
         IF rows_before > 0 THEN
             RAISE EXCEPTION 'staging table % cannot be rebuilt: % of its rows came before its log began', staging.relation, rows_before
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('The log has every version since %s.', staging.log_since);

@@ -495,6 +495,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     staging millrace.staging;
     log_name text;
+    has_rows boolean;
 BEGIN
     SELECT * INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     SELECT format('%I.%I', n.nspname, c.relname || '_log') INTO log_name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = staging.relation;
@@ -502,7 +503,10 @@ BEGIN
         (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(staging.definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)),
         CASE log_partition WHEN 'day' THEN ' PARTITION BY RANGE (_loaded_at)' ELSE '' END));
     EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
-    UPDATE millrace.staging s SET log = log_name::regclass, log_partition = create_log.log_partition, log_retention = create_log.log_retention, log_since = CASE WHEN EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
+    -- It lacks what has been consumed, and what was in the table when that was adopted.
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', staging.relation) INTO has_rows;
+    UPDATE millrace.staging s SET log = log_name::regclass, log_partition = create_log.log_partition, log_retention = create_log.log_retention,
+        log_since = CASE WHEN has_rows OR EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
     WHERE s.id = staging_id;
     IF log_partition = 'day' THEN
         PERFORM millrace_internal.extend_log(staging_id, clock_timestamp());
