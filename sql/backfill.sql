@@ -53,7 +53,7 @@ SELECT millrace.resume_backfill('fd.pit_order');
 SELECT millrace.resume_backfill('fd.s_status');
 SELECT messages, dead_letters FROM millrace.run_stream('fill');
 RESET millrace.backfill_rows;
-SELECT relation, kind, state, chunks > 1 AS in_chunks, rows_done, paused, finished_at IS NOT NULL AS finished, last_error FROM millrace.backfill_status WHERE owner = 'filler' ORDER BY 1;
+SELECT relation, kind, state, chunks > 1 AS in_chunks, rows_done, rows_estimate, paused, finished_at IS NOT NULL AS finished, last_error FROM millrace.backfill_status WHERE owner = 'filler' ORDER BY 1;
 SELECT relation, missing, unexpected, example, compared_with, horizon FROM unnest('{fd.h_order,fd.s_status,fd.pit_order,fd.by_status,fs.orders}'::regclass[]) r, millrace.verify(r);
 
 -- an error stops the filling, not the stream

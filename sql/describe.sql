@@ -38,6 +38,7 @@ ALTER TABLE "De scribe"."T""1_log" RENAME COLUMN c TO "the cost";
 ALTER TABLE other.h_person RENAME COLUMN at TO loaded;
 ALTER TABLE other.l_trade RENAME COLUMN seller_hk TO sold_by;
 ALTER TABLE other.s_thing RENAME COLUMN label TO title;
+SELECT millrace.create_mart('other.per_customer', $$ SELECT customer, count(*) AS n FROM "De scribe"."T""1" GROUP BY 1 $$);
 SELECT millrace.create_hub('other.h_customer', source => '"De scribe"."T""1"', business_key => '{customer}');
 ALTER TABLE other.h_customer RENAME COLUMN customer TO number;
 SELECT millrace.create_staging('other.crm', stream => 'it''s', key => '{"id": ["$.id", "bigint"]}', columns => '{"kind": "$.kind", "number": "$.number", "who": ["$.who", "bigint"]}',
@@ -47,7 +48,30 @@ SELECT millrace.create_satellite('other.s_number', source => 'other.crm', parent
   columns => '{"buyer": "who", "extra": "kind"}', history => 'all');
 SELECT millrace.create_satellite('other.s_number', source => 'other.crm', parent => 'other.h_person', kind => 'multi_active', sub_key => '{kind}', attributes => '{number}',
   columns => '{"buyer": "who"}', history => 'all', replace => true);
+-- marts that were replaced to read what is newer than they are
+SELECT millrace.create_mart('other.per_customer', $$ SELECT millrace.hash_key('other.h_customer'::regclass, customer) AS customer, count(*) AS n FROM "De scribe"."T""1" GROUP BY 1 $$, replace => true);
+SELECT millrace.create_mart('other.per_kind', $$ SELECT kind, count(*) AS n FROM other.crm GROUP BY kind $$);
+SELECT millrace.create_hub('other.h_kind', source => 'other.crm', business_key => '{kind}');
+SELECT millrace.create_satellite('other.s_kind', source => 'other.crm', parent => 'other.h_kind', attributes => '{who}');
+SELECT millrace.create_mart('other.per_kind', $$ SELECT kind, s.who, count(*) AS n FROM other.crm LEFT JOIN other.s_kind_current s USING (kind) GROUP BY kind, s.who $$, replace => true);
+SELECT millrace.create_pit('other.pit_thing', hub => 'other.h_thing', satellites => '{other.s_thing}', every => 'month');
 SELECT millrace.create_satellite('other.e_trade', source => '"De scribe"."T""1"', parent => 'other.l_trade', kind => 'effectivity', driving_key => '{a, "B b"}');
+
+-- expressions over functions, operators and types that are found by a search_path, or are called otherwise by now
+CREATE SCHEMA helper;
+CREATE FUNCTION helper.cleaned(v text) RETURNS text IMMUTABLE LANGUAGE sql RETURN nullif(btrim(v), '');
+CREATE FUNCTION helper.is_small(v text) RETURNS boolean IMMUTABLE LANGUAGE sql RETURN length(v) < 100;
+CREATE OPERATOR helper.@@@ (LEFTARG = text, RIGHTARG = text, FUNCTION = pg_catalog.textcat);
+CREATE DOMAIN helper.code AS text CHECK (VALUE <> '');
+SET search_path = helper, public;
+SELECT millrace.create_staging('other.said', stream => 'it''s', key => '{"id": ["$.id", "bigint"]}', columns => '{"c": "$.c", "kind": ["$.kind", "code"], "note": "$.note"}',
+  computed => '{"note": ["cleaned(raw.note) @@@ c || ''$1''''\"$2'' -- as it is said\n", "text"], "more": ["cleaned(kind)", "code"], "short": ["c", "varchar(3)"]}',
+  route => $$ cleaned(c) <> 'x' $$, deleted => 'kind = ''D''', filter => $$ is_small(said.note) AND helper.cleaned("note") IS NOT NULL $$, expect => '{"small": "is_small(kind)", "all": "to_json(said.*) IS NOT NULL", "c": "c <> ''''"}');
+RESET search_path;
+ALTER TABLE other.said RENAME COLUMN c TO "the c";
+ALTER TABLE other.said RENAME COLUMN more TO less;
+ALTER FUNCTION helper.cleaned(text) RENAME TO tidied;
+ALTER SCHEMA helper RENAME TO "new helper";
 
 SELECT millrace.describe('stream', 'it''s');
 SELECT millrace.describe('staging', '"De scribe"."T""1"');
@@ -61,6 +85,9 @@ SELECT millrace.describe('satellite', 'other.s_number');
 SELECT millrace.describe('satellite', 'other.e_trade');
 SELECT millrace.describe('staging', 'other.crm');
 SELECT millrace.describe('mart', 'other.per_day');
+ALTER TABLE other.said RENAME TO told;
+SELECT millrace.describe('staging', 'other.told');
+ALTER TABLE other.told RENAME TO said;
 SELECT millrace.describe('satellite', 'dds.s_order_cost');
 
 -- what is there: everything of the configuration but numbers and times, and all columns, indexes, views
@@ -69,9 +96,10 @@ SELECT 'stream' AS what, (to_jsonb(s) - '{id, created_at, config_version, fence}
 UNION ALL
 SELECT 'grant', s.name || ' ' || g.role FROM millrace.stream_grant g JOIN millrace.stream s ON s.id = g.stream_id
 UNION ALL
-SELECT 'staging', (to_jsonb(s) - '{id, stream_id, log_since}'::text[])::text || (SELECT r.name FROM millrace.stream r WHERE r.id = s.stream_id) FROM millrace.staging s
+-- (what expressions say when they are printed, their definition tells)
+SELECT 'staging', (to_jsonb(s) - CASE s.relation::text WHEN 'other.said' THEN '{id, stream_id, definition}' ELSE '{id, stream_id, log_since}' END::text[])::text || (SELECT r.name FROM millrace.stream r WHERE r.id = s.stream_id) FROM millrace.staging s
 UNION ALL
-SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon}'::text[] #- '{definition, query}')::text, '"id": \d+', '', 'g')
+SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon, definition_no}'::text[] #- '{definition, query}')::text, '"id": \d+|"satellites": \[[\d, ]+\]', '', 'g')
        || (SELECT string_agg((to_jsonb(x) - '{target_id, staging_id}'::text[])::text || g.relation::text, ' ' ORDER BY x.ordinal)
            FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = t.id)
 FROM millrace.target t
@@ -137,5 +165,7 @@ DROP TABLE before;
 SELECT millrace.drop_stream('it''s', cascade => true), millrace.drop_stream('orders', cascade => true);
 DROP FUNCTION other.cleaned;
 DROP SCHEMA stg, dds, cdm, other, "De scribe";
+SET client_min_messages = warning;
+DROP SCHEMA "new helper" CASCADE;
 REVOKE millrace_admin FROM describe_pusher;
 DROP ROLE describe_pusher, describe_nobody;

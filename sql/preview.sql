@@ -92,6 +92,25 @@ SELECT count(*) FROM millrace.preview('pv');
 ROLLBACK;
 SELECT relation, missing, unexpected FROM millrace.verify('pv.spent');
 
+-- of a point-in-time table the spans in which the same rows of satellites are valid
+SELECT millrace.push('pv', '{"id": 50, "v": 1, "customer": "c1", "status": "open", "total": 1}', message_time => '2026-01-05 10:00+00') > 0;
+SELECT dead_letters FROM millrace.run_stream('pv');
+SELECT millrace.create_pit('pv.pit_order', hub => 'pv.h_order', satellites => '{pv.s_order}');
+ALTER VIEW pv.pit_order RENAME COLUMN s_order_applied_at TO "since when";
+SELECT layer, relation, change, reason FROM millrace.preview('pv', payload => '{"id": 9, "v": 1}') WHERE layer = 'pit';
+SELECT dead_letters FROM millrace.run_stream('pv');
+SELECT pg_temp.state() AS state \gset
+CREATE TEMP TABLE spans AS SELECT * FROM millrace.preview('pv', payload => '{"id": 50, "v": 2, "customer": "c1", "status": "closed", "total": 1}', message_time => '2026-01-07 10:00+00') WHERE layer = 'pit';
+SELECT layer, relation, change, before - '{h_order_hk,s_order_hk,s_order_hashdiff}'::text[] AS before, after - '{h_order_hk,s_order_hk,s_order_hashdiff}'::text[] AS after
+FROM (SELECT layer, relation, change, before::jsonb, after::jsonb FROM spans) AS s ORDER BY change;
+SELECT pg_temp.state() = :'state' AS unchanged;
+SELECT millrace.push('pv', '{"id": 50, "v": 2, "customer": "c1", "status": "closed", "total": 1}', message_time => '2026-01-07 10:00+00') > 0;
+SELECT dead_letters FROM millrace.run_stream('pv');
+SELECT count(*) FROM spans s JOIN pv.pit_order p ON p.snapshot_at = (s.after ->> 'from_at')::timestamptz
+  AND (p.h_order_hk, p.s_order_hk, p."since when", p.s_order_hashdiff)
+    = ((s.after ->> 'h_order_hk')::uuid, (s.after ->> 's_order_hk')::uuid, (s.after ->> 'since when')::timestamptz, (s.after ->> 's_order_hashdiff')::uuid);
+SELECT millrace.drop_table('pv.pit_order');
+
 SELECT millrace.drop_stream('pv', cascade => true);
 DROP SCHEMA pv;
 DROP ROLE pv_other;

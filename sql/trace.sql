@@ -48,6 +48,8 @@ SELECT * FROM millrace.trace('trace.h_user', '{"usr_id": "u1"}');
 SELECT * FROM millrace.trace('trace.o', '{"order": 1}');
 SELECT * FROM millrace.trace('trace.m', '["a"]');
 SELECT * FROM millrace.trace('pg_class', '{}');
+SELECT millrace.create_pit('trace.pit_user', hub => 'trace.h_user', satellites => '{trace.s_user}');
+SELECT * FROM millrace.trace('trace.pit_user', '{"user_id": "u1"}');
 
 -- Who may not read the sources does not see them.
 CREATE ROLE trace_reader IN ROLE millrace_admin;

@@ -69,6 +69,9 @@ SELECT snapshot_at, s_status_applied_at FROM pd.pit_month WHERE snapshot_at < '2
 SELECT missing, unexpected FROM millrace.verify('pd.pit_order');
 SELECT missing, unexpected FROM millrace.verify('pd.pit_month');
 
+SELECT relation, change, before ->> 'until_at' AS was_until, after ->> 'from_at' AS from_at, after ->> 'until_at' AS until_at
+FROM millrace.preview('pit_orders', payload => '{"id": 1, "at": "2026-01-09 10:00+00", "status": "GONE"}') WHERE layer = 'pit' ORDER BY relation, from_at;
+
 -- ---- one that is declared later, another source, rebuild, replace
 SELECT millrace.create_pit('pd.pit_hour', hub => 'pd.h_order', satellites => '{pd.s_status}', every => 'hour');
 SELECT dead_letters FROM millrace.run_stream('pit_orders');

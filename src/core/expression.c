@@ -12,6 +12,7 @@
 #include "core/catalog.h"
 #include "core/expression.h"
 #include "core/millrace.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/primnodes.h"
@@ -19,6 +20,7 @@
 #include "parser/analyze.h"
 #include "parser/parse_type.h"
 #include "parser/parser.h"
+#include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -32,6 +34,7 @@ PG_FUNCTION_INFO_V1(millrace_check_query);
 PG_FUNCTION_INFO_V1(millrace_check_stable);
 PG_FUNCTION_INFO_V1(millrace_qualified_query);
 PG_FUNCTION_INFO_V1(millrace_plain_query);
+PG_FUNCTION_INFO_V1(millrace_definition_expression);
 PG_FUNCTION_INFO_V1(millrace_type_name);
 
 /* Vars of the row around become those of the outer tuple. */
@@ -200,6 +203,53 @@ millrace_check_query(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+Node *
+mr_expression_placeholder(Node *node, char *text, List **pieces)
+{
+	Param *param = makeNode(Param);
+
+	*pieces = lappend(*pieces, text);
+	param->paramkind = PARAM_EXTERN;
+	param->paramid = list_length(*pieces);
+	param->paramtype = exprType(node);
+	param->paramtypmod = exprTypmod(node);
+	param->paramcollid = exprCollation(node);
+	param->location = -1;
+	return (Node *) param;
+}
+
+/* Puts the pieces into what PostgreSQL prints; what stands in quotes is left alone. */
+char *
+mr_expression_print(Node *expression, const List *pieces)
+{
+	char *text = deparse_expression(expression, NIL, false, false);
+	StringInfoData result;
+	char quote = '\0';
+
+	initStringInfo(&result);
+	for (const char *p = text; *p != '\0'; p++)
+	{
+		if (quote != '\0')
+		{
+			if (*p == quote)
+				quote = '\0';
+		}
+		else if (*p == '\'' || *p == '"')
+			quote = *p;
+		else if (*p == '$' && p[1] >= '1' && p[1] <= '9')
+		{
+			char *end;
+			long number = strtol(p + 1, &end, 10);
+
+			appendStringInfoString(&result, list_nth(pieces, (int) number - 1));
+			p = end - 1;
+			continue;
+		}
+		appendStringInfoChar(&result, *p);
+	}
+	return result.data;
+}
+
 /* Places of errors are places in this query, not in the statement that declares it. */
 static void
 query_error_callback(void *query)
@@ -214,9 +264,9 @@ query_error_callback(void *query)
 	}
 }
 
-/* A SELECT as a role means it under the search_path in force, in a spelling that means the same everywhere. */
-static text *
-qualify(Oid role, char *typed, int nest_level)
+/* A SELECT as a role means it under the search_path in force. */
+static Query *
+analyze_query(Oid role, char *typed, int nest_level)
 {
 	ErrorContextCallback callback = {
 		.previous = error_context_stack, .callback = query_error_callback, .arg = typed};
@@ -233,7 +283,14 @@ qualify(Oid role, char *typed, int nest_level)
 	AtEOXact_GUC(false, nest_level);
 	if (list_length(parsed) != 1 || query->commandType != CMD_SELECT)
 		elog(ERROR, "not one SELECT: %s", typed);
-	return cstring_to_text(pg_get_querydef(query, false));
+	return query;
+}
+
+/* The same in a spelling that means the same everywhere. */
+static text *
+qualify(Oid role, char *typed, int nest_level)
+{
+	return cstring_to_text(pg_get_querydef(analyze_query(role, typed, nest_level), false));
 }
 
 /* The search_path is that of whoever declares. */
@@ -250,6 +307,82 @@ millrace_plain_query(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TEXT_P(
 		qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)), NewGUCNestLevel()));
+}
+
+typedef struct Naming
+{
+	Query *query; /* around that of the expressions */
+	Query *expressions;
+	List *pieces;
+} Naming;
+
+/* A column as a definition calls it, whatever it is called in its table by now. */
+static char *
+column_text(const Naming *naming, const Var *var)
+{
+	Query *query = var->varlevelsup == 0 ? naming->expressions : naming->query;
+	RangeTblEntry *entry = rt_fetch(var->varno, query->rtable);
+	const char *table = quote_identifier(entry->eref->aliasname);
+	ListCell *lc;
+
+	if (var->varattno == InvalidAttrNumber)
+	{
+		/* A definition goes by the table's present name. */
+		if (entry->rtekind == RTE_RELATION)
+			table = quote_identifier(get_rel_name(entry->relid));
+		return psprintf("%s.*", table);
+	}
+	if (var->varlevelsup == 1)
+		return psprintf("%s.%s", table,
+						quote_identifier(get_rte_attribute_name(entry, var->varattno)));
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *target = lfirst_node(TargetEntry, lc);
+
+		if (equal(target->expr, var))
+			return pstrdup(quote_identifier(target->resname));
+	}
+	return pstrdup(quote_identifier(get_rte_attribute_name(entry, var->varattno)));
+}
+
+static Node *
+naming_mutator(Node *node, void *context)
+{
+	Naming *naming = context;
+
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, Var))
+		return mr_expression_placeholder(node, column_text(naming, (Var *) node), &naming->pieces);
+	return expression_tree_mutator(node, naming_mutator, context);
+}
+
+/*
+ * definition_expression(role regrole, query text, name text): an expression of a definition's query as PostgreSQL
+ * prints it, over columns under the names by which the definition knows them; NULL when there is none of that name.  The
+ * search_path is the calling function's.
+ */
+Datum
+millrace_definition_expression(PG_FUNCTION_ARGS)
+{
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	Naming naming = {.query = analyze_query(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)),
+											NewGUCNestLevel())};
+	ListCell *lc;
+
+	naming.expressions = mr_definition_expressions(naming.query);
+	foreach(lc, naming.expressions->targetList)
+	{
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		if (!entry->resjunk && strcmp(entry->resname, name) == 0)
+		{
+			Node *named = naming_mutator((Node *) entry->expr, &naming);
+
+			PG_RETURN_TEXT_P(cstring_to_text(mr_expression_print(named, naming.pieces)));
+		}
+	}
+	PG_RETURN_NULL();
 }
 
 /*

@@ -35,4 +35,11 @@ extern void mr_expression_check_stable(Node *expression, const char *what);
 /* Refuses a text that is not one SQL expression, so that it may be put into a statement. */
 extern void mr_expression_check_text(const char *expression, const char *what);
 
+/*
+ * Printing an expression in which some nodes are to be written otherwise than PostgreSQL does: each of them is
+ * replaced by a placeholder, a parameter whose number is the place of its text among the pieces.
+ */
+extern Node *mr_expression_placeholder(Node *node, char *text, List **pieces);
+extern char *mr_expression_print(Node *expression, const List *pieces);
+
 #endif /* MR_CORE_EXPRESSION_H */

@@ -43,7 +43,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.file_of(regclass) IS 'names the file in which a table has its pages';
 
--- The tables with pages of a log: its partitions, or itself.
+-- The tables with pages of a log, or of another table: its partitions, or itself.
 CREATE FUNCTION millrace_internal.log_tables(log regclass) RETURNS SETOF regclass
 LANGUAGE sql STRICT STABLE
 SET search_path = pg_catalog, pg_temp AS $$
@@ -52,6 +52,33 @@ SET search_path = pg_catalog, pg_temp AS $$
     SELECT log WHERE NOT EXISTS (SELECT FROM pg_partition_tree(log))
 $$;
 COMMENT ON FUNCTION millrace_internal.log_tables(regclass) IS 'the tables in which the rows of a log are';
+
+-- About how many rows a table has.  Statistics are seldom there yet: then its first pages tell how many rows a page holds.
+CREATE FUNCTION millrace_internal.estimated_rows(relation regclass) RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    sampled CONSTANT bigint := 10;
+    part record;
+    rows double precision;
+    total double precision := 0;
+BEGIN
+    FOR part IN
+        SELECT l AS relation, c.reltuples / nullif(c.relpages, 0) AS per_page, pg_relation_size(l) / current_setting('block_size')::bigint AS pages
+        FROM millrace_internal.log_tables(relation) AS l JOIN pg_class c ON c.oid = l
+    LOOP
+        IF part.per_page > 0 THEN
+            rows := part.per_page * part.pages;
+        ELSE
+            EXECUTE format('SELECT count(*) FROM %s WHERE ctid < %L', part.relation, format('(%s,0)', sampled)) INTO rows;
+            rows := rows * greatest(part.pages::double precision / sampled, 1);
+        END IF;
+        total := total + rows;
+    END LOOP;
+    RETURN total;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.estimated_rows(regclass) IS 'about how many rows a table has';
 
 -- Notes what a target is to be filled from; false when there is nothing.  One that fills itself is done by the stream of the staging table by_itself (else 0).
 CREATE FUNCTION millrace_internal.backfill_begin(target_id integer, by_rows boolean, from_staged boolean, by_itself integer) RETURNS boolean
@@ -73,28 +100,30 @@ BEGIN
     DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
     IF by_itself <> 0 THEN
         parts := 1;
-        SELECT greatest(c.reltuples, 0)::bigint INTO expected
-        FROM millrace.target t JOIN millrace.target p ON p.id = (t.definition #>> '{parent,id}')::integer JOIN pg_class c ON c.oid = p.relation WHERE t.id = target_id;
+        SELECT millrace_internal.estimated_rows(p.relation) INTO expected
+        FROM millrace.target t JOIN millrace.target p ON p.id = (t.definition #>> '{parent,id}')::integer WHERE t.id = target_id;
         INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key) SELECT target_id, parts, by_itself, t.relation, true FROM millrace.target t WHERE t.id = target_id;
     END IF;
     FOR source IN
-        SELECT DISTINCT g.id, g.relation, g.log FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+        SELECT DISTINCT g.id, g.relation, g.log, g.log_since FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
         WHERE s.target_id = target_id AND by_itself = 0 ORDER BY g.id
     LOOP
-        IF by_rows OR (source.log IS NULL AND from_staged) THEN
+        -- A log that does not have all versions may lack those that are staged.
+        IF by_rows OR (from_staged AND source.log_since IS DISTINCT FROM '-infinity') THEN
             EXECUTE format('SELECT EXISTS (SELECT FROM %s)', source.relation) INTO has_rows;
             IF has_rows THEN
                 parts := parts + 1;
-                expected := expected + greatest((SELECT c.reltuples FROM pg_class c WHERE c.oid = source.relation), 0)::bigint;
+                expected := expected + millrace_internal.estimated_rows(source.relation);
                 INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key)
                 VALUES (target_id, parts, source.id, source.relation, true);
             END IF;
-        ELSIF source.log IS NOT NULL THEN
+        END IF;
+        IF NOT by_rows AND source.log IS NOT NULL THEN
             FOR part IN SELECT l FROM millrace_internal.log_tables(source.log) AS l ORDER BY l::oid LOOP
                 pages := pg_relation_size(part) / current_setting('block_size')::bigint;
                 CONTINUE WHEN pages = 0;
                 parts := parts + 1;
-                expected := expected + greatest((SELECT c.reltuples FROM pg_class c WHERE c.oid = part), 0)::bigint;
+                expected := expected + millrace_internal.estimated_rows(part);
                 INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key, until, file)
                 VALUES (target_id, parts, source.id, part, false, pages, millrace_internal.file_of(part));
             END LOOP;
@@ -156,14 +185,14 @@ SELECT t.relation::text AS relation, t.kind,
        CASE WHEN t.state = 'active' THEN 'done' WHEN b.paused THEN 'paused' WHEN t.state = 'new' THEN 'waiting'
             WHEN b.failures > 0 THEN 'failed' ELSE 'filling' END AS state,
        coalesce(b.chunks, 0) AS chunks, coalesce(b.rows, 0) AS rows_done, b.estimate AS rows_estimate, b.since, b.finished_at,
-       coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, t.horizon, t.owner::text AS owner
+       coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, greatest(t.horizon, t.redefined_at) AS horizon, t.owner::text AS owner
 FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id
 WHERE (b.target_id IS NOT NULL OR t.state <> 'active') AND millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.backfill_status IS 'how far targets are filled that were declared over what is there already; they are not complete before';
 COMMENT ON COLUMN millrace.backfill_status.state IS
     'waiting (for the first batch after the declaration), filling, paused, failed (it is tried again), done';
-COMMENT ON COLUMN millrace.backfill_status.rows_estimate IS 'how many rows there were to read, as the statistics knew; NULL: they did not';
-COMMENT ON COLUMN millrace.backfill_status.horizon IS 'from when on its sources are complete for it; -infinity: from their beginning';
+COMMENT ON COLUMN millrace.backfill_status.rows_estimate IS 'about how many rows there were to read; NULL: none, or that has not been looked at yet';
+COMMENT ON COLUMN millrace.backfill_status.horizon IS 'from when on it will have what its sources say, as it is defined now; -infinity: from their beginning';
 GRANT SELECT ON millrace.backfill_status TO PUBLIC;
 
 -- millrace.pause_backfill(), millrace.resume_backfill()

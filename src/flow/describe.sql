@@ -55,6 +55,15 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.readable_name(regclass) IS 'schema and name of a table, quoted where needed';
 
+CREATE FUNCTION millrace_internal.plain_query(role regrole, query text) RETURNS text
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_plain_query';
+COMMENT ON FUNCTION millrace_internal.plain_query(regrole, text) IS
+    'a SELECT as a role means it under the search_path of the calling function, with every name qualified';
+CREATE FUNCTION millrace_internal.definition_expression(role regrole, query text, name text) RETURNS text
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_definition_expression';
+COMMENT ON FUNCTION millrace_internal.definition_expression(regrole, text, text) IS
+    'an expression of a definition view''s query, as a role means it under the search_path of the calling function, with every name qualified but those of columns';
+
 CREATE FUNCTION millrace_internal.describe_stream(described millrace.stream) RETURNS text
 LANGUAGE sql STABLE
 SET intervalstyle = 'postgres'
@@ -127,6 +136,64 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.readable_mapping(json, text) IS 'one mapping as a user would write it';
 
+-- One expression: the user's own text as long as it says the same without any search_path; else as PostgreSQL prints it in the definition view (viewed), which has
+-- followed renames.  Either is over columns as they were declared, which the table has in source.
+CREATE FUNCTION millrace_internal.readable_expression(described millrace.staging, viewed text, source text, name text, expression text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    printed text := millrace_internal.definition_expression(described.owner, viewed, name);
+    alone jsonb := described.definition::jsonb - '{route,deleted,filter,expect}'::text[];
+    said text;
+BEGIN
+    -- Others may mean nothing.
+    alone := jsonb_set(alone, '{computed}', (SELECT coalesce(jsonb_agg(CASE WHEN ':computed ' || (c ->> 'name') = name THEN c ELSE c || '{"expression": "NULL"}' END ORDER BY n), '[]')
+                                             FROM jsonb_array_elements(alone -> 'computed') WITH ORDINALITY AS u (c, n)));
+    IF name LIKE ':expect %' THEN
+        alone := alone || jsonb_build_object('expect', jsonb_build_array(jsonb_build_object('name', substr(name, 9), 'expression', expression)));
+    ELSIF name NOT LIKE ':computed %' THEN
+        alone := alone || jsonb_build_object(substr(name, 2), expression);
+    END IF;
+    described.definition := alone;
+    BEGIN
+        said := millrace_internal.definition_expression(described.owner, millrace_internal.plain_query(described.owner, millrace_internal.staging_query(described, source)), name);
+    EXCEPTION WHEN OTHERS THEN
+        NULL; -- names mean nothing without the search_path of whoever declared it, or have changed
+    END;
+    RETURN CASE WHEN said = printed THEN expression ELSE printed END;
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_expression(millrace.staging, text, text, text, text) IS 'an expression of a staging table as it means the same now, whatever the search_path';
+
+-- The definition of a staging table with types and expressions as one says them now.
+CREATE FUNCTION millrace_internal.readable_definition(described millrace.staging) RETURNS json
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    definition jsonb := described.definition::jsonb;
+    viewed text := rtrim(pg_get_viewdef(format('millrace_def.staging_%s', described.id)::regclass), ';');
+    source text := (SELECT format('(SELECT %s FROM %s AS t)', string_agg(format('t.%I AS %I', millrace_internal.definition_column('staging', described.id, c.name), c.name), ', '), described.relation)
+                    FROM millrace_internal.staging_columns(described.definition) c);
+BEGIN
+    definition := definition || jsonb_build_object(
+        'columns', (SELECT jsonb_agg(CASE WHEN EXISTS (SELECT FROM jsonb_array_elements(definition -> 'computed') o WHERE o -> 'name' = c -> 'name') THEN c
+                                          ELSE c || jsonb_build_object('type', millrace_internal.vault_column_type(described, c ->> 'name')) END ORDER BY n)
+                    FROM jsonb_array_elements(definition -> 'columns') WITH ORDINALITY AS u (c, n)),
+        'computed', (SELECT coalesce(jsonb_agg(c || jsonb_build_object('type', millrace_internal.vault_column_type(described, c ->> 'name')) ORDER BY n), '[]')
+                     FROM jsonb_array_elements(definition -> 'computed') WITH ORDINALITY AS u (c, n)));
+    described.definition := definition;
+    RETURN definition
+        || (SELECT coalesce(jsonb_object_agg(m, millrace_internal.readable_expression(described, viewed, source, ':' || m, definition ->> m)), '{}')
+            FROM unnest('{route,deleted,filter}'::text[]) m WHERE definition ->> m IS NOT NULL)
+        || jsonb_build_object(
+               'computed', (SELECT coalesce(jsonb_agg(c || jsonb_build_object('expression', millrace_internal.readable_expression(described, viewed, source, ':computed ' || (c ->> 'name'), c ->> 'expression')) ORDER BY n), '[]')
+                            FROM jsonb_array_elements(definition -> 'computed') WITH ORDINALITY AS u (c, n)),
+               'expect', (SELECT coalesce(jsonb_agg(c || jsonb_build_object('expression', millrace_internal.readable_expression(described, viewed, source, ':expect ' || (c ->> 'name'), c ->> 'expression')) ORDER BY n), '[]')
+                          FROM jsonb_array_elements(definition -> 'expect') WITH ORDINALITY AS u (c, n)));
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.readable_definition(millrace.staging) IS 'the definition of a staging table with types and expressions as they are called now';
+
 CREATE FUNCTION millrace_internal.describe_staging(described millrace.staging) RETURNS text
 LANGUAGE sql STABLE
 SET intervalstyle = 'postgres'
@@ -164,7 +231,7 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'timezone => ' || millrace_internal.readable_literal(nullif(described.timezone, 'UTC'))])
            || millrace_internal.readable_renames(described.relation, r.before, r.after)
            || coalesce(millrace_internal.readable_renames(described.log, l.before, l.after), '')
-    FROM (SELECT described.definition AS d) AS definition,
+    FROM (SELECT millrace_internal.readable_definition(described) AS d) AS definition,
          LATERAL (SELECT array_agg(c.name ORDER BY c.name) AS before, array_agg(millrace_internal.definition_column('staging', described.id, c.name) ORDER BY c.name) AS after
                   FROM millrace_internal.staging_columns(d) c) AS r,
          -- Columns of the log are found under either name.
@@ -420,11 +487,6 @@ COMMENT ON FUNCTION millrace_internal.describe_sources(millrace.target) IS 'the 
 
 -- ---- marts -------------------------------------------------------------------------------------------------
 
-CREATE FUNCTION millrace_internal.plain_query(role regrole, query text) RETURNS text
-LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_plain_query';
-COMMENT ON FUNCTION millrace_internal.plain_query(regrole, text) IS
-    'a SELECT as a role means it under the search_path of the calling function, with every name qualified';
-
 -- The user's own text as long as it says the same without any search_path; else the query as PostgreSQL prints it,
 -- which has followed renames.
 CREATE FUNCTION millrace_internal.describe_mart(described millrace.target) RETURNS text
@@ -469,7 +531,7 @@ BEGIN
     RETURN text || CASE WHEN described.kind IN ('hub', 'link', 'satellite') THEN millrace_internal.describe_sources(described) ELSE '' END;
 END
 $fn$;
-COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite or mart';
+COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite, point-in-time table or mart';
 
 -- Who may see how something is declared: its owner, and who watches.
 CREATE FUNCTION millrace_internal.may_read(caller regrole, owner regrole) RETURNS boolean
@@ -505,7 +567,8 @@ BEGIN
                     UNION ALL
                     SELECT 3 * millrace_internal.stream_level(s.stream_id) + 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
                     UNION ALL
-                    SELECT 1000, t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+                    -- What was replaced may stand on something newer than it is.
+                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
     IF kind = 'stream' THEN
@@ -538,6 +601,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite, point-in-time table or mart as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

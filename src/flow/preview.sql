@@ -64,14 +64,23 @@ DECLARE
     pattern text;
     body text;
     alias text;
+    -- A row that is there still has been locked, not replaced: it is the same before and after.
+    own CONSTANT text := CASE id_column WHEN 'xmin' THEN '(%1$s.xmin = ANY ($1) OR %1$s.xmax = ANY ($1))' ELSE '%s.xmax = ANY ($1)' END;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
-    IF target.kind <> 'mart' THEN
-        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY 1',
+    IF target.kind = 'pit' THEN
+        -- Spans, for they stand for any number of snapshots; under the names that the view has, which shows snapshot_at in the place of both times.
+        RETURN format('SELECT pg_catalog.row_to_json(ROW(s.hash_key, s.from_at))::text, (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text '
+                      'FROM millrace_state.pit_%s AS s WHERE %s AND s.from_at > ''-infinity'' ORDER BY 1',
+            (SELECT string_agg(format('s.%I AS %I', s.attname, coalesce(v.attname, s.attname)), ', ' ORDER BY s.attnum)
+             FROM pg_attribute s LEFT JOIN pg_attribute v ON v.attrelid = target.relation AND v.attnum = CASE WHEN s.attnum > 3 THEN s.attnum - 1 WHEN s.attnum = 1 THEN 1 END
+             WHERE s.attrelid = format('millrace_state.pit_%s', target.id)::regclass AND s.attnum > 0), target.id, format(own, 's'));
+    ELSIF target.kind <> 'mart' THEN
+        RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE %s ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
              WHERE i.indrelid = target.relation AND i.indexrelid = (
                  SELECT o.indexrelid FROM pg_index o WHERE o.indrelid = target.relation AND o.indisunique ORDER BY o.indisprimary DESC, o.indexrelid LIMIT 1)),
-            target.relation, id_column);
+            target.relation, format(own, 't'));
     END IF;
 
     -- The mart's view over the groups that were touched, beside what tells one group from another.
@@ -84,7 +93,7 @@ BEGIN
             (SELECT string_agg('s.' || g, ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g), target.id));
     ELSE
         alias := (regexp_match(body, pattern || ' ("(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'))[1];
-        body := regexp_replace(body, pattern, format('(SELECT * FROM %s WHERE %s = ANY ($1))', state, id_column));
+        body := regexp_replace(body, pattern, format('(SELECT o.* FROM %s AS o WHERE %s)', state, format(own, 'o')));
     END IF;
     body := regexp_replace(body, '^\s*SELECT', format('SELECT pg_catalog.row_to_json(ROW(%s))::text AS ":group",',
         (SELECT string_agg(format('%s.%s', alias, g), ', ' ORDER BY g) FROM millrace_internal.preview_groups(state) g)));

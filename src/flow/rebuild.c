@@ -69,6 +69,17 @@ log_tables(int32 staging_id)
 	return tables;
 }
 
+/* Does the log of a staging table have every version that ever came? */
+static bool
+log_is_whole(int32 staging_id)
+{
+	uint64 found = mr_sql("SELECT FROM millrace.staging WHERE id = %d AND log_since = '-infinity'",
+						  staging_id);
+
+	SPI_freetuptable(SPI_tuptable);
+	return found > 0;
+}
+
 /* Applies what a reader gives, chunk after chunk: from a log's table, or (InvalidOid) from what is staged. */
 static void
 apply_all(MrStream *stream, MrTarget *target, MrStaging *staging, Oid log, const char *condition)
@@ -136,8 +147,8 @@ apply_stream(MrStream *stream, MrTarget *target, const char *condition)
 			tables = log_tables(staging->id);
 		foreach(lc, tables)
 			apply_all(stream, target, staging, lfirst_oid(lc), NULL);
-		if (tables == NIL &&
-			(target->kind->filled_from == MR_FILLED_FROM_ROWS || target->kind->filled_from_staged))
+		if (target->kind->filled_from == MR_FILLED_FROM_ROWS ||
+			(target->kind->filled_from_staged && !log_is_whole(staging->id)))
 			apply_all(stream, target, staging, InvalidOid, condition);
 	}
 }

@@ -5,13 +5,14 @@ LANGUAGE C CALLED ON NULL INPUT AS 'MODULE_PATHNAME', 'millrace_rebuild_target';
 COMMENT ON FUNCTION millrace_internal.rebuild_target(integer, text) IS
     'removes what a filter selects of a target, or everything, and makes it again, under the exclusive lock of its streams';
 
--- What is removed from a vault table has to be in the logs of its sources, or it would be lost.
+-- What is removed from a vault table has to be in the logs of its sources, keys of a hub or link there or in what is staged, or it would be lost.
 CREATE FUNCTION millrace_internal.check_remade(target millrace.target, filter text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     horizon timestamptz := millrace_internal.log_horizon(target.id);
+    key text := coalesce(millrace_internal.definition_column(target.kind, target.id, 'driving_hk'), millrace_internal.definition_column(target.kind, target.id, 'hash_key'));
     lost bigint;
     sources text := (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
                      WHERE s.target_id = target.id);
@@ -20,18 +21,17 @@ BEGIN
         RAISE EXCEPTION '% % cannot be rebuilt: % keeps no log of the versions that came', target.kind, target.relation, sources
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
     END IF;
-    IF horizon <= coalesce(target.horizon, '-infinity') AND target.horizon IS NOT NULL THEN
+    IF horizon = '-infinity' OR (target.kind = 'satellite' AND horizon <= target.horizon) THEN
         RETURN;
     END IF;
     -- Rows that came before the log began, or were filled in from what is no longer in it.
-    SELECT greatest(horizon, b.finished_at) INTO horizon FROM (VALUES (1)) AS one LEFT JOIN millrace.backfill b ON b.target_id = target.id AND b.rows > 0;
+    SELECT greatest(horizon, b.finished_at) INTO horizon FROM (VALUES (1)) AS one LEFT JOIN millrace.backfill b ON b.target_id = target.id AND (b.rows > 0 OR target.kind <> 'satellite');
     -- The filter is the owner's.
     SELECT c.missing_rows INTO lost FROM millrace_internal.compare(target.owner, 'UTC',
-        format(E'lost AS (SELECT FROM %s AS %I WHERE %I < %L AND %I <> %L AND (%s\n))', target.relation,
+        format(E'said (":key") AS MATERIALIZED (%s), lost AS (SELECT FROM %s AS %I WHERE %I < %L AND %I <> %L AND %I NOT IN (SELECT ":key" FROM said) AND (%s\n))',
+            CASE WHEN target.kind = 'satellite' THEN 'SELECT NULL::pg_catalog.uuid WHERE false' ELSE millrace_internal.said_keys(target) END, target.relation,
             (SELECT c.relname FROM pg_class c WHERE c.oid = target.relation),
-            millrace_internal.definition_column(target.kind, target.id, 'load_at'), horizon,
-            coalesce(millrace_internal.definition_column(target.kind, target.id, 'driving_hk'), millrace_internal.definition_column(target.kind, target.id, 'hash_key')),
-            '00000000-0000-0000-0000-000000000000', coalesce(filter, 'true')),
+            millrace_internal.definition_column(target.kind, target.id, 'load_at'), horizon, key, '00000000-0000-0000-0000-000000000000', key, coalesce(filter, 'true')),
         'SELECT 1 FROM lost', 'SELECT WHERE false') AS c;
     IF lost > 0 THEN
         RAISE EXCEPTION '% % cannot be rebuilt: % of its rows came before the log of % began', target.kind, target.relation, lost, sources
@@ -72,7 +72,9 @@ BEGIN
     SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     rows := millrace_internal.staging_rows(staging_id);
     IF staging.log_since > '-infinity' THEN
-        EXECUTE format('SELECT count(*) FROM %s WHERE _loaded_at < %L', staging.relation, staging.log_since) INTO rows_before;
+        -- Adopted rows stay as they are.
+        EXECUTE format('SELECT count(*) FROM %s AS t WHERE t._loaded_at < %L AND NOT EXISTS (SELECT FROM millrace_state.object_%s AS o WHERE %s AND o.definition = 0)', staging.relation, staging.log_since,
+            staging_id, (SELECT string_agg(format('o.k%s = t.%I', n, k), ' AND ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n))) INTO rows_before;
         IF rows_before > 0 THEN
             RAISE EXCEPTION 'staging table % cannot be rebuilt: % of its rows came before its log began', staging.relation, rows_before
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('The log has every version since %s.', staging.log_since);

@@ -108,14 +108,14 @@ ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging,
 COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
 
 CREATE VIEW millrace.target_status WITH (security_barrier) AS
-SELECT t.relation::text AS relation, t.kind, t.state, t.horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
+SELECT t.relation::text AS relation, t.kind, t.state, greatest(t.horizon, t.redefined_at) AS horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
        (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = t.id) AS sources,
        t.owner::text AS owner
 FROM millrace.target t
 WHERE millrace_internal.may_watch(t.owner);
-COMMENT ON VIEW millrace.target_status IS 'hubs, links, satellites and marts: whether they are filled, and what they left out';
+COMMENT ON VIEW millrace.target_status IS 'hubs, links, satellites, point-in-time tables and marts: whether they are filled, and what they left out';
 COMMENT ON COLUMN millrace.target_status.state IS 'new until the first batch after the declaration, filling until it has what was there before (see backfill_status), then active';
-COMMENT ON COLUMN millrace.target_status.horizon IS 'from when on its sources are complete for it; -infinity: from their beginning';
+COMMENT ON COLUMN millrace.target_status.horizon IS 'from when on it has what its sources say, as it is defined now; -infinity: from their beginning';
 COMMENT ON COLUMN millrace.target_status.skipped IS 'rows without the key that a hub needs, or without any key of a link';
 
 GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status TO PUBLIC;

@@ -147,15 +147,66 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.log_horizon(integer) IS 'from when on the logs of a target''s sources have every version; NULL: one of them has no log';
 
--- The rows of a vault table that can be judged: those that came since its sources have every version.
+-- From when on the rows of a hub, link or satellite must come from versions that its sources have, as it is defined now.  While the logs do not have all
+-- of them, that is not known of rows that it was filled or rebuilt with.
+CREATE FUNCTION millrace_internal.judged_since(target millrace.target) RETURNS timestamptz
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN h.horizon IS NULL THEN 'infinity'
+                ELSE greatest(h.horizon, target.redefined_at, CASE WHEN h.horizon > '-infinity' THEN (SELECT b.finished_at FROM millrace.backfill b WHERE b.target_id = target.id) END) END
+    FROM millrace_internal.log_horizon(target.id) AS h (horizon)
+$$;
+COMMENT ON FUNCTION millrace_internal.judged_since(millrace.target) IS 'from when on rows of a vault table can be judged; infinity: none of them can';
+
+-- The rows of a vault table that can be judged.
 CREATE FUNCTION millrace_internal.judged_rows(target millrace.target, prefix text) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN h.horizon IS NULL THEN 'false' WHEN h.horizon = '-infinity' AND target.redefined_at IS NULL THEN 'true'
-                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), greatest(h.horizon, target.redefined_at)) END
-    FROM millrace_internal.log_horizon(target.id) AS h (horizon)
+    SELECT CASE WHEN j.since = '-infinity' THEN 'true' WHEN j.since = 'infinity' THEN 'false'
+                ELSE format('%s%I >= %L', prefix, millrace_internal.definition_column(target.kind, target.id, 'load_at'), j.since) END
+    FROM millrace_internal.judged_since(target) AS j (since)
 $$;
 COMMENT ON FUNCTION millrace_internal.judged_rows(millrace.target, text) IS 'the condition under which a row of a vault table must come from a version that is still there';
+
+-- The columns of a hub or link between its hash key and load_at.
+CREATE FUNCTION millrace_internal.key_columns(target millrace.target) RETURNS TABLE (name text, type oid, declared text, n integer)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod), c.n
+    FROM generate_series(1, json_array_length(target.definition -> CASE target.kind WHEN 'hub' THEN 'business_key' ELSE 'hubs' END)) AS c (n)
+    JOIN pg_attribute a ON a.attrelid = target.relation
+     AND a.attname = millrace_internal.definition_column(target.kind, target.id, CASE target.kind WHEN 'hub' THEN 'key_' ELSE 'hub_' END || c.n)
+    ORDER BY c.n
+$$;
+COMMENT ON FUNCTION millrace_internal.key_columns(millrace.target) IS 'the columns of a hub or link that say what its key is made of';
+
+-- Every key that sources of a hub or link name, as a query: its hash, the columns above, and whether it came since the present definition is in force.  Each combination
+-- of values is hashed once.
+CREATE FUNCTION millrace_internal.said_keys(target millrace.target) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    source record;
+    key record;
+    said text[] := '{}';
+BEGIN
+    FOR source IN
+        SELECT s, v.g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id,
+            -- A log that does not have all versions may lack those that are staged.
+            LATERAL (VALUES (g), (CASE WHEN g.log_since > '-infinity' THEN jsonb_populate_record(g, '{"log": null}') END)) AS v (g)
+        WHERE s.target_id = target.id AND (v.g).id IS NOT NULL ORDER BY s.ordinal
+    LOOP
+        key := millrace_internal.version_keys(source.s, source.g, target);
+        said := said || format('SELECT %s, %s, l.":recent" FROM (SELECT DISTINCT %s, %s AS ":recent" FROM %s WHERE %s) AS l', key.key_hash,
+            CASE target.kind WHEN 'hub' THEN (SELECT string_agg(format('CAST(%s AS %s)', u.c, k.declared), ', ' ORDER BY k.n)
+                                              FROM millrace_internal.key_columns(target) k JOIN unnest(key.columns) WITH ORDINALITY AS u (c, n) ON u.n = k.n)
+                             ELSE array_to_string(key.part_hashes, ', ') END,
+            array_to_string(ARRAY(SELECT DISTINCT c FROM unnest(key.columns) c), ', '), key.recent, key.from_clause, key.condition);
+    END LOOP;
+    RETURN array_to_string(said, ' UNION ALL ');
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.said_keys(millrace.target) IS 'the keys of a hub or link that its sources name, as a query';
 
 -- Hubs and links: their keys as every row of every version names them.  The key of a hub also has to fit its hash.
 CREATE FUNCTION millrace_internal.verify_keys(target millrace.target, OUT missing bigint, OUT unexpected bigint, OUT example text)
@@ -165,41 +216,23 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     zero CONSTANT text := quote_literal('00000000-0000-0000-0000-000000000000') || '::uuid';
     hash_key text := quote_ident(millrace_internal.definition_column(target.kind, target.id, 'hash_key'));
-    middle text[]; -- names of the columns between the hash key and load_at
-    types oid[];
-    wanted text[] := '{}';
-    source record;
-    key record;
-    unfit text := 'false';
-    judged text := millrace_internal.judged_rows(target, 'f.');
+    names text;
     shown text;
     plain text;
+    unfit text := 'false';
 BEGIN
-    SELECT array_agg(a.attname::text ORDER BY n), array_agg(a.atttypid ORDER BY n) INTO middle, types
-    FROM generate_series(1, json_array_length(target.definition -> CASE target.kind WHEN 'hub' THEN 'business_key' ELSE 'hubs' END)) AS n
-    JOIN pg_attribute a ON a.attrelid = target.relation
-     AND a.attname = millrace_internal.definition_column(target.kind, target.id, CASE target.kind WHEN 'hub' THEN 'key_' ELSE 'hub_' END || n);
-    FOR source IN SELECT s, g FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
-        key := millrace_internal.version_keys(source.s, source.g, target);
-        -- Each combination of values is hashed once.
-        wanted := wanted || format('SELECT %s, %s, l.":recent" FROM (SELECT DISTINCT %s, %s AS ":recent" FROM %s WHERE %s) AS l', key.key_hash,
-            CASE target.kind WHEN 'hub' THEN (SELECT string_agg(format('CAST(%s AS %s)', c, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY u.n)
-                                              FROM unnest(key.columns, middle) WITH ORDINALITY AS u (c, name, n) JOIN pg_attribute a ON a.attrelid = target.relation AND a.attname = u.name)
-                             ELSE array_to_string(key.part_hashes, ', ') END,
-            array_to_string(ARRAY(SELECT DISTINCT c FROM unnest(key.columns) c), ', '), key.recent, key.from_clause, key.condition);
-    END LOOP;
-    SELECT string_agg(format('%s AS %I', millrace_internal.comparable(format('f.%I', c), t), c), ', ' ORDER BY n) INTO shown FROM unnest(middle, types) WITH ORDINALITY AS u (c, t, n);
-    SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) INTO plain FROM unnest(middle) WITH ORDINALITY AS u (c, n);
+    SELECT string_agg(quote_ident(k.name), ', ' ORDER BY k.n), string_agg(format('%s AS %I', millrace_internal.comparable(format('f.%I', k.name), k.type), k.name), ', ' ORDER BY k.n),
+           string_agg(format('f.%I', k.name), ', ' ORDER BY k.n)
+    INTO names, shown, plain FROM millrace_internal.key_columns(target) k;
     IF target.kind = 'hub' THEN
-        unfit := format('f.%s <> millrace.hash_key(%L::pg_catalog.regclass, %s)', hash_key, target.relation::oid,
-                        (SELECT string_agg(format('f.%I', c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)));
+        unfit := format('f.%s <> millrace.hash_key(%L::pg_catalog.regclass, %s)', hash_key, target.relation::oid, plain);
     END IF;
     SELECT c.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
         format('said (%s, %s, ":recent") AS MATERIALIZED (%s), wanted AS (SELECT f.%s, %s, f.":recent" FROM said AS f WHERE f.%s <> %s), '
                'found AS MATERIALIZED (SELECT f.%s, %s, %s AS judged FROM %s AS f WHERE f.%s <> %s)',
-               hash_key, (SELECT string_agg(quote_ident(c), ', ' ORDER BY n) FROM unnest(middle) WITH ORDINALITY AS u (c, n)), array_to_string(wanted, ' UNION ALL '),
+               hash_key, names, millrace_internal.said_keys(target),
                hash_key, shown, hash_key, zero,
-               hash_key, shown, format('(%s OR %s)', judged, unfit), target.relation, hash_key, zero),
+               hash_key, shown, format('(%s OR %s)', millrace_internal.judged_rows(target, 'f.'), unfit), target.relation, hash_key, zero),
         format('SELECT f.%1$s, %2$s FROM wanted AS f WHERE f.":recent" EXCEPT SELECT f.%1$s, %2$s FROM found AS f', hash_key, plain),
         format('SELECT f.%1$s, %2$s FROM found AS f WHERE f.judged EXCEPT SELECT f.%1$s, %2$s FROM wanted AS f', hash_key, plain)) AS c;
 END
@@ -452,8 +485,9 @@ BEGIN
         SELECT s.log::text, s.log_since INTO compared_with, horizon FROM millrace.staging s WHERE s.id = kept.id;
     ELSE
         PERFORM millrace_internal.check_filled(kept.id);
-        SELECT string_agg(coalesce(CASE WHEN kept.kind <> 'mart' THEN g.log END, g.relation)::text, ', ' ORDER BY s.ordinal),
-               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE coalesce(millrace_internal.log_horizon(kept.id), 'infinity') END
+        SELECT string_agg(concat_ws(', ', CASE WHEN kept.kind <> 'mart' THEN g.log END,
+                                    CASE WHEN kept.kind = 'mart' OR g.log IS NULL OR (kept.kind IN ('hub', 'link') AND g.log_since > '-infinity') THEN g.relation END), ', ' ORDER BY s.ordinal),
+               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE (SELECT millrace_internal.judged_since(t) FROM millrace.target t WHERE t.id = kept.id) END
         INTO compared_with, horizon
         FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = kept.id;
         IF kept.kind = 'pit' THEN

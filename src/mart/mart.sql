@@ -345,6 +345,7 @@ BEGIN
     END IF;
     PERFORM millrace_internal.changed(s.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g WHERE g.id IN (old.staging_id, parsed.staging_id)) AS s;
+    RAISE NOTICE 'the new definition of % is for all that is staged', existing;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_mart(regrole, text, text, integer, text, boolean) IS

@@ -3,17 +3,16 @@
  *	  Expressions of a mart's query as text for other places.
  *
  * PostgreSQL can print an expression over one table.  Ours are over a staging table, a state table or
- * several joined views, and an aggregate becomes an expression over the state.  So what has to be named
- * otherwise is replaced by a numbered parameter, the rest is printed by PostgreSQL, and in the text each
- * parameter is replaced by its piece.
+ * several joined views, and an aggregate becomes an expression over the state: what has to be named
+ * otherwise is replaced by placeholders.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "core/expression.h"
 #include "lib/stringinfo.h"
 #include "mart/mart.h"
 #include "mb/pg_wchar.h"
-#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
@@ -33,16 +32,7 @@ typedef struct Printing
 static Node *
 placeholder(Printing *printing, Node *node, char *piece)
 {
-	Param *param = makeNode(Param);
-
-	printing->pieces = lappend(printing->pieces, piece);
-	param->paramkind = PARAM_EXTERN;
-	param->paramid = list_length(printing->pieces);
-	param->paramtype = exprType(node);
-	param->paramtypmod = exprTypmod(node);
-	param->paramcollid = exprCollation(node);
-	param->location = -1;
-	return (Node *) param;
+	return mr_expression_placeholder(node, piece, &printing->pieces);
 }
 
 /* A column of the state in this place: "alias.name". */
@@ -202,37 +192,6 @@ printing_mutator(Node *node, void *context)
 	return expression_tree_mutator(node, printing_mutator, context);
 }
 
-/* Puts the pieces in; what stands in quotes is left alone. */
-static char *
-fill_in(const char *text, List *pieces)
-{
-	StringInfoData result;
-	char quote = '\0';
-
-	initStringInfo(&result);
-	for (const char *p = text; *p != '\0'; p++)
-	{
-		if (quote != '\0')
-		{
-			if (*p == quote)
-				quote = '\0';
-		}
-		else if (*p == '\'' || *p == '"')
-			quote = *p;
-		else if (*p == '$' && p[1] >= '1' && p[1] <= '9')
-		{
-			char *end;
-			long number = strtol(p + 1, &end, 10);
-
-			appendStringInfoString(&result, list_nth(pieces, (int) number - 1));
-			p = end - 1;
-			continue;
-		}
-		appendStringInfoChar(&result, *p);
-	}
-	return result.data;
-}
-
 /* An expression of the mart's query as SQL for a place; names are qualified as the search_path needs. */
 char *
 mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place)
@@ -240,7 +199,7 @@ mr_mart_text(MrMartQuery *mart, Node *expression, MrMartPlace place)
 	Printing printing = {.mart = mart, .place = place};
 	Node *replaced = printing_mutator(expression, &printing);
 
-	return fill_in(deparse_expression(replaced, NIL, false, false), printing.pieces);
+	return mr_expression_print(replaced, printing.pieces);
 }
 
 /* An aggregate over the values "s" of its side table, whose rows have passed the filter. */
@@ -253,7 +212,7 @@ mr_mart_result_text(MrMartQuery *mart, const MrMartSlot *slot)
 
 	aggregate->aggfilter = NULL;
 	replaced = printing_mutator((Node *) aggregate, &printing);
-	return fill_in(deparse_expression(replaced, NIL, false, false), printing.pieces);
+	return mr_expression_print(replaced, printing.pieces);
 }
 
 /* An expression for an error message. */

@@ -95,7 +95,7 @@ typedef struct MrTargetKind
 	MrFilledFrom filled_from;
 
 	/*
-	 * Filled from versions: without a log, what is staged is better than nothing.
+	 * Filled from versions: without a log of all of them, what is staged is better than nothing.
 	 */
 	bool filled_from_staged;
 

@@ -123,7 +123,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_calendar(json, text) IS 'a sub-select of the ends of periods';
 
--- The sources of a point-in-time table are those of its satellites.
+-- The sources of a point-in-time table are those of its satellites, and so is its horizon.
 CREATE FUNCTION millrace_internal.pit_sources(target_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -132,9 +132,11 @@ SET search_path = pg_catalog, pg_temp AS $$
     SELECT t.id, s.staging_id, row_number() OVER (ORDER BY s.staging_id, s.key), json_build_object('key', s.key)
     FROM millrace.target t, LATERAL (SELECT DISTINCT o.staging_id, (o.columns -> 'key')::jsonb AS key FROM millrace.target_source o
                                      WHERE o.target_id IN (SELECT e::integer FROM json_array_elements_text(t.definition -> 'satellites') e)) AS s
+    WHERE t.id = pit_sources.target_id;
+    UPDATE millrace.target t SET horizon = (SELECT max(greatest(s.horizon, s.redefined_at)) FROM millrace.target s WHERE s.id IN (SELECT e::integer FROM json_array_elements_text(t.definition -> 'satellites') e))
     WHERE t.id = pit_sources.target_id
 $$;
-COMMENT ON FUNCTION millrace_internal.pit_sources(integer) IS 'notes which staging tables feed a point-in-time table';
+COMMENT ON FUNCTION millrace_internal.pit_sources(integer) IS 'notes which staging tables feed a point-in-time table, and from when on it is complete';
 
 -- The satellite's sources have changed, or it has been filled: what stands on it is to be computed anew before the next batch.
 CREATE FUNCTION millrace_internal.pit_renew(satellite_id integer) RETURNS void
@@ -227,8 +229,7 @@ BEGIN
     PERFORM millrace_internal.execute_as(caller, format('CREATE VIEW %s AS SELECT s.hash_key AS %I, c.at AS snapshot_at, %s FROM %s AS c JOIN millrace_state.pit_%s AS s ON s.from_at <= c.at AND c.at < s.until_at',
         qualified, hash_key, millrace_internal.pit_columns(definition -> 'labels', 's.', true), calendar, id));
     PERFORM millrace_internal.execute_as(caller, format('COMMENT ON VIEW %s IS %L', qualified, format('which rows of satellites of %s were valid at the end of each %s', parent.relation, every)));
-    INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
-    SELECT id, 'pit', qualified::regclass, caller, definition, max(t.horizon) FROM millrace.target t WHERE t.id = ANY (ids);
+    INSERT INTO millrace.target (id, kind, relation, owner, definition) VALUES (id, 'pit', qualified::regclass, caller, definition);
 
     SELECT string_agg(format(' LEFT JOIN LATERAL %s AS v%s ON true', millrace_internal.pit_valid(s, 'p.k', 'c.at'), e.n), '' ORDER BY e.n),
            string_agg(millrace_internal.pit_key(e.n), ', ' ORDER BY e.n),
@@ -247,6 +248,9 @@ BEGIN
     EXECUTE format('ALTER VIEW millrace_def.pit_%s OWNER TO %s', id, caller);
     PERFORM millrace_internal.pit_sources(id);
     PERFORM millrace_internal.vault_changed(id);
+    IF existing IS NOT NULL THEN
+        RAISE NOTICE 'the new definition of % is for all that its satellites say', qualified;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_pit(regrole, text, regclass, regclass[], text, text, boolean) IS 'the other half of millrace.create_pit';

@@ -74,8 +74,10 @@ BEGIN
         RETURN;
     END IF;
     IF replace AND EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = target.id AND s.staging_id = staging.id) THEN
+        PERFORM millrace_internal.vault_redefined(target.id);
         UPDATE millrace.target_source s SET columns = given::json
         WHERE s.target_id = target.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = target.id AND o.staging_id = staging.id);
+        PERFORM millrace_internal.vault_say_history(target);
     ELSE
         INSERT INTO millrace.target_source (target_id, staging_id, ordinal, columns)
         SELECT target.id, staging.id, max(s.ordinal) + 1, given::json FROM millrace.target_source s WHERE s.target_id = target.id;
@@ -106,6 +108,7 @@ BEGIN
         RAISE EXCEPTION '% is the only source of %', source, target.relation
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'millrace.drop_table() drops the table itself.';
     END IF;
+    PERFORM millrace_internal.vault_redefined(target.id);
     PERFORM millrace_internal.vault_changed(target.id);
     DELETE FROM millrace.target_source s WHERE s.target_id = target.id AND s.staging_id = staging_id;
     PERFORM millrace_internal.pit_renew(target.id);

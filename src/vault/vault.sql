@@ -227,22 +227,26 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_current_name(text) IS 'the name of the view that shows what is current in a table';
 
--- From when on a target is complete, with this source, too; when the source has a log, it is read before the next batch (C11).
+-- From when on a target is complete, with this source, too.  What the source has in its log, or to a hub or link has staged, is read before the next batch (C11).
 CREATE FUNCTION millrace_internal.vault_horizon(target_id integer, relation regclass, staging millrace.staging) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     consumed boolean := EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = staging.stream_id);
     has_rows boolean;
+    since timestamptz;
 BEGIN
     EXECUTE format('SELECT EXISTS (SELECT FROM %s)', staging.relation) INTO has_rows;
-    IF staging.log IS NULL AND (consumed OR has_rows) THEN
+    since := CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() ELSE '-infinity' END;
+    IF since > '-infinity' AND staging.log IS NULL THEN
         RAISE NOTICE '% is complete from now on: % keeps no log of the versions that came before', relation, staging.relation
             USING HINT = 'millrace.reset_stream() reads again what the source still has; log => true at the staging table keeps every version.';
+    ELSIF since > '-infinity' THEN
+        RAISE NOTICE '% is complete from the beginning of % on, which does not have the versions that came before', relation, staging.log
+            USING HINT = 'millrace.reset_stream() reads again what the source still has.';
     END IF;
     UPDATE millrace.target t
-    SET state = CASE WHEN staging.log IS NOT NULL THEN 'new' ELSE t.state END,
-        horizon = greatest(t.horizon, CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() END)
+    SET state = CASE WHEN staging.log IS NOT NULL OR t.kind <> 'satellite' THEN 'new' ELSE t.state END, horizon = greatest(t.horizon, since)
     WHERE t.id = target_id;
 END
 $$;
@@ -430,26 +434,58 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_check_same(millrace.target, json, text[], text) IS 'raises an error when something changed that cannot be altered';
 
--- Stores what may change: where values come from and what is written as record_source.
-CREATE FUNCTION millrace_internal.vault_update(present millrace.target, definition json, staging millrace.staging, columns json) RETURNS boolean
+-- Rows of a hub, link or satellite are made by another definition from now on: between two batches, so that it is known which are.
+CREATE FUNCTION millrace_internal.vault_redefined(target_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT millrace_internal.lock_stream(f.stream_id, true)
+    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = vault_redefined.target_id ORDER BY 1) AS f;
+    UPDATE millrace.target t SET redefined_at = clock_timestamp() WHERE t.id = vault_redefined.target_id AND t.state <> 'new'
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_redefined(integer) IS 'notes that the rows of a hub, link or satellite that are there were made by another definition';
+
+-- Tells the user which history a new definition covers.
+CREATE FUNCTION millrace_internal.vault_say_history(target millrace.target) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF present.definition::jsonb = definition::jsonb
-       AND (SELECT jsonb_strip_nulls(s.columns::jsonb) FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1) = jsonb_strip_nulls(columns::jsonb) THEN
+    IF target.state = 'new' THEN
+        RAISE NOTICE 'the new definition of % is for all that it will be filled with', target.relation;
+    ELSE
+        RAISE NOTICE 'the new definition of % is for versions that come from now on', target.relation
+            USING HINT = 'millrace.rebuild() makes it anew from the logs of its sources; without them, millrace.reset_stream() reads what came before again.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_say_history(millrace.target) IS 'a notice of the history that a new definition of a hub, link or satellite covers';
+
+-- Stores what may change: where values come from, which attributes there are, and what is written as record_source.
+CREATE FUNCTION millrace_internal.vault_update(present millrace.target, definition json, staging millrace.staging, columns json) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    source millrace.target_source;
+    redefined boolean;
+BEGIN
+    SELECT s.* INTO source FROM millrace.target_source s WHERE s.target_id = present.id AND s.staging_id = staging.id ORDER BY s.ordinal LIMIT 1;
+    IF present.definition::jsonb = definition::jsonb AND jsonb_strip_nulls(source.columns::jsonb) = jsonb_strip_nulls(columns::jsonb) THEN
         RETURN false;
     END IF;
-    -- Between two batches, so that it is known which rows were made by which definition.
-    PERFORM millrace_internal.lock_stream(g.stream_id, true)
-    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = present.id ORDER BY 1) AS g;
-    UPDATE millrace.target t
-    SET definition = vault_update.definition, definition_no = t.definition_no + 1,
-        redefined_at = CASE WHEN t.state = 'new' THEN t.redefined_at ELSE clock_timestamp() END
-    WHERE t.id = present.id;
-    UPDATE millrace.target_source s SET columns = vault_update.columns
-    WHERE s.target_id = present.id AND s.ordinal = (SELECT min(o.ordinal) FROM millrace.target_source o WHERE o.target_id = present.id AND o.staging_id = staging.id);
+    -- Another record source is no other content.
+    redefined := present.definition::jsonb - 'record_source' <> definition::jsonb - 'record_source'
+        OR jsonb_strip_nulls(source.columns::jsonb - 'record_source') <> jsonb_strip_nulls(columns::jsonb - 'record_source');
+    IF redefined THEN
+        PERFORM millrace_internal.vault_redefined(present.id);
+    END IF;
+    UPDATE millrace.target t SET definition = vault_update.definition, definition_no = t.definition_no + 1 WHERE t.id = present.id;
+    UPDATE millrace.target_source s SET columns = vault_update.columns WHERE s.target_id = present.id AND s.ordinal = source.ordinal;
     PERFORM millrace_internal.vault_changed(present.id);
+    IF NOT redefined THEN
+        RAISE NOTICE 'the new record source of % is for rows from now on', present.relation;
+        RETURN true;
+    END IF;
     PERFORM millrace_internal.pit_renew(present.id);
+    PERFORM millrace_internal.vault_say_history(present);
     RETURN true;
 END
 $$;
@@ -682,7 +718,7 @@ GRANT EXECUTE ON FUNCTION millrace.create_link(text, regclass, text[], json, tex
 
 -- ---- dropping ----------------------------------------------------------------------------------------------
 
--- One hub, link or satellite; with cascade also what stands on it.  Called by drop_target, which tells the streams.
+-- One hub, link, satellite or point-in-time table; with cascade also what stands on it.  Called by drop_target, which tells the streams.
 CREATE FUNCTION millrace_internal.drop_target_vault(caller regrole, target_id integer, cascade boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -733,4 +769,4 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.drop_target_vault(regrole, integer, boolean) IS 'drops a hub, link or satellite';
+COMMENT ON FUNCTION millrace_internal.drop_target_vault(regrole, integer, boolean) IS 'drops a hub, link, satellite or point-in-time table';

@@ -104,14 +104,19 @@ like(declare($staging . q{columns => '{"grp": "$.grp", "extra": "$.extra"}')}), 
 like(declare($staging . q{columns => '{"grp": "$.grp", "n": ["$.n", "integer"]}')}), qr/ERROR: +column "n" of staging table stg.event cannot become integer/, 'types do not change');
 
 # Vault and marts.
-declare(q{SELECT millrace.create_hub('stg.h_event', source => 'stg.event', business_key => '{id}', record_source => 'second', replace => true)});
+$said = declare(q{SELECT millrace.create_hub('stg.h_event', source => 'stg.event', business_key => '{id}', record_source => 'second', replace => true)});
+like($said, qr/^psql:.*NOTICE: +the new record source of stg.h_event is for rows from now on$/, 'a hub says from when on it writes another record source');
 declare(q{SELECT millrace.create_link('stg.l_event', source => 'stg.event', hubs => '{stg.h_event, stg.h_grp}', record_source => 'second', replace => true)});
 $said = declare(q{SELECT millrace.create_satellite('stg.s_event', source => 'stg.event', parent => 'stg.h_event', attributes => '{n, extra}', replace => true)});
-declare(q{SELECT millrace.create_mart('stg.sums', 'SELECT grp, count(*) AS objects, sum(n)::bigint AS n, sum(c)::bigint AS c FROM stg.event GROUP BY grp', replace => true)});
+like($said, qr/^psql:.*NOTICE: +the new definition of stg.s_event is for versions that come from now on\n.*HINT: [^\n]*rebuild[^\n]*$/s, 'a satellite says what history is covered');
+$said = declare(q{SELECT millrace.create_mart('stg.sums', 'SELECT grp, count(*) AS objects, sum(n)::bigint AS n, sum(c)::bigint AS c FROM stg.event GROUP BY grp', replace => true)});
+like($said, qr/^psql:.*NOTICE: +the new definition of stg.sums is for all that is staged$/, 'and so does a mart');
 ok(flow(), 'with a new record source messages come');
 ok(poll($node, 'postgres', "SELECT count(*) > 0 FROM stg.h_event WHERE record_source = 'second'"), 'a hub writes another record source');
 ok(poll($node, 'postgres', "SELECT count(*) > 0 FROM stg.l_event WHERE record_source = 'second'"), 'a link, too');
 ok(poll($node, 'postgres', "SELECT count(*) > 0 FROM stg.s_event WHERE extra IS NOT NULL"), 'a satellite has a new attribute');
+is($node->safe_psql('postgres', "SELECT horizon > '-infinity', horizon <= (SELECT min(load_at) FROM stg.s_event WHERE extra IS NOT NULL) FROM millrace.target_status WHERE relation = 'stg.s_event'"),
+	't|t', 'from its horizon on');
 is($node->safe_psql('postgres', "SELECT count(*) FROM stg.s_event WHERE extra IS NULL AND load_at > (SELECT min(load_at) FROM stg.s_event WHERE extra IS NOT NULL)"), '0', 'in all rows from then on');
 is($node->safe_psql('postgres', "SELECT missing, unexpected FROM millrace.verify('stg.sums')"), '0|0', 'a mart has a new column, of all that is staged');
 declare(q{SELECT millrace.create_mart('stg.sums', 'SELECT grp, count(*) FILTER (WHERE n > 100) AS objects FROM stg.event GROUP BY grp', replace => true)});
