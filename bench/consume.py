@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Starts a stream, waits until its positions add up to TOTAL, and prints "seconds peak_MB cpu": the time from before
-start_stream to then, the most anonymous memory (RssAnon) that any process of millrace had, and the processor time in seconds
-that all of them took together.
+"""Starts a stream, waits until its positions add up to TOTAL, and prints "seconds peak_MB cpu waiting": the time from before
+start_stream to then, the most anonymous memory (RssAnon) that any process of millrace had, the processor time in seconds
+that all of them took together, and in how many of a hundred looks at a worker it waited for a lock.
 
     consume.py STREAM TOTAL [WINDOW MARK ...]           (the database is the one that PG* names)
 
@@ -56,13 +56,16 @@ def main():
     cursor = connection.cursor()
     start, peak, done, cpu = time.monotonic(), 0, 0, {}
     samples = [(0, start, 0)]
+    looks, waiting = 0, 0
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
         cursor.execute('SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s', (stream,))
         done = int(cursor.fetchone()[0])
         now = time.monotonic()
-        cursor.execute("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
-        for (pid,) in cursor.fetchall():
+        cursor.execute("SELECT pid, backend_type = 'millrace stream worker', wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
+        for pid, worker, waits in cursor.fetchall():
+            looks += worker
+            waiting += worker and waits
             peak = max(peak, rss_anon(pid))
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
         samples.append((done, now, sum(cpu.values())))
@@ -71,7 +74,7 @@ def main():
                 cursor.execute('SELECT * FROM millrace.stream_status')
                 sys.exit(f'{done} of {total} messages after {limit:.0f} s: {cursor.fetchall()}')
             time.sleep(0.05)
-    print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f}')
+    print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f} {100 * waiting / max(1, looks):.1f}')
     for mark in marks:
         seconds, cpu = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))
         print(f'{mark} {window / seconds:.0f} {cpu / window * 1e6:.1f}')

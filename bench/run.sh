@@ -80,11 +80,12 @@ declare_ours() {
 	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/plain.sql"
 }
 
-# Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), peak (MB) and cpu (s).
+# Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), peak (MB), cpu (s) and
+# waiting (% of looks at its workers).
 consume_ours() {
-	read -r seconds peak cpu < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
+	read -r seconds peak cpu waiting < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
 	ours=$(calc "$messages / $seconds")
-	say "millrace: $seconds s, $ours a second, $cpu s of processor time, at most $peak MB of anonymous memory in a process"
+	say "millrace: $seconds s, $ours a second, $cpu s of processor time, at most $peak MB of anonymous memory in a process, $waiting % of the time in wait for locks"
 	say "millrace by stage: $(ours_value "SELECT string_agg(format('%s %s s', stage, round(seconds::numeric, 2)), ', ') FROM
 		(SELECT stage, sum(seconds) AS seconds FROM millrace.stage_stats WHERE stream = 'orders' GROUP BY stage) s")"
 	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')" -c CHECKPOINT

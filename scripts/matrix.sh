@@ -4,8 +4,8 @@
 #	scripts/matrix.sh               17 and 18, groups regress and property
 #	scripts/matrix.sh 18 regress    this version, these groups of scripts/test.sh
 #
-# Needs root and mmdebstrap; a root takes about a minute and 1 GB, and is kept in MILLRACE_CACHE. The sources are copied in,
-# so that nothing here is touched. FRESH=1 makes the roots anew.
+# Needs root and mmdebstrap; a root takes about a minute and 1 GB, and is kept in MILLRACE_CACHE for as long as it is to hold the
+# same packages. The sources are copied in, so that nothing here is touched. FRESH=1 makes the roots anew.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
@@ -23,12 +23,12 @@ suite_of() {
 	esac
 }
 
-# Makes the root of a version, moved into place whole. postgresql-server-dev is unpacked without what it depends on: it wants
-# clang and LLVM, which only with_llvm=yes needs.
+# Makes the root of a version, moved into place whole, in the place of those with other packages. postgresql-server-dev is unpacked
+# without what it depends on: it wants clang and LLVM, which only with_llvm=yes needs.
 make_root() {
-	local version=$1 suite part
+	local version=$1 suite part old
 	suite=$(suite_of "$version")
-	top=$MILLRACE_CACHE/postgresql-$version
+	top=$MILLRACE_CACHE/postgresql-$version-$(printf '%s' "$suite $packages" | sha256sum | cut -c 1-8)
 	if [ -d "$top" ] && [ -z "${FRESH:-}" ]; then
 		return
 	fi
@@ -45,7 +45,9 @@ make_root() {
 		--customize-hook='cd "$1/var/tmp" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -q download postgresql-server-dev-'"$version"' &&
 			dpkg -x postgresql-server-dev-*.deb "$1" && rm postgresql-server-dev-*.deb' \
 		"$suite" "$part" "$mirror" >"$part.log" 2>&1 </dev/null || die "no root was made: $(tail -n 20 "$part.log")"
-	remove_root "$top"
+	for old in "$MILLRACE_CACHE/postgresql-$version" "$MILLRACE_CACHE/postgresql-$version-"*; do
+		remove_root "$old"
+	done
 	mv -T "$part" "$top"
 	chmod 755 "$top"
 	rm -f "$part.conf" "$part.log"

@@ -3,6 +3,7 @@
 #
 #	scripts/test.sh                 everything
 #	scripts/test.sh regress tap     these groups only
+#	RUNS=1000 scripts/test.sh property    random histories for hours
 #	scripts/test.sh --matrix        regress and property on PostgreSQL 17 and 18, see scripts/matrix.sh
 #
 #	check      static checks (scripts/check.sh)
@@ -18,7 +19,8 @@
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
 # What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=1200 seconds is what one
-# script may take. The last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
+# script may take. RUNS=1000 lets group property make so many histories of each thing that is derived (vault, marts, backfill, erase),
+# and LIMIT a minute more for each. The last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
@@ -29,7 +31,8 @@ if [ "${1:-}" = --matrix ]; then
 fi
 
 all_groups=(check regress decode tap property kafka debezium cdc redis cron kill)
-limit=${LIMIT:-1200}
+runs=${RUNS:-}
+limit=${LIMIT:-$((1200 + 60 * ${runs:-0}))}
 passed=0
 failed=0
 child=
@@ -127,11 +130,13 @@ test_tap() {
 	done
 }
 
+# RUNS is for what is derived: the other files have other measures of their length.
 test_property() {
-	local file
+	local file files=("$root"/test/property/*.py)
+	[ -z "$runs" ] || files=("$root"/test/property/{vault,mart,backfill,erase}.py)
 	start_server
-	for file in "$root"/test/property/*.py; do
-		run "property/$(basename "$file")" "$PYTHON" "$file"
+	for file in "${files[@]}"; do
+		run "property/$(basename "$file")" "$PYTHON" "$file" ${runs:+--runs "$runs"}
 	done
 }
 

@@ -84,3 +84,21 @@ SELECT millrace.drop_stream('users', cascade => true);
 DROP VIEW gold.top_products, gold.category_stats, gold.region_stats, gold.hourly_stats, gold.rejected;
 SELECT millrace.drop_stream('shop', cascade => true);
 DROP SCHEMA bronze, silver, gold, app;
+
+-- with data of their own, as one tries them
+\c -
+SET client_min_messages = warning;
+SET timezone = 'UTC';
+\pset tuples_only off
+\set orders 1000
+\set users 100
+\set ECHO none
+\i examples/shop/shop.sql
+\i examples/users/users.sql
+\set ON_ERROR_STOP off
+\set ECHO all
+SELECT count(*) FROM app.profiles;
+SELECT millrace.drop_stream('users', cascade => true);
+DROP VIEW gold.top_products, gold.category_stats, gold.region_stats, gold.hourly_stats, gold.rejected;
+SELECT millrace.drop_stream('shop', cascade => true);
+DROP SCHEMA bronze, silver, gold, app;

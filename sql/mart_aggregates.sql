@@ -48,6 +48,19 @@ SELECT * FROM features ORDER BY user_id;
 SELECT * FROM whole;
 SELECT * FROM striped ORDER BY brand;
 SELECT relation, missing, unexpected, example FROM unnest('{features,whole,striped,striped_whole}'::regclass[]) AS m, millrace.verify(m);
+-- Whoever reads in the order of order_by reads its index, and sorts nothing.
+CREATE FUNCTION pg_temp.plan(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+  line text;
+BEGIN
+  FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+    RETURN NEXT regexp_replace(line, 'mart_\d+', 'mart_N', 'g');
+  END LOOP;
+END $$;
+SET enable_seqscan = off;
+SELECT pg_temp.plan('SELECT user_id, dearest FROM features ORDER BY dearest DESC NULLS LAST, user_id LIMIT 2') AS plan;
+RESET enable_seqscan;
+SELECT user_id, dearest FROM features ORDER BY dearest DESC NULLS LAST, user_id;
 -- Another query; names of tables and indexes are as if it had been there from the beginning.
 SELECT millrace.create_mart('features', $$ SELECT user_id, max(price)::numeric(10,2) AS dearest FROM astg.events GROUP BY user_id $$, replace => true);
 SELECT millrace.create_mart('striped', $$ SELECT brand, upper(brand) AS name, count(*) AS n, sum(price)::numeric(12,2) AS spent FROM astg.events GROUP BY brand $$, replace => true);

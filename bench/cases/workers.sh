@@ -1,7 +1,10 @@
 # Two workers beside one, over the same topic.
 
+# In how many of a hundred looks a worker may wait for a lock: two that take turns wait in fifty; for a key that is new to both, one waits a little.
+WAITING_LIMIT=20
+
 workers() {
-	local seconds= peak= cpu= ours= one deadlocks
+	local seconds= peak= cpu= waiting= ours= one deadlocks
 	needs_both workers
 	prepare
 	make_orders
@@ -15,4 +18,6 @@ workers() {
 	deadlocks=$(ours_value "SELECT deadlocks FROM pg_stat_database WHERE datname = 'ours'")
 	[ "$deadlocks" = 0 ] || die "$deadlocks deadlocks"
 	result workers "$ours" "$one" orders/s
+	result workers.waiting "$waiting" "$WAITING_LIMIT" %
+	[ "$(calc "($waiting > $WAITING_LIMIT)")" = 0 ] || die "the workers wait for each other"
 }

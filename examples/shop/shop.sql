@@ -67,7 +67,7 @@ SELECT millrace.create_mart('gold.category_performance', $$
 SELECT millrace.create_mart('gold.product_day', $$
   SELECT order_date::date AS date, product_id, product_name, category, count(*) AS order_count, sum(quantity) AS quantity_sold,
          sum(total)::numeric(18,2) AS revenue
-  FROM silver.orders GROUP BY 1, 2, 3, 4 $$);
+  FROM silver.orders GROUP BY 1, 2, 3, 4 $$, order_by => 'date, revenue DESC');
 SELECT millrace.create_mart('gold.region_day', $$
   SELECT order_date::date AS date, region, count(*) AS order_count, sum(total)::numeric(18,2) AS revenue, count(DISTINCT customer_id) AS customers
   FROM silver.orders GROUP BY 1, 2 $$);

@@ -68,6 +68,7 @@ static emit_log_hook_type previous_emit_log = NULL;
 /* Of this process, when it has a slot. */
 static MrSlot *my_slot = NULL;
 static uint32 my_generation;
+static int my_number = -1; /* among the workers of a stream */
 static char my_reason[MR_REASON_LENGTH];
 static int my_sqlstate = 0;
 
@@ -224,6 +225,8 @@ mr_slot_attach(Datum index, MrSlotKind kind)
 	my_slot->since = GetCurrentTimestamp();
 	my_slot->pid = MyProcPid;
 	my_slot->latch = MyLatch;
+	if (kind == MR_SLOT_STREAM)
+		my_number = my_slot->worker;
 	*copy = *my_slot;
 	LWLockRelease(shared_lock);
 
@@ -231,6 +234,12 @@ mr_slot_attach(Datum index, MrSlotKind kind)
 	previous_emit_log = emit_log_hook;
 	emit_log_hook = remember_error;
 	return copy;
+}
+
+int
+mr_worker_number(void)
+{
+	return my_number;
 }
 
 /* Has somebody asked this process to end? */

@@ -75,6 +75,9 @@ typedef struct MrSlot
 extern MrSlot *mr_slot_attach(Datum index, MrSlotKind kind);
 extern bool mr_slot_stopping(void);
 
+/* Which of its stream's workers this process is, from 0; -1 when it is none. */
+extern int mr_worker_number(void);
+
 /* What a parent does; a slot is named by a copy of it. */
 extern bool mr_slot_start(const MrSlot *wanted, const char *function, const char *name,
 						  const char *type);

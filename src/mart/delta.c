@@ -17,6 +17,7 @@
 #include "core/expression.h"
 #include "executor/spi.h"
 #include "core/millrace.h"
+#include "core/worker.h"
 #include "mart/mart.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -397,8 +398,8 @@ mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner)
 
 	delta->staging = staging;
 	delta->striped = mart->stripes > 1 ? 1 : 0;
-	/* Neighbours among processes, as the workers of a stream are, get different ones. */
-	delta->stripe = MyProcPid % mart->stripes;
+	/* No two workers of a stream meet, as long as there are enough stripes; sessions take what comes. */
+	delta->stripe = (mr_worker_number() >= 0 ? mr_worker_number() : MyProcPid) % mart->stripes;
 	mr_run_as_restricted(&saved, owner);
 	possible = compile_groups(delta, mart) && compile_sides(delta, mart);
 	if (possible)

@@ -5,11 +5,12 @@ use strict;
 use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use IPC::Run ();
 use Test::More;
 use Time::HiRes qw(usleep time);
 use Exporter 'import';
 
-our @EXPORT = qw(new_server make_stream push_rows poll poll_rows worker_pid log_count);
+our @EXPORT = qw(new_server make_stream push_rows poll poll_rows worker_pid log_count open_session ask close_session);
 
 # A started server. `databases` is millrace.databases; `conf` further lines of postgresql.conf.
 sub new_server
@@ -108,6 +109,40 @@ sub log_count
 	my @hits = $log =~ /$pattern/g;
 
 	return scalar @hits;
+}
+
+# A session that stays open from one statement to the next.
+sub open_session
+{
+	my ($node, $database) = @_;
+	my $session = { in => '', out => '', err => '' };
+
+	$session->{run} = IPC::Run::start(
+		[ 'psql', '-XqAt', '-h', $node->host, '-p', $node->port, '-d', $database ],
+		'<', \$session->{in}, '>', \$session->{out}, '2>', \$session->{err}, IPC::Run::timeout(300));
+	return $session;
+}
+
+# Runs statements in a session; returns what they give, and dies of an error.
+sub ask
+{
+	my ($session, $sql) = @_;
+	my $out;
+
+	$session->{out} = '';
+	$session->{in} .= "$sql;\n\\echo asked\n";
+	$session->{run}->pump until $session->{out} =~ /^asked\n/m;
+	die "$sql: $session->{err}" if $session->{err} ne '';
+	($out = $session->{out}) =~ s/\n?asked\n$//;
+	return $out;
+}
+
+sub close_session
+{
+	my ($session) = @_;
+
+	$session->{in} .= "\\q\n";
+	$session->{run}->finish;
 }
 
 1;

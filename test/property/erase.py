@@ -6,6 +6,9 @@ replays; stream "b" gets only what was never erased; both keep logs.  Stream "c"
 were somebody's before: nothing in it names the erased any more, and all that "b" holds is there, but for pairs of which an erased order spoke, too, and
 no staged row does, and it names somebody only where a table in which he was not looked for did.
 
+Some tables of "a" are declared in the middle, and filled from its logs.  First everything by run_stream(), then (when the library is preloaded) "a" by
+two workers in the background, without "c", and one of these tables is half filled when somebody is erased.
+
 Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and
 drops it.  Prints its seed; `erase.py --seed N` repeats a run.
 """
@@ -32,10 +35,14 @@ MARTS = {
     "all": "SELECT count(*) AS n FROM {s}.i",
 }
 
+# Declared later, in an order in which they stand on each other.
+LATE = {"x_user": "user_id", "x_bought": "user_id, product", "y_user": "user_id, city", "y_phone": "order_id, product, quantity", "y_product": "order_id, product"}
+VAULT.update(LATE)
 
-def declare(call, s, log):
+
+def declare(call, s, log, workers):
     call(f"CREATE SCHEMA {s}")
-    call("SELECT millrace.create_stream(%s)", (s,))
+    call("SELECT millrace.create_stream(%s, workers => %s)", (s, workers))
     log = f"log => true, log_partition => '{log}'" if log else "log => false"
     common = f"""key => '{{"order_id": [["$.id", "$key"], "bigint"]}}', version => '["$.v", "bigint"]', deleted => $$ op = 'D' $$, {log}"""
     call(f"""SELECT millrace.create_staging('{s}.o', stream => '{s}', {common},
@@ -59,6 +66,14 @@ def declare(call, s, log):
     call(f"SELECT millrace.create_satellite('{s}.e_user', source => '{s}.o', parent => '{s}.l_user', kind => 'effectivity', driving_key => '{{user_id}}')")
     for name, query in MARTS.items():
         call("SELECT millrace.create_mart(%s, %s)", (f"{s}.m_{name}", query.format(s=s)))
+
+
+def declare_late(call, s):
+    call(f"SELECT millrace.create_hub('{s}.x_user', source => '{s}.o', business_key => '{{user_id}}')")
+    call(f"SELECT millrace.create_link('{s}.x_bought', source => '{s}.i', hubs => '{{{s}.x_user, {s}.h_product}}')")
+    call(f"SELECT millrace.create_satellite('{s}.y_user', source => '{s}.o', parent => '{s}.x_user', attributes => '{{city}}')")
+    call(f"SELECT millrace.create_satellite('{s}.y_phone', source => '{s}.i', parent => '{s}.h_order', kind => 'multi_active', sub_key => '{{product}}', attributes => '{{quantity}}')")
+    call(f"SELECT millrace.create_satellite('{s}.y_product', source => '{s}.i', parent => '{s}.l_product', kind => 'effectivity', driving_key => '{{order_id}}')")
 
 
 def message(rng, number):
@@ -95,9 +110,9 @@ def compare(call, what, left, right, subset=False):
     return False
 
 
-def check(call, erased_objects, erased_users):
+def check(call, erased_objects, erased_users, others):
     good = True
-    for other in "ac":
+    for other in others:
         some = other == "c"
         for table, columns in (("o", "order_id, user_id, city, n, _version"), ("i", "order_id, _element, user_id, product, label, quantity, _version"), ("k", "id, status, _version")):
             good &= compare(call, f"{other}.{table}", f"SELECT {columns} FROM {other}.{table}", f"SELECT {columns} FROM b.{table}", some)
@@ -118,6 +133,8 @@ def check(call, erased_objects, erased_users):
         good &= compare(call, f"letters of {other}", *(
             f"SELECT split_part(staging, '.', 2), kind, element, encode(value, 'escape') FROM millrace.dead_letter WHERE stream = '{s}'" for s in (other, "b")), some)
         for name, columns in VAULT.items():
+            if some and name in LATE:
+                continue
             if not some or name[0] in "hl":
                 # Without a log only staged rows tell that a pair is also somebody else's.
                 staged = f" INTERSECT SELECT {columns} FROM c.i" if some and name == "l_bought" else ""
@@ -134,71 +151,155 @@ def check(call, erased_objects, erased_users):
     return good
 
 
-def run(seed, steps):
-    rng = random.Random(seed)
-    admin = psycopg2.connect("")
-    admin.autocommit = True
-    database = f"erase_{seed}"
-    admin.cursor().execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
-    admin.cursor().execute(f"CREATE DATABASE {database} TEMPLATE template0")
-    connection = psycopg2.connect(dbname=database)
-    connection.autocommit = True
-    call = Caller(connection.cursor())
-    call("SET client_min_messages = error")
-    call("CREATE EXTENSION millrace")
-    declare(call, "a", rng.choice(["none", "day"]))
-    declare(call, "b", "none")
-    declare(call, "c", None)
-    call("CREATE TABLE still (user_id text, product text)")
+def wait(call, query, wanted=True):
+    deadline = time.time() + 240
+    while True:
+        call(query)
+        found = call.cursor.fetchone()[0]
+        if found == wanted:
+            return
+        if time.time() > deadline:
+            raise Exception(f"waited in vain for {query} to give {wanted}, not {found}")
+        time.sleep(0.005)
+
+
+def stop_half_filled(call, rng):
+    """Declares the late tables, and stops the filling of one of them somewhere; its name, or None when it was faster."""
+    name = f"a.{rng.choice(list(LATE))}"
+    declare_late(call, "a")
+    wait(call, f"SELECT state IN ('filling', 'failed', 'done') AND chunks >= {rng.randrange(1, 25)} OR state = 'done' FROM millrace.backfill_status WHERE relation = '{name}'")
+    try:
+        call("SELECT millrace.pause_backfill(%s)", (name,))
+    except psycopg2.errors.ObjectNotInPrerequisiteState:
+        return None
+    call("SELECT state = 'filling' FROM millrace.target WHERE relation = %s::regclass", (name,))
+    return name if call.cursor.fetchone()[0] else None
+
+
+def erase_from(call, name, user):
+    """Known fault: erase() locks the stream's row before it asks for the lock under which workers that have filled a table change that row."""
+    while True:
+        try:
+            call("SELECT * FROM millrace.erase(%s, %s)", (name, json.dumps({"user_id": user})))
+            return
+        except psycopg2.errors.DeadlockDetected:
+            print("# known fault: erase() and a worker waited in a circle")
+
+
+def history(call, rng, steps, background):
+    """The messages, those who are erased and their orders; when somebody was erased, a table was half filled or not."""
+    others = "a" if background else "ac"
     sent = []
     erased_objects, erased_users = set(), set()
+    late = rng.randrange(steps // 3, steps - 5)
+    half = None
 
     def push(s, m):
         order, _, number, payload = m
         call("SELECT millrace.push(%s, %s::text, key => %s)", (s, json.dumps(payload) if payload is not None else None, str(order)))
 
+    def take(streams):
+        for s in streams:
+            if not background or s == "b":
+                call("SELECT millrace.run_stream(%s)", (s,))
+        if background:
+            wait(call, "SELECT NOT EXISTS (SELECT FROM millrace.inbox) AND NOT EXISTS (SELECT FROM millrace.target WHERE state <> 'active')")
+
+    def erase(user):
+        for s in others:
+            named = rng.choice([s, f"{s}.o"])
+            erase_from(call, named, user)
+            if named == "c.o":
+                # Rows of c.i may be older and name him, because it could not take what c.o took.
+                call("INSERT INTO still SELECT user_id, product FROM c.i WHERE user_id = %s", (user,))
+        if user not in erased_users:
+            # Messages by somebody erased before never came.
+            erased_objects.update(m[0] for m in sent if m[1] == user)
+        erased_users.add(user)
+
     for step in range(steps):
         for _ in range(rng.randrange(8)):
             m = rng.choice(sent) if sent and rng.random() < 0.2 else message(rng, rng.randrange(1, 200))
             sent.append(m)
-            push("a", m)
-            push("c", m)
-        if rng.random() < 0.7:
-            for s in "ac":
-                call("SELECT millrace.run_stream(%s)", (s,))
+            for s in others:
+                push(s, m)
+        if step == late and background:
+            half = stop_half_filled(call, rng)
+            # Of whom the half that is filled speaks.
+            erase(rng.choice([m[1] for m in sent[:15] if m[1]] or USERS))
+        elif step == late:
+            declare_late(call, "a")
+        elif half and rng.random() < 0.3:
+            call("SELECT millrace.resume_backfill(%s)", (half,))
+            half = ""
+        if not background and rng.random() < 0.7:
+            take("ac")
         if rng.random() < 0.06 and len(erased_users) < 2:
-            user = rng.choice(USERS)
-            for s in "ac":
-                named = rng.choice([s, f"{s}.o"])
-                call("SELECT * FROM millrace.erase(%s, %s)", (named, json.dumps({"user_id": user})))
-                if named == "c.o":
-                    # Rows of c.i may be older and name him, because it could not take what c.o took.
-                    call("INSERT INTO still SELECT user_id, product FROM c.i WHERE user_id = %s", (user,))
-            if user not in erased_users:
-                # Messages by somebody erased before never came.
-                erased_objects |= {m[0] for m in sent if m[1] == user}
-            erased_users.add(user)
+            erase(rng.choice(USERS))
+    if half:
+        call("SELECT millrace.resume_backfill(%s)", (half,))
     for m in sent:
         if m[0] not in erased_objects and m[1] not in erased_users:
             push("b", m)
-    for s in "abc":
-        call("SELECT millrace.run_stream(%s)", (s,))
-    good = check(call, erased_objects, erased_users)
+    take(others + "b")
+    good = check(call, erased_objects, erased_users, others)
     if good:
         # What came before comes again, in another order.
         for m in rng.sample(sent, len(sent)):
-            push("a", m)
-            push("c", m)
+            for s in others:
+                push(s, m)
             if m[0] not in erased_objects and m[1] not in erased_users:
                 push("b", m)
-        for s in "abc":
-            call("SELECT millrace.run_stream(%s)", (s,))
-        good = check(call, erased_objects, erased_users)
-    connection.close()
-    if good:
-        admin.cursor().execute(f"DROP DATABASE {database} WITH (FORCE)")
-    else:
-        print(f"database {database}, erased {sorted(erased_users)} with orders {sorted(erased_objects)}")
+        take(others + "b")
+        good = check(call, erased_objects, erased_users, others)
+    if not good:
+        print(f"erased {sorted(erased_users)} with orders {sorted(erased_objects)}")
+    return good, half is not None
+
+
+def run(seed, steps):
+    admin = psycopg2.connect("")
+    admin.autocommit = True
+    control = admin.cursor()
+    control.execute("SHOW shared_preload_libraries")
+    good = True
+    for mode in ["session"] + ["background"] * ("millrace" in control.fetchone()[0]):
+        rng = random.Random(seed)
+        background = mode == "background"
+        database = f"erase_{seed}_{mode}"
+        control.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+        control.execute(f"CREATE DATABASE {database} TEMPLATE template0")
+        connection = psycopg2.connect(dbname=database)
+        connection.autocommit = True
+        call = Caller(connection.cursor())
+        half = None
+        try:
+            call("SET client_min_messages = error")
+            call("CREATE EXTENSION millrace")
+            declare(call, "a", rng.choice(["none", "day"]), 2 if background else 1)
+            declare(call, "b", "none", 1)
+            declare_late(call, "b")
+            if not background:
+                declare(call, "c", None, 1)
+            call("CREATE TABLE still (user_id text, product text)")
+            if background:
+                control.execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
+                control.execute("ALTER SYSTEM SET millrace.backfill_rows = 1")
+                control.execute("SELECT pg_reload_conf()")
+                call("SELECT millrace.start_stream('a')")
+                call("SELECT millrace.run_stream('b')")
+            good, half = history(call, rng, steps, background)
+        finally:
+            connection.close()
+            if background:
+                control.execute("ALTER SYSTEM RESET millrace.databases")
+                control.execute("ALTER SYSTEM RESET millrace.backfill_rows")
+                control.execute("SELECT pg_reload_conf()")
+                print(f"# somebody was erased while a table was {'half filled' if half else 'being filled or just filled'}")
+        if not good:
+            print(f"mode {mode}, database {database}")
+            break
+        control.execute(f"DROP DATABASE {database} WITH (FORCE)")
     admin.close()
     return good
 

@@ -130,6 +130,7 @@ def tell(messages):
                 continue    # of an object of the CRM's own
             hubs["h_user"].add((m["who"],))
             hubs["h_order"].add((m["order"],))
+            links["l_order_user"].add((m["order"], m["who"]))
             say("s_user", (m["who"],), minute, hashdiff(m["nick"], None), [(m["who"], m["nick"], None)])
             continue
         order = str(m["id"])
@@ -240,6 +241,7 @@ def vault(cursor, schema):
     call(f"SELECT millrace.create_pit('{schema}.pit_user', hub => '{schema}.h_user', satellites => '{{{schema}.s_user}}', every => 'day')")
     call(f"""SELECT millrace.add_source('{schema}.h_user', source => 'stg.crm', columns => '{{"user_id": "who"}}', record_source => 'crm')""")
     call(f"""SELECT millrace.add_source('{schema}.h_order', source => 'stg.crm', columns => '{{"order_id": "order_no"}}')""")
+    call(f"""SELECT millrace.add_source('{schema}.l_order_user', source => 'stg.crm', columns => '{{"h_order": {{"order_id": "order_no"}}, "h_user": {{"user_id": "who"}}}}')""")
     call(f"""SELECT millrace.add_source('{schema}.s_user', source => 'stg.crm', columns => '{{"user_id": "who", "name": "nick", "city": null}}')""")
 
 

@@ -102,6 +102,21 @@ like($node->safe_psql('postgres', 'SELECT sqlstate, last_error FROM millrace.str
 $node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', replace => true)");
 ok(poll($node, 'postgres', "SELECT state, lag_messages, dead_letters FROM millrace.stream_status", 'running|0|1'), 'and goes on when it is to make dead letters');
 
+# max_dead_letter_share: the batch that crosses it is committed with its letters, the worker ends, and nothing is read until somebody starts the stream.
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', max_dead_letter_share => 0.05, replace => true)");
+$node->safe_psql('postgres', q{SELECT count(millrace.push('events', json_build_object('id', 'x' || i))) FROM generate_series(1, 30) i});
+ok(poll($node, 'postgres', "SELECT state, lag_messages, dead_letters FROM millrace.stream_status", 'stopped|0|31'), 'a stream with too many dead letters stops itself');
+like($node->safe_psql('postgres', 'SELECT last_error FROM millrace.stream_status'), qr/has stopped itself: 30 of its last 30 messages made dead letters/, 'with the reason');
+is($node->safe_psql('postgres', "SELECT count(*) FROM millrace.incident WHERE kind = 'dead_letter_rate'"), '1', 'and an incident');
+ok(poll($node, 'postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'", 0), 'its worker ends');
+push_rows($node, 'postgres', 202, 202);
+is($node->safe_psql('postgres', 'SELECT lag_messages FROM millrace.stream_status'), '1', 'and nothing more is read');
+$node->safe_psql('postgres', "SELECT millrace.start_stream('events')");
+ok(poll_rows($node, 'postgres', 202), 'until it is started again');
+is($node->safe_psql('postgres', "SELECT state, last_error LIKE '%stopped itself%' FROM millrace.stream_status"), 'running|f', 'and counts anew');
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.create_stream('events', max_dead_letter_share => NULL, replace => true)");
+$pid = worker_pid($node, 'postgres');
+
 # Settings of the role change no result; a terrible one does not keep the worker from running.
 $node->safe_psql('postgres', q{
 	ALTER ROLE etl SET datestyle = 'German';
@@ -113,7 +128,7 @@ $node->safe_psql('postgres', q{
 	ALTER ROLE etl SET role = 'millrace_admin'});
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 ok(poll($node, 'postgres', "SELECT pid <> $pid AND state = 'running' FROM millrace.worker_status"), 'comes back under other role settings');
-push_rows($node, 'postgres', 202, 210);
+push_rows($node, 'postgres', 203, 210);
 ok(poll_rows($node, 'postgres', 210), 'and works under them');
 
 is(log_count($node, qr/cannot connect to database "not there"/), 2, 'a missing database is said once in each life of the launcher');
