@@ -3,7 +3,7 @@
  *	  Tables of a PostgreSQL server as a source: change data capture by logical replication (C18, C19).
  *
  *	offline		nothing is open; each attempt connects, looks at publication and slot, and makes them (postgres_setup.c)
- *	making slot	the source waits for transactions that were running there
+ *	making slot	the source waits for transactions that were running there; so it does in settling and moving slot
  *	streaming	changes come; between batches, rounds of the snapshot are read (postgres_snapshot.c)
  *	stopped		the slot is not what it was, and the stream's policy is to stop
  *
@@ -623,7 +623,8 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		source->failures = 0;
 		mr_pg_set_problem(source, NULL);
 	}
-	if (source->phase == MR_PG_MAKING_SLOT)
+	if (source->phase == MR_PG_MAKING_SLOT || source->phase == MR_PG_SETTLING_SLOT ||
+		source->phase == MR_PG_MOVING_SLOT)
 		mr_pg_poll_slot(source);
 	if (finished(source))
 	{

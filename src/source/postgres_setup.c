@@ -5,6 +5,18 @@
  * A slot is made in two steps, so that nobody's slot is dropped and none of ours is forgotten: first the row of
  * millrace.replication says that one is being made, then it is made, then the row says so, with the position where it
  * begins.
+ *
+ * Until then it is also settled.  While a slot is made PostgreSQL overlooks changes of the catalog that are committed
+ * before it has seen two records of running transactions, and what comes then is decoded without them: with the columns
+ * that a table had, or not at all ("could not map filenode").  A slot that restarts behind that place is well.  So
+ *
+ *	making slot		the slot is made; it waits for older transactions
+ *	settling slot	a temporary one is made: this writes such records, and waits for those that ours may decode wrongly
+ *	moving slot		ours is moved to where the temporary one begins, which is where the stream begins
+ *
+ * The temporary slot goes with the connection, and ours is made anew when any of this is interrupted.  A source that has
+ * no room for one more slot, or does not let us move ours, is read without that: a stream that needs no more than its
+ * slot goes on working, and only tables that are changed at that moment are in danger.
  */
 #include "postgres.h"
 
@@ -281,17 +293,13 @@ check_known_slot(MrPgSource *source, const MrPgRows *rows)
 	return true;
 }
 
-/* Sends the command that makes the slot; mr_pg_poll_slot takes the answer. */
-static bool
-make_slot(MrPgSource *source)
+/* Sends the command of a step in the making of a slot; mr_pg_poll_slot takes the answer, or finds that none was sent. */
+static void
+begin_step(MrPgSource *source, MrPgPhase step, const char *command)
 {
-	if (!mr_pg_send(source->stream,
-					psprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT",
-							 quote_identifier(source->options.slot))))
-		return refuse(source, source->stream, NULL);
-	source->phase = MR_PG_MAKING_SLOT;
+	(void) mr_pg_send(source->stream, command);
+	source->phase = step;
 	source->next_status = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WHOM_INTERVAL);
-	return false;
 }
 
 /* Somebody made the slot before: it is read from where it stands. */
@@ -358,7 +366,10 @@ check_slot(MrPgSource *source)
 		!mr_pg_run(source->stream, psprintf("DROP_REPLICATION_SLOT %s", quote_identifier(slot)),
 				   MR_PG_TIMEOUT, NULL))
 		return refuse(source, source->stream, NULL);
-	return make_slot(source);
+	begin_step(source, MR_PG_MAKING_SLOT,
+			   psprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+						quote_identifier(slot)));
+	return false;
 }
 
 /* Begins to read. */
@@ -447,9 +458,28 @@ tell_whom(MrPgSource *source)
 	MemoryContextSwitchTo(old);
 }
 
+/* Is a slot that was made to be read although it could not be settled? */
+static bool
+unsettled(const MrPgSource *source)
+{
+	const char *sqlstate = mr_pg_sqlstate(source->stream);
+
+	/* There is no room for one more slot, or the role may not move its own. */
+	if (source->phase == MR_PG_MAKING_SLOT ||
+		(strcmp(sqlstate, "53400") != 0 && strcmp(sqlstate, "42501") != 0))
+		return false;
+	ereport(LOG,
+			(errmsg("replication slot \"%s\" is read from where it was made: %s",
+					source->options.slot, mr_pg_problem(source->stream)),
+			 errdetail("Changes of the source's tables that were committed while it was made may "
+					   "be unknown to it.")));
+	return true;
+}
+
 void
 mr_pg_poll_slot(MrPgSource *source)
 {
+	XLogRecPtr lsn;
 	MrPgRows rows;
 
 	if (mr_pg_busy(source->stream))
@@ -463,8 +493,30 @@ mr_pg_poll_slot(MrPgSource *source)
 		}
 		return;
 	}
-	if (!mr_pg_result(source->stream, MR_PG_TIMEOUT, &rows) || rows.nrows != 1 ||
-		!mr_pg_parse_lsn(rows.values[0][1], &source->beginning))
+	if (mr_pg_result(source->stream, MR_PG_TIMEOUT, &rows) && rows.nrows == 1 &&
+		mr_pg_parse_lsn(rows.values[0][1], &lsn))
+	{
+		if (source->phase == MR_PG_MAKING_SLOT)
+		{
+			source->beginning = lsn;
+			mr_debug_point("slot_made");
+			begin_step(source, MR_PG_SETTLING_SLOT,
+					   psprintf("CREATE_REPLICATION_SLOT millrace_settling_%d TEMPORARY LOGICAL "
+								"pgoutput NOEXPORT_SNAPSHOT",
+								mr_pg_backend(source->stream)));
+			return;
+		}
+		if (source->phase == MR_PG_SETTLING_SLOT)
+		{
+			begin_step(source, MR_PG_MOVING_SLOT,
+					   psprintf("SELECT * FROM pg_catalog.pg_replication_slot_advance(%s, '%s')",
+								quote_literal_cstr(source->options.slot), mr_pg_lsn_text(lsn)));
+			return;
+		}
+		source->beginning = lsn;
+		mr_debug_point("slot_settled");
+	}
+	else if (!unsettled(source))
 	{
 		(void) refuse(source, source->stream,
 					  strcmp(mr_pg_sqlstate(source->stream), "53400") == 0
@@ -473,7 +525,6 @@ mr_pg_poll_slot(MrPgSource *source)
 		mr_pg_disconnect(source);
 		return;
 	}
-	mr_debug_point("slot_made");
 	source->made_slot = true;
 	source->due |= MR_PG_DUE_READY;
 	source->base.wants_tick = true;

@@ -34,6 +34,8 @@ typedef enum MrPgPhase
 {
 	MR_PG_OFFLINE,
 	MR_PG_MAKING_SLOT, /* the source waits for transactions that run */
+	MR_PG_SETTLING_SLOT, /* and again, for another one */
+	MR_PG_MOVING_SLOT, /* the slot is moved to where that one begins */
 	MR_PG_STREAMING,
 	MR_PG_STOPPED /* somebody has to decide */
 } MrPgPhase;

@@ -88,10 +88,6 @@ COMPARED = {
 class Writer(threading.Thread):
     """One session at the source, until it is told to stop."""
 
-    # PostgreSQL (15.20) forgets a change of the catalog that is committed while a slot is being made: what goes into a table that was truncated
-    # then "could not map filenode", each time it is read.  So nothing is truncated before the slot is there (docs/cdc.md, "What errors mean").
-    truncating = threading.Event()
-
     def __init__(self, dsn, seed):
         super().__init__(daemon=True)
         self.dsn, self.random, self.stopping, self.transactions = dsn, random.Random(seed), False, 0
@@ -125,7 +121,7 @@ class Writer(threading.Thread):
                     with connection.cursor() as cursor:
                         for _ in range(self.random.choice([1, 1, 1, 3, 20])):
                             # Within what else the transaction does.
-                            if self.random.random() < 0.003 and self.truncating.is_set():
+                            if self.random.random() < 0.003:
                                 cursor.execute(self.random.choice(['', 'SAVEPOINT a;']) + 'TRUNCATE public.whole' + self.random.choice(['', ', public.parts']))
                             cursor.execute(self.statement())
                     if self.random.random() < 0.1:
@@ -226,8 +222,6 @@ def main():
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(draw.expovariate(1 / 1.5), max(end - time.monotonic(), 0)))
-            if try_to(lambda: one(target, "SELECT bool_or(state = 'ready') FROM millrace.replication_status")):
-                Writer.truncating.set()
             say(disturb(shell, draw, source, target, options.kills))
         for writer in writers:
             writer.stopping = True

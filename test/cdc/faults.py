@@ -28,6 +28,36 @@ def start_again(shell, name):
     shell.run(f'again() {{ (pg_start "$work/{name}"); }}; wait_for 180 again')
 
 
+def change_while_made(source, target, table, change, columns, interrupted=False):
+    """A table changes while its stream's slot is made, between two transactions that are waited for, and a third one has a row of it."""
+    source.query(f'CREATE TABLE public.{table} (id int PRIMARY KEY, v text); ALTER TABLE public.{table} OWNER TO repl')
+    target.query(f"""SELECT millrace.create_stream('{table}', server => 'source', options => '{{"tables": ["public.{table}"]}}');
+        SELECT millrace.create_staging('bronze.{table}', stream => '{table}', source_table => 'public.{table}')""")
+    first, second, writer = (psycopg2.connect(source.dsn) for _ in range(3))
+    first.cursor().execute('INSERT INTO public.keyless VALUES (1)')
+    target.query(f"SELECT millrace.start_stream('{table}')")
+    target.says('a slot waits for a transaction', f'process {first.get_backend_pid()} ')
+    second.cursor().execute('INSERT INTO public.keyless VALUES (2)')
+    source.query(change)
+    first.commit()
+    target.says('and for another one', f'process {second.get_backend_pid()} ')
+    row = f"INSERT INTO public.{table} SELECT %s, {', '.join(['%s::text'] * columns.count(','))}"
+    writer.cursor().execute(row, [1] + ['x'] * columns.count(','))
+    second.commit()
+    target.says('then it is settled, and waits for those that came meanwhile', f'process {writer.get_backend_pid()} ', 30)
+    if interrupted:
+        target.query(f"SELECT pg_terminate_backend(pid) FROM millrace.worker_status WHERE stream = '{table}'")
+        wait_for('another slot', lambda: source.one('SELECT count(*) FROM pg_replication_slots WHERE active') == 2, 30)
+    writer.commit()
+    target.becomes(f'the table is copied in spite of {change}', f"SELECT max(state) FROM millrace.snapshot_status WHERE stream = '{table}'", 'done', 60)
+    source.query(row, 2, *['y'] * columns.count(','))
+    rows = f"SELECT string_agg(concat_ws(' ', {columns}), ', ' ORDER BY id) FROM %s.{table}"
+    target.becomes('and changes of it come as they are', rows % 'bronze', source.one(rows % 'public'), 60)
+    is_('the stream runs', target.one(f"SELECT state FROM millrace.stream_status WHERE stream = '{table}'"), 'running')
+    wait_for('one slot', lambda: source.one(SLOTS) == f'millrace_postgres_{table}', 30)
+    target.query(f"SET client_min_messages = error; SELECT millrace.drop_stream('{table}', cascade => true)")
+
+
 def main():
     with Shell() as shell:
         shell.run('pg_start "$work/source" "wal_level = replica" "fsync = off" "shared_preload_libraries = \'\'"')
@@ -183,6 +213,11 @@ def main():
         target.fails('the extension cannot be dropped while a stream owns a slot', 'DROP EXTENSION millrace CASCADE', "Call millrace.drop_stream('shop', cascade => true) first")
         target.query("SET client_min_messages = error; SELECT millrace.drop_stream('shop', cascade => true)")
         is_('drop_stream() drops the slot', source.one(SLOTS), None)
+        # Tables change while a slot is made.
+        source.query('GRANT CREATE ON DATABASE postgres TO repl')
+        change_while_made(source, target, 'emptied', 'TRUNCATE public.emptied', 'id, v')
+        change_while_made(source, target, 'widened', 'ALTER TABLE public.widened ADD COLUMN more text', 'id, v, more')
+        change_while_made(source, target, 'interrupted', 'ALTER TABLE public.interrupted ADD COLUMN more text', 'id, v, more', True)
         # A publication that is there, and empty.
         source.query('CREATE PUBLICATION empty')
         target.query("""SELECT millrace.create_stream('shop', server => 'source', options => '{"publication": "empty"}')""")
@@ -200,8 +235,19 @@ def main():
         is_('when all is copied', target.one('SELECT sum(v)::int FROM bronze.once'), 72)
         is_('and drops its slot', source.one(SLOTS), 'millrace_postgres_shop')
         source.query('DELETE FROM public.t WHERE id = 9')
-        is_('it copies again when it is reset', target.one("SELECT millrace.reset_stream('once'); SELECT messages FROM millrace.run_stream('once')") > 0, True)
+        # No slot is free, then the one that it needs.
+        unsettled = "$(grep -c 'millrace_postgres_once. is read from where it was made: %s' $work/target/server.log)"
+        source.query("SELECT pg_create_physical_replication_slot('other_' || i) FROM generate_series(2, current_setting('max_replication_slots')::int) i")
+        target.query("SELECT millrace.reset_stream('once'); SELECT millrace.start_stream('once')")
+        target.says('with no slot free it says so', 'raise max_replication_slots at the source')
+        target.query("SELECT millrace.stop_stream('once')")
+        target.becomes('stopped', "SELECT state FROM millrace.stream_status WHERE stream = 'once'", 'stopped')
+        source.query("SELECT pg_drop_replication_slot('other_2')")
+        is_('it copies again when it is reset', target.one("SELECT messages FROM millrace.run_stream('once')") > 0, True)
+        is_('without settling it', shell.value(unsettled % 'all replication slots are in use'), '1')
         is_('all of it', target.one('SELECT sum(v)::int FROM bronze.once'), 64)
+        source.query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name ~ '^other_'; REVOKE EXECUTE ON FUNCTION pg_replication_slot_advance FROM PUBLIC")
+        is_('so it does when the role may not move a slot', target.one("SELECT millrace.reset_stream('once'); SELECT messages FROM millrace.run_stream('once')") > 0, True)
         is_('and drops its slot', source.one(SLOTS), 'millrace_postgres_shop')
         target.query("SELECT millrace.drop_stream('once', cascade => true)")
 

@@ -11,7 +11,7 @@ import psycopg2                                     # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 POINTS = ('before_advance', 'before_commit', 'after_commit')
-CDC_POINTS = ('slot_made', 'before_advance', 'before_commit', 'after_commit')
+SLOT_POINTS = ('slot_made', 'slot_settled')
 FILL_POINTS = ('in_chunk', 'before_chunk_commit', 'after_chunk')
 MESSAGES = 200
 SETUP = """
@@ -178,11 +178,13 @@ def follow(server, shell, while_copying):
         server.query(f"SELECT millrace.start_stream('{name}')")
         wait_for('the copy', lambda: server.one(state) == 1)
     changes, good = 0, True
-    for point in CDC_POINTS if while_copying else CDC_POINTS[1:]:
+    for point in SLOT_POINTS + POINTS if while_copying else POINTS:
         started = server.crashes()
         set_point(server, point)
-        if while_copying and point == CDC_POINTS[0]:
+        if point == SLOT_POINTS[0]:
             server.try_query(f"SELECT millrace.start_stream('{name}')")
+        elif point in SLOT_POINTS:
+            server.try_query(f"SELECT millrace.reset_stream('{name}')")
         elif while_copying:
             server.try_query(f"SELECT millrace.resnapshot('{name}', 'k.{name}')")
         else:
@@ -202,9 +204,9 @@ def follow(server, shell, while_copying):
         if not same:
             print(f'# {different} rows differ, verify {verified}, {twice} versions came twice')
         good = good and same
-    # No slot is left behind by one that was made and not written down.
+    # No slot is left behind by one that was made and not written down, or by settling it.
     server.query(f"SELECT millrace.stop_stream('{name}')")
-    slots = server.one(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name ~ '{name}'")
+    slots = server.one(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name ~ '{name}|settling'")
     print(f"{'ok' if slots == 1 else 'not ok'} - and there is one slot")
     return good and slots == 1
 
