@@ -56,17 +56,6 @@
  */
 #define NAP 200
 
-void
-mr_pg_set_problem(MrPgSource *source, const char *problem)
-{
-	if (source->base.problem != NULL && problem != NULL &&
-		strcmp(source->base.problem, problem) == 0)
-		return;
-	if (source->base.problem != NULL)
-		pfree(source->base.problem);
-	source->base.problem = problem == NULL ? NULL : MemoryContextStrdup(source->context, problem);
-}
-
 bool
 mr_pg_parse_lsn(const char *text, XLogRecPtr *lsn)
 {
@@ -400,10 +389,10 @@ take_truncate(MrPgSource *source, const MrPgoutput *message)
 		{
 			mr_pg_disconnect(source);
 			source->phase = MR_PG_STOPPED;
-			mr_pg_set_problem(source,
-							  psprintf("table %s of the source was truncated; declare the stream "
-									   "with truncate \"apply\" or \"ignore\" to go on",
-									   relation->name));
+			mr_source_set_problem(
+				&source->base, psprintf("table %s of the source was truncated; declare the stream "
+										"with truncate \"apply\" or \"ignore\" to go on",
+										relation->name));
 			return;
 		}
 		old = MemoryContextSwitchTo(source->connected);
@@ -510,7 +499,7 @@ lose_connection(MrPgSource *source, MrBatch *batch, int code)
 									   : mr_pg_problem(source->stream));
 
 	source->failures = Min(source->failures, 1);
-	mr_pg_set_problem(source, problem);
+	mr_source_set_problem(&source->base, problem);
 	forget_transaction(source, batch);
 }
 
@@ -621,7 +610,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 	{
 		source->phase = MR_PG_STREAMING;
 		source->failures = 0;
-		mr_pg_set_problem(source, NULL);
+		mr_source_set_problem(&source->base, NULL);
 	}
 	if (source->phase == MR_PG_MAKING_SLOT)
 		mr_pg_poll_slot(source);

@@ -172,7 +172,7 @@ mr_pg_sweep_due(MrPgSource *source)
 static bool
 postpone(MrPgSource *source, const char *problem)
 {
-	mr_pg_set_problem(source, problem);
+	mr_source_set_problem(&source->base, problem);
 	source->next_round = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ROUND_PAUSE);
 	return false;
 }
@@ -575,7 +575,7 @@ mr_pg_round_begin(MrPgSource *source)
 			source->last_round = source->round->position;
 			if (task != NULL)
 				task->last = source->round->position;
-			mr_pg_set_problem(source, NULL);
+			mr_source_set_problem(&source->base, NULL);
 		}
 	}
 	MemoryContextSwitchTo(old);

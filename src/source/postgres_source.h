@@ -195,9 +195,6 @@ typedef struct MrPgType
 	const char *name;
 } MrPgType;
 
-/* Why nothing comes; NULL: no reason. */
-extern void mr_pg_set_problem(MrPgSource *source, const char *problem);
-
 /* Ends all connections; the next attempt comes soon, or after some failures later. */
 extern void mr_pg_disconnect(MrPgSource *source);
 
