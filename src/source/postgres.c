@@ -105,6 +105,19 @@ mr_pg_disconnect(MrPgSource *source)
 												   Min(5000, 250 * source->failures));
 }
 
+/* Reads the server's options and secrets, as they are now. */
+static void
+read_properties(MrPgSource *source)
+{
+	const MrStream *stream = source->base.stream;
+	MemoryContext old = MemoryContextSwitchTo(source->described);
+
+	source->properties = NIL;
+	MemoryContextReset(source->described);
+	source->properties = mr_server_properties(stream->server, stream->owner);
+	MemoryContextSwitchTo(old);
+}
+
 static MrSource *
 pg_open(MrStream *stream, int worker, int workers)
 {
@@ -122,6 +135,8 @@ pg_open(MrStream *stream, int worker, int workers)
 	source->context = context;
 	source->connected = AllocSetContextCreate(context, "millrace postgres connection",
 											  ALLOCSET_DEFAULT_SIZES);
+	source->described = AllocSetContextCreate(context, "millrace postgres server",
+											  ALLOCSET_SMALL_SIZES);
 	source->application = psprintf("millrace %s", stream->name);
 	mr_pg_read_options(&source->options, stream);
 	mr_pg_read_state(source);
@@ -132,7 +147,7 @@ pg_open(MrStream *stream, int worker, int workers)
 		source->has_position = true;
 		source->received = source->acknowledged = (XLogRecPtr) source->position.position;
 	}
-	source->properties = mr_server_properties(stream->server, stream->owner);
+	read_properties(source);
 	source->must_use_password = mr_server_must_use_password(stream->server);
 	MemoryContextSwitchTo(old);
 	return &source->base;
@@ -769,7 +784,6 @@ static void
 pg_tick(MrSource *base)
 {
 	MrPgSource *source = (MrPgSource *) base;
-	MemoryContext old;
 
 	source->base.wants_tick = false;
 	if (source->due & MR_PG_DUE_POSITION)
@@ -779,14 +793,9 @@ pg_tick(MrSource *base)
 		source->position.position = source->position.next;
 		note_committed(source);
 	}
+	/* Addresses and secrets may have been corrected. */
 	if (source->phase == MR_PG_OFFLINE)
-	{
-		/* Addresses and secrets may have been corrected. */
-		old = MemoryContextSwitchTo(source->context);
-		source->properties = mr_server_properties(source->base.stream->server,
-												  source->base.stream->owner);
-		MemoryContextSwitchTo(old);
-	}
+		read_properties(source);
 	if (source->due != 0)
 		mr_pg_store(source);
 	move_idle(source);

@@ -541,6 +541,8 @@ mr_pg_ask_status(MrPgSource *source)
 			source->retained - bytes > STATUS_BYTES)
 		{
 			source->retained = bytes;
+			if (source->status != NULL)
+				pfree(source->status);
 			MemoryContextSwitchTo(source->context);
 			source->status = psprintf(
 				"SELECT millrace_internal.note_replication(%d, %s, %s::bigint, %s, %s, %s, " INT64_FORMAT

@@ -106,6 +106,7 @@ typedef struct MrPgSource
 	MrSource base;
 	MemoryContext context; /* the feed's */
 	MemoryContext connected; /* of one connection's life */
+	MemoryContext described; /* of the server's options and secrets, as they are read again */
 	MrPgOptions options;
 	List *properties;
 	bool must_use_password;
