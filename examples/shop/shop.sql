@@ -3,6 +3,8 @@
 --	psql -f shop.sql                          the model, on an inbox: millrace.push('shop', …)
 --	psql -v orders=20000 -f shop.sql          and that many made-up orders, consumed, with the figures shown
 --	psql -v broker=localhost:9092 -f shop.sql the model, from the Kafka topic shop-orders (-v start=1 starts it)
+--	psql -v source=shop -f shop.sql           the model, from the table public.orders of the database shop: of this server, or of another
+--	                                          one (-v source_host=… -v source_port=…); its columns are named as the members of a message
 --
 -- A message is an order as it is now (the key is order_id); it comes again whenever the order changes:
 --
@@ -24,6 +26,18 @@ CREATE SCHEMA gold;
 \if :{?broker}
 CREATE SERVER shop_broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers :'broker');
 SELECT millrace.create_stream('shop', server => 'shop_broker', options => '{"topic": "shop-orders"}');
+\elif :{?source}
+\if :{?source_host}
+\else
+\set source_host :HOST
+\endif
+\if :{?source_port}
+\else
+\set source_port :PORT
+\endif
+CREATE SERVER shop_source FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host :'source_host', port :'source_port', dbname :'source');
+CREATE USER MAPPING FOR CURRENT_USER SERVER shop_source OPTIONS (username :'USER');
+SELECT millrace.create_stream('shop', server => 'shop_source', options => '{"tables": ["public.orders"]}');
 \else
 SELECT millrace.create_stream('shop');
 \endif
