@@ -224,11 +224,14 @@ mr_pg_keep_relation(MrPgSource *source, const MrRelation *relation)
 	kept = palloc(sizeof(MrRelation));
 	*kept = *relation;
 	kept->name = pstrdup(relation->name);
+	kept->names_length = 0;
 	kept->columns = palloc(sizeof(MrColumn) * Max(relation->ncolumns, 1));
 	for (int i = 0; i < relation->ncolumns; i++)
 	{
 		kept->columns[i] = relation->columns[i];
 		kept->columns[i].name = pstrdup(relation->columns[i].name);
+		/* And what stands around it. */
+		kept->names_length += (int) strlen(kept->columns[i].name) + (int) strlen("\"\": , ");
 	}
 	source->relations = source->relations == NULL
 							? palloc(sizeof(MrRelation *))
@@ -357,7 +360,7 @@ take_change(MrPgSource *source, MrBatch *batch, MrPgoutput *change, const char *
 
 	if (!wanted(source, relation))
 		return;
-	copy = mr_batch_copy(batch, bytes, length);
+	copy = mr_row_copy(batch, relation, bytes, length);
 	change->rows = copy + (change->rows - bytes);
 	change->rows_end = copy + length;
 	mr_pgoutput_rows(change, relation->ncolumns, &before, &after);

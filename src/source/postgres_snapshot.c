@@ -674,7 +674,7 @@ add_row(MrPgSource *source, MrBatch *batch, const MrPgReader *reader, StringInfo
 	message->time = source->round->clock;
 	message->op = MR_OP_READ;
 	message->relation = relation;
-	message->value = mr_batch_copy(batch, row->data, row->len);
+	message->value = mr_row_copy(batch, relation, row->data, row->len);
 	message->value_length = row->len;
 	if (reader->task != NULL)
 		reader->task->rows++;
