@@ -5,6 +5,8 @@ that all of them took together, and in how many of a hundred looks at a worker i
 
     consume.py STREAM TOTAL [WINDOW MARK ...]           (the database is the one that PG* names)
 
+Positions are counted in messages of a Kafka topic, in bytes of the log of a PostgreSQL source.
+
 Then, for each MARK, a line "MARK rate µs": messages a second while the WINDOW messages after the first MARK ones were consumed,
 and the processor time that one of them took.
 """
@@ -14,7 +16,7 @@ import time
 
 import psycopg2
 
-LIMIT = 900                         # seconds, or two ms a message when that is more
+LIMIT = 600                         # seconds without a step forward
 
 
 def rss_anon(pid):
@@ -50,18 +52,18 @@ def at(samples, position):
 def main():
     stream, total = sys.argv[1], int(sys.argv[2])
     window, marks = int((sys.argv + ['0'] * 4)[3]), [int(mark) for mark in sys.argv[4:]]
-    limit = max(LIMIT, total / 500)
     connection = psycopg2.connect('')
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
     start, peak, done, cpu = time.monotonic(), 0, 0, {}
-    samples = [(0, start, 0)]
+    moved, samples = start, [(0, start, 0)]
     looks, waiting = 0, 0
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
         cursor.execute('SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s', (stream,))
-        done = int(cursor.fetchone()[0])
+        before, done = done, int(cursor.fetchone()[0])
         now = time.monotonic()
+        moved = now if done > before else moved
         cursor.execute("SELECT pid, backend_type = 'millrace stream worker', wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
         for pid, worker, waits in cursor.fetchall():
             looks += worker
@@ -70,9 +72,9 @@ def main():
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
         samples.append((done, now, sum(cpu.values())))
         if done < total:
-            if now - start > limit:
+            if now - moved > LIMIT:
                 cursor.execute('SELECT * FROM millrace.stream_status')
-                sys.exit(f'{done} of {total} messages after {limit:.0f} s: {cursor.fetchall()}')
+                sys.exit(f'stands at {done} of {total} for {LIMIT} s: {cursor.fetchall()}')
             time.sleep(0.05)
     print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f} {100 * waiting / max(1, looks):.1f}')
     for mark in marks:

@@ -2,7 +2,8 @@
 # Runs one bench beside its baseline, on a private server and broker, and prints a line "CASE ratio=… ours=… …" for each
 # figure. What the cases measure is in README.md; each is a file in cases/.
 #
-#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich | cdc_apply | freshness_cdc
+#	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich |
+#		cdc_apply | cdc_to_marts | freshness_cdc
 #
 # ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
 # ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
@@ -80,15 +81,16 @@ declare_ours() {
 	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/plain.sql"
 }
 
-# Starts the stream 'orders' in the database ours and waits for its end; sets seconds, ours (messages a second), peak (MB), cpu (s) and
-# waiting (% of looks at its workers).
+# Starts a stream (the 1st argument, or 'orders') in the database ours and waits for its end (the 2nd, or all messages); sets seconds, ours
+# (messages a second), peak (MB), cpu (s) and waiting (% of looks at its workers).
 consume_ours() {
-	read -r seconds peak cpu waiting < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" orders "$messages") || die "millrace did not get through"
+	local stream=${1:-orders} end=${2:-$messages}
+	read -r seconds peak cpu waiting < <(PGDATABASE=ours "$PYTHON" "$here/consume.py" "$stream" "$end") || die "millrace did not get through"
 	ours=$(calc "$messages / $seconds")
 	say "millrace: $seconds s, $ours a second, $cpu s of processor time, at most $peak MB of anonymous memory in a process, $waiting % of the time in wait for locks"
 	say "millrace by stage: $(ours_value "SELECT string_agg(format('%s %s s', stage, round(seconds::numeric, 2)), ', ') FROM
-		(SELECT stage, sum(seconds) AS seconds FROM millrace.stage_stats WHERE stream = 'orders' GROUP BY stage) s")"
-	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')" -c CHECKPOINT
+		(SELECT stage, sum(seconds) AS seconds FROM millrace.stage_stats WHERE stream = '$stream' GROUP BY stage) s")"
+	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('$stream')" -c CHECKPOINT
 }
 
 ours_value() { psql -qXAt -d ours -c "$1"; }
@@ -99,8 +101,8 @@ same_answer() {
 }
 
 case ${1:-} in
-	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich | cdc_apply | freshness_cdc)
+	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich | cdc_apply | cdc_to_marts | freshness_cdc)
 		. "$here/cases/$1.sh"
 		"$@" ;;
-	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify, enrich, cdc_apply or freshness_cdc" ;;
+	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify, enrich, cdc_apply, cdc_to_marts or freshness_cdc" ;;
 esac

@@ -58,6 +58,7 @@ static const char *recorded_state = NULL; /* MR_STATE_..., what our row says */
 static int failures = 0; /* in a row, as committed in our row */
 static char *last_message = NULL; /* of the error that was logged last */
 static volatile bool definitions_changed = false;
+static bool keeps_memory = false; /* of batches that are over */
 
 /* Says in an error's context what the worker was at. */
 static void
@@ -219,13 +220,20 @@ sleep_until_something(void)
 {
 	pgsocket descriptor = mr_flow_descriptor(flow);
 	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+	int happened;
 
 	if (descriptor != PGINVALID_SOCKET)
 		events |= WL_SOCKET_READABLE;
 	pgstat_report_activity(STATE_IDLE, NULL);
 	pgstat_report_stat(true);
-	if (WaitLatchOrSocket(MyLatch, events, descriptor, TICK, PG_WAIT_EXTENSION) & WL_LATCH_SET)
+	happened = WaitLatchOrSocket(MyLatch, events, descriptor, TICK, PG_WAIT_EXTENSION);
+	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
+	else if (keeps_memory && happened & WL_TIMEOUT)
+	{
+		mr_worker_release_memory();
+		keeps_memory = false;
+	}
 }
 
 /*
@@ -301,7 +309,10 @@ consume(void)
 			sleep_until_something();
 		}
 		else
+		{
+			keeps_memory = true;
 			pgstat_report_stat(false);
+		}
 	}
 	close_flow();
 }
@@ -445,6 +456,7 @@ mr_stream_worker_main(Datum index)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(my->database, my->owner, MR_WORKER_FLAGS);
 	mr_worker_pin_settings();
+	mr_worker_keep_memory();
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_SUSET, PGC_S_OVERRIDE);
 
 	flow_context = AllocSetContextCreate(TopMemoryContext, "millrace flow", ALLOCSET_DEFAULT_SIZES);

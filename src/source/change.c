@@ -115,6 +115,13 @@ append_value(StringInfo json, Oid type, const MrRowValue *value)
 }
 
 char *
+mr_row_copy(MrBatch *batch, const MrRelation *relation, const char *bytes, int length)
+{
+	batch->bytes += relation->names_length;
+	return mr_batch_copy(batch, bytes, length);
+}
+
+char *
 mr_row_json(const MrRelation *relation, const char *row, bool key_only, int *length)
 {
 	StringInfoData json;

@@ -34,6 +34,7 @@ typedef struct MrRelation
 	bool whole; /* the replica identity is the whole row */
 	int ncolumns;
 	MrColumn *columns;
+	int names_length; /* of the columns' names in a row as JSON */
 } MrRelation;
 
 /* Reads the columns of a row in order; the row has been checked when it came. */
@@ -88,6 +89,12 @@ extern const char *mr_row_check(const char *row, const char *end, int ncolumns);
 /* Writes a row: the number of columns first, then each value (text NULL: a null). */
 extern void mr_row_write_count(StringInfo row, int ncolumns);
 extern void mr_row_write(StringInfo row, const char *text, int length);
+
+/*
+ * A copy of rows that have come, in the batch's memory.  They count as their JSON would, so that a batch of changes is as
+ * large as one of messages that say the same.
+ */
+extern char *mr_row_copy(MrBatch *batch, const MrRelation *relation, const char *bytes, int length);
 
 /* A row as a JSON object, without what was not sent; of the replica identity's columns only, or of all. */
 extern char *mr_row_json(const MrRelation *relation, const char *row, bool key_only, int *length);

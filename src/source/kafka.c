@@ -90,18 +90,6 @@ typedef struct KafkaSource
 	TimestampTz next_store;
 } KafkaSource;
 
-/* Says why nothing comes; NULL: no reason. */
-static void
-set_problem(KafkaSource *source, const char *problem)
-{
-	if (source->base.problem != NULL && problem != NULL &&
-		strcmp(source->base.problem, problem) == 0)
-		return;
-	if (source->base.problem != NULL)
-		pfree(source->base.problem);
-	source->base.problem = problem == NULL ? NULL : MemoryContextStrdup(source->context, problem);
-}
-
 /* The client's problem is the source's. */
 static void
 copy_problem(KafkaSource *source)
@@ -113,7 +101,7 @@ copy_problem(KafkaSource *source)
 	problem = mr_kafka_problem(source->client, NULL);
 	if (problem == NULL && source->assigned && source->ntopics == 0)
 		problem = "no topic matches the pattern of the stream";
-	set_problem(source, problem);
+	mr_source_set_problem(&source->base, problem);
 }
 
 /* Ends the client and forgets its partitions. */
@@ -147,7 +135,7 @@ connect_client(KafkaSource *source)
 	properties = lappend(list_concat(properties, source->options->properties), group);
 	source->client = mr_kafka_connect(properties, source->descriptor, &problem);
 	if (source->client == NULL)
-		set_problem(source, problem);
+		mr_source_set_problem(&source->base, problem);
 	MemoryContextSwitchTo(old);
 	return source->client != NULL;
 }
@@ -249,10 +237,11 @@ judge(KafkaSource *source, MrPosition *position, int64 low, int64 high, bool *ra
 	if (on_lost == MR_ON_LOST_STOP)
 	{
 		mr_incident(stream->id, kind, psprintf("%s; reading has stopped", what));
-		set_problem(source,
-					psprintf("%s; reset the stream, or declare it with on_lost \"earliest\" or "
-							 "\"latest\"",
-							 what));
+		mr_source_set_problem(
+			&source->base,
+			psprintf("%s; reset the stream, or declare it with on_lost \"earliest\" or "
+					 "\"latest\"",
+					 what));
 		return false;
 	}
 	mr_incident(stream->id, kind, psprintf("%s; reading goes on at " INT64_FORMAT, what, target));

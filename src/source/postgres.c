@@ -56,17 +56,6 @@
  */
 #define NAP 200
 
-void
-mr_pg_set_problem(MrPgSource *source, const char *problem)
-{
-	if (source->base.problem != NULL && problem != NULL &&
-		strcmp(source->base.problem, problem) == 0)
-		return;
-	if (source->base.problem != NULL)
-		pfree(source->base.problem);
-	source->base.problem = problem == NULL ? NULL : MemoryContextStrdup(source->context, problem);
-}
-
 bool
 mr_pg_parse_lsn(const char *text, XLogRecPtr *lsn)
 {
@@ -116,6 +105,19 @@ mr_pg_disconnect(MrPgSource *source)
 												   Min(5000, 250 * source->failures));
 }
 
+/* Reads the server's options and secrets, as they are now. */
+static void
+read_properties(MrPgSource *source)
+{
+	const MrStream *stream = source->base.stream;
+	MemoryContext old = MemoryContextSwitchTo(source->described);
+
+	source->properties = NIL;
+	MemoryContextReset(source->described);
+	source->properties = mr_server_properties(stream->server, stream->owner);
+	MemoryContextSwitchTo(old);
+}
+
 static MrSource *
 pg_open(MrStream *stream, int worker, int workers)
 {
@@ -133,6 +135,8 @@ pg_open(MrStream *stream, int worker, int workers)
 	source->context = context;
 	source->connected = AllocSetContextCreate(context, "millrace postgres connection",
 											  ALLOCSET_DEFAULT_SIZES);
+	source->described = AllocSetContextCreate(context, "millrace postgres server",
+											  ALLOCSET_SMALL_SIZES);
 	source->application = psprintf("millrace %s", stream->name);
 	mr_pg_read_options(&source->options, stream);
 	mr_pg_read_state(source);
@@ -143,7 +147,7 @@ pg_open(MrStream *stream, int worker, int workers)
 		source->has_position = true;
 		source->received = source->acknowledged = (XLogRecPtr) source->position.position;
 	}
-	source->properties = mr_server_properties(stream->server, stream->owner);
+	read_properties(source);
 	source->must_use_password = mr_server_must_use_password(stream->server);
 	MemoryContextSwitchTo(old);
 	return &source->base;
@@ -220,11 +224,14 @@ mr_pg_keep_relation(MrPgSource *source, const MrRelation *relation)
 	kept = palloc(sizeof(MrRelation));
 	*kept = *relation;
 	kept->name = pstrdup(relation->name);
+	kept->names_length = 0;
 	kept->columns = palloc(sizeof(MrColumn) * Max(relation->ncolumns, 1));
 	for (int i = 0; i < relation->ncolumns; i++)
 	{
 		kept->columns[i] = relation->columns[i];
 		kept->columns[i].name = pstrdup(relation->columns[i].name);
+		/* And what stands around it. */
+		kept->names_length += (int) strlen(kept->columns[i].name) + (int) strlen("\"\": , ");
 	}
 	source->relations = source->relations == NULL
 							? palloc(sizeof(MrRelation *))
@@ -353,7 +360,7 @@ take_change(MrPgSource *source, MrBatch *batch, MrPgoutput *change, const char *
 
 	if (!wanted(source, relation))
 		return;
-	copy = mr_batch_copy(batch, bytes, length);
+	copy = mr_row_copy(batch, relation, bytes, length);
 	change->rows = copy + (change->rows - bytes);
 	change->rows_end = copy + length;
 	mr_pgoutput_rows(change, relation->ncolumns, &before, &after);
@@ -400,10 +407,10 @@ take_truncate(MrPgSource *source, const MrPgoutput *message)
 		{
 			mr_pg_disconnect(source);
 			source->phase = MR_PG_STOPPED;
-			mr_pg_set_problem(source,
-							  psprintf("table %s of the source was truncated; declare the stream "
-									   "with truncate \"apply\" or \"ignore\" to go on",
-									   relation->name));
+			mr_source_set_problem(
+				&source->base, psprintf("table %s of the source was truncated; declare the stream "
+										"with truncate \"apply\" or \"ignore\" to go on",
+										relation->name));
 			return;
 		}
 		old = MemoryContextSwitchTo(source->connected);
@@ -510,7 +517,7 @@ lose_connection(MrPgSource *source, MrBatch *batch, int code)
 									   : mr_pg_problem(source->stream));
 
 	source->failures = Min(source->failures, 1);
-	mr_pg_set_problem(source, problem);
+	mr_source_set_problem(&source->base, problem);
 	forget_transaction(source, batch);
 }
 
@@ -621,7 +628,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 	{
 		source->phase = MR_PG_STREAMING;
 		source->failures = 0;
-		mr_pg_set_problem(source, NULL);
+		mr_source_set_problem(&source->base, NULL);
 	}
 	if (source->phase == MR_PG_MAKING_SLOT || source->phase == MR_PG_SETTLING_SLOT ||
 		source->phase == MR_PG_MOVING_SLOT)
@@ -781,7 +788,6 @@ static void
 pg_tick(MrSource *base)
 {
 	MrPgSource *source = (MrPgSource *) base;
-	MemoryContext old;
 
 	source->base.wants_tick = false;
 	if (source->due & MR_PG_DUE_POSITION)
@@ -791,14 +797,9 @@ pg_tick(MrSource *base)
 		source->position.position = source->position.next;
 		note_committed(source);
 	}
+	/* Addresses and secrets may have been corrected. */
 	if (source->phase == MR_PG_OFFLINE)
-	{
-		/* Addresses and secrets may have been corrected. */
-		old = MemoryContextSwitchTo(source->context);
-		source->properties = mr_server_properties(source->base.stream->server,
-												  source->base.stream->owner);
-		MemoryContextSwitchTo(old);
-	}
+		read_properties(source);
 	if (source->due != 0)
 		mr_pg_store(source);
 	move_idle(source);

@@ -40,7 +40,8 @@ refuse(MrPgSource *source, const MrPgClient *client, const char *help)
 {
 	const char *problem = mr_pg_problem(client);
 
-	mr_pg_set_problem(source, help == NULL ? problem : psprintf("%s; %s", problem, help));
+	mr_source_set_problem(&source->base,
+						  help == NULL ? problem : psprintf("%s; %s", problem, help));
 	return false;
 }
 
@@ -96,7 +97,7 @@ check_server(MrPgSource *source)
 	source->found_system = MemoryContextStrdup(source->connected, rows.values[0][0]);
 	if (mr_pg_version(source->stream) < 140000)
 	{
-		mr_pg_set_problem(source, "the source is older than PostgreSQL 14");
+		mr_source_set_problem(&source->base, "the source is older than PostgreSQL 14");
 		return false;
 	}
 	if (!mr_pg_run(source->stream,
@@ -105,14 +106,15 @@ check_server(MrPgSource *source)
 		return refuse(source, source->stream, NULL);
 	if (strcmp(rows.values[0][0], "logical") != 0)
 	{
-		mr_pg_set_problem(source, psprintf("wal_level of the source is %s, not logical; run there: "
-										   "ALTER SYSTEM SET wal_level = logical, and restart it",
-										   rows.values[0][0]));
+		mr_source_set_problem(&source->base,
+							  psprintf("wal_level of the source is %s, not logical; run there: "
+									   "ALTER SYSTEM SET wal_level = logical, and restart it",
+									   rows.values[0][0]));
 		return false;
 	}
 	if (rows.values[0][1][0] == 't')
 	{
-		mr_pg_set_problem(source, "the source is a standby; read from its primary");
+		mr_source_set_problem(&source->base, "the source is a standby; read from its primary");
 		return false;
 	}
 	return true;
@@ -200,18 +202,20 @@ check_publication(MrPgSource *source)
 	{
 		if (options->tables == NIL)
 		{
-			mr_pg_set_problem(source, psprintf("publication %s does not exist at the source, and "
-											   "the stream's options name no tables",
-											   name));
+			mr_source_set_problem(&source->base,
+								  psprintf("publication %s does not exist at the source, and "
+										   "the stream's options name no tables",
+										   name));
 			return false;
 		}
 		if (strcmp(source->state, "ready") == 0)
 		{
-			mr_pg_set_problem(
-				source, psprintf("publication %s does not exist at the source any more; run there: "
-								 "CREATE PUBLICATION %s FOR TABLE %s WITH "
-								 "(publish_via_partition_root = true), then call resnapshot()",
-								 name, name, table_list(options->tables)));
+			mr_source_set_problem(
+				&source->base,
+				psprintf("publication %s does not exist at the source any more; run there: "
+						 "CREATE PUBLICATION %s FOR TABLE %s WITH "
+						 "(publish_via_partition_root = true), then call resnapshot()",
+						 name, name, table_list(options->tables)));
 			return false;
 		}
 		source->made_publication =
@@ -240,9 +244,10 @@ check_publication(MrPgSource *source)
 	source->added = NIL;
 	if (options->tables == NIL && rows.values[0][1] == NULL)
 	{
-		mr_pg_set_problem(source, psprintf("publication %s has no table; run at the source: ALTER "
-										   "PUBLICATION %s ADD TABLE …",
-										   name, name));
+		mr_source_set_problem(&source->base,
+							  psprintf("publication %s has no table; run at the source: ALTER "
+									   "PUBLICATION %s ADD TABLE …",
+									   name, name));
 		return false;
 	}
 	if (options->tables == NIL && strcmp(source->state, "ready") != 0)
@@ -257,10 +262,10 @@ report_lost(MrPgSource *source, char *what)
 	source->lost = MemoryContextStrdup(source->context, what);
 	source->due |= MR_PG_DUE_LOST;
 	source->base.wants_tick = true;
-	mr_pg_set_problem(source,
-					  psprintf("%s; changes since %s cannot be read any more: call "
-							   "reset_stream(), or declare the stream with on_lost \"resnapshot\"",
-							   what, mr_pg_lsn_text((XLogRecPtr) source->position.position)));
+	mr_source_set_problem(
+		&source->base, psprintf("%s; changes since %s cannot be read any more: call "
+								"reset_stream(), or declare the stream with on_lost \"resnapshot\"",
+								what, mr_pg_lsn_text((XLogRecPtr) source->position.position)));
 	if (!source->options.resnapshot)
 		source->phase = MR_PG_STOPPED;
 	return false;
@@ -308,8 +313,9 @@ adopt_slot(MrPgSource *source, const MrPgRows *rows)
 {
 	if (!mr_pg_parse_lsn(rows->values[0][3], &source->beginning))
 	{
-		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is not ready to be read",
-										   source->options.slot));
+		mr_source_set_problem(
+			&source->base,
+			psprintf("replication slot \"%s\" is not ready to be read", source->options.slot));
 		return false;
 	}
 	source->made_slot = false;
@@ -338,17 +344,19 @@ check_slot(MrPgSource *source)
 		(rows.values[0][0] == NULL || strcmp(rows.values[0][0], "pgoutput") != 0 ||
 		 rows.values[0][1] == NULL || rows.values[0][1][0] != 't'))
 	{
-		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is of another plug-in or "
-										   "database; name another one in the stream's options",
-										   slot));
+		mr_source_set_problem(&source->base,
+							  psprintf("replication slot \"%s\" is of another plug-in or "
+									   "database; name another one in the stream's options",
+									   slot));
 		return false;
 	}
 	if (rows.nrows > 0 && rows.values[0][2] != NULL)
 	{
-		mr_pg_set_problem(source, psprintf("replication slot \"%s\" is in use by process %s of the "
-										   "source (%s)",
-										   slot, rows.values[0][2],
-										   rows.values[0][5] != NULL ? rows.values[0][5] : ""));
+		mr_source_set_problem(&source->base,
+							  psprintf("replication slot \"%s\" is in use by process %s of the "
+									   "source (%s)",
+									   slot, rows.values[0][2],
+									   rows.values[0][5] != NULL ? rows.values[0][5] : ""));
 		return false;
 	}
 	if (strcmp(source->state, "ready") == 0)
@@ -452,9 +460,10 @@ tell_whom(MrPgSource *source)
 						   mr_pg_backend(source->stream)),
 				  MR_PG_TIMEOUT, &rows) &&
 		rows.nrows == 1 && rows.values[0][0] != NULL)
-		mr_pg_set_problem(source, psprintf("the replication slot is being made; the source waits "
-										   "for the end of transactions that began before: %s",
-										   rows.values[0][0]));
+		mr_source_set_problem(&source->base,
+							  psprintf("the replication slot is being made; the source waits "
+									   "for the end of transactions that began before: %s",
+									   rows.values[0][0]));
 	MemoryContextSwitchTo(old);
 }
 
@@ -528,7 +537,7 @@ mr_pg_poll_slot(MrPgSource *source)
 	source->made_slot = true;
 	source->due |= MR_PG_DUE_READY;
 	source->base.wants_tick = true;
-	mr_pg_set_problem(source, NULL);
+	mr_source_set_problem(&source->base, NULL);
 	source->system = MemoryContextStrdup(source->context, source->found_system);
 	mr_pg_disconnect(source);
 	source->failures = 0;
@@ -584,6 +593,8 @@ mr_pg_ask_status(MrPgSource *source)
 			source->retained - bytes > STATUS_BYTES)
 		{
 			source->retained = bytes;
+			if (source->status != NULL)
+				pfree(source->status);
 			MemoryContextSwitchTo(source->context);
 			source->status = psprintf(
 				"SELECT millrace_internal.note_replication(%d, %s, %s::bigint, %s, %s, %s, " INT64_FORMAT

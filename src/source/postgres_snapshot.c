@@ -172,7 +172,7 @@ mr_pg_sweep_due(MrPgSource *source)
 static bool
 postpone(MrPgSource *source, const char *problem)
 {
-	mr_pg_set_problem(source, problem);
+	mr_source_set_problem(&source->base, problem);
 	source->next_round = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ROUND_PAUSE);
 	return false;
 }
@@ -575,7 +575,7 @@ mr_pg_round_begin(MrPgSource *source)
 			source->last_round = source->round->position;
 			if (task != NULL)
 				task->last = source->round->position;
-			mr_pg_set_problem(source, NULL);
+			mr_source_set_problem(&source->base, NULL);
 		}
 	}
 	MemoryContextSwitchTo(old);
@@ -674,7 +674,7 @@ add_row(MrPgSource *source, MrBatch *batch, const MrPgReader *reader, StringInfo
 	message->time = source->round->clock;
 	message->op = MR_OP_READ;
 	message->relation = relation;
-	message->value = mr_batch_copy(batch, row->data, row->len);
+	message->value = mr_row_copy(batch, relation, row->data, row->len);
 	message->value_length = row->len;
 	if (reader->task != NULL)
 		reader->task->rows++;

@@ -108,6 +108,7 @@ typedef struct MrPgSource
 	MrSource base;
 	MemoryContext context; /* the feed's */
 	MemoryContext connected; /* of one connection's life */
+	MemoryContext described; /* of the server's options and secrets, as they are read again */
 	MrPgOptions options;
 	List *properties;
 	bool must_use_password;
@@ -196,9 +197,6 @@ typedef struct MrPgType
 	Oid oid;
 	const char *name;
 } MrPgType;
-
-/* Why nothing comes; NULL: no reason. */
-extern void mr_pg_set_problem(MrPgSource *source, const char *problem);
 
 /* Ends all connections; the next attempt comes soon, or after some failures later. */
 extern void mr_pg_disconnect(MrPgSource *source);

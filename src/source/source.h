@@ -150,6 +150,9 @@ extern const MrSourceKind *mr_source_kind(const MrStream *stream);
 /* Why nothing comes although the stream runs (broker down, wrong password, unknown topic), or NULL. */
 extern const char *mr_source_problem(const MrSource *source);
 
+/* Says it, for the kinds: the text is copied to where the source lives.  NULL: no reason. */
+extern void mr_source_set_problem(MrSource *source, const char *problem);
+
 /* Records that something happened which loses or may lose messages, or needs somebody's attention. */
 extern void mr_incident(int32 stream_id, const char *kind, const char *detail);
 

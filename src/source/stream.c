@@ -178,6 +178,17 @@ mr_source_problem(const MrSource *source)
 	return source->problem;
 }
 
+void
+mr_source_set_problem(MrSource *source, const char *problem)
+{
+	if (source->problem != NULL && problem != NULL && strcmp(source->problem, problem) == 0)
+		return;
+	if (source->problem != NULL)
+		pfree(source->problem);
+	source->problem = problem == NULL ? NULL
+									  : MemoryContextStrdup(GetMemoryChunkContext(source), problem);
+}
+
 /* Records an incident; one that has been recorded with the same words in the last hour is not repeated. */
 void
 mr_incident(int32 stream_id, const char *kind, const char *detail)
