@@ -98,6 +98,23 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_dictionary(millrace.dictionary) IS 'the SQL that declares a dictionary';
 
+CREATE FUNCTION millrace_internal.describe_channel(described millrace.channel) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_channel', described.name, ARRAY[
+               'server => ' || millrace_internal.readable_literal(described.server::text),
+               'options => ' || millrace_internal.readable_members('options', ARRAY(
+                    SELECT to_json(o.key) || ': ' || o.value FROM json_each(described.options) WITH ORDINALITY AS o (key, value, n) ORDER BY n)),
+               'message => ' || millrace_internal.readable_literal(described.message),
+               'give_up => ' || millrace_internal.readable_literal(nullif(described.give_up, '24 hours')::text),
+               'digest_above => ' || nullif(described.digest_above, 20),
+               'on_promote => ' || millrace_internal.readable_literal(nullif(described.on_promote, 'send')),
+               CASE WHEN described.retention IS DISTINCT FROM interval '7 days'
+                    THEN 'retention => ' || coalesce(millrace_internal.readable_literal(described.retention::text), 'NULL') END])
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_channel(millrace.channel) IS 'the SQL that declares a channel';
+
 -- How many tables stand before a stream, each of which enriches the next one's messages.
 CREATE FUNCTION millrace_internal.stream_level(stream_id integer, depth integer DEFAULT 0) RETURNS integer
 LANGUAGE plpgsql STABLE
@@ -488,6 +505,7 @@ DECLARE
     staging millrace.staging;
     target millrace.target;
     dictionary millrace.dictionary;
+    channel millrace.channel;
     relation regclass;
     owner regrole;
     other text;
@@ -505,6 +523,8 @@ BEGIN
                     UNION ALL
                     SELECT 3 * millrace_internal.stream_level(s.stream_id) + 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
                     UNION ALL
+                    SELECT 900, c.id, millrace_internal.describe_channel(c) FROM millrace.channel c WHERE millrace_internal.may_read(caller, c.owner)
+                    UNION ALL
                     SELECT 1000, t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
@@ -514,6 +534,9 @@ BEGIN
     ELSIF kind = 'dictionary' THEN
         SELECT d.* INTO dictionary FROM millrace.dictionary d WHERE d.name = name;
         owner := dictionary.owner;
+    ELSIF kind = 'channel' THEN
+        SELECT c.* INTO channel FROM millrace.channel c WHERE c.name = name;
+        owner := channel.owner;
     ELSE
         relation := millrace_internal.relation(name);
         SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
@@ -524,12 +547,13 @@ BEGIN
         SELECT k.kind INTO other FROM (SELECT 'staging' AS kind, s.relation FROM millrace.staging s UNION ALL SELECT t.kind, t.relation FROM millrace.target t) AS k
         WHERE k.relation = relation;
         RAISE EXCEPTION '% "%" does not exist', kind, coalesce(name, 'NULL')
-            USING ERRCODE = 'undefined_object', HINT = coalesce(format('It is of kind %s.', other), 'describe() without arguments shows what there is.');
+            USING ERRCODE = 'undefined_object', HINT = coalesce('It is of kind ' || other || '.', 'describe() without arguments shows what there is.');
     END IF;
     IF NOT millrace_internal.may_read(caller, owner) THEN
         RAISE EXCEPTION 'must be owner of % "%"', kind, name USING ERRCODE = 'insufficient_privilege';
     END IF;
-    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'staging' THEN millrace_internal.describe_staging(staging)
+    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'channel' THEN millrace_internal.describe_channel(channel)
+                WHEN 'staging' THEN millrace_internal.describe_staging(staging)
                 ELSE millrace_internal.describe_target(target) END;
 END
 $fn$;
@@ -538,6 +562,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;
