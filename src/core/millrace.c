@@ -18,6 +18,7 @@ char *mr_instance = NULL;
 char *mr_secrets_directory = NULL;
 int mr_worker_memory = 256 * 1024;
 int mr_backfill_rows = 5000;
+int mr_rule_timeout = 1000;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -47,6 +48,11 @@ _PG_init(void)
 							"Rows that one chunk reads when a table is filled in the background.",
 							NULL, &mr_backfill_rows, 5000, 1, 1000000, PGC_USERSET, 0, NULL, NULL,
 							NULL);
+
+	DefineCustomIntVariable("millrace.rule_timeout",
+							"How long a rule may take for one row before it is suspended.",
+							"0 lets it take as long as it takes.", &mr_rule_timeout, 1000, 0,
+							INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)
 	{

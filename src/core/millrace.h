@@ -17,6 +17,7 @@ extern char *mr_instance;
 extern char *mr_secrets_directory;
 extern int mr_worker_memory; /* kB */
 extern int mr_backfill_rows;
+extern int mr_rule_timeout; /* ms; 0: none */
 
 /*
  * Three classes of errors (C10): data goes to the dead letters, configuration stops the stream until

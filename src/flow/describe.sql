@@ -474,6 +474,39 @@ END
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_mart(millrace.target) IS 'the SQL that declares a mart';
 
+-- ---- rules -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.describe_rule(described millrace.target) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_rule', r.name, ARRAY[
+               'kind => ' || millrace_internal.readable_literal(r.kind),
+               'source => ' || millrace_internal.readable_literal(d ->> 'source'),
+               'predicate => ' || millrace_internal.readable_literal(d ->> 'predicate'),
+               CASE WHEN d ->> 'of_objects' = 'false' OR r.kind = 'frequency' THEN 'key => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'key'))) END,
+               'details => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'details'))),
+               'channels => ' || millrace_internal.readable_list(ARRAY(SELECT c.name FROM unnest(r.channels) WITH ORDINALITY AS u (id, n) JOIN millrace.channel c ON c.id = u.id ORDER BY n)),
+               'severity => ' || millrace_internal.readable_literal(nullif(r.severity, 'warning')),
+               'rule_group => ' || millrace_internal.readable_literal(r.rule_group),
+               'ordinal => ' || r.ordinal,
+               CASE WHEN d ->> 'again' = 'true' THEN 'again => true' END,
+               'event_time => ' || millrace_internal.readable_literal(d ->> 'event_time'),
+               'group_by => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'group_by'))),
+               'count => ' || (d ->> 'count'),
+               'distinct_values => ' || millrace_internal.readable_literal(d ->> 'distinct_values'),
+               'sum => ' || millrace_internal.readable_literal((regexp_match(d ->> 'sum', '^\((.*)\)::pg_catalog.numeric$'))[1]),
+               'at_least => ' || (d ->> 'at_least'),
+               'within => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'within')::double precision / 1000000)::text),
+               'lateness => ' || millrace_internal.readable_literal(make_interval(secs => nullif(d ->> 'lateness', d ->> 'within')::double precision / 1000000)::text),
+               'max_ahead => ' || millrace_internal.readable_literal(nullif(make_interval(secs => (d ->> 'max_ahead')::double precision / 1000000), '1 minute')::text),
+               CASE WHEN r.max_age IS NULL THEN 'max_age => NULL' ELSE 'max_age => ' || millrace_internal.readable_literal(nullif(r.max_age, '1 hour')::text) END,
+               'cooldown => ' || millrace_internal.readable_literal(r.cooldown::text),
+               CASE WHEN r.send_history THEN 'send_history => true' END])
+    FROM millrace.rule r, (SELECT described.definition AS d) AS definition WHERE r.target_id = described.id
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_rule(millrace.target) IS 'the SQL that declares a rule';
+
 -- ---- describe ----------------------------------------------------------------------------------------------
 
 CREATE FUNCTION millrace_internal.describe_target(described millrace.target) RETURNS text
@@ -537,6 +570,9 @@ BEGIN
     ELSIF kind = 'channel' THEN
         SELECT c.* INTO channel FROM millrace.channel c WHERE c.name = name;
         owner := channel.owner;
+    ELSIF kind = 'rule' THEN
+        SELECT t.* INTO target FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id WHERE r.name = name;
+        owner := target.owner;
     ELSE
         relation := millrace_internal.relation(name);
         SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
@@ -562,6 +598,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, mart or rule as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

@@ -186,7 +186,7 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY SELECT 'warning', validate_table.subject, format('Trino does not see column "%s" of type %s', u.name, u.type), u.hint
-    FROM millrace_internal.unseen_columns(relation) u;
+    FROM millrace_internal.unseen_columns(relation) u WHERE kind <> 'rule';
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.validate_table(regclass, text, integer, regrole) IS 'what is wrong with a table that millrace writes';

@@ -66,6 +66,10 @@ DECLARE
     alias text;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
+    IF target.kind = 'rule' THEN
+        RETURN format('SELECT a.occurrence, pg_catalog.json_build_object(%s)::text FROM millrace.rule_alert AS a WHERE a.rule_id = %s AND a.%s = ANY ($1) ORDER BY a.id',
+            '''key'', a.key, ''occurrence'', a.occurrence, ''severity'', a.severity, ''event_time'', a.event_time, ''details'', a.details, ''suppressed'', a.suppressed', target.id, id_column);
+    END IF;
     IF target.kind <> 'mart' THEN
         RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE t.%s = ANY ($1) ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)

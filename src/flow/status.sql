@@ -104,11 +104,11 @@ SELECT s.name AS stream, t.worker, t.stage, t.batches, t.rows, t.seconds,
        CASE WHEN t.seconds > 0 THEN t.rows / t.seconds END AS rows_per_second, t.since
 FROM millrace.stage_time t JOIN millrace.stream s ON s.id = t.stream_id
 WHERE millrace_internal.may_watch(s.owner)
-ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging, vault, mart, position, commit}'::text[], t.stage);
+ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging, vault, mart, alert, position, commit}'::text[], t.stage);
 COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
 
 CREATE VIEW millrace.target_status WITH (security_barrier) AS
-SELECT t.relation::text AS relation, t.kind, t.state, t.horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
+SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), t.relation::text) AS relation, t.kind, t.state, t.horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
        (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = t.id) AS sources,
        t.owner::text AS owner
 FROM millrace.target t

@@ -30,6 +30,7 @@ typedef struct MrStaging
 	AttrNumber element; /* of _element, or 0 */
 	AttrNumber version; /* of _version */
 	AttrNumber event_time;
+	bool each_version; /* something asks of each version of a batch whether it is stale */
 	bool version_is_time; /* _version is a timestamptz: satellites' applied_at is it */
 	int nnames;
 	MrDeclaredName *names; /* of all columns that millrace knows */
@@ -67,7 +68,8 @@ typedef enum MrPhase
 	MR_PHASE_LINK,
 	MR_PHASE_SATELLITE,
 	MR_PHASE_PIT,
-	MR_PHASE_MART
+	MR_PHASE_MART,
+	MR_PHASE_RULE
 } MrPhase;
 
 struct MrTarget;
