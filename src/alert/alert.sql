@@ -14,6 +14,8 @@ CREATE TABLE millrace.rule_alert (
     acknowledged_at timestamptz,
     acknowledged_by text,
     comment text,
+    -- What was found does not hold any more; of rules on what lasts.
+    resolved_at timestamptz,
     UNIQUE (rule_id, occurrence)
 );
 COMMENT ON TABLE millrace.rule_alert IS 'alerts of rules; see the view millrace.alert';
@@ -41,11 +43,12 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.rule_silence', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule_silence_id_seq', '');
 
 CREATE VIEW millrace.alert WITH (security_barrier) AS
-SELECT a.id, r.name AS rule, r.kind, a.severity, a.key, a.occurrence, a.event_time, a.at, a.details, a.suppressed, a.acknowledged_at, a.acknowledged_by, a.comment
+SELECT a.id, r.name AS rule, r.kind, a.severity, a.key, a.occurrence, a.event_time, a.at, a.details, a.suppressed, a.resolved_at, a.acknowledged_at, a.acknowledged_by, a.comment
 FROM millrace.rule_alert a JOIN millrace.rule r ON r.target_id = a.rule_id JOIN millrace.target t ON t.id = r.target_id
 WHERE millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.alert IS 'alerts: one row for each occurrence that a rule has found';
 COMMENT ON COLUMN millrace.alert.occurrence IS 'what the alert is about, once for each rule however often it is judged';
+COMMENT ON COLUMN millrace.alert.resolved_at IS 'when what was found did not hold any more; NULL: it holds, or it is not something that lasts';
 COMMENT ON COLUMN millrace.alert.suppressed IS
     'why it was not sent: history (it was there before the rule, or came from a snapshot), max_age (it was too old), silence, cooldown; NULL: it was, if the rule has channels';
 
@@ -112,6 +115,41 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.fire(integer, text[], text[], timestamptz[], text[], text[], boolean[]) IS 'writes alerts of a rule, and returns what is to be sent';
+
+-- Removes alerts and failures that are older than their rule keeps them, and what rules of kind frequency know of keys of which nothing has been heard for long.
+CREATE FUNCTION millrace_internal.maintain_rules(caller regrole, OUT subject text, OUT rows bigint) RETURNS SETOF record
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    subject := 'alerts';
+    -- What still holds is not over.
+    DELETE FROM millrace.rule_alert a USING millrace.rule r, millrace.target t
+    WHERE r.target_id = a.rule_id AND t.id = a.rule_id AND a.at < clock_timestamp() - r.retention AND pg_has_role(caller, t.owner, 'USAGE')
+      AND NOT EXISTS (SELECT FROM millrace.rule_state s WHERE s.rule_id = a.rule_id AND s.about = a.key AND s.state ->> 'occurrence' = a.occurrence);
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        RETURN NEXT;
+    END IF;
+    subject := 'rule errors';
+    DELETE FROM millrace.rule_failure f USING millrace.rule r, millrace.target t
+    WHERE r.target_id = f.rule_id AND t.id = f.rule_id AND f.at < clock_timestamp() - r.retention AND pg_has_role(caller, t.owner, 'USAGE');
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        RETURN NEXT;
+    END IF;
+    subject := 'windows of rules';
+    DELETE FROM millrace.rule_state s USING millrace.rule r, millrace.target t
+    WHERE r.target_id = s.rule_id AND r.kind = 'frequency' AND t.id = s.rule_id AND pg_has_role(caller, t.owner, 'USAGE')
+      AND s.at < (SELECT max(m.at) FROM millrace.rule_state m WHERE m.rule_id = s.rule_id)
+                 - ((t.definition ->> 'within')::bigint * 2 + (t.definition ->> 'lateness')::bigint) * interval '1 microsecond';
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        RETURN NEXT;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.maintain_rules(regrole) IS 'removes what is too old of alerts and of what rules know';
 
 -- ---- silence, acknowledge ----------------------------------------------------------------------------------
 

@@ -85,37 +85,45 @@ read_messages(int n)
 }
 
 void
+mr_rule_send(MrStatement *statement, Datum *arguments)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MrOutboxRow *rows;
+	int nrows;
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	nrows = (int) mr_statement_run(statement, arguments, NULL);
+	rows = read_messages(nrows);
+	mr_outbox_add(rows, nrows);
+	SPI_finish();
+	mr_run_back(&saved);
+	MemoryContextSwitchTo(context);
+}
+
+void
 mr_rule_fire(MrRule *rule, MrHit *const *hits, int nhits)
 {
 	static const Oid types[ARGUMENTS] = {
 		INT4OID,      TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
 		TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID};
 	static MrStatement *fire = NULL;
-	MemoryContext context = CurrentMemoryContext;
 	Datum arguments[ARGUMENTS];
-	MrOutboxRow *rows;
-	int nrows;
-	MrRunAs saved;
 
 	if (nhits == 0)
 		return;
 	if (fire == NULL)
 	{
-		MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
+
 		fire = mr_statement_create("SELECT channel_id, key, group_by, alert_id, message, not_after "
 								   "FROM millrace_internal.fire($1, $2, $3, $4, $5, $6, $7)",
 								   ARGUMENTS, types);
-		MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(previous);
 	}
 	make_arguments(rule, hits, nhits, arguments);
-	mr_run_as(&saved, mr_extension_owner());
-	SPI_connect();
-	MemoryContextSwitchTo(context);
-	nrows = (int) mr_statement_run(fire, arguments, NULL);
-	rows = read_messages(nrows);
-	mr_outbox_add(rows, nrows);
-	SPI_finish();
-	mr_run_back(&saved);
-	MemoryContextSwitchTo(context);
+	mr_rule_send(fire, arguments);
 	rule->base.written += nhits;
 }

@@ -192,6 +192,8 @@ mr_rules_arrange(List *targets)
 
 		if (rule != NULL && rule->alone == NULL)
 			mr_rule_arrange_alone(&rule->base, targets);
+		if (rule != NULL && rule->threshold != NULL)
+			mr_threshold_find_mart(rule, targets);
 	}
 }
 

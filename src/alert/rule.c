@@ -328,6 +328,9 @@ compile_step(void *argument)
 	MrRule *rule = argument;
 
 	mr_check_privileges(rule->definition);
+	/* Groups are read by statements. */
+	if (rule->threshold != NULL)
+		return;
 	rule->key = compile(rule->definition, ":key");
 	rule->predicate = compile(rule->definition, ":predicate");
 	rule->time = compile(rule->definition, ":time");
@@ -344,6 +347,8 @@ read_definition_step(void *argument)
 	MrRule *rule = argument;
 
 	rule->definition = mr_definition_query("rule", rule->base.id);
+	if (rule->threshold != NULL)
+		mr_threshold_prepare(rule);
 }
 
 static bool
@@ -394,6 +399,8 @@ rule_load(const MrTarget *base)
 	}
 	if (strcmp(kind, "frequency") == 0)
 		mr_frequency_load(rule);
+	else if (strcmp(kind, "threshold") == 0)
+		mr_threshold_load(rule);
 	else if (mr_vault_json_true(mr_vault_json_member(rule->declared, "again")))
 		rule->base.kind = &mr_again_kind;
 	else

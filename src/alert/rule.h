@@ -9,6 +9,7 @@
 #define MR_ALERT_RULE_H
 
 #include "core/expression.h"
+#include "core/statement.h"
 #include "stage/staging.h"
 #include "utils/jsonb.h"
 
@@ -35,6 +36,7 @@ typedef struct MrRule
 	MrExpression *object; /* frequency: tells objects apart; their elements with it */
 	MrExpression *value; /* frequency: what is summed up or counted; or NULL */
 	struct MrWindow *window; /* private to frequency.c */
+	struct MrThreshold *threshold; /* private to threshold.c */
 	ExprContext *context; /* what expressions see: rule->row */
 	TupleTableSlot *row;
 	Datum *row_values; /* its own arrays: it borrows those of rows */
@@ -102,6 +104,12 @@ typedef struct MrHit
 	bool history;
 } MrHit;
 
+/*
+ * Runs a statement as the extension's owner that returns what is to be sent (channel_id, key, group_by, alert_id, message,
+ * not_after), and puts that into the outbox.
+ */
+extern void mr_rule_send(MrStatement *statement, Datum *arguments);
+
 /* Writes hits as alerts, and what is to be sent of them into the outbox. */
 extern void mr_rule_fire(MrRule *rule, MrHit *const *hits, int nhits);
 
@@ -150,6 +158,13 @@ extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *
 extern void mr_rule_hide_row(MrRule *rule);
 /* An error when the owner may not read any more what the rule reads, else NULL. */
 extern ErrorData *mr_rule_check_privileges(MrRule *rule);
+extern const MrTargetKind mr_threshold_kind;
+extern void mr_threshold_load(MrRule *rule);
+/* The statements that read groups; as the extension's owner, under SPI. */
+extern void mr_threshold_prepare(MrRule *rule);
+/* The mart, among the targets of the stream. */
+extern void mr_threshold_find_mart(MrRule *rule, const List *targets);
+
 /* Adds what could not be judged; false when it is not the row's fault, or there is too much of it. */
 extern bool mr_rule_note_failure(List **failures, const MrVersion *version, int32 element,
 								 const ErrorData *error);

@@ -7,7 +7,7 @@
 CREATE TABLE millrace.rule (
     target_id integer PRIMARY KEY REFERENCES millrace.target ON DELETE CASCADE,
     name text NOT NULL UNIQUE,
-    kind text NOT NULL CHECK (kind IN ('match', 'frequency')),
+    kind text NOT NULL CHECK (kind IN ('match', 'frequency', 'threshold')),
     severity text NOT NULL CHECK (severity IN ('info', 'warning', 'critical')),
     rule_group text,
     ordinal integer,
@@ -15,6 +15,11 @@ CREATE TABLE millrace.rule (
     max_age interval,
     cooldown interval,
     send_history boolean NOT NULL,
+    -- Of rules on what lasts.
+    repeat_every interval,
+    send_resolved boolean NOT NULL,
+    -- How long alerts are kept; NULL: for ever.
+    retention interval,
     -- frequency: events that came too late for every window in which they would have been.
     late_dropped bigint NOT NULL DEFAULT 0,
     -- What happened before then was there before the rule was created or changed.
@@ -32,14 +37,18 @@ CREATE TABLE millrace.rule_state (
     rule_id integer NOT NULL REFERENCES millrace.rule ON DELETE CASCADE,
     key text NOT NULL COLLATE "C",
     -- match: {"fired": version, "ended": version}
+    -- threshold, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
     -- frequency: {"watermark": time, "alerted": [ends of windows], "events": [[time, object, element, value], …]}, times in microseconds
     state json NOT NULL,
-    -- frequency: the watermark.
+    -- frequency: the watermark; threshold: when it is to be looked at again.
     at timestamptz,
+    -- threshold: the key of the group's alerts.
+    about text COLLATE "C",
     PRIMARY KEY (rule_id, key)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE millrace.rule_state IS 'what rules know of keys';
 CREATE INDEX ON millrace.rule_state (rule_id, at) WHERE at IS NOT NULL;
+CREATE INDEX ON millrace.rule_state (rule_id, about) WHERE about IS NOT NULL;
 
 -- Rows that a rule could not judge.
 CREATE TABLE millrace.rule_failure (
@@ -70,6 +79,9 @@ DECLARE
     texts text[];
 BEGIN
     -- Numbers that are equal are one key, however many zeros they have.
+    IF columns = '{}' THEN
+        RETURN quote_literal('all');
+    END IF;
     SELECT array_agg(format(CASE a.atttypid WHEN 'numeric'::regtype THEN 'pg_catalog.trim_scale(%I.%I)::pg_catalog.text' ELSE '%I.%I::pg_catalog.text' END, label, c) ORDER BY n) INTO texts
     FROM unnest(columns) WITH ORDINALITY AS u (c, n) JOIN pg_attribute a ON a.attrelid = relation AND a.attname = c;
     RETURN CASE WHEN cardinality(texts) = 1 THEN texts[1]
@@ -128,9 +140,14 @@ BEGIN
                                  FROM json_array_elements_text(definition -> 'details') WITH ORDINALITY AS u (d, n))),
                  (5, 'object', CASE WHEN definition ->> 'kind' = 'frequency' THEN millrace_internal.rule_key(source, label, objects) END),
                  (6, 'value', coalesce(definition ->> 'sum', definition ->> 'distinct_values')),
-                 (7, 'group', CASE WHEN definition -> 'group_by' IS NOT NULL
+                 (7, 'resolve', definition ->> 'resolve_when'),
+                 (8, 'here', CASE WHEN definition ->> 'kind' = 'threshold' THEN 'true' END),
+                 (9, 'group', CASE WHEN definition -> 'group_by' IS NOT NULL
                                    THEN millrace_internal.rule_key(source, label, ARRAY(SELECT json_array_elements_text(definition -> 'group_by'))) END)) AS e (n, name, expression)
     WHERE e.expression IS NOT NULL;
+    IF definition ->> 'kind' = 'threshold' THEN
+        SELECT concat_ws(', ', selected, string_agg(format('%I.%I AS %I', label, o, ':g' || n), ', ' ORDER BY n)) INTO selected FROM unnest(objects) WITH ORDINALITY AS u (o, n);
+    END IF;
     RETURN millrace_internal.qualified_query(owner, format('SELECT %s FROM %s AS %I', selected, source, label));
 END
 $$;
@@ -146,10 +163,10 @@ DECLARE
 BEGIN
     EXECUTE format('CREATE VIEW %s AS %s', view, query);
     SELECT substr(a.attname, 2) AS name, format_type(a.atttypid, a.atttypmod) AS type, w.type AS wanted INTO wrong
-    FROM pg_attribute a JOIN (VALUES (':predicate', 'boolean'), (':time', 'timestamp with time zone')) AS w (name, type) ON w.name = a.attname
+    FROM pg_attribute a JOIN (VALUES (':predicate', 'boolean'), (':resolve', 'boolean'), (':time', 'timestamp with time zone')) AS w (name, type) ON w.name = a.attname
     WHERE a.attrelid = view::regclass AND format_type(a.atttypid, a.atttypmod) <> w.type LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION '% must be %, not %', CASE wrong.name WHEN 'time' THEN 'event_time' ELSE wrong.name END, wrong.wanted, wrong.type USING ERRCODE = 'datatype_mismatch';
+        RAISE EXCEPTION '% must be %, not %', CASE wrong.name WHEN 'time' THEN 'event_time' WHEN 'resolve' THEN 'resolve_when' ELSE wrong.name END, wrong.wanted, wrong.type USING ERRCODE = 'datatype_mismatch';
     END IF;
     PERFORM millrace_internal.check_stable('rule', id);
     EXECUTE format('ALTER VIEW %s OWNER TO %s', view, owner);
@@ -215,7 +232,8 @@ COMMENT ON FUNCTION millrace_internal.rule_positive(text, interval) IS 'raises a
 
 CREATE FUNCTION millrace_internal.create_rule(caller regrole, name text, kind text, source regclass, predicate text, key text[], details text[], channels text[], severity text,
     rule_group text, ordinal integer, again boolean, event_time text, group_by text[], count integer, distinct_values text, sum text, at_least numeric,
-    within interval, lateness interval, max_ahead interval, max_age interval, cooldown interval, send_history boolean, replace boolean) RETURNS void
+    within interval, lateness interval, max_ahead interval, resolve_when text, for_interval interval, tag text, max_age interval, cooldown interval, repeat_every interval,
+    send_resolved boolean, send_history boolean, retention interval, replace boolean) RETURNS void
 LANGUAGE plpgsql
 SET intervalstyle = 'postgres'
 SET search_path = pg_catalog, pg_temp AS $$
@@ -229,18 +247,25 @@ DECLARE
     definition json;
     query text;
     channel_ids integer[] := '{}';
+    mart millrace.target;
+    objects text[];
     same_question boolean;
 BEGIN
     IF name IS NULL OR name = '' THEN
         RAISE EXCEPTION 'a rule needs a name' USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency}');
+    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency, threshold}');
     PERFORM millrace_internal.check_word('severity', severity, '{info, warning, critical}');
     again := coalesce(again, false);
-    IF kind = 'match' THEN
-        IF predicate IS NULL THEN
-            RAISE EXCEPTION 'a rule of kind % needs a predicate', kind USING ERRCODE = 'null_value_not_allowed';
-        END IF;
+    send_resolved := coalesce(send_resolved, false);
+    IF kind <> 'frequency' AND predicate IS NULL THEN
+        RAISE EXCEPTION 'a rule of kind % needs a predicate', kind USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
+    FROM (VALUES ('resolve_when', resolve_when IS NOT NULL), ('for_interval', for_interval IS NOT NULL), ('tag', tag IS NOT NULL), ('repeat_every', repeat_every IS NOT NULL),
+                 ('send_resolved', send_resolved)) AS a (name, given)
+    WHERE kind <> 'threshold';
+    IF kind <> 'frequency' THEN
         PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
         FROM (VALUES ('count', count IS NOT NULL), ('distinct_values', distinct_values IS NOT NULL), ('sum', sum IS NOT NULL), ('at_least', at_least IS NOT NULL),
                      ('within', within IS NOT NULL), ('lateness', lateness IS NOT NULL)) AS a (name, given);
@@ -273,8 +298,14 @@ BEGIN
     IF again AND key IS NOT NULL THEN
         RAISE EXCEPTION 'a rule that fires again is about the objects of its staging table: it has no key' USING ERRCODE = 'feature_not_supported';
     END IF;
+    IF kind = 'threshold' THEN
+        PERFORM millrace_internal.rule_refuse(kind, a.name, a.given) FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again), ('event_time', event_time IS NOT NULL)) AS a (name, given);
+        PERFORM millrace_internal.rule_positive('for_interval', for_interval);
+        PERFORM millrace_internal.rule_positive('repeat_every', repeat_every);
+    END IF;
     PERFORM millrace_internal.rule_positive('max_age', max_age);
     PERFORM millrace_internal.rule_positive('cooldown', cooldown);
+    PERFORM millrace_internal.check_retention('retention', retention);
 
     SELECT r.* INTO old FROM millrace.rule r WHERE r.name = name FOR NO KEY UPDATE;
     IF FOUND THEN
@@ -285,9 +316,30 @@ BEGIN
         PERFORM millrace_internal.check_owner(caller, present.owner, format('rule "%s"', name));
         owner := present.owner;
     END IF;
-    staging := millrace_internal.vault_source(owner, source);
-    key := coalesce(key, millrace_internal.staging_key(staging));
-    PERFORM millrace_internal.rule_columns(source, 'key', key);
+    IF kind = 'threshold' THEN
+        SELECT t.* INTO mart FROM millrace.target t WHERE t.relation = source AND t.kind = 'mart';
+        IF mart.id IS NULL THEN
+            RAISE EXCEPTION '% is not a mart', coalesce(source::text, 'NULL') USING ERRCODE = 'wrong_object_type', HINT = 'Rules of kind threshold are on groups of marts; millrace.create_mart() makes one.';
+        END IF;
+        IF NOT has_table_privilege(owner, source, 'SELECT') THEN
+            RAISE EXCEPTION 'permission denied for table %', source USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF (mart.definition ->> 'stripes')::integer > 1 THEN
+            RAISE EXCEPTION 'a rule cannot be on mart %, whose groups are spread over stripes', source USING ERRCODE = 'feature_not_supported',
+                DETAIL = 'Workers that change one group do not wait for each other, so that neither knows what it will be.';
+        END IF;
+        SELECT g.* INTO STRICT staging FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = mart.id;
+        objects := millrace_internal.mart_groups(mart.id, mart.owner);
+    ELSE
+        staging := millrace_internal.vault_source(owner, source);
+        objects := millrace_internal.staging_key(staging);
+    END IF;
+    key := coalesce(key, objects);
+    PERFORM millrace_internal.rule_columns(source, 'key', key) WHERE key <> '{}';
+    IF kind = 'threshold' AND NOT key <@ objects THEN
+        RAISE EXCEPTION 'the key of a rule on a mart is of the columns by which the mart groups' USING ERRCODE = 'invalid_parameter_value', HINT = format('These are: %s.', array_to_string(objects, ', '));
+    END IF;
+    PERFORM millrace_internal.check_expression('resolve_when', resolve_when) WHERE resolve_when IS NOT NULL;
     PERFORM millrace_internal.rule_columns(source, 'details', details);
     PERFORM millrace_internal.rule_columns(source, 'group_by', group_by);
     PERFORM millrace_internal.check_expression('predicate', predicate) WHERE predicate IS NOT NULL;
@@ -307,8 +359,9 @@ BEGIN
         'event_time', event_time, 'again', again, 'kind', kind, 'count', count, 'distinct_values', distinct_values, 'sum', sum, 'at_least', at_least::text,
         'within', (extract(epoch FROM within) * 1000000)::bigint, 'lateness', (extract(epoch FROM lateness) * 1000000)::bigint,
         'max_ahead', CASE kind WHEN 'frequency' THEN (extract(epoch FROM max_ahead) * 1000000)::bigint END,
-        'of_objects', ARRAY(SELECT k FROM unnest(key) k ORDER BY k) = ARRAY(SELECT k FROM unnest(millrace_internal.staging_key(staging)) k ORDER BY k)));
-    query := millrace_internal.rule_query(owner, source, definition, millrace_internal.staging_key(staging));
+        'mart', mart.id, 'resolve_when', resolve_when, 'for_interval', (extract(epoch FROM for_interval) * 1000000)::bigint, 'tag', tag,
+        'of_objects', ARRAY(SELECT k FROM unnest(key) k ORDER BY k) = ARRAY(SELECT k FROM unnest(objects) k ORDER BY k)));
+    query := millrace_internal.rule_query(owner, source, definition, objects);
 
     IF old.target_id IS NULL THEN
         id := nextval('millrace.target_id_seq');
@@ -316,8 +369,8 @@ BEGIN
         INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
         VALUES (id, 'rule', to_regclass(format('millrace_def.rule_%s', id)), owner, definition, '-infinity');
         INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (id, staging.id, 1);
-        INSERT INTO millrace.rule (target_id, name, kind, severity, rule_group, ordinal, channels, max_age, cooldown, send_history)
-        VALUES (id, name, kind, severity, rule_group, ordinal, channel_ids, max_age, cooldown, coalesce(send_history, false));
+        INSERT INTO millrace.rule (target_id, name, kind, severity, rule_group, ordinal, channels, max_age, cooldown, repeat_every, send_resolved, send_history, retention)
+        VALUES (id, name, kind, severity, rule_group, ordinal, channel_ids, max_age, cooldown, repeat_every, send_resolved, coalesce(send_history, false), retention);
         PERFORM millrace_internal.rule_changed(id);
         RETURN;
     END IF;
@@ -326,15 +379,16 @@ BEGIN
     -- What was asked; how it is told may change without asking again.
     same_question := to_regclass(format('millrace_def.rule_%s', id)) IS NOT NULL AND present.definition::text = definition::text
         AND (old.kind, old.rule_group, old.ordinal) IS NOT DISTINCT FROM (kind, rule_group, ordinal) AND old.suspended_at IS NULL;
-    IF same_question AND (old.severity, old.channels, old.max_age, old.cooldown, old.send_history)
-                         IS NOT DISTINCT FROM (severity, channel_ids, max_age, cooldown, coalesce(send_history, false)) THEN
+    IF same_question AND (old.severity, old.channels, old.max_age, old.cooldown, old.repeat_every, old.send_resolved, old.send_history, old.retention)
+                         IS NOT DISTINCT FROM (severity, channel_ids, max_age, cooldown, repeat_every, send_resolved, coalesce(send_history, false), retention) THEN
         RETURN;
     END IF;
     IF NOT same_question THEN
         IF old.kind <> kind OR present.definition ->> 'source' <> definition ->> 'source' OR (present.definition -> 'key')::text <> (definition -> 'key')::text
-           OR kind <> 'match' THEN
+           OR kind = 'frequency' OR present.definition ->> 'tag' IS DISTINCT FROM tag THEN
             -- What it knows is of other keys, or is to be found again.
             DELETE FROM millrace.rule_state s WHERE s.rule_id = id;
+            DELETE FROM millrace.rule_tag g WHERE g.rule_id = id;
         END IF;
         IF to_regclass(format('millrace_def.rule_%s', id)) IS NOT NULL THEN
             EXECUTE format('DROP VIEW millrace_def.rule_%s', id);
@@ -348,21 +402,23 @@ BEGIN
         UPDATE millrace.rule r SET since = clock_timestamp(), suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = id;
     END IF;
     UPDATE millrace.rule r SET kind = kind, severity = severity, rule_group = rule_group, ordinal = ordinal, channels = channel_ids, max_age = max_age, cooldown = cooldown,
-        send_history = coalesce(send_history, false)
+        repeat_every = repeat_every, send_resolved = send_resolved, send_history = coalesce(send_history, false), retention = retention
     WHERE r.target_id = id;
     PERFORM millrace_internal.rule_changed(id);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_rule(regrole, text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, interval, interval, boolean, boolean) IS
+COMMENT ON FUNCTION millrace_internal.create_rule(regrole, text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean) IS
     'the other half of millrace.create_rule()';
 
 CREATE FUNCTION millrace.create_rule(name text, kind text, source regclass DEFAULT NULL, predicate text DEFAULT NULL, key text[] DEFAULT NULL, details text[] DEFAULT NULL,
     channels text[] DEFAULT '{}', severity text DEFAULT 'warning', rule_group text DEFAULT NULL, ordinal integer DEFAULT NULL, again boolean DEFAULT false,
     event_time text DEFAULT NULL, group_by text[] DEFAULT NULL, count integer DEFAULT NULL, distinct_values text DEFAULT NULL, sum text DEFAULT NULL, at_least numeric DEFAULT NULL,
-    within interval DEFAULT NULL, lateness interval DEFAULT NULL, max_ahead interval DEFAULT '1 minute', max_age interval DEFAULT '1 hour', cooldown interval DEFAULT NULL, send_history boolean DEFAULT false,
-    replace boolean DEFAULT false) RETURNS void
+    within interval DEFAULT NULL, lateness interval DEFAULT NULL, max_ahead interval DEFAULT '1 minute', resolve_when text DEFAULT NULL,
+    for_interval interval DEFAULT NULL, tag text DEFAULT NULL, max_age interval DEFAULT '1 hour', cooldown interval DEFAULT NULL, repeat_every interval DEFAULT NULL,
+    send_resolved boolean DEFAULT false, send_history boolean DEFAULT false,
+    retention interval DEFAULT '90 days', replace boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, interval, interval, boolean, boolean) IS
+COMMENT ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean) IS
     'declares a rule: a condition that is judged in the transaction that loads the data, and makes alerts';
 
 CREATE FUNCTION millrace_internal.drop_target_rule(target_id integer) RETURNS void
@@ -425,9 +481,9 @@ CREATE FUNCTION millrace.retry_rule(name text) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.retry_rule(text) IS 'judges a suspended rule again, from what came when it was suspended';
 
-REVOKE ALL ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, interval, interval, boolean, boolean),
+REVOKE ALL ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean),
     millrace.drop_rule(text), millrace.retry_rule(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, interval, interval, boolean, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean),
     millrace.drop_rule(text), millrace.retry_rule(text) TO millrace_admin;
 
 -- ---- seeing ------------------------------------------------------------------------------------------------

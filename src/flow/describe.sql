@@ -500,9 +500,15 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'within => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'within')::double precision / 1000000)::text),
                'lateness => ' || millrace_internal.readable_literal(make_interval(secs => nullif(d ->> 'lateness', d ->> 'within')::double precision / 1000000)::text),
                'max_ahead => ' || millrace_internal.readable_literal(nullif(make_interval(secs => (d ->> 'max_ahead')::double precision / 1000000), '1 minute')::text),
+               'resolve_when => ' || millrace_internal.readable_literal(d ->> 'resolve_when'),
+               'for_interval => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'for_interval')::double precision / 1000000)::text),
+               'tag => ' || millrace_internal.readable_literal(d ->> 'tag'),
                CASE WHEN r.max_age IS NULL THEN 'max_age => NULL' ELSE 'max_age => ' || millrace_internal.readable_literal(nullif(r.max_age, '1 hour')::text) END,
                'cooldown => ' || millrace_internal.readable_literal(r.cooldown::text),
-               CASE WHEN r.send_history THEN 'send_history => true' END])
+               'repeat_every => ' || millrace_internal.readable_literal(r.repeat_every::text),
+               CASE WHEN r.send_resolved THEN 'send_resolved => true' END,
+               CASE WHEN r.send_history THEN 'send_history => true' END,
+               CASE WHEN r.retention IS NULL THEN 'retention => NULL' ELSE 'retention => ' || millrace_internal.readable_literal(nullif(r.retention, '90 days')::text) END])
     FROM millrace.rule r, (SELECT described.definition AS d) AS definition WHERE r.target_id = described.id
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_rule(millrace.target) IS 'the SQL that declares a rule';

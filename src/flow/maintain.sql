@@ -70,6 +70,13 @@ BEGIN
             RETURN NEXT;
         END IF;
     END LOOP;
+    IF maintain.name IS NULL THEN
+        FOR subject, rows IN SELECT m.subject, m.rows FROM millrace_internal.maintain_rules(caller) m LOOP
+            stream := NULL;
+            action := 'deleted';
+            RETURN NEXT;
+        END LOOP;
+    END IF;
     FOR staging IN SELECT g.* FROM millrace.staging g JOIN millrace.stream s ON s.id = g.stream_id
                    WHERE (s.name = maintain.name OR maintain.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE')
                      AND g.log_retention IS NOT NULL AND EXISTS (SELECT FROM pg_class c WHERE c.oid = g.log)

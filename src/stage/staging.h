@@ -108,6 +108,12 @@ typedef struct MrTargetKind
 	char *(*fill)(struct MrTarget *target, const char *after, int limit, int64 *nkeys);
 
 	/*
+	 * What time brings, about once a second, in a transaction of its own under the stream's shared lock; only one worker
+	 * asks.  `caught_up`: the stream has consumed what is there.  May be NULL.
+	 */
+	void (*tick)(struct MrTarget *target, bool caught_up);
+
+	/*
 	 * Removes what a filter over the target's columns selects (NULL: everything), to be made again by applying
 	 * what the sources hold; *condition says of which staged rows "r", or NULL: of all.  NULL when it cannot be
 	 * rebuilt.
