@@ -58,6 +58,9 @@ CREATE TABLE millrace.outbox_message (
 COMMENT ON TABLE millrace.outbox_message IS 'messages to be sent; see the view millrace.outbox';
 CREATE INDEX outbox_message_waiting ON millrace.outbox_message (channel_id, id) WHERE state = 'waiting';
 CREATE INDEX outbox_message_key ON millrace.outbox_message (channel_id, key, id) WHERE state IN ('waiting', 'claimed');
+CREATE INDEX outbox_message_group ON millrace.outbox_message (channel_id, group_by) WHERE state = 'waiting' AND group_by IS NOT NULL;
+CREATE INDEX outbox_message_expiry ON millrace.outbox_message (channel_id, not_after) WHERE state = 'waiting' AND not_after IS NOT NULL;
+CREATE INDEX outbox_message_left ON millrace.outbox_message (channel_id, created_at) WHERE state IN ('expired', 'superseded', 'discarded');
 CREATE INDEX outbox_message_delivery ON millrace.outbox_message (delivery_id) WHERE delivery_id IS NOT NULL;
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.channel', '');
@@ -206,6 +209,17 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.channel_kind(regrole, text) IS 'the kind of channel that a server makes, after checking that the role may use it';
 
+CREATE FUNCTION millrace_internal.drop_channel_message(id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF to_regproc('millrace_def.channel_' || id) IS NOT NULL THEN
+        EXECUTE format('DROP FUNCTION millrace_def.channel_%s', id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.drop_channel_message(integer) IS 'drops the function that is a channel''s message expression, if there is one';
+
 -- The function that makes a channel's body: it lives in millrace_def, where PostgreSQL follows renames of what it needs.
 CREATE FUNCTION millrace_internal.define_channel_message(channel millrace.channel) RETURNS void
 LANGUAGE plpgsql
@@ -213,7 +227,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     input text := 'SELECT NULL::jsonb AS message, NULL::text AS key, NULL::jsonb AS messages, NULL::bigint AS count, NULL::timestamptz AS created_at';
 BEGIN
-    EXECUTE format('DROP FUNCTION IF EXISTS millrace_def.channel_%s', channel.id);
+    PERFORM millrace_internal.drop_channel_message(channel.id);
     IF channel.message IS NULL THEN
         RETURN;
     END IF;
@@ -275,6 +289,8 @@ BEGIN
             digest_above = create_channel.digest_above, on_promote = create_channel.on_promote, retention = create_channel.retention,
             config_version = c.config_version + 1
         WHERE c.id = existing.id RETURNING c.* INTO made;
+        -- What failed is to be tried at once as it is now.
+        UPDATE millrace.channel_state s SET not_before = NULL, problem = NULL WHERE s.channel_id = made.id;
     ELSE
         INSERT INTO millrace.channel AS c (name, owner, kind, server, options, message, give_up, digest_above, on_promote, retention, fence, timeline)
         VALUES (name, caller, kind, server::name, options, message, give_up, digest_above, on_promote, retention, millrace_internal.fence(), millrace_internal.timeline())
@@ -301,7 +317,12 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     dropped millrace.channel := millrace_internal.own_channel(caller, name);
 BEGIN
-    EXECUTE format('DROP FUNCTION IF EXISTS millrace_def.channel_%s', dropped.id);
+    PERFORM millrace_internal.drop_channel_message(dropped.id);
+    -- Whoever claims has the lock of this row first.
+    DELETE FROM millrace.channel_state s WHERE s.channel_id = dropped.id;
+    DELETE FROM millrace.letter l WHERE l.channel_id = dropped.id;
+    DELETE FROM millrace.attempt a USING millrace.delivery d WHERE d.channel_id = dropped.id AND a.delivery_id = d.id;
+    DELETE FROM millrace.delivery d WHERE d.channel_id = dropped.id;
     DELETE FROM millrace.outbox_message m WHERE m.channel_id = dropped.id;
     DELETE FROM millrace.channel c WHERE c.id = dropped.id;
     PERFORM millrace_internal.wake_delivery();

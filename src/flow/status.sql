@@ -118,7 +118,35 @@ COMMENT ON COLUMN millrace.target_status.state IS 'new until the first batch aft
 COMMENT ON COLUMN millrace.target_status.horizon IS 'from when on its sources are complete for it; -infinity: from their beginning';
 COMMENT ON COLUMN millrace.target_status.skipped IS 'rows without the key that a hub needs, or without any key of a link';
 
-GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status TO PUBLIC;
+CREATE VIEW millrace.channel_status WITH (security_barrier) AS
+SELECT c.name AS channel, c.kind, c.server::text AS server,
+       CASE WHEN NOT millrace_internal.may_send(c) THEN 'fenced'
+            WHEN millrace_internal.background() IS NOT NULL THEN 'stopped'
+            WHEN s.problem IS NOT NULL THEN 'failed'
+            WHEN s.failures > 0 THEN 'failing'
+            WHEN s.not_before > clock_timestamp() THEN 'paused'
+            WHEN q.waiting + q.sending > 0 THEN 'sending'
+            ELSE 'idle' END AS state,
+       q.waiting AS waiting, q.sending AS sending, q.oldest,
+       (SELECT count(*) FROM millrace.delivery d WHERE d.channel_id = c.id AND d.state = 'sent' AND d.done_at > clock_timestamp() - interval '1 minute') AS sent_last_minute,
+       s.sent, s.last_sent_at, s.failures, s.not_before AS next_at,
+       CASE WHEN NOT millrace_internal.may_send(c) THEN 'the channel belongs to another instance; see millrace.adopt()' ELSE coalesce(s.problem, s.last_error) END AS last_error,
+       s.last_error_at, (SELECT count(*) FROM millrace.letter l WHERE l.channel_id = c.id AND l.state = 'open') AS dead_letters, pg_catalog.pg_get_userbyid(c.owner)::text AS owner
+FROM millrace.channel c
+JOIN millrace.channel_state s ON s.channel_id = c.id
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE m.state = 'waiting') AS waiting, count(*) FILTER (WHERE m.state = 'claimed') AS sending, min(m.created_at) AS oldest
+    FROM millrace.outbox_message m WHERE m.channel_id = c.id AND m.state IN ('waiting', 'claimed')) AS q
+WHERE millrace_internal.may_watch(c.owner);
+COMMENT ON VIEW millrace.channel_status IS 'channels: what waits, how fast it goes, what is wrong';
+COMMENT ON COLUMN millrace.channel_status.state IS
+    'idle, sending, failing (one message at a time is tried), paused (told to wait), failed (until something is changed), stopped (nothing runs in the background), fenced (see adopt())';
+COMMENT ON COLUMN millrace.channel_status.waiting IS 'messages that nobody has begun to send';
+COMMENT ON COLUMN millrace.channel_status.sending IS 'messages that are being sent, or are tried again later';
+COMMENT ON COLUMN millrace.channel_status.failures IS 'in a row';
+COMMENT ON COLUMN millrace.channel_status.next_at IS 'when it is tried again';
+
+GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status, millrace.channel_status TO PUBLIC;
 
 -- millrace.reset_stage_stats()
 CREATE FUNCTION millrace_internal.reset_stage_stats(caller regrole, stream text) RETURNS void
