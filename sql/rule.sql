@@ -76,6 +76,12 @@ SELECT state FROM millrace.rule_status WHERE rule = 'HIGH_VALUE';
 SELECT dead_letters FROM millrace.run_stream('ra_orders');
 SELECT * FROM ra.alerts WHERE rule = 'HIGH_VALUE';
 
+-- a dry run over the log
+SELECT * FROM (SELECT key, occurrence, details FROM millrace.test_rule('HIGH_VALUE')) AS t;
+SELECT count(*) FROM millrace.test_rule('HIGH_VALUE', until => '2020-01-01');
+SELECT key FROM millrace.test_rule('LINES');
+SELECT count(*) FROM ra.alerts WHERE rule = 'HIGH_VALUE';
+
 -- what is refused
 SELECT millrace.create_rule('x', kind => 'mach', source => 'ra.orders', predicate => 'total > 3');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'total >');

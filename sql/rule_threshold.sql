@@ -57,6 +57,9 @@ SELECT count(*) FROM rt.alerts;
 SELECT millrace.describe('rule', 'rt sushi');
 SELECT millrace.describe('rule', 'rt much');
 
+SELECT key, split_part(occurrence, '@', 1) AS occurrence, details FROM millrace.test_rule('rt sushi') ORDER BY key;
+SELECT * FROM rt.tags;
+
 -- for so long; silences; acknowledged ones
 SELECT millrace.create_rule('rt lasting', kind => 'threshold', source => 'rt.user_category', predicate => 'n > 3', for_interval => '2 seconds');
 SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
