@@ -177,6 +177,13 @@ SELECT rule, key, occurrence, suppressed FROM ra.alerts WHERE rule = 'quiet';
 SELECT millrace.acknowledge(id, 'seen') FROM millrace.alert WHERE key = '34';
 SELECT key, acknowledged_by, comment FROM millrace.alert WHERE key = '34';
 
+-- a key that is too long for an index is cut; a time that is none does no harm
+SELECT millrace.create_rule('long', kind => 'match', source => 'ra.orders', predicate => 'quantity = 13', key => '{customer_id}', event_time => $$ CASE WHEN total > 0 THEN '294276-12-30'::timestamptz ELSE '-infinity' END $$);
+SELECT ra.say(json_build_object('id', 40, 'v', 1, 'quantity', 13, 'total', 1, 'customer', repeat('ab', 5000)), json_build_object('id', 41, 'v', 1, 'quantity', 13, 'customer', repeat('ab', 5000) || 'c'));
+SELECT messages, dead_letters FROM millrace.run_stream('ra_orders');
+SELECT octet_length(key), left(key, 4) AS key, event_time > '2020-01-01' AS finite FROM millrace.alert WHERE rule = 'long' ORDER BY id;
+SELECT state FROM millrace.rule_status WHERE rule = 'long';
+
 -- what goes with what
 SELECT millrace.drop_table('ra.lines', cascade => true);
 SELECT millrace.drop_rule('good');

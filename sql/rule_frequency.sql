@@ -79,6 +79,35 @@ SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key
 SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', count => 3);
 SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes', count => 1, again => true);
 
+-- ---- what does not come
+SELECT millrace.create_rule('rf silent', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, send_resolved => true);
+SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 hour');
+SELECT millrace.describe('rule', 'rf silent');
+SELECT millrace.describe('rule', 'rf gone');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT rf.say('{"id": 50, "v": 1, "customer": "p", "status": "beat"}', '{"id": 51, "v": 1, "customer": "q", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf silent';
+SELECT pg_sleep(2.1);
+SELECT rf.say('{"id": 52, "v": 1, "customer": "q", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, suppressed FROM rf.alerts WHERE rule = 'rf silent';
+SELECT rf.say('{"id": 53, "v": 1, "customer": "p", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, resolved_at IS NOT NULL AS resolved FROM millrace.alert WHERE rule = 'rf silent';
+SELECT pg_sleep(2.1);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, count(*) FROM rf.alerts WHERE rule = 'rf silent' GROUP BY key ORDER BY key;
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf gone';
+SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 second', replace => true);
+SELECT pg_sleep(1.1);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key FROM rf.alerts WHERE rule = 'rf gone';
+SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders');
+SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', count => 3);
+SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', forget => '1 s');
+
 SELECT millrace.drop_table('rf.orders', cascade => true);
 SELECT millrace.drop_stream('rf_orders');
 RESET ROLE;

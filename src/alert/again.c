@@ -49,8 +49,7 @@ old_rows_step(void *argument)
 		heap_deform_tuple(comparing->staged->old_rows[comparing->old_row], desc, values, nulls);
 		mr_rule_show_row(rule->row, rule->context, values, nulls);
 		if (mr_expression_true(rule->predicate, rule->context))
-			comparing->before[comparing->nbefore++] = mr_rule_evaluate_text(rule->key,
-																			rule->context);
+			comparing->before[comparing->nbefore++] = mr_rule_key_text(rule->key, rule->context);
 	}
 }
 
@@ -89,7 +88,7 @@ new_rows_step(void *argument)
 		hit->version = version_of(comparing, row);
 		if (hit->version == NULL || !mr_expression_true(rule->predicate, rule->context))
 			continue;
-		hit->key = mr_rule_evaluate_text(rule->key, rule->context);
+		hit->key = mr_rule_key_text(rule->key, rule->context);
 		if ((comparing->nhits > 0 && hit[-1].version == hit->version) ||
 			bsearch(&hit->key, comparing->before, comparing->nbefore, sizeof(char *),
 					compare_keys) != NULL)
@@ -138,11 +137,21 @@ compare(Comparing *comparing)
 }
 
 static void
+fire_step(void *argument)
+{
+	Comparing *comparing = argument;
+	MrHit **hits = palloc(sizeof(MrHit *) * comparing->nhits);
+
+	for (int i = 0; i < comparing->nhits; i++)
+		hits[i] = &comparing->hits[i];
+	mr_rule_fire(comparing->rule, hits, comparing->nhits);
+}
+
+static void
 again_apply(MrTarget *target, MrBatch *batch)
 {
 	MrRule *rule = (MrRule *) target;
 	Comparing comparing = {.rule = rule, .batch = batch};
-	MrHit **hits;
 	bool compared;
 
 	if (!mr_rule_is_judged(rule))
@@ -161,10 +170,8 @@ again_apply(MrTarget *target, MrBatch *batch)
 		(void) mr_rule_is_judged(rule);
 		return;
 	}
-	hits = palloc(sizeof(MrHit *) * Max(comparing.nhits, 1));
-	for (int i = 0; i < comparing.nhits; i++)
-		hits[i] = &comparing.hits[i];
-	mr_rule_fire(rule, hits, comparing.nhits);
+	if (comparing.nhits > 0)
+		mr_rule_write(rule, fire_step, &comparing);
 }
 
 const MrTargetKind mr_again_kind = {

@@ -189,7 +189,7 @@ read_row(Looking *looking, const MrVersion *version, const MrRow *row)
 	if (rule->predicate != NULL && !mr_expression_true(rule->predicate, context))
 		return NULL;
 	told = palloc0(sizeof(Told));
-	told->key = mr_rule_evaluate_text(rule->key, context);
+	told->key = mr_rule_key_text(rule->key, context);
 	/* Those who are not named are not one and the same. */
 	if (told->key == NULL)
 		return NULL;
@@ -266,8 +266,8 @@ read_old_rows_step(void *argument)
 		mr_rule_progress();
 		heap_deform_tuple(staged->old_rows[looking->old_row], desc, values, nulls);
 		show_row(looking, values, nulls);
-		key = mr_rule_evaluate_text(looking->rule->key, context);
-		name = mr_rule_evaluate_text(looking->rule->object, context);
+		key = mr_rule_key_text(looking->rule->key, context);
+		name = mr_rule_key_text(looking->rule->object, context);
 		object = hash_search(looking->objects, &name, HASH_FIND, NULL);
 		if (key != NULL && object != NULL)
 			object->keys = lappend(object->keys, key);
@@ -733,8 +733,9 @@ count_late(const Looking *looking)
 }
 
 static void
-take_batch(Looking *looking)
+take_batch(void *argument)
 {
+	Looking *looking = argument;
 	MemoryContext context = CurrentMemoryContext;
 	HASH_SEQ_STATUS scan;
 	Object *object;
@@ -796,7 +797,7 @@ frequency_apply(MrTarget *target, MrBatch *batch)
 	mr_rule_write_failures(rule, looking.failures);
 	/* Times are written as text. */
 	nest_level = mr_settings_pin("UTC");
-	take_batch(&looking);
+	mr_rule_write(rule, take_batch, &looking);
 	mr_settings_unpin(nest_level);
 }
 

@@ -229,7 +229,7 @@ note_hit(Pass *pass, MrRule *rule, MrFound *found, const MrVersion *version, boo
 
 	hit->version = version;
 	hit->deleted = deleted;
-	hit->key = mr_rule_evaluate_text(rule->key, context);
+	hit->key = mr_rule_key_text(rule->key, context);
 	if (hit->key == NULL)
 		hit->key = "[null]";
 	hit->history = mr_rule_is_history(rule, pass->batch, version);

@@ -279,9 +279,18 @@ follow(const MrStaging *staging, Mark *mark, MrHit **hits, int from, MrHit **fir
 	}
 }
 
-static void
-apply_hits(MrRule *rule, MrFound *found)
+/* The hits of a rule. */
+typedef struct Applying
 {
+	MrRule *rule;
+	MrFound *found;
+} Applying;
+
+static void
+apply_step(void *argument)
+{
+	MrRule *rule = ((Applying *) argument)->rule;
+	MrFound *found = ((Applying *) argument)->found;
 	MemoryContext context = CurrentMemoryContext;
 	MrHit **hits = palloc(sizeof(MrHit *) * found->nhits);
 	MrHit **fired = palloc(sizeof(MrHit *) * found->nhits);
@@ -333,7 +342,11 @@ match_apply(MrTarget *target, MrBatch *batch)
 	/* It may have been suspended just now: what it has found before counts. */
 	(void) mr_rule_is_judged(rule);
 	if (found->nhits > 0)
-		apply_hits(rule, found);
+	{
+		Applying applying = {rule, found};
+
+		mr_rule_write(rule, apply_step, &applying);
+	}
 }
 
 void

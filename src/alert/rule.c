@@ -12,9 +12,11 @@
 #include "access/xact.h"
 #include "alert/rule.h"
 #include "catalog/pg_authid.h"
+#include "common/hashfn.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
@@ -29,6 +31,12 @@
 
 /* Of a rule that fails for so many rows of one batch, not each row's failure is recorded: it is suspended. */
 #define MANY_FAILURES 1000
+
+/* Longer keys are cut, and end with a hash: they stand in indexes. */
+#define LONGEST_KEY 500
+
+/* Microseconds from 2000, some 36,000 years. */
+#define FARTHEST_TIME (INT64CONST(1) << 60)
 
 /* ---- the clock ----------------------------------------------------------------------------------------- */
 
@@ -97,8 +105,15 @@ mr_rule_error_of_data(const ErrorData *error)
 		   mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
 }
 
-ErrorData *
-mr_rule_try(void (*step)(void *), void *argument, Oid owner, const char *timezone)
+/* Who runs a step, and how. */
+typedef struct Footing
+{
+	Oid owner; /* InvalidOid: as we are, however long it takes */
+	const char *timezone;
+} Footing;
+
+static ErrorData *
+try_step(void (*step)(void *), void *argument, Footing footing)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
@@ -109,16 +124,21 @@ mr_rule_try(void (*step)(void *), void *argument, Oid owner, const char *timezon
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		MrRunAs saved;
-		int nest_level;
+		if (!OidIsValid(footing.owner))
+			step(argument);
+		else
+		{
+			MrRunAs saved;
+			int nest_level;
 
-		mr_run_as_restricted(&saved, owner);
-		nest_level = mr_settings_pin(timezone);
-		start_clock();
-		step(argument);
-		stop_clock();
-		mr_settings_unpin(nest_level);
-		mr_run_back(&saved);
+			mr_run_as_restricted(&saved, footing.owner);
+			nest_level = mr_settings_pin(footing.timezone);
+			start_clock();
+			step(argument);
+			stop_clock();
+			mr_settings_unpin(nest_level);
+			mr_run_back(&saved);
+		}
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -147,6 +167,23 @@ mr_rule_try(void (*step)(void *), void *argument, Oid owner, const char *timezon
 		mr_error_class(error->sqlerrcode) != MR_ERROR_CONFIGURATION)
 		ReThrowError(error);
 	return error;
+}
+
+ErrorData *
+mr_rule_try(void (*step)(void *), void *argument, Oid owner, const char *timezone)
+{
+	return try_step(step, argument, (Footing){owner, timezone});
+}
+
+void
+mr_rule_write(MrRule *rule, void (*step)(void *), void *argument)
+{
+	ErrorData *error = try_step(step, argument, (Footing){InvalidOid, NULL});
+
+	if (error == NULL)
+		return;
+	mr_rule_suspend(rule, error);
+	(void) mr_rule_is_judged(rule);
 }
 
 void
@@ -235,11 +272,35 @@ TimestampTz
 mr_rule_row_time(const MrRule *rule, const MrVersion *version, ExprContext *context)
 {
 	bool isnull = true;
-	Datum time = (Datum) 0;
+	TimestampTz time = version->message->time;
 
 	if (rule->time != NULL)
-		time = ExecEvalExprSwitchContext(rule->time->state, context, &isnull);
-	return isnull ? version->message->time : DatumGetTimestampTz(time);
+	{
+		Datum value = ExecEvalExprSwitchContext(rule->time->state, context, &isnull);
+
+		if (!isnull && !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
+			time = DatumGetTimestampTz(value);
+	}
+	/* Lengths of time are added to it. */
+	return Min(Max(time, -FARTHEST_TIME), FARTHEST_TIME);
+}
+
+char *
+mr_rule_key_text(MrExpression *expression, ExprContext *context)
+{
+	return mr_rule_short_text(mr_rule_evaluate_text(expression, context));
+}
+
+char *
+mr_rule_short_text(char *text)
+{
+	int length = text == NULL ? 0 : (int) strlen(text);
+
+	if (length <= LONGEST_KEY)
+		return text;
+	return psprintf("%.*s…%08x%08x", pg_mbcliplen(text, length, LONGEST_KEY / 2), text,
+					hash_bytes((unsigned char *) text, length),
+					hash_bytes((unsigned char *) text + length / 2, length - length / 2));
 }
 
 bool
@@ -401,6 +462,8 @@ rule_load(const MrTarget *base)
 		mr_frequency_load(rule);
 	else if (strcmp(kind, "threshold") == 0)
 		mr_threshold_load(rule);
+	else if (strcmp(kind, "absence") == 0)
+		rule->base.kind = &mr_absence_kind;
 	else if (mr_vault_json_true(mr_vault_json_member(rule->declared, "again")))
 		rule->base.kind = &mr_again_kind;
 	else

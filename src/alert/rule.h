@@ -76,11 +76,20 @@ extern ErrorData *mr_rule_try(void (*step)(void *), void *argument, Oid owner,
 							  const char *timezone);
 extern void mr_rule_progress(void);
 
+/*
+ * Writes what a rule has found, as we are: whatever in it cannot be written suspends the rule, and the batch goes on without
+ * what it has written.
+ */
+extern void mr_rule_write(MrRule *rule, void (*step)(void *), void *argument);
+
 /* Is it an error of the row that was judged?  Else it is one of the rule. */
 extern bool mr_rule_error_of_data(const ErrorData *error);
 
 /* The text of an expression of a row, in CurrentMemoryContext; NULL when it is null or there is none. */
 extern char *mr_rule_evaluate_text(MrExpression *expression, ExprContext *context);
+/* The same, short enough to stand in an index. */
+extern char *mr_rule_key_text(MrExpression *expression, ExprContext *context);
+extern char *mr_rule_short_text(char *text);
 
 /* ---- versions (version.c) ------------------------------------------------------------------------------ */
 
@@ -158,6 +167,7 @@ extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *
 extern void mr_rule_hide_row(MrRule *rule);
 /* An error when the owner may not read any more what the rule reads, else NULL. */
 extern ErrorData *mr_rule_check_privileges(MrRule *rule);
+extern const MrTargetKind mr_absence_kind;
 extern const MrTargetKind mr_threshold_kind;
 extern void mr_threshold_load(MrRule *rule);
 /* The statements that read groups; as the extension's owner, under SPI. */

@@ -7,7 +7,7 @@
 CREATE TABLE millrace.rule (
     target_id integer PRIMARY KEY REFERENCES millrace.target ON DELETE CASCADE,
     name text NOT NULL UNIQUE,
-    kind text NOT NULL CHECK (kind IN ('match', 'frequency', 'threshold')),
+    kind text NOT NULL CHECK (kind IN ('match', 'frequency', 'threshold', 'absence')),
     severity text NOT NULL CHECK (severity IN ('info', 'warning', 'critical')),
     rule_group text,
     ordinal integer,
@@ -38,11 +38,12 @@ CREATE TABLE millrace.rule_state (
     key text NOT NULL COLLATE "C",
     -- match: {"fired": version, "ended": version}
     -- threshold, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
+    -- absence: {"occurrence": of the alert, "details": {"last": when the key was heard of last}}
     -- frequency: {"watermark": time, "alerted": [ends of windows], "events": [[time, object, element, value], …]}, times in microseconds
     state json NOT NULL,
-    -- frequency: the watermark; threshold: when it is to be looked at again.
+    -- frequency: the watermark; threshold, absence: when it is to be looked at again.
     at timestamptz,
-    -- threshold: the key of the group's alerts.
+    -- threshold, absence: the key of its alerts.
     about text COLLATE "C",
     PRIMARY KEY (rule_id, key)
 ) WITH (fillfactor = 80);
@@ -225,6 +226,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF given <= interval '0' THEN
         RAISE EXCEPTION '% must be positive, not %', argument, given USING ERRCODE = 'invalid_parameter_value';
+    ELSIF given > interval '100 years' THEN
+        RAISE EXCEPTION '% must be at most 100 years, not %', argument, given USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
 $$;
@@ -232,7 +235,7 @@ COMMENT ON FUNCTION millrace_internal.rule_positive(text, interval) IS 'raises a
 
 CREATE FUNCTION millrace_internal.create_rule(caller regrole, name text, kind text, source regclass, predicate text, key text[], details text[], channels text[], severity text,
     rule_group text, ordinal integer, again boolean, event_time text, group_by text[], count integer, distinct_values text, sum text, at_least numeric,
-    within interval, lateness interval, max_ahead interval, resolve_when text, for_interval interval, tag text, max_age interval, cooldown interval, repeat_every interval,
+    within interval, lateness interval, max_ahead interval, resolve_when text, for_interval interval, tag text, forget interval, max_age interval, cooldown interval, repeat_every interval,
     send_resolved boolean, send_history boolean, retention interval, replace boolean) RETURNS void
 LANGUAGE plpgsql
 SET intervalstyle = 'postgres'
@@ -254,21 +257,22 @@ BEGIN
     IF name IS NULL OR name = '' THEN
         RAISE EXCEPTION 'a rule needs a name' USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency, threshold}');
+    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency, threshold, absence}');
     PERFORM millrace_internal.check_word('severity', severity, '{info, warning, critical}');
     again := coalesce(again, false);
     send_resolved := coalesce(send_resolved, false);
-    IF kind <> 'frequency' AND predicate IS NULL THEN
+    IF kind IN ('match', 'threshold') AND predicate IS NULL THEN
         RAISE EXCEPTION 'a rule of kind % needs a predicate', kind USING ERRCODE = 'null_value_not_allowed';
     END IF;
     PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
-    FROM (VALUES ('resolve_when', resolve_when IS NOT NULL), ('for_interval', for_interval IS NOT NULL), ('tag', tag IS NOT NULL), ('repeat_every', repeat_every IS NOT NULL),
-                 ('send_resolved', send_resolved)) AS a (name, given)
-    WHERE kind <> 'threshold';
+    FROM (VALUES ('resolve_when', resolve_when IS NOT NULL), ('for_interval', for_interval IS NOT NULL), ('tag', tag IS NOT NULL), ('forget', forget IS NOT NULL AND kind <> 'absence')) AS a (name, given)
+    WHERE kind <> 'threshold' OR a.name = 'forget';
+    PERFORM millrace_internal.rule_refuse(kind, a.name, a.given) FROM (VALUES ('repeat_every', repeat_every IS NOT NULL), ('send_resolved', send_resolved)) AS a (name, given)
+    WHERE kind IN ('match', 'frequency');
     IF kind <> 'frequency' THEN
         PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
         FROM (VALUES ('count', count IS NOT NULL), ('distinct_values', distinct_values IS NOT NULL), ('sum', sum IS NOT NULL), ('at_least', at_least IS NOT NULL),
-                     ('within', within IS NOT NULL), ('lateness', lateness IS NOT NULL)) AS a (name, given);
+                     ('within', within IS NOT NULL AND kind <> 'absence'), ('lateness', lateness IS NOT NULL)) AS a (name, given);
     ELSE
         PERFORM millrace_internal.rule_refuse(kind, a.name, a.given) FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again)) AS a (name, given);
         IF key IS NULL OR within IS NULL THEN
@@ -281,8 +285,8 @@ BEGIN
         PERFORM millrace_internal.rule_positive('within', within);
         lateness := coalesce(lateness, within);
         max_ahead := coalesce(max_ahead, interval '0');
-        IF lateness < interval '0' OR max_ahead < interval '0' THEN
-            RAISE EXCEPTION 'lateness and max_ahead must not be negative' USING ERRCODE = 'invalid_parameter_value';
+        IF lateness NOT BETWEEN interval '0' AND interval '100 years' OR max_ahead NOT BETWEEN interval '0' AND interval '100 years' THEN
+            RAISE EXCEPTION 'lateness and max_ahead must not be negative, nor more than 100 years' USING ERRCODE = 'invalid_parameter_value';
         END IF;
         IF sum IS NOT NULL THEN
             sum := format('(%s)::pg_catalog.numeric', sum);
@@ -298,8 +302,17 @@ BEGIN
     IF again AND key IS NOT NULL THEN
         RAISE EXCEPTION 'a rule that fires again is about the objects of its staging table: it has no key' USING ERRCODE = 'feature_not_supported';
     END IF;
-    IF kind = 'threshold' THEN
-        PERFORM millrace_internal.rule_refuse(kind, a.name, a.given) FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again), ('event_time', event_time IS NOT NULL)) AS a (name, given);
+    IF kind = 'absence' THEN
+        IF within IS NULL THEN
+            RAISE EXCEPTION 'a rule of kind absence needs within' USING ERRCODE = 'null_value_not_allowed', HINT = 'It says for how long nothing comes.';
+        END IF;
+        PERFORM millrace_internal.rule_positive('within', within);
+        PERFORM millrace_internal.rule_positive('forget', forget);
+    END IF;
+    IF kind IN ('threshold', 'absence') THEN
+        PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
+        FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again), ('event_time', event_time IS NOT NULL AND kind = 'threshold'),
+                     ('details', details IS NOT NULL AND kind = 'absence'), ('group_by', group_by IS NOT NULL AND kind = 'absence')) AS a (name, given);
         PERFORM millrace_internal.rule_positive('for_interval', for_interval);
         PERFORM millrace_internal.rule_positive('repeat_every', repeat_every);
     END IF;
@@ -334,7 +347,7 @@ BEGIN
         staging := millrace_internal.vault_source(owner, source);
         objects := millrace_internal.staging_key(staging);
     END IF;
-    key := coalesce(key, objects);
+    key := coalesce(key, CASE WHEN kind = 'absence' THEN '{}' ELSE objects END);
     PERFORM millrace_internal.rule_columns(source, 'key', key) WHERE key <> '{}';
     IF kind = 'threshold' AND NOT key <@ objects THEN
         RAISE EXCEPTION 'the key of a rule on a mart is of the columns by which the mart groups' USING ERRCODE = 'invalid_parameter_value', HINT = format('These are: %s.', array_to_string(objects, ', '));
@@ -359,7 +372,7 @@ BEGIN
         'event_time', event_time, 'again', again, 'kind', kind, 'count', count, 'distinct_values', distinct_values, 'sum', sum, 'at_least', at_least::text,
         'within', (extract(epoch FROM within) * 1000000)::bigint, 'lateness', (extract(epoch FROM lateness) * 1000000)::bigint,
         'max_ahead', CASE kind WHEN 'frequency' THEN (extract(epoch FROM max_ahead) * 1000000)::bigint END,
-        'mart', mart.id, 'resolve_when', resolve_when, 'for_interval', (extract(epoch FROM for_interval) * 1000000)::bigint, 'tag', tag,
+        'mart', mart.id, 'resolve_when', resolve_when, 'for_interval', (extract(epoch FROM for_interval) * 1000000)::bigint, 'tag', tag, 'forget', (extract(epoch FROM forget) * 1000000)::bigint,
         'of_objects', ARRAY(SELECT k FROM unnest(key) k ORDER BY k) = ARRAY(SELECT k FROM unnest(objects) k ORDER BY k)));
     query := millrace_internal.rule_query(owner, source, definition, objects);
 
@@ -385,7 +398,7 @@ BEGIN
     END IF;
     IF NOT same_question THEN
         IF old.kind <> kind OR present.definition ->> 'source' <> definition ->> 'source' OR (present.definition -> 'key')::text <> (definition -> 'key')::text
-           OR kind = 'frequency' OR present.definition ->> 'tag' IS DISTINCT FROM tag THEN
+           OR kind IN ('frequency', 'absence') OR present.definition ->> 'tag' IS DISTINCT FROM tag THEN
             -- What it knows is of other keys, or is to be found again.
             DELETE FROM millrace.rule_state s WHERE s.rule_id = id;
             DELETE FROM millrace.rule_tag g WHERE g.rule_id = id;
@@ -407,18 +420,18 @@ BEGIN
     PERFORM millrace_internal.rule_changed(id);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_rule(regrole, text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean) IS
+COMMENT ON FUNCTION millrace_internal.create_rule(regrole, text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, interval, boolean, boolean, interval, boolean) IS
     'the other half of millrace.create_rule()';
 
 CREATE FUNCTION millrace.create_rule(name text, kind text, source regclass DEFAULT NULL, predicate text DEFAULT NULL, key text[] DEFAULT NULL, details text[] DEFAULT NULL,
     channels text[] DEFAULT '{}', severity text DEFAULT 'warning', rule_group text DEFAULT NULL, ordinal integer DEFAULT NULL, again boolean DEFAULT false,
     event_time text DEFAULT NULL, group_by text[] DEFAULT NULL, count integer DEFAULT NULL, distinct_values text DEFAULT NULL, sum text DEFAULT NULL, at_least numeric DEFAULT NULL,
     within interval DEFAULT NULL, lateness interval DEFAULT NULL, max_ahead interval DEFAULT '1 minute', resolve_when text DEFAULT NULL,
-    for_interval interval DEFAULT NULL, tag text DEFAULT NULL, max_age interval DEFAULT '1 hour', cooldown interval DEFAULT NULL, repeat_every interval DEFAULT NULL,
+    for_interval interval DEFAULT NULL, tag text DEFAULT NULL, forget interval DEFAULT NULL, max_age interval DEFAULT '1 hour', cooldown interval DEFAULT NULL, repeat_every interval DEFAULT NULL,
     send_resolved boolean DEFAULT false, send_history boolean DEFAULT false,
     retention interval DEFAULT '90 days', replace boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean) IS
+COMMENT ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, interval, boolean, boolean, interval, boolean) IS
     'declares a rule: a condition that is judged in the transaction that loads the data, and makes alerts';
 
 CREATE FUNCTION millrace_internal.drop_target_rule(target_id integer) RETURNS void
@@ -481,9 +494,9 @@ CREATE FUNCTION millrace.retry_rule(name text) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.retry_rule(text) IS 'judges a suspended rule again, from what came when it was suspended';
 
-REVOKE ALL ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean),
+REVOKE ALL ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, interval, boolean, boolean, interval, boolean),
     millrace.drop_rule(text), millrace.retry_rule(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, boolean, boolean, interval, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_rule(text, text, regclass, text, text[], text[], text[], text, text, integer, boolean, text, text[], integer, text, text, numeric, interval, interval, interval, text, interval, text, interval, interval, interval, interval, boolean, boolean, interval, boolean),
     millrace.drop_rule(text), millrace.retry_rule(text) TO millrace_admin;
 
 -- ---- seeing ------------------------------------------------------------------------------------------------

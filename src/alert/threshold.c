@@ -76,7 +76,9 @@ take_rows(Found *found, uint64 count)
 	for (uint64 r = 0; r < count; r++)
 	{
 		for (int c = GROUP; c <= GROUP_BY; c++)
-			found->texts[c][found->n] = mr_sql_text(r, c);
+			found->texts[c][found->n] = c == GROUP || c == KEY
+											? mr_rule_short_text(mr_sql_text(r, c))
+											: mr_sql_text(r, c);
 		found->n++;
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -192,10 +194,20 @@ read_groups(MrRule *rule, const MrRows *groups, int from, int to, Found *found)
 
 /* ---- following ----------------------------------------------------------------------------------------- */
 
-/* Tells what was found of groups, and puts what is to be sent into the outbox. */
-static void
-follow(MrRule *rule, Found *found, bool whole)
+/* What was found of a rule's groups. */
+typedef struct Following
 {
+	MrRule *rule;
+	Found *found;
+	bool whole;
+} Following;
+
+/* Tells it, and puts what is to be sent into the outbox. */
+static void
+follow_step(void *argument)
+{
+	const Following *following = argument;
+	const Found *found = following->found;
 	static const Oid types[] = {INT4OID,      TEXTARRAYOID, TEXTARRAYOID,
 								TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 								TEXTARRAYOID, TEXTARRAYOID, BOOLOID};
@@ -213,12 +225,20 @@ follow(MrRule *rule, Found *found, bool whole)
 			lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
-	arguments[0] = Int32GetDatum(rule->base.id);
+	arguments[0] = Int32GetDatum(following->rule->base.id);
 	for (int c = GROUP; c <= GROUP_BY; c++)
 		arguments[c] = mr_rule_text_array(found->texts[c], found->n);
-	arguments[lengthof(types) - 1] = BoolGetDatum(whole);
+	arguments[lengthof(types) - 1] = BoolGetDatum(following->whole);
 	mr_rule_send(statement, arguments);
-	rule->base.written += found->n;
+	following->rule->base.written += found->n;
+}
+
+static void
+follow(MrRule *rule, Found *found, bool whole)
+{
+	Following following = {rule, found, whole};
+
+	mr_rule_write(rule, follow_step, &following);
 }
 
 static void
@@ -273,14 +293,12 @@ threshold_clear(MrTarget *target, const char *filter, char **condition)
 }
 
 static void
-threshold_tick(MrTarget *target, bool caught_up)
+tick_step(void *argument)
 {
 	static const Oid types[] = {INT4OID};
 	static MrStatement *statement = NULL;
-	Datum argument = Int32GetDatum(target->id);
+	Datum id = Int32GetDatum(((MrTarget *) argument)->id);
 
-	if (((MrRule *) target)->suspended || target->filling)
-		return;
 	if (statement == NULL)
 	{
 		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
@@ -291,7 +309,16 @@ threshold_tick(MrTarget *target, bool caught_up)
 								lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
-	mr_rule_send(statement, &argument);
+	mr_rule_send(statement, &id);
+}
+
+static void
+threshold_tick(MrTarget *target, bool caught_up)
+{
+	MrRule *rule = (MrRule *) target;
+
+	if (!target->filling && mr_rule_is_judged(rule))
+		mr_rule_write(rule, tick_step, target);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------- */

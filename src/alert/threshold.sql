@@ -185,8 +185,8 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.rise(integer, text[], text[], text[], text[], text[], boolean, timestamptz) IS 'notes that groups begin to hold, and writes their alerts';
 
--- What time brings: groups that have held long enough, alerts that are sent again, and those that still hold when a silence is over.
-CREATE FUNCTION millrace_internal.threshold_tick(id integer)
+-- Alerts of what still holds that are to be sent again, or for the first time because a silence is over.
+CREATE FUNCTION millrace_internal.still_held(id integer, now timestamptz)
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -194,11 +194,37 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     rule millrace.rule;
     owner regrole;
+BEGIN
+    SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = still_held.id;
+    SELECT t.owner INTO STRICT owner FROM millrace.target t WHERE t.id = still_held.id;
+    RETURN QUERY
+    WITH held AS (
+        SELECT s.key, s.at, s.state, a FROM millrace.rule_state s JOIN millrace.rule_alert a ON a.rule_id = s.rule_id AND a.occurrence = s.state ->> 'occurrence'
+        WHERE s.rule_id = still_held.id AND (s.at <= now OR a.suppressed = 'silence')
+          AND a.acknowledged_at IS NULL AND a.suppressed IS DISTINCT FROM 'history'
+          AND NOT millrace_internal.silenced(rule, owner, a.key, now)
+        ORDER BY s.key FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), told AS (
+        UPDATE millrace.rule_alert o SET suppressed = NULL FROM held h WHERE o.id = (h.a).id AND o.suppressed IS NOT NULL
+    ), again AS (
+        UPDATE millrace.rule_state s SET at = now + rule.repeat_every FROM held h WHERE s.rule_id = still_held.id AND s.key = h.key AND rule.repeat_every IS NOT NULL
+    )
+    SELECT c.channel_id, (h.a).key, NULL::text, (h.a).id, millrace_internal.rule_message(rule, h.a, 'firing', h.state -> 'details'), coalesce(now + rule.max_age, 'infinity')
+    FROM held h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.still_held(integer, timestamptz) IS 'the messages of a rule about what lasts';
+
+-- What time brings: groups that have held long enough, and what still holds.
+CREATE FUNCTION millrace_internal.threshold_tick(id integer)
+    RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
     now timestamptz := clock_timestamp();
     due record;
 BEGIN
-    SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = threshold_tick.id;
-    SELECT t.owner INTO STRICT owner FROM millrace.target t WHERE t.id = threshold_tick.id;
     -- Rows that a batch holds are the next tick's.
     SELECT array_agg(d.key ORDER BY d.key) AS groups, array_agg(d.about ORDER BY d.key) AS keys, array_agg(d.key || '@' || now ORDER BY d.key) AS occurrences,
            array_agg((d.state -> 'details')::text ORDER BY d.key) AS details, array_agg(d.state ->> 'group_by' ORDER BY d.key) AS group_bys
@@ -209,20 +235,7 @@ BEGIN
             PERFORM millrace_internal.tag_keys(threshold_tick.id, due.keys, now);
         END IF;
     END IF;
-    RETURN QUERY
-    WITH held AS (
-        SELECT s.key, s.at, s.state, a FROM millrace.rule_state s JOIN millrace.rule_alert a ON a.rule_id = s.rule_id AND a.occurrence = s.state ->> 'occurrence'
-        WHERE s.rule_id = threshold_tick.id AND (s.at <= now OR a.suppressed = 'silence')
-          AND a.acknowledged_at IS NULL AND a.suppressed IS DISTINCT FROM 'history'
-          AND NOT millrace_internal.silenced(rule, owner, a.key, now)
-        ORDER BY s.key FOR NO KEY UPDATE OF s SKIP LOCKED
-    ), told AS (
-        UPDATE millrace.rule_alert o SET suppressed = NULL FROM held h WHERE o.id = (h.a).id AND o.suppressed IS NOT NULL
-    ), again AS (
-        UPDATE millrace.rule_state s SET at = now + rule.repeat_every FROM held h WHERE s.rule_id = threshold_tick.id AND s.key = h.key AND rule.repeat_every IS NOT NULL
-    )
-    SELECT c.channel_id, (h.a).key, NULL::text, (h.a).id, millrace_internal.rule_message(rule, h.a, 'firing', h.state -> 'details'), coalesce(now + rule.max_age, 'infinity')
-    FROM held h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id);
+    RETURN QUERY SELECT * FROM millrace_internal.still_held(threshold_tick.id, now);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.threshold_tick(integer) IS 'what time brings to a rule on groups: returns what is to be sent';
