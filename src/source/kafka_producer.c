@@ -10,7 +10,6 @@
  */
 #include "postgres.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 #include "core/millrace.h"
