@@ -269,13 +269,14 @@ BEGIN
     kind := millrace_internal.channel_kind(coalesce(existing.owner, caller), server);
     PERFORM millrace_internal.check_channel_options(kind, options);
     PERFORM millrace_internal.check_word('on_promote', on_promote, '{send, fence}');
-    PERFORM millrace_internal.check_retention('give_up', give_up);
     PERFORM millrace_internal.check_retention('retention', retention);
-    IF give_up IS NULL OR digest_above IS NULL OR digest_above NOT BETWEEN 1 AND 1000 THEN
-        RAISE EXCEPTION 'invalid value "%" for argument %', coalesce(CASE WHEN give_up IS NULL THEN NULL ELSE digest_above END::text, 'NULL'),
-                CASE WHEN give_up IS NULL THEN 'give_up' ELSE 'digest_above' END
-            USING ERRCODE = 'invalid_parameter_value', HINT = CASE WHEN give_up IS NULL THEN 'It is the age at which a message that cannot be sent becomes a dead letter.'
-                                                                   ELSE 'It is a number of messages from 1 to 1,000.' END;
+    IF give_up IS NULL OR give_up <= interval '0' THEN
+        RAISE EXCEPTION 'invalid value "%" for argument give_up', coalesce(give_up::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is the age at which a message that cannot be sent becomes a dead letter, such as ''24 hours''.';
+    END IF;
+    IF digest_above IS NULL OR digest_above NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION 'invalid value "%" for argument digest_above', coalesce(digest_above::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is a number of messages from 1 to 1,000.';
     END IF;
     IF existing.id IS NOT NULL AND existing.kind <> kind THEN
         RAISE EXCEPTION 'channel "%" cannot change from % to %', name, existing.kind, kind USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';

@@ -163,11 +163,13 @@ CREATE FUNCTION millrace_internal.finish_deliveries(ids bigint[], ending text) R
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE millrace.delivery d SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL WHERE d.id = ANY (ids);
+    UPDATE millrace.delivery d
+    SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL, attempts = d.attempts + CASE ending WHEN 'sent' THEN 1 ELSE 0 END
+    WHERE d.id = ANY (ids);
     UPDATE millrace.outbox_message m SET state = ending WHERE m.delivery_id = ANY (ids);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent, or dead';
+COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent by one more attempt, or dead';
 
 -- A delivery that is given up is a dead letter.
 CREATE FUNCTION millrace_internal.bury_delivery(id bigint, error text) RETURNS void

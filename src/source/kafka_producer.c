@@ -208,6 +208,16 @@ mr_kafka_producer_open(List *properties, const char *id, const char *topic, char
 	return producer;
 }
 
+/* An error in words. */
+static const char *
+words(rd_kafka_resp_err_t code, const char *reason)
+{
+	return code == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
+				   code == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+			   ? "the topic does not exist on the broker"
+			   : reason;
+}
+
 /* An error of one message: is it the message's own fault? */
 static bool
 is_refusal(rd_kafka_resp_err_t error)
@@ -237,10 +247,7 @@ note_message(MrKafkaProducer *producer, MrKafkaOut *message, rd_kafka_resp_err_t
 	}
 	/* What was given up because of another message is no news. */
 	if (error != RD_KAFKA_RESP_ERR__PURGE_QUEUE && error != RD_KAFKA_RESP_ERR__PURGE_INFLIGHT)
-		set_problem(producer, error == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
-									  error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-								  ? "the topic does not exist on the broker"
-								  : rd_kafka_err2str(error));
+		set_problem(producer, words(error, rd_kafka_err2str(error)));
 }
 
 /* Reads what the library has to say. */
@@ -299,7 +306,7 @@ judge(MrKafkaProducer *producer, rd_kafka_error_t *error, const Deadline *deadli
 																		: VERDICT_FAILED;
 	if (verdict == VERDICT_FAILED &&
 		(producer->problem[0] == '\0' || rd_kafka_error_is_fatal(error)))
-		set_problem(producer, rd_kafka_error_string(error));
+		set_problem(producer, words(rd_kafka_error_code(error), rd_kafka_error_string(error)));
 	rd_kafka_error_destroy(error);
 	return verdict;
 }

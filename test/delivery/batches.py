@@ -122,7 +122,7 @@ def kafka(db, shell):
     db.query("SELECT millrace.create_channel('missing', server => 'broker', options => '{\"topic\": \"missing\"}')")
     add(db, 'missing', 'k', {})
     db.becomes('a topic that is not there', "SELECT last_error FROM millrace.channel_status WHERE channel = 'missing'", 'the topic does not exist on the broker', 60)
-    is_('validate sends to a topic', [row[0] for row in db.query("SELECT severity || ': ' || message FROM millrace.validate('topic', send => true)")], ['info: a test message was taken'])
+    is_('validate sends to a topic', [row[0] for row in db.query("SELECT severity || ': ' || message FROM millrace.validate('topic', send => true) WHERE severity <> 'warning'")], ['info: a test message was taken'])
     add(db, 'topic', 'k', {'n': 20000})
     settled(db, 'topic')
     is_('and the channel goes on', json.loads(consume(shell, 'out')[-1][1]), {'n': 20000})
