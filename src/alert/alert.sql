@@ -109,7 +109,7 @@ BEGIN
     -- How many of the rule and key have come since the last one that was sent.
     CROSS JOIN LATERAL (SELECT count(*) AS suppressed FROM millrace.rule_alert a WHERE a.rule_id = fire.id AND a.key = w.key AND a.suppressed IS NOT NULL
                           AND a.id > coalesce((SELECT max(l.id) FROM millrace.rule_alert l WHERE l.rule_id = fire.id AND l.key = w.key AND l.suppressed IS NULL), 0)) AS s
-    CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id)
+    CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel h ON h.id = c.channel_id
     WHERE w.suppressed IS NULL
     ORDER BY j.n;
 END

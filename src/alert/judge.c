@@ -55,8 +55,9 @@ typedef struct Pass
 
 /* ---- making judges ------------------------------------------------------------------------------------- */
 
-static MrExpression *
-find_predicate(const MrRule *rule, Node **node)
+/* The predicate as it was analysed. */
+static Node *
+predicate_of(const MrRule *rule)
 {
 	ListCell *lc;
 
@@ -65,9 +66,9 @@ find_predicate(const MrRule *rule, Node **node)
 		TargetEntry *entry = lfirst_node(TargetEntry, lc);
 
 		if (!entry->resjunk && strcmp(entry->resname, ":predicate") == 0)
-			*node = (Node *) entry->expr;
+			return (Node *) entry->expr;
 	}
-	return rule->predicate;
+	elog(ERROR, "rule %s has no predicate", rule->rule_name);
 }
 
 static void
@@ -77,12 +78,7 @@ compile_any(void *argument)
 	List *predicates = NIL;
 
 	for (int i = 0; i < judge->nrules; i++)
-	{
-		Node *predicate = NULL;
-
-		if (find_predicate(judge->rules[i], &predicate) != NULL)
-			predicates = lappend(predicates, predicate);
-	}
+		predicates = lappend(predicates, predicate_of(judge->rules[i]));
 	judge->any = mr_expression_compile(list_length(predicates) == 1
 										   ? linitial(predicates)
 										   : (Node *) makeBoolExpr(OR_EXPR, predicates, -1));

@@ -57,7 +57,8 @@ CREATE TABLE millrace.outbox_message (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
 COMMENT ON TABLE millrace.outbox_message IS 'messages to be sent; see the view millrace.outbox';
 CREATE INDEX outbox_message_waiting ON millrace.outbox_message (channel_id, id) WHERE state = 'waiting';
-CREATE INDEX outbox_message_key ON millrace.outbox_message (channel_id, key, id) WHERE state IN ('waiting', 'claimed');
+CREATE INDEX outbox_message_key ON millrace.outbox_message (channel_id, key, id) WHERE state = 'waiting';
+CREATE INDEX outbox_message_claimed ON millrace.outbox_message (channel_id, key) WHERE state = 'claimed';
 CREATE INDEX outbox_message_group ON millrace.outbox_message (channel_id, group_by) WHERE state = 'waiting' AND group_by IS NOT NULL;
 CREATE INDEX outbox_message_expiry ON millrace.outbox_message (channel_id, not_after) WHERE state = 'waiting' AND not_after IS NOT NULL;
 CREATE INDEX outbox_message_left ON millrace.outbox_message (channel_id, created_at) WHERE state IN ('expired', 'superseded', 'discarded');
@@ -146,13 +147,13 @@ BEGIN
     PERFORM millrace_internal.check_channel_option(options, 'chat_id', '{number, string}', '^(-?[0-9]{1,18}|@[A-Za-z0-9_]{1,64})$', 'It is the number of the chat, such as -100123, or the "@name" of a public one.');
     PERFORM millrace_internal.check_channel_option(options, 'message_thread_id', '{number}', '^[0-9]{1,18}$', 'It is the number of the topic within the chat.');
     PERFORM millrace_internal.check_channel_option(options, 'topic', '{string}', '^(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}$', 'A topic''s name consists of letters, digits, ".", "_" and "-".');
-    PERFORM millrace_internal.check_channel_option(options, 'publish', '{string}', '^[^[:cntrl:]]{1,512}$', 'It is the name of the channel that is published to.');
+    PERFORM millrace_internal.check_channel_option(options, 'publish', '{string}', '^[^[:cntrl:]]+$', 'It is the name of the channel that is published to.');
     PERFORM millrace_internal.check_channel_option(options, 'channel', '{string}', '^[^[:cntrl:]]{1,63}$', 'It is the name that sessions LISTEN to.');
     IF options -> 'headers' IS NOT NULL THEN
         PERFORM millrace_internal.check_option_type('headers', options -> 'headers', '{object}');
         PERFORM millrace_internal.check_members('headers', options -> 'headers', NULL);
         FOR member IN SELECT key, value FROM json_each(options -> 'headers') LOOP
-            IF member.key !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,100}$' OR json_typeof(member.value) <> 'string' OR member.value #>> '{}' !~ '^[ -~]{1,4000}$'
+            IF member.key !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,100}$' OR json_typeof(member.value) <> 'string' OR member.value #>> '{}' !~ '^[ -~]+$'
                OR lower(member.key) IN ('host', 'content-length', 'transfer-encoding', 'connection', 'idempotency-key', 'x-millrace-signature') THEN
                 RAISE EXCEPTION 'invalid header %: %', to_json(member.key), member.value USING ERRCODE = 'invalid_parameter_value',
                     HINT = 'It is a name and a text in ASCII, and none of those that millrace sets itself; a secret belongs into the user mapping.';
@@ -163,7 +164,7 @@ BEGIN
         PERFORM millrace_internal.check_option_type('set', options -> 'set', '{object}');
         PERFORM millrace_internal.check_members('set', options -> 'set', NULL);
         FOR member IN SELECT key, value FROM json_each(options -> 'set') LOOP
-            IF member.key !~ '^[^[:cntrl:]]{1,512}$' OR member.value::text !~ '^[1-9][0-9]{0,8}$' THEN
+            IF member.key !~ '^[^[:cntrl:]]+$' OR member.value::text !~ '^[1-9][0-9]{0,8}$' THEN
                 RAISE EXCEPTION 'invalid key %: % in option "set"', to_json(member.key), member.value USING ERRCODE = 'invalid_parameter_value',
                     HINT = 'It is a key and its time to live in seconds, such as {"dashboard:latest": 300}; <key> stands for the message''s key.';
             END IF;
@@ -268,13 +269,14 @@ BEGIN
     kind := millrace_internal.channel_kind(coalesce(existing.owner, caller), server);
     PERFORM millrace_internal.check_channel_options(kind, options);
     PERFORM millrace_internal.check_word('on_promote', on_promote, '{send, fence}');
-    PERFORM millrace_internal.check_retention('give_up', give_up);
     PERFORM millrace_internal.check_retention('retention', retention);
-    IF give_up IS NULL OR digest_above IS NULL OR digest_above NOT BETWEEN 1 AND 1000 THEN
-        RAISE EXCEPTION 'invalid value "%" for argument %', coalesce(CASE WHEN give_up IS NULL THEN NULL ELSE digest_above END::text, 'NULL'),
-                CASE WHEN give_up IS NULL THEN 'give_up' ELSE 'digest_above' END
-            USING ERRCODE = 'invalid_parameter_value', HINT = CASE WHEN give_up IS NULL THEN 'It is the age at which a message that cannot be sent becomes a dead letter.'
-                                                                   ELSE 'It is a number of messages from 1 to 1,000.' END;
+    IF give_up IS NULL OR give_up <= interval '0' THEN
+        RAISE EXCEPTION 'invalid value "%" for argument give_up', coalesce(give_up::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is the age at which a message that cannot be sent becomes a dead letter, such as ''24 hours''.';
+    END IF;
+    IF digest_above IS NULL OR digest_above NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION 'invalid value "%" for argument digest_above', coalesce(digest_above::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is a number of messages from 1 to 1,000.';
     END IF;
     IF existing.id IS NOT NULL AND existing.kind <> kind THEN
         RAISE EXCEPTION 'channel "%" cannot change from % to %', name, existing.kind, kind USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';

@@ -359,9 +359,9 @@ BEGIN
     PERFORM millrace_internal.check_expression('sum', sum) WHERE sum IS NOT NULL;
     PERFORM millrace_internal.check_expression('distinct_values', distinct_values) WHERE distinct_values IS NOT NULL;
     PERFORM millrace_internal.check_expression('event_time', event_time) WHERE event_time IS NOT NULL;
-    IF EXISTS (SELECT FROM millrace.rule r JOIN millrace.target_source s ON s.target_id = r.target_id
-               WHERE r.rule_group = rule_group AND r.target_id IS DISTINCT FROM old.target_id AND (s.staging_id <> staging.id OR r.ordinal = ordinal)) THEN
-        RAISE EXCEPTION 'rule group "%" has another source, or another rule with ordinal %', rule_group, ordinal USING ERRCODE = 'invalid_parameter_value';
+    IF EXISTS (SELECT FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id JOIN millrace.target_source s ON s.target_id = r.target_id
+               WHERE r.rule_group = rule_group AND r.target_id IS DISTINCT FROM old.target_id AND (s.staging_id <> staging.id OR t.owner <> owner OR r.ordinal = ordinal)) THEN
+        RAISE EXCEPTION 'rule group "%" has another source or owner, or another rule with ordinal %', rule_group, ordinal USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF cardinality(channels) > 0 THEN
         channel_ids := millrace_internal.channel_ids(channels, owner);

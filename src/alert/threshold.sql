@@ -100,7 +100,7 @@ BEGIN
         UPDATE millrace.rule_alert a SET resolved_at = now FROM ended e WHERE a.rule_id = resolve.id AND a.occurrence = e.state ->> 'occurrence' RETURNING a, e.state -> 'details' AS details
     )
     SELECT c.channel_id, (r.a).key, NULL::text, (r.a).id, millrace_internal.rule_message(rule, r.a, 'resolved', r.details), coalesce(now + rule.max_age, 'infinity')
-    FROM resolved r CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id)
+    FROM resolved r CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id
     -- Who has not heard of it need not hear that it is over.
     WHERE rule.send_resolved AND (r.a).suppressed IS NULL;
 END
@@ -210,7 +210,7 @@ BEGIN
         UPDATE millrace.rule_state s SET at = now + rule.repeat_every FROM held h WHERE s.rule_id = still_held.id AND s.key = h.key AND rule.repeat_every IS NOT NULL
     )
     SELECT c.channel_id, (h.a).key, NULL::text, (h.a).id, millrace_internal.rule_message(rule, h.a, 'firing', h.state -> 'details'), coalesce(now + rule.max_age, 'infinity')
-    FROM held h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id);
+    FROM held h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.still_held(integer, timestamptz) IS 'the messages of a rule about what lasts';

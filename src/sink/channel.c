@@ -164,9 +164,6 @@ set_url(MrChannel *channel, const char *path)
 	set_sender(channel, url, token);
 	if (channel->kind == MR_CHANNEL_WEBHOOK)
 	{
-		(void) mr_sql("SELECT left(md5(millrace_internal.fence()), 16)");
-		channel->origin = mr_sql_text(0, 1);
-		SPI_freetuptable(SPI_tuptable);
 		channel->url = psprintf("%.*s%s", length, url, path ? path : "");
 		return;
 	}
@@ -197,6 +194,9 @@ mr_channel_connect(MrChannel *channel)
 				 errhint("Drop the channel and create it again as another role.")));
 	if (channel->server)
 		channel->properties = mr_server_properties(channel->server, channel->owner);
+	(void) mr_sql("SELECT left(md5(millrace_internal.fence()), 16)");
+	channel->origin = mr_sql_text(0, 1);
+	SPI_freetuptable(SPI_tuptable);
 	channel->connections = connections ? pg_strtoint32(connections) : WEBHOOK_CONNECTIONS;
 	switch (channel->kind)
 	{

@@ -24,6 +24,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
+#include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -190,11 +191,13 @@ make_payloads(const MrChannel *channel, const Unit *unit, char **error)
 
 			MemoryContextSwitchTo(context);
 			disable_timeout(STATEMENT_TIMEOUT, false);
-			if (mr_error_class(geterrcode()) != MR_ERROR_DATA)
-				PG_RE_THROW();
 			caught = CopyErrorData();
 			FlushErrorState();
 			RollbackAndReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+			if (mr_error_class(caught->sqlerrcode) != MR_ERROR_DATA)
+				ReThrowError(caught);
 			*error = psprintf("the channel's message expression fails: %s", caught->message);
 		}
 		PG_END_TRY();
@@ -225,6 +228,29 @@ make_payloads(const MrChannel *channel, const Unit *unit, char **error)
 		construct_md_array(values, nulls, 1, &dims, &lower, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
+char *
+mr_claim_test_body(const MrChannel *channel)
+{
+	Unit unit = {.key = "test", .alert = true, .count = 1};
+	StringInfoData text;
+	StringInfoData json;
+	Datum message;
+	bool isnull = false;
+	int one = 1;
+
+	initStringInfo(&text);
+	initStringInfo(&json);
+	appendStringInfo(&text, "A test of millrace's channel \"%s\".", channel->name);
+	appendStringInfoString(&json, "{\"text\": ");
+	escape_json(&json, text.data);
+	appendStringInfoChar(&json, '}');
+	message = CStringGetTextDatum(json.data);
+	unit.messages = PointerGetDatum(
+		construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
+	unit.created_at = GetCurrentTimestamp();
+	return channel->has_message ? own_body(channel, &unit) : default_body(channel, &unit);
+}
+
 /* ---- deliveries --------------------------------------------------------------------------------------------- */
 
 /* Keeps the row of a delivery, columns as RETURNED names them. */
@@ -252,13 +278,16 @@ read_delivery(MrChannel *channel, uint64 row)
 	return delivery;
 }
 
+/* In the order of sending. */
 static int
-by_id(const ListCell *a, const ListCell *b)
+by_order(const ListCell *a, const ListCell *b)
 {
-	int64 left = ((MrDelivery *) lfirst(a))->id;
-	int64 right = ((MrDelivery *) lfirst(b))->id;
+	const MrDelivery *left = lfirst(a);
+	const MrDelivery *right = lfirst(b);
 
-	return left < right ? -1 : left > right;
+	if (left->send_no != right->send_no)
+		return left->send_no < right->send_no ? -1 : 1;
+	return left->id < right->id ? -1 : left->id > right->id;
 }
 
 static bool
@@ -277,14 +306,19 @@ claim_again(MrChannel *channel, int at_most)
 			   ", next_at = NULL WHERE d.id = ANY (ARRAY(SELECT r.id FROM millrace.delivery r "
 			   "WHERE r.channel_id = %d AND r.state = 'ready'%s LIMIT %d)) RETURNING " RETURNED,
 			   claimant, channel->id,
-			   in_batches(channel) ? " ORDER BY r.id"
+			   in_batches(channel) ? " ORDER BY r.send_no, r.id"
 								   : " AND r.next_at <= clock_timestamp() ORDER BY r.next_at, r.id",
 			   at_most);
 
 	for (uint64 i = 0; i < n; i++)
-		claimed = lappend(claimed, read_delivery(channel, i));
+	{
+		MrDelivery *delivery = read_delivery(channel, i);
+
+		delivery->again = true;
+		claimed = lappend(claimed, delivery);
+	}
 	SPI_freetuptable(SPI_tuptable);
-	list_sort(claimed, by_id);
+	list_sort(claimed, by_order);
 	return claimed;
 }
 

@@ -35,8 +35,8 @@ typedef struct MrChannel
 	int connections; /* at the same time */
 	List *properties; /* MrProperty *, of server and user mapping */
 	List *headers; /* char *, of options */
+	char *origin; /* tells our deliveries from another instance's */
 	char *url; /* of HTTP */
-	char *origin; /* of HTTP: tells our deliveries from another instance's */
 	char *topic; /* of Kafka */
 	char *chat; /* of Telegram, as JSON */
 	char *thread; /* of Telegram, as JSON, or NULL */
@@ -78,6 +78,7 @@ typedef struct MrDelivery
 	int attempts; /* of this part, before this one */
 	TimestampTz created_at;
 	int64 send_no;
+	bool again; /* an earlier claim may have sent it */
 
 	MrOutcome outcome;
 	TimestampTz at;
@@ -116,6 +117,9 @@ extern int64 mr_claimant(void);
  */
 extern List *mr_claim(MrDeliveryClass class, long *wait);
 
+/* What a test of a channel sends, in the caller's transaction. */
+extern char *mr_claim_test_body(const MrChannel *channel);
+
 /* ---- record.c ----------------------------------------------------------------------------------------------- */
 
 /*
@@ -143,7 +147,10 @@ extern List *mr_text_split(const char *text);
 
 /* ---- batches.c: Kafka, Redis, NOTIFY ------------------------------------------------------------------------- */
 
-/* Sends deliveries of one channel in their order, and records them. */
+/* Sends deliveries of one channel in their order, and records them; outside any transaction. */
 extern void mr_batch_deliver(List *deliveries);
+
+/* Sends one without recording it; NOTIFY in the caller's transaction. */
+extern void mr_batch_send_one(MrDelivery *delivery);
 
 #endif /* MR_SINK_DELIVERY_H */

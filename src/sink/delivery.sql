@@ -11,7 +11,7 @@ CREATE TABLE millrace.delivery (
     part integer NOT NULL DEFAULT 1,
     -- Without markup, after it was refused with.
     plain boolean NOT NULL DEFAULT false,
-    state text NOT NULL DEFAULT 'claimed' CHECK (state IN ('claimed', 'ready', 'sent', 'dead', 'expired')),
+    state text NOT NULL DEFAULT 'claimed' CHECK (state IN ('claimed', 'ready', 'sent', 'dead', 'expired', 'discarded')),
     -- Whose it is while it is claimed: the number on which that worker holds a lock as long as it lives.
     claimant bigint,
     -- Kafka: its place in the order of what the channel sends, without gaps.
@@ -91,12 +91,12 @@ CREATE FUNCTION millrace_internal.next_messages(channel integer, at_most integer
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT (u.m).* FROM (
-        SELECT DISTINCT ON (coalesce('g' || w.group_by, 'm' || w.id)) w AS m
-        FROM (SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT 2000) AS w
-        WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b
-                          WHERE b.channel_id = channel AND b.key = w.key AND b.state IN ('waiting', 'claimed')
-                            AND (b.state = 'claimed' OR b.id < w.id AND (b.group_by IS DISTINCT FROM w.group_by OR w.group_by IS NULL)))
-        ORDER BY coalesce('g' || w.group_by, 'm' || w.id), w.id) AS u
+        SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f AS m
+        FROM (SELECT DISTINCT ON (w.key) w.*
+              FROM (SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT 2000) AS w
+              ORDER BY w.key, w.id) AS f
+        WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
+        ORDER BY coalesce('g' || f.group_by, 'm' || f.id), f.id) AS u
     ORDER BY (u.m).id LIMIT at_most
 $$;
 COMMENT ON FUNCTION millrace_internal.next_messages(integer, integer) IS 'messages of different keys and groups that may be sent next, the oldest first';
@@ -107,18 +107,16 @@ LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE keys AS (
         (SELECT m.key, 1 AS n FROM millrace.outbox_message m
-         WHERE m.channel_id = channel AND m.state IN ('waiting', 'claimed') AND m.key > after ORDER BY m.key LIMIT 1)
+         WHERE m.channel_id = channel AND m.state = 'waiting' AND m.key > after ORDER BY m.key LIMIT 1)
         UNION ALL
         SELECT (SELECT m.key FROM millrace.outbox_message m
-                WHERE m.channel_id = channel AND m.state IN ('waiting', 'claimed') AND m.key > k.key ORDER BY m.key LIMIT 1), k.n + 1
+                WHERE m.channel_id = channel AND m.state = 'waiting' AND m.key > k.key ORDER BY m.key LIMIT 1), k.n + 1
         FROM keys k WHERE k.key IS NOT NULL AND k.n < 2000)
     SELECT (u.m).* FROM (
         SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f AS m
         FROM keys k CROSS JOIN LATERAL (
-            SELECT m.* FROM millrace.outbox_message m
-            WHERE m.channel_id = channel AND m.key = k.key AND m.state IN ('waiting', 'claimed') ORDER BY m.id LIMIT 1) AS f
-        WHERE f.state = 'waiting' AND NOT EXISTS (SELECT FROM millrace.outbox_message b
-                          WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
+            SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.key = k.key AND m.state = 'waiting' ORDER BY m.id LIMIT 1) AS f
+        WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
         ORDER BY coalesce('g' || f.group_by, 'm' || f.id), f.id) AS u
     ORDER BY (u.m).key LIMIT at_most
 $$;
@@ -130,11 +128,19 @@ CREATE FUNCTION millrace_internal.claim_group(channel integer, grouped text, del
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Of each of its keys those before which nothing else of that key waits.
+    WITH others AS (
+        SELECT b.key, min(CASE WHEN b.state = 'claimed' THEN 0 ELSE b.id END) AS id
+        FROM (SELECT DISTINCT m.key FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.group_by = grouped AND m.state = 'waiting') AS k
+        CROSS JOIN LATERAL (
+            SELECT w.key, w.id, w.state FROM millrace.outbox_message w
+            WHERE w.channel_id = channel AND w.key = k.key AND w.state = 'waiting' AND w.group_by IS DISTINCT FROM grouped
+            UNION ALL
+            SELECT c.key, c.id, c.state FROM millrace.outbox_message c WHERE c.channel_id = channel AND c.key = k.key AND c.state = 'claimed') AS b
+        GROUP BY b.key)
     UPDATE millrace.outbox_message m SET state = 'claimed', delivery_id = delivery
     WHERE m.channel_id = channel AND m.group_by = grouped AND m.state = 'waiting'
-      AND NOT EXISTS (SELECT FROM millrace.outbox_message b
-                      WHERE b.channel_id = channel AND b.key = m.key AND b.state IN ('waiting', 'claimed')
-                        AND (b.state = 'claimed' OR b.id < m.id AND b.group_by IS DISTINCT FROM grouped));
+      AND NOT EXISTS (SELECT FROM others o WHERE o.key = m.key AND o.id < m.id);
     GET DIAGNOSTICS count = ROW_COUNT;
     SELECT min(m.created_at), CASE WHEN count(m.not_after) = count(*) THEN max(m.not_after) END INTO claim_group.created_at, claim_group.not_after
     FROM millrace.outbox_message m WHERE m.delivery_id = delivery;
@@ -157,11 +163,13 @@ CREATE FUNCTION millrace_internal.finish_deliveries(ids bigint[], ending text) R
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE millrace.delivery d SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL WHERE d.id = ANY (ids);
+    UPDATE millrace.delivery d
+    SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL, attempts = d.attempts + CASE ending WHEN 'sent' THEN 1 ELSE 0 END
+    WHERE d.id = ANY (ids);
     UPDATE millrace.outbox_message m SET state = ending WHERE m.delivery_id = ANY (ids);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent, or dead';
+COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent by one more attempt, or dead';
 
 -- A delivery that is given up is a dead letter.
 CREATE FUNCTION millrace_internal.bury_delivery(id bigint, error text) RETURNS void
@@ -226,6 +234,27 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.trim_outbox(millrace.channel, integer) IS 'removes what a channel does not keep any longer; returns how many deliveries and messages';
+
+-- Channels that another instance had are this one's; what waits is sent, or it is not.
+CREATE FUNCTION millrace_internal.adopt_channels(caller regrole, outbox text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    adopted millrace.channel;
+BEGIN
+    FOR adopted IN SELECT c.* FROM millrace.channel c WHERE pg_has_role(caller, c.owner, 'USAGE') AND NOT millrace_internal.may_send(c) ORDER BY c.id FOR UPDATE LOOP
+        IF outbox = 'discard' THEN
+            UPDATE millrace.outbox_message m SET state = 'discarded' WHERE m.channel_id = adopted.id AND m.state IN ('waiting', 'claimed');
+            UPDATE millrace.delivery d SET state = 'discarded', claimant = NULL, next_at = NULL, done_at = clock_timestamp()
+            WHERE d.channel_id = adopted.id AND d.state IN ('claimed', 'ready');
+        END IF;
+        UPDATE millrace.channel c SET fence = millrace_internal.fence(), timeline = millrace_internal.timeline(), config_version = c.config_version + 1 WHERE c.id = adopted.id;
+        UPDATE millrace.channel_state s SET failures = 0, not_before = NULL, problem = NULL WHERE s.channel_id = adopted.id;
+    END LOOP;
+    PERFORM millrace_internal.wake_delivery();
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.adopt_channels(regrole, text) IS 'makes this instance the one that sends over one''s channels';
 
 -- ---- watching ----------------------------------------------------------------------------------------------
 

@@ -7,8 +7,7 @@
  */
 #include "postgres.h"
 
-#include "common/hmac.h"
-#include "common/sha2.h"
+#include "core/hash.h"
 #include "core/millrace.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
@@ -29,22 +28,8 @@ sign(const char *key, const char *body)
 	char *time = psprintf(INT64_FORMAT,
 						  (int64) (GetCurrentTimestamp() / USECS_PER_SEC +
 								   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * INT64CONST(86400)));
-	pg_hmac_ctx *context = pg_hmac_create(PG_SHA256);
-	uint8 digest[PG_SHA256_DIGEST_LENGTH];
-	char hex[PG_SHA256_DIGEST_LENGTH * 2 + 1];
-	bool done;
 
-	done = context != NULL && pg_hmac_init(context, (const uint8 *) key, strlen(key)) >= 0 &&
-		   pg_hmac_update(context, (const uint8 *) time, strlen(time)) >= 0 &&
-		   pg_hmac_update(context, (const uint8 *) ".", 1) >= 0 &&
-		   pg_hmac_update(context, (const uint8 *) body, strlen(body)) >= 0 &&
-		   pg_hmac_final(context, digest, sizeof(digest)) >= 0;
-	pg_hmac_free(context);
-	if (!done)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("could not sign a request")));
-	hex_encode((const char *) digest, sizeof(digest), hex);
-	hex[sizeof(hex) - 1] = '\0';
-	return psprintf("t=%s,v1=%s", time, hex);
+	return psprintf("t=%s,v1=%s", time, mr_hmac(key, psprintf("%s.%s", time, body)));
 }
 
 /* Telegram's request for one part. */

@@ -12,7 +12,8 @@ COMMENT ON FUNCTION millrace_internal.readable_value(json) IS 'a JSON value as a
 CREATE FUNCTION millrace_internal.message_text(message json) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN json_typeof(message) <> 'object' THEN millrace_internal.readable_value(message)
+    SELECT CASE WHEN message IS NULL THEN NULL
+                WHEN json_typeof(message) <> 'object' THEN millrace_internal.readable_value(message)
                 WHEN json_typeof(message -> 'text') = 'string' THEN message ->> 'text'
                 ELSE (SELECT coalesce(string_agg(format('%s: %s', m.key, millrace_internal.readable_value(m.value)), E'\n' ORDER BY m.n, m.k), '')
                       FROM (SELECT t.n, 0 AS k, t.key, t.value FROM json_each(message) WITH ORDINALITY AS t (key, value, n)

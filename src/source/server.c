@@ -327,7 +327,7 @@ check_url(List *options)
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
-			 errmsg("invalid value \"%s\" for option \"%s\"", url, "url"),
+			 errmsg("invalid value for option \"%s\"", "url"),
 			 errhint("It is http:// or https://, a host, perhaps a port and a path; secrets belong "
 					 "into the user mapping.")));
 }

@@ -30,8 +30,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             sink.requests[self.path].append(Got(time.time(), dict(self.headers), body, self.headers.get('Idempotency-Key')))
             answers = sink.answers.get(self.path, [200])
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
-            if callable(answer):
-                answer = answer(body)
+        if callable(answer):
+            answer = answer(body)
         try:
             self.answer(answer)
         except OSError:
