@@ -96,7 +96,7 @@ mr_outbox_add(const MrOutboxRow *rows, int nrows)
 			"INSERT INTO millrace.outbox_message (channel_id, key, group_by, alert_id, message, "
 			"not_after, created_at) "
 			"SELECT c, k, g, a, m::json, t, $7 "
-			"FROM pg_catalog.unnest($1, $2, $3, $4, $5, $6) AS u (c, k, g, a, m, t)",
+			"FROM unnest($1, $2, $3, $4, $5, $6) AS u (c, k, g, a, m, t)",
 			lengthof(types), types);
 	}
 	work = AllocSetContextCreate(context, "millrace outbox", ALLOCSET_DEFAULT_SIZES);

@@ -143,16 +143,20 @@ own_body(const MrChannel *channel, const Unit *unit)
 	Datum values[] = {unit->messages, CStringGetTextDatum(unit->key), Int64GetDatum(unit->count),
 					  TimestampTzGetDatum(unit->created_at)};
 	int nest_level = mr_settings_pin("UTC");
+	/* A session's own time-out, when validate() is called under one, holds for all of its statement. */
+	bool limit = !get_timeout_active(STATEMENT_TIMEOUT);
 	MrRunAs saved;
 	char *body;
 
 	mr_run_as_restricted(&saved, channel->owner);
-	enable_timeout_after(STATEMENT_TIMEOUT, EXPRESSION_TIMEOUT);
+	if (limit)
+		enable_timeout_after(STATEMENT_TIMEOUT, EXPRESSION_TIMEOUT);
 	(void) mr_sql_with(psprintf("SELECT millrace_def.channel_%d($1[1]::jsonb, $2, "
 								"pg_catalog.array_to_json($1)::jsonb, $3, $4)",
 								channel->id),
 					   lengthof(types), types, values, NULL);
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	if (limit)
+		disable_timeout(STATEMENT_TIMEOUT, false);
 	mr_run_back(&saved);
 	mr_settings_unpin(nest_level);
 	body = mr_sql_text(0, 1);
