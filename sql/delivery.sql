@@ -1,5 +1,6 @@
 -- Channels: what is declared, what is refused, and NOTIFY, which needs no endpoint.
 SET client_min_messages = warning;
+SET intervalstyle = 'postgres';
 CREATE EXTENSION IF NOT EXISTS millrace;
 \set VERBOSITY default
 \set SHOW_CONTEXT never

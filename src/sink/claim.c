@@ -31,8 +31,8 @@
 #include "utils/timeout.h"
 #include "utils/uuid.h"
 
-#define WINDOW 2000 /* messages that next_messages() looks at */
-#define AHEAD 4 /* deliveries for each connection that are claimed at once */
+#define AMONG 4 /* times as many messages are looked at as are wanted, at least 200 */
+#define AHEAD 8 /* deliveries for each connection that are claimed at once */
 #define BATCH 1000 /* deliveries that are sent in one batch */
 #define PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
 #define EXPRESSION_TIMEOUT 10000 /* ms that a channel's expression may take */
@@ -107,6 +107,7 @@ typedef struct Unit
 	int64 id;
 	char *key;
 	bool alert;
+	char *json; /* of the only message, or NULL */
 	Datum messages; /* json[] */
 	int64 count;
 	TimestampTz created_at;
@@ -124,6 +125,9 @@ default_body(const MrChannel *channel, const Unit *unit)
 					  CStringGetTextDatum(unit->key), unit->messages, Int64GetDatum(unit->count)};
 	char *body;
 
+	/* A message of a sink is JSON already. */
+	if (!unit->alert && unit->count == 1 && channel->kind != MR_CHANNEL_TELEGRAM && unit->json)
+		return pstrdup(unit->json);
 	(void) mr_sql_with("SELECT millrace_internal.delivery_body($1, $2, $3, $4, $5)",
 					   lengthof(types), types, values, NULL);
 	body = mr_sql_text(0, 1);
@@ -139,16 +143,20 @@ own_body(const MrChannel *channel, const Unit *unit)
 	Datum values[] = {unit->messages, CStringGetTextDatum(unit->key), Int64GetDatum(unit->count),
 					  TimestampTzGetDatum(unit->created_at)};
 	int nest_level = mr_settings_pin("UTC");
+	/* A session's own time-out, when validate() is called under one, holds for all of its statement. */
+	bool limit = !get_timeout_active(STATEMENT_TIMEOUT);
 	MrRunAs saved;
 	char *body;
 
 	mr_run_as_restricted(&saved, channel->owner);
-	enable_timeout_after(STATEMENT_TIMEOUT, EXPRESSION_TIMEOUT);
+	if (limit)
+		enable_timeout_after(STATEMENT_TIMEOUT, EXPRESSION_TIMEOUT);
 	(void) mr_sql_with(psprintf("SELECT millrace_def.channel_%d($1[1]::jsonb, $2, "
 								"pg_catalog.array_to_json($1)::jsonb, $3, $4)",
 								channel->id),
 					   lengthof(types), types, values, NULL);
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	if (limit)
+		disable_timeout(STATEMENT_TIMEOUT, false);
 	mr_run_back(&saved);
 	mr_settings_unpin(nest_level);
 	body = mr_sql_text(0, 1);
@@ -380,7 +388,10 @@ read_unit(uint64 row, char **group)
 	unit->alert = DatumGetBool(mr_sql_value(row, 4, &isnull));
 	message = mr_sql_value(row, 5, &isnull);
 	if (!isnull)
+	{
 		message = PointerGetDatum(PG_DETOAST_DATUM_COPY(message));
+		unit->json = TextDatumGetCString(message);
+	}
 	unit->messages = PointerGetDatum(
 		construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
 	unit->count = 1;
@@ -395,6 +406,32 @@ read_unit(uint64 row, char **group)
 	"m.id, m.key, m.group_by, m.alert_id IS NOT NULL, m.message, m.created_at, m.not_after, " \
 	"nextval('millrace.delivery_id_seq'::regclass)"
 
+/* Marks messages as those of deliveries. */
+static void
+mark_claimed(Datum *ids, Datum *numbers, int n)
+{
+	static const Oid types[] = {INT8ARRAYOID, INT8ARRAYOID};
+	static MrStatement *update = NULL;
+	Datum values[lengthof(types)];
+
+	if (update == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		update =
+			mr_statement_create("UPDATE millrace.outbox_message m SET state = 'claimed', "
+								"delivery_id = u.delivery FROM unnest($1, $2) AS u (id, delivery) "
+								"WHERE m.id = u.id",
+								lengthof(types), types);
+		MemoryContextSwitchTo(old);
+	}
+	values[0] = PointerGetDatum(
+		construct_array(ids, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[1] = PointerGetDatum(
+		construct_array(numbers, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	(void) mr_statement_run(update, values, NULL);
+}
+
 /* Makes deliveries of messages: those that SPI has just found. */
 static List *
 claim_found(MrChannel *channel, uint64 n, List *claimed)
@@ -402,9 +439,10 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 	SPITupleTable *found = SPI_tuptable;
 	Unit **units = palloc(sizeof(Unit *) * Max(n, 1));
 	char **groups = palloc(sizeof(char *) * Max(n, 1));
-	StringInfoData single;
+	Datum *ids = palloc(sizeof(Datum) * Max(n, 1));
+	Datum *numbers = palloc(sizeof(Datum) * Max(n, 1));
+	int nsingle = 0;
 
-	initStringInfo(&single);
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool isnull;
@@ -412,17 +450,14 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 		units[i] = read_unit(i, &groups[i]);
 		if (in_batches(channel))
 			groups[i] = NULL;
-		if (groups[i] == NULL)
-			appendStringInfo(&single, "%s(" INT64_FORMAT ", " INT64_FORMAT ")",
-							 single.len > 0 ? ", " : "", DatumGetInt64(mr_sql_value(i, 1, &isnull)),
-							 units[i]->id);
+		if (groups[i] != NULL)
+			continue;
+		ids[nsingle] = Int64GetDatum(DatumGetInt64(mr_sql_value(i, 1, &isnull)));
+		numbers[nsingle++] = Int64GetDatum(units[i]->id);
 	}
 	SPI_freetuptable(found);
-	if (single.len > 0)
-		(void) mr_sql(
-			"UPDATE millrace.outbox_message m SET state = 'claimed', delivery_id = u.delivery "
-			"FROM (VALUES %s) AS u (id, delivery) WHERE m.id = u.id",
-			single.data);
+	if (nsingle > 0)
+		mark_claimed(ids, numbers, nsingle);
 	for (uint64 i = 0; i < n; i++)
 	{
 		Unit *unit = units[i];
@@ -459,6 +494,7 @@ claim_new(MrChannel *channel, int at_most)
 	static HTAB *cursors = NULL; /* where next_keys() goes on, by channel */
 	List *claimed;
 	uint64 n;
+	int among;
 
 	if (at_most <= 0)
 		return NIL;
@@ -469,12 +505,13 @@ claim_new(MrChannel *channel, int at_most)
 				   channel->id, at_most);
 		return claim_found(channel, n, NIL);
 	}
-	n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_messages(%d, %d) m", channel->id,
-			   at_most);
+	among = Max(at_most * AMONG, 200);
+	n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_messages(%d, %d, %d) m", channel->id,
+			   at_most, among);
 	claimed = claim_found(channel, n, NIL);
 	if (n < at_most && mr_sql("SELECT FROM millrace.outbox_message m WHERE m.channel_id = %d "
 							  "AND m.state = 'waiting' ORDER BY m.id LIMIT %d",
-							  channel->id, WINDOW) == WINDOW)
+							  channel->id, among) == among)
 	{
 		struct
 		{

@@ -86,22 +86,22 @@ $$;
 COMMENT ON FUNCTION millrace_internal.thin_out(integer, text) IS 'takes messages out of the outbox that are not to be sent any more';
 
 -- The first messages that may be sent next: of each key the oldest, unless one of that key is being sent; of each group the
--- oldest of all.  Looks at the first 2,000 that wait, so that a long queue of one key costs the others nothing.
-CREATE FUNCTION millrace_internal.next_messages(channel integer, at_most integer) RETURNS SETOF millrace.outbox_message
+-- oldest of all.  Looks among so many that wait, so that a long queue of one key costs the others nothing.
+CREATE FUNCTION millrace_internal.next_messages(channel integer, at_most integer, among integer) RETURNS SETOF millrace.outbox_message
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT (u.m).* FROM (
         SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f AS m
         FROM (SELECT DISTINCT ON (w.key) w.*
-              FROM (SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT 2000) AS w
+              FROM (SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT among) AS w
               ORDER BY w.key, w.id) AS f
         WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
         ORDER BY coalesce('g' || f.group_by, 'm' || f.id), f.id) AS u
     ORDER BY (u.m).id LIMIT at_most
 $$;
-COMMENT ON FUNCTION millrace_internal.next_messages(integer, integer) IS 'messages of different keys and groups that may be sent next, the oldest first';
+COMMENT ON FUNCTION millrace_internal.next_messages(integer, integer, integer) IS 'messages of different keys and groups that may be sent next, the oldest first';
 
--- The same from the keys after one, in their order, when those first 2,000 are all of keys that have to wait.
+-- The same from the keys after one, in their order, when most of those are of keys that have to wait.
 CREATE FUNCTION millrace_internal.next_keys(channel integer, after text, at_most integer) RETURNS SETOF millrace.outbox_message
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$

@@ -49,6 +49,7 @@ typedef struct Traffic
 {
 	int32 channel_id;
 	int active; /* requests */
+	int queued; /* deliveries that wait for a connection */
 	bool halted; /* it has failed: nothing more is sent of what was claimed before */
 } Traffic;
 
@@ -103,9 +104,14 @@ claim(MrDeliveryClass class, List **claimed)
 	round = palloc(sizeof(Round));
 	round->context = context;
 	round->left = list_length(*claimed);
-	foreach(cell, *claimed)
-		((MrDelivery *) lfirst(cell))->round = round;
 	MemoryContextSwitchTo(worker_context);
+	foreach(cell, *claimed)
+	{
+		MrDelivery *delivery = lfirst(cell);
+
+		delivery->round = round;
+		find_traffic(delivery->channel->id)->queued++;
+	}
 	if (*claimed == NIL)
 		MemoryContextDelete(context);
 	return wait;
@@ -138,6 +144,7 @@ send_queued(bool stopping)
 		if (channel->halted || stopping)
 		{
 			done = lappend(done, delivery);
+			channel->queued--;
 			continue;
 		}
 		if (channel->active >= delivery->channel->connections)
@@ -149,6 +156,7 @@ send_queued(bool stopping)
 		delivery->at = GetCurrentTimestamp();
 		mr_http_start(mr_request_build(delivery));
 		MemoryContextSwitchTo(old);
+		channel->queued--;
 		channel->active++;
 		active++;
 	}
@@ -182,12 +190,13 @@ take_answers(void)
 	}
 }
 
-/* Records what is done, and queues what is to be sent on. */
-static void
+/* Records what is done, and queues what is to be sent on; true when a channel has room for more. */
+static bool
 record(void)
 {
 	MemoryContext context = AllocSetContextCreate(worker_context, "millrace record",
 												  ALLOCSET_DEFAULT_SIZES);
+	bool room = false;
 	List *more;
 	ListCell *cell;
 
@@ -198,12 +207,15 @@ record(void)
 	{
 		MrDelivery *delivery = lfirst(cell);
 		Round *round = delivery->round;
+		Traffic *channel = find_traffic(delivery->channel->id);
 
+		room |= channel->queued < delivery->channel->connections;
 		if (!list_member_ptr(more, delivery))
 		{
 			leave(delivery);
 			continue;
 		}
+		channel->queued++;
 		delivery->payload = MemoryContextStrdup(round->context, delivery->payload);
 		queue = lcons(delivery, queue);
 	}
@@ -212,6 +224,7 @@ record(void)
 	foreach(cell, traffic)
 		((Traffic *) lfirst(cell))->halted = false;
 	MemoryContextDelete(context);
+	return room;
 }
 
 /* Removes a little of what is older than its channel keeps it. */
@@ -291,8 +304,10 @@ deliver_requests(void)
 		take_answers();
 		if (done != NIL)
 		{
-			record();
-			next_claim = 0;
+			/* While these are recorded the next ones are on their way. */
+			send_queued(stopping);
+			if (record())
+				next_claim = 0;
 			continue;
 		}
 		trim(MR_DELIVERY_HTTP);
