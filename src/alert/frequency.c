@@ -74,6 +74,7 @@ typedef struct Object
 {
 	char *name; /* of the hash table */
 	bool accepted; /* its newest version of the batch is newer than what was staged */
+	bool known; /* it may have events from before */
 	const MrVersion *last; /* the newest one that has been taken so far */
 	List *keys; /* char *: under which it may have events */
 } Object;
@@ -229,6 +230,7 @@ read_versions_step(void *argument)
 			telling->object = get_object(
 				looking, mr_rule_evaluate_text(looking->rule->object, looking->rule->context));
 			telling->object->accepted |= version->accepted || looking->batch->again;
+			telling->object->known |= version->known || looking->batch->again;
 		}
 		for (; looking->row < version->nrows; looking->row++)
 		{
@@ -716,8 +718,9 @@ take_versions(Looking *looking)
 			(object->last != NULL &&
 			 mr_version_compare(staging, telling->version, object->last) <= 0))
 			continue;
+		if (object->known || object->last != NULL)
+			remove_object(looking, object);
 		object->last = telling->version;
-		remove_object(looking, object);
 		foreach(lc, telling->told)
 			add_event(looking, telling, lfirst(lc));
 	}
