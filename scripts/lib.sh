@@ -111,7 +111,7 @@ missing_packages() {
 	local group package wanted=()
 	for group in "$@"; do
 		case $group in
-			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev libpq-dev libhiredis-dev libssl-dev) ;;
+			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev libpq-dev libhiredis-dev libcurl4-openssl-dev libssl-dev) ;;
 			demo) wanted+=(python3) ;;
 			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
 			matrix) wanted+=(mmdebstrap eatmydata debian-archive-keyring) ;;

@@ -15,6 +15,7 @@
 #	debezium   test/debezium/*: Debezium's connector on Kafka Connect
 #	cdc        test/cdc/*.py: changes of real PostgreSQL servers
 #	redis      test/redis/*: a real Redis, dictionaries over it
+#	delivery   test/delivery/*: channels to endpoints that misbehave, a real Redis and Kafka
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
@@ -30,7 +31,7 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka debezium cdc redis cron kill)
+all_groups=(check regress decode tap property kafka debezium cdc redis delivery cron kill)
 runs=${RUNS:-}
 limit=${LIMIT:-$((1200 + 60 * ${runs:-0}))}
 passed=0
@@ -153,6 +154,7 @@ test_kafka() { run_folder kafka; }
 test_debezium() { run_folder debezium; }
 test_cdc() { run_folder cdc; }
 test_redis() { run_folder redis; }
+test_delivery() { run_folder delivery; }
 test_cron() { run_folder cron; }
 
 # With named points at which processes can be killed; what is installed afterwards has none.
@@ -188,8 +190,8 @@ for group in "${groups[@]}"; do
 done
 
 needed=(build test)
-[[ ! " ${groups[*]} " =~ \ (kafka|debezium|kill)\  ]] || needed+=(kafka)
-[[ ! " ${groups[*]} " =~ \ redis\  ]] || needed+=(redis)
+[[ ! " ${groups[*]} " =~ \ (kafka|debezium|delivery|kill)\  ]] || needed+=(kafka)
+[[ ! " ${groups[*]} " =~ \ (redis|delivery)\  ]] || needed+=(redis)
 [[ ! " ${groups[*]} " =~ \ cron\  ]] || needed+=(cron)
 need_packages "${needed[@]}"
 if [ "${BUILD:-1}" = 1 ]; then

@@ -23,6 +23,11 @@ SELECT messages > 1000, dead_letters > 0 FROM millrace.run_stream('shop');
 SELECT count(millrace.push('shop', m, key => m ->> 'order_id')) > 3000 FROM (SELECT * FROM message ORDER BY md5(n::text)) AS x;
 SELECT a.messages, b.messages > 2000, b.dead_letters > 0 FROM millrace.run_stream('shop', 1000) a, millrace.run_stream('shop') b;
 
+-- alerts: each order once, whatever came how often
+SELECT rule, (count(*) = (SELECT count(DISTINCT m ->> 'order_id') FROM message WHERE CASE a.rule WHEN 'NEGATIVE_PRICE' THEN (m ->> 'price')::numeric < 0
+       ELSE (m ->> 'quantity')::integer <= 0 AND (m ->> 'price')::numeric >= 0 END)) AS as_many FROM millrace.alert a WHERE rule IN ('NEGATIVE_PRICE', 'INVALID_QUANTITY') GROUP BY rule ORDER BY rule;
+SELECT rule, count(*) > 100 AS fires, bool_and(suppressed IS NULL) AS to_be_sent FROM millrace.alert WHERE rule = 'RAPID_ORDERS' GROUP BY rule;
+
 -- orders as they are, and what is sold
 CREATE TEMP VIEW recomputed AS
 SELECT DISTINCT ON (m ->> 'order_id') m ->> 'order_id' AS order_id, (m ->> 'order_date')::timestamptz AS order_date, m ->> 'customer_id' AS customer_id, m ->> 'product_id' AS product_id,

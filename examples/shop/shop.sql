@@ -80,6 +80,14 @@ SELECT millrace.create_mart('gold.overall_metrics', $$
   FROM silver.orders $$);
 SELECT millrace.create_mart('gold.status_counts', $$ SELECT status, count(*) AS orders FROM bronze.orders GROUP BY status $$);
 
+-- alerts: judged on what came, before it is cleaned; channels => '{…}' says where they go
+SELECT millrace.create_rule('HIGH_VALUE_ORDER',    kind => 'match', source => 'bronze.orders', predicate => 'total > 10000', rule_group => 'order_check', ordinal => 1,
+  details => '{order_id, customer_id, product_name, total, quantity}', severity => 'critical');
+SELECT millrace.create_rule('SUSPICIOUS_QUANTITY', kind => 'match', source => 'bronze.orders', predicate => 'quantity > 50', rule_group => 'order_check', ordinal => 2, details => '{order_id, quantity}');
+SELECT millrace.create_rule('NEGATIVE_PRICE',      kind => 'match', source => 'bronze.orders', predicate => 'price < 0',     rule_group => 'order_check', ordinal => 3, details => '{order_id, price}');
+SELECT millrace.create_rule('INVALID_QUANTITY',    kind => 'match', source => 'bronze.orders', predicate => 'quantity <= 0', rule_group => 'order_check', ordinal => 4, details => '{order_id, quantity}');
+SELECT millrace.create_rule('RAPID_ORDERS', kind => 'frequency', source => 'bronze.orders', key => '{customer_id}', count => 5, within => '5 minutes');
+
 -- and views over them
 CREATE VIEW gold.top_products AS
   SELECT product_id, product_name, category, sum(order_count)::bigint AS order_count, sum(quantity_sold)::bigint AS quantity_sold, sum(revenue)::numeric(18,2) AS revenue
@@ -108,4 +116,5 @@ SELECT * FROM gold.top_products;
 SELECT * FROM gold.category_stats ORDER BY category;
 SELECT * FROM gold.region_stats ORDER BY region;
 SELECT reason, rejected FROM gold.rejected ORDER BY reason;
+SELECT rule, count(*) AS alerts, count(*) FILTER (WHERE suppressed IS NULL) AS to_be_sent FROM millrace.alert GROUP BY rule ORDER BY rule;
 \endif

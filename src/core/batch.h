@@ -82,6 +82,7 @@ typedef struct MrVersion
 	pg_uuid_t digest; /* breaks ties: of the raw value, or without a declared version its place */
 	int nrows; /* rows that pass filter and expectations */
 	MrRow *rows;
+	bool stale; /* not newer than what was staged before this batch; see MrStaging.each_version */
 	bool newest; /* of its object in this batch */
 	bool accepted; /* newest, and newer than what is staged */
 	bool known; /* accepted, and the object had been seen before this batch */
@@ -128,6 +129,7 @@ typedef struct MrStaged
 	int naccepted; /* versions that were accepted, sorted by key */
 	MrVersion **accepted;
 	struct List *key_hashes; /* what several targets want of the rows; see vault/key.c */
+	struct List *judged; /* what rules have found in the versions; see alert/judge.c */
 } MrStaged;
 
 /* Asks for the rows of the versions that come some way after number `v`. */
@@ -155,6 +157,7 @@ typedef struct MrBatch
 	struct List *failures; /* MrFailure *, what becomes dead letters */
 	bool waits; /* some message does; see MrMessage.waits */
 	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
+	bool again; /* it is filled from what the stream keeps, not by messages that have come */
 	int64 swept; /* objects that its MR_OP_SWEEP has removed; there may be more */
 } MrBatch;
 
@@ -176,6 +179,7 @@ typedef enum MrStage
 	MR_STAGE_STAGING,
 	MR_STAGE_VAULT,
 	MR_STAGE_MART,
+	MR_STAGE_ALERT,
 	MR_STAGE_POSITION,
 	MR_STAGE_COMMIT,
 	MR_STAGES

@@ -286,3 +286,32 @@ mr_hasher_end(MrHasher *hasher, pg_uuid_t *result)
 
 	mr_hasher_end_checked(hasher, result, &check);
 }
+
+/* RFC 2104 over SHA-256; PostgreSQL's own needs a resource owner, and so a transaction. */
+char *
+mr_hmac(const char *key, const char *text)
+{
+	uint8 block[SHA256_CBLOCK] = {0};
+	uint8 digest[SHA256_DIGEST_LENGTH];
+	char *hex = palloc0(SHA256_DIGEST_LENGTH * 2 + 1);
+	SHA256_CTX context;
+
+	if (strlen(key) > sizeof(block))
+		SHA256((const uint8 *) key, strlen(key), block);
+	else
+		memcpy(block, key, strlen(key));
+	for (int i = 0; i < SHA256_CBLOCK; i++)
+		block[i] ^= 0x36;
+	SHA256_Init(&context);
+	SHA256_Update(&context, block, sizeof(block));
+	SHA256_Update(&context, text, strlen(text));
+	SHA256_Final(digest, &context);
+	for (int i = 0; i < SHA256_CBLOCK; i++)
+		block[i] ^= 0x36 ^ 0x5c;
+	SHA256_Init(&context);
+	SHA256_Update(&context, block, sizeof(block));
+	SHA256_Update(&context, digest, sizeof(digest));
+	SHA256_Final(digest, &context);
+	hex_encode((const char *) digest, sizeof(digest), hex);
+	return hex;
+}

@@ -43,6 +43,9 @@ extern void mr_hasher_end_checked(MrHasher *hasher, pg_uuid_t *result, pg_uuid_t
  */
 extern void mr_hasher_end_checked(MrHasher *hasher, pg_uuid_t *result, pg_uuid_t *check);
 
+/* HMAC with SHA-256 of a text, in hexadecimal; in CurrentMemoryContext, outside any transaction or inside. */
+extern char *mr_hmac(const char *key, const char *text);
+
 /* The key that stands for NULL (zero key).  No hash equals it. */
 extern const pg_uuid_t mr_zero_key;
 

@@ -192,12 +192,12 @@ review_managers(void)
 	return present;
 }
 
-/* Stream workers in databases that have neither a manager nor an entry end, and their slots are freed. */
+/* Workers in databases that have neither a manager nor an entry end, and their slots are freed. */
 static void
-review_orphans(List *present)
+review_orphans(MrSlotKind kind, List *present)
 {
 	MrSlot *slots;
-	int n = mr_slot_list(MR_SLOT_STREAM, InvalidOid, &slots);
+	int n = mr_slot_list(kind, InvalidOid, &slots);
 	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < n; i++)
@@ -295,7 +295,8 @@ mr_launcher_main(Datum arg)
 		MemoryContextSwitchTo(turn);
 		MemoryContextReset(turn);
 		present = review_managers();
-		review_orphans(present);
+		review_orphans(MR_SLOT_STREAM, present);
+		review_orphans(MR_SLOT_DELIVERY, present);
 		wait = start_managers(present);
 		pgstat_report_activity(STATE_IDLE, NULL);
 

@@ -19,6 +19,7 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "core/delivery.h"
 #include "core/millrace.h"
 #include "core/record.h"
 #include "core/worker.h"
@@ -363,6 +364,7 @@ take_turn(MemoryContext context)
 	int nslots;
 	int kept = 0;
 	bool stopping = false;
+	MrDeliveryWanted delivery = {0};
 	List *ended;
 	ListCell *cell;
 	long wait;
@@ -387,7 +389,7 @@ take_turn(MemoryContext context)
 			else
 				mr_slot_stop(&slots[i], false);
 		}
-		return TICK;
+		return mr_delivery_manage(my_database, &delivery, TICK);
 	}
 	said_no_extension = false;
 
@@ -417,6 +419,7 @@ take_turn(MemoryContext context)
 		wanted[kept++] = wanted[i];
 	}
 	tidy_rows(slots, nslots);
+	mr_delivery_wanted(&delivery);
 	CommitTransactionCommand();
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(context);
@@ -426,7 +429,28 @@ take_turn(MemoryContext context)
 
 	/* Those that cannot run were skipped, those that run were skipped too: only the missing are left. */
 	wait = start_workers(wanted, kept, slots, nslots);
+	wait = mr_delivery_manage(my_database, &delivery, wait);
 	return stopping ? Min(wait, 1000) : wait;
+}
+
+/* Asks the workers of a kind to end; returns how many still run. */
+static int
+stop_kind(MrSlotKind kind)
+{
+	MrSlot *slots;
+	int n = mr_slot_list(kind, my_database, &slots);
+	int running = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (slots[i].state == MR_SLOT_ENDED)
+			continue;
+		running++;
+		mr_slot_stop(&slots[i], slots[i].stop && TimestampDifferenceExceeds(slots[i].since,
+																			GetCurrentTimestamp(),
+																			STOPPING_PATIENCE / 2));
+	}
+	return running;
 }
 
 /* The manager was asked to end: its workers end first. */
@@ -435,24 +459,10 @@ stop_workers(MemoryContext context)
 {
 	for (;;)
 	{
-		MrSlot *slots;
-		int n;
-		int running = 0;
-
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-		n = mr_slot_list(MR_SLOT_STREAM, my_database, &slots);
-		for (int i = 0; i < n; i++)
-		{
-			if (slots[i].state == MR_SLOT_ENDED)
-				continue;
-			running++;
-			mr_slot_stop(&slots[i], slots[i].stop && TimestampDifferenceExceeds(
-														 slots[i].since, GetCurrentTimestamp(),
-														 STOPPING_PATIENCE / 2));
-		}
-		if (running == 0)
+		if (stop_kind(MR_SLOT_STREAM) + stop_kind(MR_SLOT_DELIVERY) == 0)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
 						 PG_WAIT_EXTENSION);

@@ -16,8 +16,11 @@ PG_MODULE_MAGIC;
 char *mr_databases = NULL;
 char *mr_instance = NULL;
 char *mr_secrets_directory = NULL;
+char *mr_allowed_hosts = NULL;
+int mr_delivery_workers = 1;
 int mr_worker_memory = 256 * 1024;
 int mr_backfill_rows = 5000;
+int mr_rule_timeout = 1000;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -47,6 +50,20 @@ _PG_init(void)
 							"Rows that one chunk reads when a table is filled in the background.",
 							NULL, &mr_backfill_rows, 5000, 1, 1000000, PGC_USERSET, 0, NULL, NULL,
 							NULL);
+
+	DefineCustomIntVariable("millrace.rule_timeout",
+							"How long a rule may take for one row before it is suspended.",
+							"0 lets it take as long as it takes.", &mr_rule_timeout, 1000, 0,
+							INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"millrace.allowed_hosts", "Hosts to which requests over HTTP may go.",
+		"A comma-separated list of names, patterns such as *.example.com, "
+		"addresses and networks; private addresses only when they are listed.",
+		&mr_allowed_hosts, "api.telegram.org, hooks.slack.com", PGC_SIGHUP,
+		GUC_LIST_INPUT | GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.delivery_workers",
+							"Processes that send over webhooks and Telegram in each database.",
+							NULL, &mr_delivery_workers, 1, 1, 16, PGC_SIGHUP, 0, NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)
 	{

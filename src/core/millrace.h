@@ -15,8 +15,11 @@
 extern char *mr_databases;
 extern char *mr_instance;
 extern char *mr_secrets_directory;
+extern char *mr_allowed_hosts;
+extern int mr_delivery_workers;
 extern int mr_worker_memory; /* kB */
 extern int mr_backfill_rows;
+extern int mr_rule_timeout; /* ms; 0: none */
 
 /*
  * Three classes of errors (C10): data goes to the dead letters, configuration stops the stream until

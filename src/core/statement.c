@@ -99,6 +99,18 @@ mr_sql(const char *format, ...)
 	return SPI_processed;
 }
 
+uint64
+mr_sql_with(const char *sql, int nargs, const Oid *types, Datum *values, const char *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int result = SPI_execute_with_args(sql, nargs, (Oid *) types, values, nulls, false, 0);
+
+	if (result < 0)
+		elog(ERROR, "cannot run \"%s\": %s", sql, SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
+}
+
 Datum
 mr_sql_value(uint64 row, int column, bool *isnull)
 {

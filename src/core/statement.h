@@ -25,6 +25,10 @@ extern uint64 mr_statement_run(MrStatement *statement, Datum *values, const char
 /* The same for one time, from a format as in psprintf (quote identifiers and literals yourself). */
 extern uint64 mr_sql(const char *format, ...) pg_attribute_printf(1, 2);
 
+/* The same with parameters. */
+extern uint64 mr_sql_with(const char *sql, int nargs, const Oid *types, Datum *values,
+						  const char *nulls);
+
 /* Column `column` (from 1) of row `row` (from 0) of SPI_tuptable. */
 extern Datum mr_sql_value(uint64 row, int column, bool *isnull);
 extern char *mr_sql_text(uint64 row, int column); /* palloc'd, NULL when null */

@@ -2,7 +2,7 @@
  * worker.c
  *	  Slots of the worker tree in shared memory, wake-ups, and keeping away from a database.
  *
- * launcher → manager for each database → stream workers.  A parent gives a slot away (mr_slot_start) and
+ * launcher → manager for each database → stream and delivery workers.  A parent gives a slot away (mr_slot_start) and
  * registers the process with the postmaster; the process attaches to its slot before it connects, and ends
  * it when it exits, with the last error that it reported.  The parent reads that and frees the slot.
  *
@@ -77,6 +77,7 @@ static bool xact_callback_registered = false;
 static bool wake_manager_pending = false;
 static bool wake_launcher_pending = false;
 static bool wake_all_pending = false;
+static bool wake_delivery_pending = false;
 static int wake_pending_count = 0;
 static int32 wake_pending[MAX_PENDING_STREAMS];
 static bool holding = false;
@@ -187,7 +188,7 @@ end_slot(int code, Datum arg)
 		my_slot->exit_code = code;
 		my_slot->sqlstate = my_sqlstate;
 		memcpy(my_slot->reason, my_reason, sizeof(my_reason));
-		if (my_slot->kind == MR_SLOT_STREAM)
+		if (my_slot->kind != MR_SLOT_MANAGER)
 			wake_manager(my_slot->database);
 		else if (shared->launcher)
 			SetLatch(shared->launcher);
@@ -426,6 +427,21 @@ mr_worker_wake(int32 stream_id)
 	LWLockRelease(shared_lock);
 }
 
+/* Wakes the delivery workers of this database. */
+static void
+wake_delivery(void)
+{
+	LWLockAcquire(shared_lock, LW_SHARED);
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		MrSlot *slot = &shared->slots[i];
+
+		if (slot->kind == MR_SLOT_DELIVERY && slot->database == MyDatabaseId && slot->latch)
+			SetLatch(slot->latch);
+	}
+	LWLockRelease(shared_lock);
+}
+
 /* Ends this backend's holds. */
 static void
 release_holds(void)
@@ -457,6 +473,8 @@ at_transaction_end(XactEvent event, void *arg)
 			for (int i = 0; i < wake_pending_count; i++)
 				mr_worker_wake(wake_pending[i]);
 		}
+		if (wake_delivery_pending)
+			wake_delivery();
 		if (wake_manager_pending || wake_launcher_pending)
 		{
 			LWLockAcquire(shared_lock, LW_SHARED);
@@ -467,7 +485,7 @@ at_transaction_end(XactEvent event, void *arg)
 			LWLockRelease(shared_lock);
 		}
 	}
-	wake_all_pending = wake_manager_pending = wake_launcher_pending = false;
+	wake_all_pending = wake_delivery_pending = wake_manager_pending = wake_launcher_pending = false;
 	wake_pending_count = 0;
 	if (holding)
 		release_holds();
@@ -500,6 +518,16 @@ mr_worker_wake_at_commit(int32 stream_id)
 		wake_all_pending = true;
 	else
 		wake_pending[wake_pending_count++] = stream_id;
+}
+
+/* Wakes the delivery workers of this database when the current transaction has committed. */
+void
+mr_delivery_wake_at_commit(void)
+{
+	if (shared == NULL)
+		return;
+	register_xact_callback();
+	wake_delivery_pending = true;
 }
 
 /* Wakes the manager of this database when the current transaction has committed. */

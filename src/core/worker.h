@@ -1,6 +1,6 @@
 /*
  * worker.h
- *	  The worker tree: launcher → one manager for each database → stream workers.
+ *	  The worker tree: launcher → one manager for each database → stream workers and delivery workers.
  *
  * Each process has a slot in shared memory.  Everything here does nothing, quietly, when the library was not
  * preloaded.
@@ -21,11 +21,12 @@ extern void mr_utility_init(void);
 extern bool mr_worker_ready(void);
 
 /*
- * Wakes the workers of a stream in this database (0: of all streams), or the manager or the launcher: at
- * once, or when the current transaction commits.
+ * Wakes the workers of a stream in this database (0: of all streams), those that deliver, the manager or the
+ * launcher: at once, or when the current transaction commits.
  */
 extern void mr_worker_wake(int32 stream_id);
 extern void mr_worker_wake_at_commit(int32 stream_id);
+extern void mr_delivery_wake_at_commit(void);
 extern void mr_manager_wake_at_commit(void);
 extern void mr_launcher_wake_at_commit(void);
 
@@ -35,7 +36,8 @@ typedef enum MrSlotKind
 {
 	MR_SLOT_FREE = 0,
 	MR_SLOT_MANAGER,
-	MR_SLOT_STREAM
+	MR_SLOT_STREAM,
+	MR_SLOT_DELIVERY
 } MrSlotKind;
 
 typedef enum MrSlotState

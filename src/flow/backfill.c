@@ -158,6 +158,9 @@ restrict_staged(MrStaged *staged, const MrKeyPlace *reached)
 	bool *nulls = palloc(staging->desc->natts);
 	HeapTuple *old_rows = palloc(sizeof(HeapTuple) * Max(staged->nold, 1));
 	MrRow **new_rows = palloc(sizeof(MrRow *) * Max(staged->nnew, 1));
+	MrVersion *versions = MemoryContextAllocHuge(CurrentMemoryContext,
+												 sizeof(MrVersion) * Max(staged->nversions, 1));
+	int nversions = 0;
 	int nold = 0;
 	int nnew = 0;
 
@@ -173,6 +176,14 @@ restrict_staged(MrStaged *staged, const MrKeyPlace *reached)
 								key_of(staging, staged->new_rows[i]->values, key)))
 			new_rows[nnew++] = staged->new_rows[i];
 	}
+	for (int v = 0; v < staged->nversions; v++)
+	{
+		if (mr_key_place_covers(staging, reached, staged->versions[v].key))
+			versions[nversions++] = staged->versions[v];
+	}
+	staged->versions = versions;
+	staged->nversions = nversions;
+	staged->judged = NIL;
 	staged->old_rows = old_rows;
 	staged->nold = nold;
 	staged->new_rows = new_rows;
@@ -322,6 +333,7 @@ mr_backfill_batch(MrStream *stream, MrStaging *staging, MrStaged **staged)
 
 	batch->context = CurrentMemoryContext;
 	batch->stream = stream;
+	batch->again = true;
 	batch->loaded_at = GetCurrentTimestamp();
 	batch->nstaged = list_length(stream->stagings);
 	batch->staged = palloc0(sizeof(MrStaged) * batch->nstaged);

@@ -173,6 +173,7 @@ BEGIN
     UPDATE millrace.backfill b SET finished_at = clock_timestamp() WHERE b.target_id = target_id;
     UPDATE millrace.target t SET state = 'active' WHERE t.id = target_id;
     PERFORM millrace_internal.pit_renew(target_id);
+    PERFORM millrace_internal.rules_renew(target_id);
     PERFORM millrace_internal.changed(g.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
           WHERE s.target_id = target_id ORDER BY 1) AS g;
@@ -181,12 +182,12 @@ $$;
 COMMENT ON FUNCTION millrace_internal.backfill_end(integer) IS 'makes a target that has been filled an active one';
 
 CREATE VIEW millrace.backfill_status WITH (security_barrier) AS
-SELECT t.relation::text AS relation, t.kind,
+SELECT coalesce(r.name, t.relation::text) AS relation, t.kind,
        CASE WHEN t.state = 'active' THEN 'done' WHEN b.paused THEN 'paused' WHEN t.state = 'new' THEN 'waiting'
             WHEN b.failures > 0 THEN 'failed' ELSE 'filling' END AS state,
        coalesce(b.chunks, 0) AS chunks, coalesce(b.rows, 0) AS rows_done, b.estimate AS rows_estimate, b.since, b.finished_at,
        coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, greatest(t.horizon, t.redefined_at) AS horizon, t.owner::text AS owner
-FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id
+FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id LEFT JOIN millrace.rule r ON r.target_id = t.id
 WHERE (b.target_id IS NOT NULL OR t.state <> 'active') AND millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.backfill_status IS 'how far targets are filled that were declared over what is there already; they are not complete before';
 COMMENT ON COLUMN millrace.backfill_status.state IS

@@ -107,6 +107,23 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_dictionary(millrace.dictionary) IS 'the SQL that declares a dictionary';
 
+CREATE FUNCTION millrace_internal.describe_channel(described millrace.channel) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_channel', described.name, ARRAY[
+               'server => ' || millrace_internal.readable_literal(described.server::text),
+               'options => ' || millrace_internal.readable_members('options', ARRAY(
+                    SELECT to_json(o.key) || ': ' || o.value FROM json_each(described.options) WITH ORDINALITY AS o (key, value, n) ORDER BY n)),
+               'message => ' || millrace_internal.readable_literal(described.message),
+               'give_up => ' || millrace_internal.readable_literal(nullif(described.give_up, '24 hours')::text),
+               'digest_above => ' || nullif(described.digest_above, 20),
+               'on_promote => ' || millrace_internal.readable_literal(nullif(described.on_promote, 'send')),
+               CASE WHEN described.retention IS DISTINCT FROM interval '7 days'
+                    THEN 'retention => ' || coalesce(millrace_internal.readable_literal(described.retention::text), 'NULL') END])
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_channel(millrace.channel) IS 'the SQL that declares a channel';
+
 -- How many tables stand before a stream, each of which enriches the next one's messages.
 CREATE FUNCTION millrace_internal.stream_level(stream_id integer, depth integer DEFAULT 0) RETURNS integer
 LANGUAGE plpgsql STABLE
@@ -519,6 +536,46 @@ END
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_mart(millrace.target) IS 'the SQL that declares a mart';
 
+-- ---- rules -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.describe_rule(described millrace.target) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_rule', r.name, ARRAY[
+               'kind => ' || millrace_internal.readable_literal(r.kind),
+               'source => ' || millrace_internal.readable_literal(d ->> 'source'),
+               'predicate => ' || millrace_internal.readable_literal(d ->> 'predicate'),
+               CASE WHEN (d ->> 'of_objects' = 'false' OR r.kind IN ('frequency', 'absence')) AND d ->> 'key' <> '[]' THEN 'key => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'key'))) END,
+               'details => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'details'))),
+               'channels => ' || millrace_internal.readable_list(ARRAY(SELECT c.name FROM unnest(r.channels) WITH ORDINALITY AS u (id, n) JOIN millrace.channel c ON c.id = u.id ORDER BY n)),
+               'severity => ' || millrace_internal.readable_literal(nullif(r.severity, 'warning')),
+               'rule_group => ' || millrace_internal.readable_literal(r.rule_group),
+               'ordinal => ' || r.ordinal,
+               CASE WHEN d ->> 'again' = 'true' THEN 'again => true' END,
+               'event_time => ' || millrace_internal.readable_literal(d ->> 'event_time'),
+               'group_by => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'group_by'))),
+               'count => ' || (d ->> 'count'),
+               'distinct_values => ' || millrace_internal.readable_literal(d ->> 'distinct_values'),
+               'sum => ' || millrace_internal.readable_literal((regexp_match(d ->> 'sum', '^\((.*)\)::pg_catalog.numeric$'))[1]),
+               'at_least => ' || (d ->> 'at_least'),
+               'within => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'within')::double precision / 1000000)::text),
+               'lateness => ' || millrace_internal.readable_literal(make_interval(secs => nullif(d ->> 'lateness', d ->> 'within')::double precision / 1000000)::text),
+               'max_ahead => ' || millrace_internal.readable_literal(nullif(make_interval(secs => (d ->> 'max_ahead')::double precision / 1000000), '1 minute')::text),
+               'resolve_when => ' || millrace_internal.readable_literal(d ->> 'resolve_when'),
+               'for_interval => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'for_interval')::double precision / 1000000)::text),
+               'forget => ' || millrace_internal.readable_literal(make_interval(secs => (d ->> 'forget')::double precision / 1000000)::text),
+               'tag => ' || millrace_internal.readable_literal(d ->> 'tag'),
+               CASE WHEN r.max_age IS NULL THEN 'max_age => NULL' ELSE 'max_age => ' || millrace_internal.readable_literal(nullif(r.max_age, '1 hour')::text) END,
+               'cooldown => ' || millrace_internal.readable_literal(r.cooldown::text),
+               'repeat_every => ' || millrace_internal.readable_literal(r.repeat_every::text),
+               CASE WHEN r.send_resolved THEN 'send_resolved => true' END,
+               CASE WHEN r.send_history THEN 'send_history => true' END,
+               CASE WHEN r.retention IS NULL THEN 'retention => NULL' ELSE 'retention => ' || millrace_internal.readable_literal(nullif(r.retention, '90 days')::text) END])
+    FROM millrace.rule r, (SELECT described.definition AS d) AS definition WHERE r.target_id = described.id
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_rule(millrace.target) IS 'the SQL that declares a rule';
+
 -- ---- describe ----------------------------------------------------------------------------------------------
 
 CREATE FUNCTION millrace_internal.describe_target(described millrace.target) RETURNS text
@@ -550,6 +607,7 @@ DECLARE
     staging millrace.staging;
     target millrace.target;
     dictionary millrace.dictionary;
+    channel millrace.channel;
     relation regclass;
     owner regrole;
     other text;
@@ -567,8 +625,10 @@ BEGIN
                     UNION ALL
                     SELECT 3 * millrace_internal.stream_level(s.stream_id) + 2, s.id, millrace_internal.describe_staging(s) FROM millrace.staging s WHERE millrace_internal.may_read(caller, s.owner)
                     UNION ALL
+                    SELECT 900, c.id, millrace_internal.describe_channel(c) FROM millrace.channel c WHERE millrace_internal.may_read(caller, c.owner)
+                    UNION ALL
                     -- What was replaced may stand on something newer than it is.
-                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
     IF kind = 'stream' THEN
@@ -577,6 +637,12 @@ BEGIN
     ELSIF kind = 'dictionary' THEN
         SELECT d.* INTO dictionary FROM millrace.dictionary d WHERE d.name = name;
         owner := dictionary.owner;
+    ELSIF kind = 'channel' THEN
+        SELECT c.* INTO channel FROM millrace.channel c WHERE c.name = name;
+        owner := channel.owner;
+    ELSIF kind = 'rule' THEN
+        SELECT t.* INTO target FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id WHERE r.name = name;
+        owner := target.owner;
     ELSE
         relation := millrace_internal.relation(name);
         SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
@@ -587,12 +653,13 @@ BEGIN
         SELECT k.kind INTO other FROM (SELECT 'staging' AS kind, s.relation FROM millrace.staging s UNION ALL SELECT t.kind, t.relation FROM millrace.target t) AS k
         WHERE k.relation = relation;
         RAISE EXCEPTION '% "%" does not exist', kind, coalesce(name, 'NULL')
-            USING ERRCODE = 'undefined_object', HINT = coalesce(format('It is of kind %s.', other), 'describe() without arguments shows what there is.');
+            USING ERRCODE = 'undefined_object', HINT = coalesce('It is of kind ' || other || '.', 'describe() without arguments shows what there is.');
     END IF;
     IF NOT millrace_internal.may_read(caller, owner) THEN
         RAISE EXCEPTION 'must be owner of % "%"', kind, name USING ERRCODE = 'insufficient_privilege';
     END IF;
-    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'staging' THEN millrace_internal.describe_staging(staging)
+    RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'channel' THEN millrace_internal.describe_channel(channel)
+                WHEN 'staging' THEN millrace_internal.describe_staging(staging)
                 ELSE millrace_internal.describe_target(target) END;
 END
 $fn$;
@@ -601,6 +668,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, staging table, hub, link, satellite, point-in-time table or mart as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, point-in-time table, mart or rule as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

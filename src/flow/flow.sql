@@ -124,6 +124,7 @@ BEGIN
     WHERE s.fence <> millrace_internal.fence() AND pg_has_role(caller, s.owner, 'USAGE');
     GET DIAGNOSTICS adopted = ROW_COUNT;
     PERFORM millrace_internal.wake(0);
+    PERFORM millrace_internal.adopt_channels(caller, outbox);
     SELECT count(*) INTO others FROM millrace.stream s WHERE s.fence <> millrace_internal.fence();
     IF others > 0 THEN
         RAISE NOTICE '% streams of other owners stay fenced', others;
@@ -186,7 +187,7 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY SELECT 'warning', validate_table.subject, format('Trino does not see column "%s" of type %s', u.name, u.type), u.hint
-    FROM millrace_internal.unseen_columns(relation) u;
+    FROM millrace_internal.unseen_columns(relation) u WHERE kind <> 'rule';
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.validate_table(regclass, text, integer, regrole) IS 'what is wrong with a table that millrace writes';
@@ -250,6 +251,10 @@ BEGIN
      WHERE t.stream_id = stream.id AND stream.server IS NOT NULL AND t.definition #>> '{version,type}' IS NULL
        AND (SELECT count(*) FROM millrace.stream_position p WHERE p.stream_id = stream.id) > 1 ORDER BY t.id)
     UNION ALL
+    (SELECT 'error', format('rule %s', r.name), 'it is suspended: ' || r.reason, format('When it is mended, call millrace.retry_rule(%L).', r.name)
+     FROM millrace.rule r
+     WHERE r.suspended_at IS NOT NULL AND EXISTS (SELECT FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = r.target_id AND g.stream_id = stream.id) ORDER BY r.name)
+    UNION ALL
     (SELECT CASE WHEN b.last_error IS NOT NULL AND t.state <> 'active' THEN 'error' ELSE 'info' END, format('%s %s', t.kind, t.relation),
             CASE WHEN t.state = 'new' THEN 'it waits for the next batch of its stream' WHEN b.last_error IS NULL THEN 'it is being filled' ELSE 'it cannot be filled: ' || b.last_error END,
             'See millrace.backfill_status.'
@@ -271,16 +276,29 @@ $$;
 COMMENT ON FUNCTION millrace_internal.validate_state(millrace.stream) IS 'what of a stream somebody should see to';
 
 -- millrace.validate()
-CREATE FUNCTION millrace_internal.validate(caller regrole, name text)
+CREATE FUNCTION millrace_internal.validate(caller regrole, name text, send boolean)
     RETURNS TABLE (severity text, subject text, message text, hint text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     stream millrace.stream;
+    channel millrace.channel;
 BEGIN
+    IF EXISTS (SELECT FROM millrace.channel c WHERE c.name = validate.name) THEN
+        channel := millrace_internal.own_channel(caller, validate.name);
+        RETURN QUERY SELECT v.* FROM millrace_internal.validate_channel(channel, coalesce(send, false)) v;
+        IF NOT EXISTS (SELECT FROM millrace.stream s WHERE s.name = validate.name) THEN
+            RETURN;
+        END IF;
+    ELSIF send THEN
+        channel := millrace_internal.own_channel(caller, validate.name);
+    END IF;
     IF name IS NOT NULL THEN
         PERFORM millrace_internal.own_stream(caller, name);
     END IF;
+    FOR channel IN SELECT c.* FROM millrace.channel c WHERE validate.name IS NULL AND pg_has_role(caller, c.owner, 'USAGE') ORDER BY c.name LOOP
+        RETURN QUERY SELECT v.* FROM millrace_internal.validate_channel(channel, false) v;
+    END LOOP;
     FOR stream IN SELECT s.* FROM millrace.stream s
                   WHERE (s.name = validate.name OR validate.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE') ORDER BY s.name LOOP
         RETURN QUERY SELECT v.* FROM millrace_internal.validate_stream(stream) v;
@@ -294,7 +312,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.validate(regrole, text) IS 'the other half of millrace.validate()';
+COMMENT ON FUNCTION millrace_internal.validate(regrole, text, boolean) IS 'the other half of millrace.validate()';
 
 -- What users call.
 CREATE FUNCTION millrace.start_stream(name text) RETURNS void
@@ -316,12 +334,12 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.adopt(text) IS
     'makes this instance the one that runs one''s streams after a restore or a copy; they stay stopped; returns how many';
 
-CREATE FUNCTION millrace.validate(name text DEFAULT NULL) RETURNS TABLE (severity text, subject text, message text, hint text)
+CREATE FUNCTION millrace.validate(name text DEFAULT NULL, send boolean DEFAULT false) RETURNS TABLE (severity text, subject text, message text, hint text)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.validate(text) IS
-    'connects to the endpoint of a stream (NULL: of all of one''s streams) and says what is wrong with it and its tables: error, warning or info';
+COMMENT ON FUNCTION millrace.validate(text, boolean) IS
+    'connects to the endpoint of a stream (NULL: of all of one''s streams) and says what is wrong with it and its tables, or with a channel: error, warning or info; with send => true one message is sent over the channel';
 
 REVOKE ALL ON FUNCTION millrace.start_stream(text), millrace.stop_stream(text), millrace.reset_stream(text, text),
-    millrace.adopt(text), millrace.validate(text) FROM PUBLIC;
+    millrace.adopt(text), millrace.validate(text, boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.start_stream(text), millrace.stop_stream(text), millrace.reset_stream(text, text),
-    millrace.adopt(text), millrace.validate(text) TO millrace_admin;
+    millrace.adopt(text), millrace.validate(text, boolean) TO millrace_admin;

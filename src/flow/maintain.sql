@@ -47,6 +47,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     kept millrace.stream;
     staging millrace.staging;
+    channel millrace.channel;
     now timestamptz := clock_timestamp();
 BEGIN
     IF maintain.name IS NOT NULL THEN
@@ -70,6 +71,24 @@ BEGIN
             RETURN NEXT;
         END IF;
     END LOOP;
+    IF maintain.name IS NULL THEN
+        FOR subject, rows IN SELECT m.subject, m.rows FROM millrace_internal.maintain_rules(caller) m LOOP
+            stream := NULL;
+            action := 'deleted';
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+    -- Delivery workers do the same, a little at a time.
+    FOR channel IN SELECT c.* FROM millrace.channel c
+                   WHERE maintain.name IS NULL AND pg_has_role(caller, c.owner, 'USAGE') AND c.retention IS NOT NULL ORDER BY c.name LOOP
+        stream := NULL;
+        subject := 'channel ' || channel.name;
+        action := 'deleted';
+        rows := millrace_internal.trim_outbox(channel);
+        IF rows > 0 THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
     FOR staging IN SELECT g.* FROM millrace.staging g JOIN millrace.stream s ON s.id = g.stream_id
                    WHERE (s.name = maintain.name OR maintain.name IS NULL) AND pg_has_role(caller, s.owner, 'USAGE')
                      AND g.log_retention IS NOT NULL AND EXISTS (SELECT FROM pg_class c WHERE c.oid = g.log)
@@ -87,6 +106,6 @@ COMMENT ON FUNCTION millrace_internal.maintain(regrole, text) IS 'the other half
 CREATE FUNCTION millrace.maintain(name text DEFAULT NULL) RETURNS TABLE (stream text, subject text, action text, rows bigint)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.maintain(text) IS
-    'removes dead letters, incidents and logs that are older than their retention, of one stream or of all of one''s streams; returns what it did';
+    'removes dead letters, incidents and logs that are older than their retention, of one stream or of all of one''s streams, then also what channels have sent; returns what it did';
 REVOKE ALL ON FUNCTION millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.maintain(text) TO millrace_admin;

@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "alert/rule.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
 #include "core/statement.h"
@@ -16,7 +17,7 @@
 
 /* All kinds of targets; a new kind is a new file and a line here. */
 static const MrTargetKind *const kinds[] = {&mr_hub_kind, &mr_link_kind, &mr_satellite_kind,
-											&mr_pit_kind, &mr_mart_kind};
+											&mr_pit_kind, &mr_mart_kind, &mr_rule_kind};
 
 static const MrTargetKind *
 kind_named(const char *name)
@@ -39,8 +40,7 @@ compare_targets(const ListCell *left, const ListCell *right)
 	const MrTarget *l = lfirst(left);
 	const MrTarget *r = lfirst(right);
 
-	if (l->kind->phase != MR_PHASE_MART && r->kind->phase != MR_PHASE_MART &&
-		l->shared != r->shared)
+	if (l->kind->phase < MR_PHASE_MART && r->kind->phase < MR_PHASE_MART && l->shared != r->shared)
 		return l->shared ? 1 : -1;
 	if (l->kind->phase != r->kind->phase)
 		return l->kind->phase < r->kind->phase ? -1 : 1;
@@ -129,6 +129,7 @@ mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool
 							 "JOIN millrace.staging g ON g.id = s.staging_id "
 							 "WHERE s.target_id = t.id AND g.stream_id = %d)",
 							 stream_id));
+		mr_rules_arrange(stream->targets);
 		*pending = mr_sql("SELECT FROM millrace.target t "
 						  "JOIN millrace.target_source s ON s.target_id = t.id "
 						  "JOIN millrace.staging g ON g.id = s.staging_id "
@@ -149,6 +150,8 @@ mr_flow_compile_target(MrStream *stream, int32 target_id)
 
 	mr_run_as(&saved, mr_extension_owner());
 	targets = load_targets(stream, psprintf("id = %d", target_id));
+	if (targets != NIL)
+		mr_rule_arrange_alone(linitial(targets), stream->targets);
 	mr_run_back(&saved);
 	return targets == NIL ? NULL : linitial(targets);
 }
@@ -182,7 +185,7 @@ mr_flow_activate(MrStream *stream)
 
 	count = mr_sql(
 		"SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
-		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 ELSE 5 END AS phase FROM millrace.target t "
+		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 WHEN 'mart' THEN 5 ELSE 6 END AS phase FROM millrace.target t "
 		"JOIN millrace.target_source s ON s.target_id = t.id "
 		"JOIN millrace.staging g ON g.id = s.staging_id "
 		"WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",

@@ -251,7 +251,9 @@ static void
 show_target(Preview *preview, const MrTarget *target)
 {
 	const char *kind = target->kind->name;
-	const char *name = mr_relation_name(target->relid);
+	bool is_rule = target->kind->phase == MR_PHASE_RULE;
+	const char *name = is_rule ? target->name : mr_relation_name(target->relid);
+	Oid reader = is_rule ? mr_extension_owner() : target->owner;
 	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext, false);
 	Datum touched;
 	char *sql[4];
@@ -282,8 +284,8 @@ show_target(Preview *preview, const MrTarget *target)
 		see_keys(preview, target->owner, false, sql[3], &keys);
 	}
 	touched = makeArrayResult(keys, CurrentMemoryContext);
-	before = see(preview, target->owner, true, sql[0], touched, &nbefore);
-	after = see(preview, target->owner, false, sql[1], touched, &nafter);
+	before = see(preview, reader, true, sql[0], touched, &nbefore);
+	after = see(preview, reader, false, sql[1], touched, &nafter);
 	for (uint64 i = 0; i < nafter; i++)
 	{
 		char *was = NULL;

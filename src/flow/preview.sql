@@ -68,7 +68,10 @@ DECLARE
     own CONSTANT text := CASE id_column WHEN 'xmin' THEN '(%1$s.xmin = ANY ($1) OR %1$s.xmax = ANY ($1))' ELSE '%s.xmax = ANY ($1)' END;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
-    IF target.kind = 'pit' THEN
+    IF target.kind = 'rule' THEN
+        RETURN format('SELECT a.occurrence, pg_catalog.json_build_object(%s)::text FROM millrace.rule_alert AS a WHERE a.rule_id = %s AND a.%s = ANY ($1) ORDER BY a.id',
+            '''key'', a.key, ''occurrence'', a.occurrence, ''severity'', a.severity, ''event_time'', a.event_time, ''details'', a.details, ''suppressed'', a.suppressed', target.id, id_column);
+    ELSIF target.kind = 'pit' THEN
         -- Spans, for they stand for any number of snapshots; under the names that the view has, which shows snapshot_at in the place of both times.
         RETURN format('SELECT pg_catalog.row_to_json(ROW(s.hash_key, s.from_at))::text, (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text '
                       'FROM millrace_state.pit_%s AS s WHERE %s AND s.from_at > ''-infinity'' ORDER BY 1',

@@ -281,6 +281,7 @@ sub_batch(const MrBatch *batch, int from, int to)
 				continue;
 			staged->versions[staged->nversions] = *version;
 			staged->versions[staged->nversions].newest = false;
+			staged->versions[staged->nversions].stale = false;
 			staged->versions[staged->nversions].accepted = false;
 			staged->nversions++;
 		}
@@ -367,7 +368,7 @@ write_step(void *argument)
 	{
 		MrTarget *target = lfirst(lc);
 
-		in_mart = target->kind->phase == MR_PHASE_MART;
+		in_mart = target->kind->phase >= MR_PHASE_MART;
 		for (int i = 0; i < target->nsources; i++)
 		{
 			if (target->sources[i].staging != NULL)
@@ -376,7 +377,9 @@ write_step(void *argument)
 		INSTR_TIME_SET_CURRENT(start);
 		target->written = 0;
 		MemoryContextSwitchTo(context);
-		target->kind->apply(target, mr_backfill_restrict(target, in_mart ? step->part : complete));
+		target->kind->apply(
+			target, mr_backfill_restrict(target, target->kind->phase == MR_PHASE_MART ? step->part
+																					  : complete));
 		MemoryContextSwitchTo(step->batch->context);
 		MemoryContextReset(context);
 		mr_flow_stats_add(target->kind->stage, start, target->written);

@@ -160,7 +160,9 @@ count_rows(const MrTarget *target)
 	int64 count;
 
 	(void) mr_sql("SELECT count(*)::text FROM %s",
-				  target->kind->filled_from == MR_FILLED_BY_ITSELF
+				  target->kind->phase == MR_PHASE_RULE
+					  ? psprintf("millrace.rule_state WHERE rule_id = %d", target->id)
+				  : target->kind->filled_from == MR_FILLED_BY_ITSELF
 					  ? psprintf("millrace_state.%s_%d", target->kind->name, target->id)
 					  : mr_relation_name(target->relid));
 	count = strtoll(mr_sql_text(0, 1), NULL, 10);

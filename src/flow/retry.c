@@ -59,7 +59,29 @@ retry_letters(int32 stream_id, ArrayType *ids, Outcome *outcome)
 	mr_flow_close(flow);
 }
 
-/* Tries those of the letters that are open and of streams of the caller's. */
+/* Puts those into the outbox again that are of channels of the caller's; returns how many. */
+static int64
+retry_deliveries(ArrayType *ids)
+{
+	static const Oid types[] = {INT8ARRAYOID, OIDOID};
+	Datum arguments[] = {PointerGetDatum(ids), ObjectIdGetDatum(GetUserId())};
+	MrRunAs saved;
+	int64 count;
+	bool isnull;
+
+	mr_run_as(&saved, mr_extension_owner());
+	(void) mr_sql_with("SELECT millrace_internal.retry_deliveries(ARRAY(SELECT l.id "
+					   "FROM millrace.letter l JOIN millrace.channel c ON c.id = l.channel_id "
+					   "WHERE l.id = ANY ($1) AND l.state = 'open' "
+					   "AND pg_catalog.pg_has_role($2, c.owner, 'USAGE')))",
+					   lengthof(types), types, arguments, NULL);
+	count = DatumGetInt64(mr_sql_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	mr_run_back(&saved);
+	return count;
+}
+
+/* Tries those of the letters that are open and of streams or channels of the caller's. */
 static void
 retry_ids(ArrayType *ids, Outcome *outcome)
 {
@@ -89,10 +111,11 @@ retry_ids(ArrayType *ids, Outcome *outcome)
 	SPI_freetuptable(SPI_tuptable);
 	for (uint64 i = 0; i < count; i++)
 		retry_letters(streams[i], ids, outcome);
+	outcome->taken += retry_deliveries(ids);
 	mr_settings_unpin(nest_level);
 }
 
-/* Removes those of the letters that are of streams of the caller's; returns how many. */
+/* Removes those of the letters that are of streams or channels of the caller's; returns how many. */
 static int64
 discard_ids(ArrayType *ids)
 {
@@ -103,10 +126,11 @@ discard_ids(ArrayType *ids)
 
 	mr_run_as(&saved, mr_extension_owner());
 	count = mr_statement_run(
-		mr_statement_create("DELETE FROM millrace.letter l USING millrace.stream s "
-							"WHERE s.id = l.stream_id AND l.id = ANY ($1) "
-							"AND pg_catalog.pg_has_role($2, s.owner, 'USAGE')",
-							2, types),
+		mr_statement_create(
+			"DELETE FROM millrace.letter l WHERE l.id = ANY ($1) AND pg_catalog.pg_has_role($2, "
+			"coalesce((SELECT s.owner FROM millrace.stream s WHERE s.id = l.stream_id), "
+			"(SELECT c.owner FROM millrace.channel c WHERE c.id = l.channel_id)), 'USAGE')",
+			2, types),
 		arguments, NULL);
 	mr_run_back(&saved);
 	return (int64) count;

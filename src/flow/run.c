@@ -254,6 +254,39 @@ follow_definitions(MrFlow *flow)
 	return true;
 }
 
+/* Gives targets their turn; the stream is locked. */
+static void
+tick_targets(MrFlow *flow, bool caught_up)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace tick",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext previous = MemoryContextSwitchTo(context);
+	ListCell *lc;
+
+	foreach(lc, flow->stream->targets)
+	{
+		MrTarget *target = lfirst(lc);
+
+		if (target->kind->tick != NULL)
+			target->kind->tick(target, caught_up);
+	}
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(context);
+}
+
+static bool
+has_ticks(const MrFlow *flow)
+{
+	ListCell *lc;
+
+	foreach(lc, flow->stream->targets)
+	{
+		if (((MrTarget *) lfirst(lc))->kind->tick != NULL)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Gives the source its turn between batches, about once a second.  False when the stream is not what it was:
  * a source that has nothing would not find out.
@@ -270,6 +303,13 @@ tick(MrFlow *flow)
 	current = still_current(flow);
 	if (current && flow->kind->tick != NULL)
 		flow->kind->tick(flow->source);
+	if (current && flow->worker == 0 && has_ticks(flow))
+	{
+		mr_stream_lock(flow->stream_id, false);
+		current = still_current(flow) && follow_definitions(flow);
+		if (current)
+			tick_targets(flow, flow->idle && mr_source_problem(flow->source) == NULL);
+	}
 	if (current)
 		mr_flow_stats_write(flow->stream, flow->worker, false);
 	commit_transaction();
@@ -407,7 +447,8 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	if (!flow->kind->in_transaction)
 	{
 		fetch(flow, BATCH_MESSAGES, wait_ms);
-		if (flow->batch->nmessages == 0)
+		flow->idle = flow->batch->nmessages == 0;
+		if (flow->idle)
 			return 0;
 		look_up_ahead(flow);
 		MemoryContextSwitchTo(previous);
@@ -424,6 +465,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	if (flow->kind->in_transaction)
 		fetch(flow, BATCH_MESSAGES, 0);
 	consumed = flow->batch->nmessages;
+	flow->idle = consumed == 0;
 	if (consumed > 0)
 	{
 		consumed = process_and_advance(flow, &letters);
@@ -768,6 +810,8 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		}
 		if (flow->stream->stop_reason != NULL)
 			ereport(WARNING, (errmsg("%s", flow->stream->stop_reason)));
+		else
+			tick_targets(flow, messages < limit);
 		mr_flow_stats_write(flow->stream, 0, true);
 		mr_run_back(&saved);
 	}

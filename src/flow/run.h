@@ -21,6 +21,7 @@ struct MrFlow
 	const MrSourceKind *kind;
 	MrSource *source;
 	MrBatch *batch;
+	bool idle; /* there was nothing to fetch the last time */
 	TimestampTz ticked_at;
 	TimestampTz fill_at; /* not before, look for something to fill */
 	int fill_failures; /* in a row */

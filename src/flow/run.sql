@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION millrace.run_stream(text, bigint) TO millrace_admin;
 CREATE FUNCTION millrace.retry(ids bigint[], OUT taken bigint, OUT superseded bigint, OUT refused bigint)
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_retry';
 COMMENT ON FUNCTION millrace.retry(bigint[]) IS
-    'maps dead letters of one''s streams again, with their version and position; what is taken now is removed, what a newer version has overtaken is closed';
+    'maps dead letters of one''s streams again, with their version and position; what is taken now is removed, what a newer version has overtaken is closed; those of channels are sent again, out of order';
 CREATE FUNCTION millrace.retry(id bigint, OUT taken bigint, OUT superseded bigint, OUT refused bigint)
 LANGUAGE sql STRICT AS 'SELECT * FROM millrace.retry(ARRAY[id])';
 COMMENT ON FUNCTION millrace.retry(bigint) IS 'maps one dead letter again';

@@ -13,7 +13,7 @@
 #include "portability/instr_time.h"
 
 static const char *const stage_names[MR_STAGES] = {
-	"fetch", "decode", "enrich", "map", "staging", "vault", "mart", "position", "commit"};
+	"fetch", "decode", "enrich", "map", "staging", "vault", "mart", "alert", "position", "commit"};
 
 static MrStageTime counted[MR_STAGES];
 static TimestampTz written_at;

@@ -104,11 +104,11 @@ SELECT s.name AS stream, t.worker, t.stage, t.batches, t.rows, t.seconds,
        CASE WHEN t.seconds > 0 THEN t.rows / t.seconds END AS rows_per_second, t.since
 FROM millrace.stage_time t JOIN millrace.stream s ON s.id = t.stream_id
 WHERE millrace_internal.may_watch(s.owner)
-ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging, vault, mart, position, commit}'::text[], t.stage);
+ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging, vault, mart, alert, position, commit}'::text[], t.stage);
 COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
 
 CREATE VIEW millrace.target_status WITH (security_barrier) AS
-SELECT t.relation::text AS relation, t.kind, t.state, greatest(t.horizon, t.redefined_at) AS horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
+SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), t.relation::text) AS relation, t.kind, t.state, greatest(t.horizon, t.redefined_at) AS horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
        (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = t.id) AS sources,
        t.owner::text AS owner
 FROM millrace.target t
@@ -118,7 +118,35 @@ COMMENT ON COLUMN millrace.target_status.state IS 'new until the first batch aft
 COMMENT ON COLUMN millrace.target_status.horizon IS 'from when on it has what its sources say, as it is defined now; -infinity: from their beginning';
 COMMENT ON COLUMN millrace.target_status.skipped IS 'rows without the key that a hub needs, or without any key of a link';
 
-GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status TO PUBLIC;
+CREATE VIEW millrace.channel_status WITH (security_barrier) AS
+SELECT c.name AS channel, c.kind, c.server::text AS server,
+       CASE WHEN NOT millrace_internal.may_send(c) THEN 'fenced'
+            WHEN millrace_internal.background() IS NOT NULL THEN 'stopped'
+            WHEN s.problem IS NOT NULL THEN 'failed'
+            WHEN s.failures > 0 THEN 'failing'
+            WHEN s.not_before > clock_timestamp() THEN 'paused'
+            WHEN q.waiting + q.sending > 0 THEN 'sending'
+            ELSE 'idle' END AS state,
+       q.waiting AS waiting, q.sending AS sending, q.oldest,
+       (SELECT count(*) FROM millrace.delivery d WHERE d.channel_id = c.id AND d.state = 'sent' AND d.done_at > clock_timestamp() - interval '1 minute') AS sent_last_minute,
+       s.sent, s.last_sent_at, s.failures, s.not_before AS next_at,
+       CASE WHEN NOT millrace_internal.may_send(c) THEN 'the channel belongs to another instance; see millrace.adopt()' ELSE coalesce(s.problem, s.last_error) END AS last_error,
+       s.last_error_at, (SELECT count(*) FROM millrace.letter l WHERE l.channel_id = c.id AND l.state = 'open') AS dead_letters, pg_catalog.pg_get_userbyid(c.owner)::text AS owner
+FROM millrace.channel c
+JOIN millrace.channel_state s ON s.channel_id = c.id
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE m.state = 'waiting') AS waiting, count(*) FILTER (WHERE m.state = 'claimed') AS sending, min(m.created_at) AS oldest
+    FROM millrace.outbox_message m WHERE m.channel_id = c.id AND m.state IN ('waiting', 'claimed')) AS q
+WHERE millrace_internal.may_watch(c.owner);
+COMMENT ON VIEW millrace.channel_status IS 'channels: what waits, how fast it goes, what is wrong';
+COMMENT ON COLUMN millrace.channel_status.state IS
+    'idle, sending, failing (one message at a time is tried), paused (told to wait), failed (until something is changed), stopped (nothing runs in the background), fenced (see adopt())';
+COMMENT ON COLUMN millrace.channel_status.waiting IS 'messages that nobody has begun to send';
+COMMENT ON COLUMN millrace.channel_status.sending IS 'messages that are being sent, or are tried again later';
+COMMENT ON COLUMN millrace.channel_status.failures IS 'in a row';
+COMMENT ON COLUMN millrace.channel_status.next_at IS 'when it is tried again';
+
+GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status, millrace.channel_status TO PUBLIC;
 
 -- millrace.reset_stage_stats()
 CREATE FUNCTION millrace_internal.reset_stage_stats(caller regrole, stream text) RETURNS void

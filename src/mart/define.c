@@ -8,6 +8,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "core/catalog.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "executor/executor.h"
@@ -28,6 +29,7 @@
 #include "utils/ruleutils.h"
 
 PG_FUNCTION_INFO_V1(millrace_mart_query);
+PG_FUNCTION_INFO_V1(millrace_mart_groups);
 PG_FUNCTION_INFO_V1(millrace_mart_layout);
 PG_FUNCTION_INFO_V1(millrace_mart_rebuild);
 PG_FUNCTION_INFO_V1(millrace_run_as);
@@ -148,6 +150,46 @@ view_query(Oid view)
 	mr_flatten_groups(query);
 	table_close(relation, NoLock);
 	return query;
+}
+
+/* The mart's columns that are its groups, in the order of the state's; an error when it does not show one of them. */
+Datum
+millrace_mart_groups(PG_FUNCTION_ARGS)
+{
+	int32 target_id = PG_GETARG_INT32(0);
+	MemoryContext context = CurrentMemoryContext;
+	ArrayBuildState *names = initArrayResult(TEXTOID, context, false);
+	Query *query = mr_definition_query("mart", target_id);
+	MrMartQuery *mart;
+	ListCell *lc;
+
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	mart = mr_mart_load_query(query, target_id, PG_GETARG_OID(1));
+	foreach(lc, mart->groups)
+	{
+		MrMartColumn *group = lfirst(lc);
+		char *name = NULL;
+		ListCell *lc2;
+
+		if (group->expression == NULL)
+			continue;
+		foreach(lc2, mart->query->targetList)
+		{
+			TargetEntry *entry = lfirst_node(TargetEntry, lc2);
+
+			if (!entry->resjunk && equal(entry->expr, group->expression))
+				name = entry->resname;
+		}
+		if (name == NULL)
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("the mart does not show %s, by which it groups",
+								   mr_mart_describe(mart, group->expression)),
+							errhint("Rules on a mart need all of its groups among its columns.")));
+		names = accumArrayResult(names, CStringGetTextDatum(name), false, TEXTOID, context);
+	}
+	SPI_finish();
+	PG_RETURN_DATUM(makeArrayResult(names, context));
 }
 
 /*

@@ -826,10 +826,32 @@ merge_values(const MrMartDelta *delta, const Side *side, struct value_hash *valu
 	}
 }
 
+/* The keys of groups, in memory that stays. */
+static MrRows *
+copy_groups(const MrMartDelta *delta, const MrRows *rows, MemoryContext keep)
+{
+	MemoryContext previous = MemoryContextSwitchTo(keep);
+	MrRows *copy = make_rows(delta->nkeys, rows->nrows);
+
+	copy->nrows = rows->nrows;
+	for (int i = 0; i < delta->nkeys; i++)
+	{
+		for (int r = 0; r < rows->nrows; r++)
+		{
+			copy->nulls[i][r] = rows->nulls[i][r];
+			if (!rows->nulls[i][r])
+				copy->values[i][r] = datumCopy(rows->values[i][r], delta->keys[i].by_value,
+											   delta->keys[i].length);
+		}
+	}
+	MemoryContextSwitchTo(previous);
+	return copy;
+}
+
 /* Merges the groups themselves, and computes the results of those that need it. */
-static void
+static MrRows *
 merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *merge,
-			 MrMartResults *results, MrMergeEmpty empty, const char *name)
+			 MrMartResults *results, MrMergeEmpty empty, const char *name, MemoryContext keep)
 {
 	int counter = delta->nkeys + delta->striped + delta->nextras;
 	MrRows *rows = make_rows(counter + delta->ncounters, groups->members);
@@ -870,13 +892,16 @@ merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *
 		SPI_finish();
 		MemoryContextSwitchTo(context);
 	}
+	return keep == NULL ? NULL : copy_groups(delta, rows, keep);
 }
 
-int64
+MrRows *
 mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner, MrMerge **merges,
-					MrMartResults *results, MrMergeEmpty empty, const char *name)
+					MrMartResults *results, MrMergeEmpty empty, const char *name,
+					MemoryContext keep, int64 *written)
 {
 	Counting counting = {.delta = delta};
+	MrRows *touched;
 	MrRunAs saved;
 
 	counting.groups = group_create(CurrentMemoryContext, 1024, delta);
@@ -892,7 +917,9 @@ mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner, MrMer
 
 	for (int i = 0; i < delta->nsides; i++)
 		merge_values(delta, &delta->sides[i], counting.values[i], merges[i], name);
-	merge_groups(delta, counting.groups, owner, merges[delta->nsides], results, empty, name);
+	touched = merge_groups(delta, counting.groups, owner, merges[delta->nsides], results, empty,
+						   name, keep);
 	MemoryContextReset(delta->econtext->ecxt_per_tuple_memory);
-	return counting.groups->members;
+	*written += counting.groups->members;
+	return touched;
 }

@@ -74,6 +74,9 @@ typedef struct MrMart
 	MrMartDelta *delta; /* NULL: batches are read by SQL */
 	MrMerge **merges; /* by table */
 	MrMartResults *results; /* NULL: none */
+	MemoryContext watched; /* NULL: nobody asks which groups were touched */
+	MrRows *touched; /* there; NULL: none */
+	bool touched_known;
 } MrMart;
 
 /* ---- loading ---------------------------------------------------------------------------------- */
@@ -414,6 +417,7 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 								   "policies, constraints or unique indexes of others",
 								   mart->base.name),
 							errhint("Remove them, or create the mart again.")));
+		mart->touched_known = direct;
 		if (!direct)
 			maintain_by_sql(mart, batch, staged);
 		else
@@ -421,9 +425,9 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 			mr_run_as_restricted(&saved, mart->base.owner);
 			mr_check_privileges(mart->definition);
 			mr_run_back(&saved);
-			mart->base.written += mr_mart_delta_apply(mart->delta, staged, mart->base.owner,
-													  mart->merges, mart->results, mart->empty,
-													  mart->base.name);
+			mart->touched = mr_mart_delta_apply(mart->delta, staged, mart->base.owner, mart->merges,
+												mart->results, mart->empty, mart->base.name,
+												mart->watched, &mart->base.written);
 		}
 	}
 	PG_CATCH();
@@ -434,9 +438,34 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 	mr_settings_unpin(nest_level);
 }
 
+void
+mr_mart_watch(MrTarget *target)
+{
+	MrMart *mart = (MrMart *) target;
+
+	if (mart->watched == NULL)
+		mart->watched = AllocSetContextCreate(GetMemoryChunkContext(mart),
+											  "millrace touched groups", ALLOCSET_DEFAULT_SIZES);
+	mart->touched = NULL;
+	mart->touched_known = true;
+}
+
+bool
+mr_mart_touched(MrTarget *target, const MrRows **groups)
+{
+	*groups = ((MrMart *) target)->touched;
+	return ((MrMart *) target)->touched_known;
+}
+
 static void
 mart_apply(MrTarget *target, MrBatch *batch)
 {
+	MrMart *mart = (MrMart *) target;
+
+	mart->touched = NULL;
+	mart->touched_known = true;
+	if (mart->watched != NULL)
+		MemoryContextReset(mart->watched);
 	for (int i = 0; i < target->nsources; i++)
 	{
 		MrStaging *staging = target->sources[i].staging;
@@ -446,7 +475,7 @@ mart_apply(MrTarget *target, MrBatch *batch)
 			continue;
 		staged = &batch->staged[staging->ordinal];
 		if (staged->nold > 0 || staged->nnew > 0)
-			maintain((MrMart *) target, batch, staged);
+			maintain(mart, batch, staged);
 	}
 }
 

@@ -202,12 +202,12 @@ typedef struct MrMartDelta MrMartDelta;
 extern MrMartDelta *mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner);
 
 /*
- * Adds it to the tables of the state, each of which is plain: those of distinct counts, then the mart's own.  Returns how
- * many groups it touched.
+ * Adds it to the tables of the state, each of which is plain: those of distinct counts, then the mart's own.  Adds to
+ * *written how many groups it touched, and returns them, in `keep`, unless that is NULL.
  */
-extern int64 mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
-								 MrMerge **merges, MrMartResults *results, MrMergeEmpty empty,
-								 const char *name);
+extern MrRows *mr_mart_delta_apply(MrMartDelta *delta, const MrStaged *staged, Oid owner,
+								   MrMerge **merges, MrMartResults *results, MrMergeEmpty empty,
+								   const char *name, MemoryContext keep, int64 *written);
 
 /* clear.c */
 extern void mr_mart_clear(MrTarget *target, const char *filter, char **condition);
@@ -216,6 +216,13 @@ extern void mr_mart_clear(MrTarget *target, const char *filter, char **condition
 extern MrMartQuery *mr_mart_load_query(Query *definition, int32 target_id, Oid owner);
 extern void mr_mart_check_count(const char *name, int64 n);
 extern const MrTargetKind mr_mart_kind;
+
+/*
+ * For those who judge groups after the mart has been kept: its groups of which the last batch changed something, each
+ * column in the order of the state's; they live until the mart's next batch.  False when it is not known which: any may be.
+ */
+extern void mr_mart_watch(MrTarget *target);
+extern bool mr_mart_touched(MrTarget *target, const MrRows **groups);
 extern MrTarget *mr_mart_open(int32 target_id);
 extern void mr_mart_rebuild(MrTarget *target, int64 *before, int64 *after);
 

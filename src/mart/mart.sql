@@ -74,6 +74,11 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_rebuild';
 COMMENT ON FUNCTION millrace_internal.mart_rebuild(integer) IS
     'empties the state of a mart and fills it from what is staged, under the exclusive lock of the stream';
 
+CREATE FUNCTION millrace_internal.mart_groups(target integer, owner regrole) RETURNS text[]
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_groups';
+COMMENT ON FUNCTION millrace_internal.mart_groups(integer, regrole) IS
+    'the columns of a mart that are its groups; none of a mart without GROUP BY';
+
 -- A …_current view of the vault by its keys: each a list of columns of which one row at most has the values.
 -- NULL when it is no such view.  The view begins with the hash key; a link's goes on with those of its hubs; then
 -- come the business keys.
@@ -342,6 +347,7 @@ BEGIN
     UPDATE millrace.target t SET state = 'new' WHERE t.id = old.id AND t.state = 'filling';
     IF (SELECT t.state FROM millrace.target t WHERE t.id = old.id) = 'active' THEN
         PERFORM millrace_internal.mart_rebuild(old.id);
+        PERFORM millrace_internal.rules_renew(old.id);
     END IF;
     PERFORM millrace_internal.changed(s.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.staging g WHERE g.id IN (old.staging_id, parsed.staging_id)) AS s;
@@ -366,6 +372,7 @@ DECLARE
                   FROM millrace.target t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
                   WHERE t.id = target_id);
 BEGIN
+    PERFORM millrace_internal.drop_rules_on(caller, t, cascade) FROM millrace.target t WHERE t.id = target_id;
     DELETE FROM millrace.target t WHERE t.id = target_id;
     IF view IS NOT NULL THEN
         EXECUTE format('DROP VIEW %s%s', view, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);

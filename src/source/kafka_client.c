@@ -11,7 +11,6 @@
  */
 #include "postgres.h"
 
-#include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -22,6 +21,7 @@
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "source/kafka_client.h"
+#include "source/kafka_library.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
@@ -80,18 +80,48 @@ end_handle(void *handle)
 }
 
 /*
- * Ends a client: events, queue, handle.  Destroying a handle may wait for the broker's answer to a request
- * that is on its way, for a minute when there is no broker.  Nobody here has that time, so it is done aside,
- * and after a moment not waited for.
+ * At the end, before exit(): a thread that is still busy must not meet the libraries that exit() takes down.
+ * Shared memory has been left by now.
  */
 static void
-release_client(void *arg)
+exit_at_once(int code, Datum arg)
 {
-	MrKafkaClient *client = arg;
+	if (endings > 0)
+		_exit(code);
+}
+
+void
+mr_kafka_end_handle(rd_kafka_t *handle)
+{
+	static bool registered = false;
 	pthread_t thread;
 	sigset_t all;
 	sigset_t before;
 	int left;
+
+	if (!registered)
+		on_proc_exit(exit_at_once, (Datum) 0);
+	registered = true;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	left = __sync_add_and_fetch(&endings, 1) - 1;
+	if (pthread_create(&thread, NULL, end_handle, handle) == 0)
+		(void) pthread_detach(thread);
+	else
+		(void) end_handle(handle);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+
+	for (int waited = 0; endings > left && waited < 500; waited += 5)
+		pg_usleep(5000);
+}
+
+/* Ends a client: events, queue, handle. */
+static void
+release_client(void *arg)
+{
+	MrKafkaClient *client = arg;
+	sigset_t all;
+	sigset_t before;
 
 	if (client->handle == NULL)
 		return;
@@ -108,16 +138,9 @@ release_client(void *arg)
 	forget_event(client);
 	rd_kafka_queue_io_event_enable(client->queue, -1, NULL, 0);
 	rd_kafka_queue_destroy(client->queue);
-	left = __sync_add_and_fetch(&endings, 1) - 1;
-	if (pthread_create(&thread, NULL, end_handle, client->handle) == 0)
-		(void) pthread_detach(thread);
-	else
-		(void) end_handle(client->handle);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	mr_kafka_end_handle(client->handle);
 	client->handle = NULL;
-
-	for (int waited = 0; endings > left && waited < 500; waited += 5)
-		pg_usleep(5000);
 }
 
 /* Ends all clients before the process does. */
@@ -126,17 +149,6 @@ release_all(int code, Datum arg)
 {
 	while (open_clients != NULL)
 		release_client(open_clients);
-}
-
-/*
- * At the end, before exit(): a thread that is still busy must not meet the libraries that exit() takes down.
- * Shared memory has been left by now.
- */
-static void
-exit_at_once(int code, Datum arg)
-{
-	if (endings > 0)
-		_exit(code);
 }
 
 /* Remembers why nothing comes. */
@@ -362,7 +374,6 @@ mr_kafka_connect(List *properties, pgsocket descriptor, char **problem)
 	if (!registered)
 	{
 		before_shmem_exit(release_all, (Datum) 0);
-		on_proc_exit(exit_at_once, (Datum) 0);
 		registered = true;
 	}
 

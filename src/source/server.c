@@ -23,6 +23,7 @@
 PG_FUNCTION_INFO_V1(millrace_kafka_validator);
 PG_FUNCTION_INFO_V1(millrace_postgres_validator);
 PG_FUNCTION_INFO_V1(millrace_redis_validator);
+PG_FUNCTION_INFO_V1(millrace_http_validator);
 
 typedef enum OptionKind
 {
@@ -49,7 +50,7 @@ typedef struct Wrapper
 	const char *name;
 	const Option *options;
 	int noptions;
-	const char *required; /* option of the server */
+	const char *required; /* option of the server, or NULL */
 	const char *required_hint;
 } Wrapper;
 
@@ -116,7 +117,21 @@ static const Option redis_options[] = {
 static const Wrapper redis = {"millrace_redis", redis_options, lengthof(redis_options), "host",
 							  "It is the name or address of the Redis, such as 'localhost'."};
 
-static const Wrapper *const wrappers[] = {&kafka, &postgres, &redis};
+static const char *const http_kinds[] = {"webhook", "telegram", NULL};
+
+static const Option http_options[] = {
+	{"url", ForeignServerRelationId, OPTION_TEXT, "url", NULL},
+	{"kind", ForeignServerRelationId, OPTION_TEXT, "kind", http_kinds},
+	{"ssl_ca_location", ForeignServerRelationId, OPTION_FILE, "ssl_ca_location", NULL},
+	{"timeout", ForeignServerRelationId, OPTION_TIME, "timeout", NULL},
+	{"token", UserMappingRelationId, OPTION_SECRET, "token", NULL},
+	{"token_file", UserMappingRelationId, OPTION_SECRET_FILE, "token", NULL},
+	{"signing_key", UserMappingRelationId, OPTION_SECRET, "signing_key", NULL},
+	{"signing_key_file", UserMappingRelationId, OPTION_SECRET_FILE, "signing_key", NULL},
+};
+static const Wrapper http = {"millrace_http", http_options, lengthof(http_options), NULL, NULL};
+
+static const Wrapper *const wrappers[] = {&kafka, &postgres, &redis, &http};
 
 /* How far two words are apart. */
 static int
@@ -244,7 +259,8 @@ check_options(const Wrapper *wrapper, List *options, Oid catalog)
 			ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 							errmsg("option \"%s\" is empty", option->name)));
 	}
-	if (catalog == ForeignServerRelationId && !has_option(options, wrapper->required))
+	if (catalog == ForeignServerRelationId && wrapper->required != NULL &&
+		!has_option(options, wrapper->required))
 		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 						errmsg("option \"%s\" is missing", wrapper->required),
 						errhint("%s", wrapper->required_hint)));
@@ -278,6 +294,52 @@ Datum
 millrace_redis_validator(PG_FUNCTION_ARGS)
 {
 	check_options(&redis, untransformRelOptions(PG_GETARG_DATUM(0)), PG_GETARG_OID(1));
+	PG_RETURN_VOID();
+}
+
+/* A URL is scheme and host, perhaps with a path; user names and passwords do not belong into it. */
+static void
+check_url(List *options)
+{
+	ListCell *cell;
+	const char *url = NULL;
+	bool telegram = false;
+
+	foreach(cell, options)
+	{
+		DefElem *given = lfirst(cell);
+
+		if (strcmp(given->defname, "url") == 0)
+			url = defGetString(given);
+		else if (strcmp(given->defname, "kind") == 0)
+			telegram = pg_strcasecmp(defGetString(given), "telegram") == 0;
+	}
+	if (url == NULL && !telegram)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("option \"%s\" is missing", "url"),
+				 errhint("It is where requests go, such as 'https://hooks.example.com'; only "
+						 "kind 'telegram' has one of its own.")));
+	if (url == NULL)
+		return;
+	if ((pg_strncasecmp(url, "http://", 7) != 0 && pg_strncasecmp(url, "https://", 8) != 0) ||
+		strpbrk(url, "@?# \t\r\n\\") != NULL)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("invalid value for option \"%s\"", "url"),
+			 errhint("It is http:// or https://, a host, perhaps a port and a path; secrets belong "
+					 "into the user mapping.")));
+}
+
+Datum
+millrace_http_validator(PG_FUNCTION_ARGS)
+{
+	List *options = untransformRelOptions(PG_GETARG_DATUM(0));
+
+	check_options(&http, options, PG_GETARG_OID(1));
+	if (PG_GETARG_OID(1) == ForeignServerRelationId)
+		check_url(options);
 	PG_RETURN_VOID();
 }
 
@@ -407,9 +469,10 @@ mr_server_properties(const char *name, Oid role)
 								UserMappingRelationId);
 	if (superuser_arg(server->owner))
 		return properties;
+	/* Where requests may go is the allow-list's affair. */
 	if (wrapper == &kafka)
 		check_kafka_password(name, properties);
-	else if (mr_property(properties, "password") == NULL)
+	else if (wrapper != &http && mr_property(properties, "password") == NULL)
 		report_no_password(name, "Give the user mapping a password or password_file, or let a "
 								 "superuser own the server.");
 	return properties;

@@ -26,3 +26,12 @@ COMMENT ON FUNCTION millrace_internal.redis_validator(text[], oid) IS
 CREATE FOREIGN DATA WRAPPER millrace_redis VALIDATOR millrace_internal.redis_validator;
 COMMENT ON FOREIGN DATA WRAPPER millrace_redis IS 'a Redis, through hiredis';
 GRANT USAGE ON FOREIGN DATA WRAPPER millrace_redis TO millrace_admin;
+
+CREATE FUNCTION millrace_internal.http_validator(options text[], catalog oid) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_http_validator';
+COMMENT ON FUNCTION millrace_internal.http_validator(text[], oid) IS
+    'checks the options of servers and user mappings of millrace_http';
+
+CREATE FOREIGN DATA WRAPPER millrace_http VALIDATOR millrace_internal.http_validator;
+COMMENT ON FOREIGN DATA WRAPPER millrace_http IS 'endpoints of HTTP, through libcurl: webhooks and Telegram';
+GRANT USAGE ON FOREIGN DATA WRAPPER millrace_http TO millrace_admin;

@@ -341,7 +341,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_retention(text, interval) IS 'raises an error for a retention that is not positive';
 
--- A server that a stream or a dictionary reads stays: they are rows, of which PostgreSQL knows no dependencies.
+-- A server that a stream, a dictionary or a channel uses stays: they are rows, of which PostgreSQL knows no dependencies.
 CREATE FUNCTION millrace_internal.guard_servers() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
@@ -355,6 +355,13 @@ BEGIN
         RAISE EXCEPTION 'cannot drop server "%" because stream "%" reads from it', used.server, used.stream
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop the stream first with millrace.drop_stream().';
     END IF;
+    SELECT c.name AS channel, c.server INTO used
+    FROM pg_event_trigger_dropped_objects() d JOIN millrace.channel c ON d.object_type = 'server' AND c.server = (d.address_names)[1]
+    ORDER BY c.name LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot drop server "%" because channel "%" sends over it', used.server, used.channel
+            USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop the channel first with millrace.drop_channel().';
+    END IF;
     SELECT t.name AS dictionary, t.server INTO used
     FROM pg_event_trigger_dropped_objects() d JOIN millrace.dictionary t ON d.object_type = 'server' AND t.server = (d.address_names)[1]
     ORDER BY t.name LIMIT 1;
@@ -364,11 +371,11 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.guard_servers() IS 'event trigger: refuses to drop a server from which a stream or a dictionary reads';
+COMMENT ON FUNCTION millrace_internal.guard_servers() IS 'event trigger: refuses to drop a server that a stream, a dictionary or a channel uses';
 CREATE EVENT TRIGGER millrace_guard_servers ON sql_drop
     WHEN TAG IN ('DROP SERVER', 'DROP FOREIGN DATA WRAPPER', 'DROP OWNED')
     EXECUTE FUNCTION millrace_internal.guard_servers();
-COMMENT ON EVENT TRIGGER millrace_guard_servers IS 'refuses to drop a server from which a millrace stream reads';
+COMMENT ON EVENT TRIGGER millrace_guard_servers IS 'refuses to drop a server that something of millrace uses';
 
 -- millrace.create_stream()
 CREATE FUNCTION millrace_internal.create_stream(caller regrole, name text, server text, format text, options json,

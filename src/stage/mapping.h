@@ -102,6 +102,8 @@ typedef struct MrStagingPlan
 	MrTable *objects; /* the table of objects */
 	MrStatement *fence; /* the upsert into it, whose parameters are its columns */
 	int fence_nargs;
+	MrStatement
+		*stale; /* finds versions that are not newer than what is there; NULL until it is asked */
 	MrStatement *repeated; /* finds versions that are there and complete; NULL without enrichment */
 	int mostly_known; /* for so many batches, do not try objects as new ones */
 	int ncolumns;

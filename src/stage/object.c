@@ -178,46 +178,6 @@ mr_object_prepare(const MrStaging *staging)
 	prepare_upsert(staging, columns.data, ncolumns, types);
 }
 
-/* The query for versions among those given that are what is there, and complete. */
-static MrStatement *
-prepare_repeated(const MrStaging *staging)
-{
-	MrStagingPlan *plan = staging->plan;
-	Oid relid = get_relname_relid(psprintf("object_%d", staging->id),
-								  get_namespace_oid("millrace_state", false));
-	Oid *types = palloc(sizeof(Oid) * plan->fence_nargs);
-	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(plan));
-	MrStatement *statement;
-	StringInfoData names;
-	StringInfoData arrays;
-	StringInfoData same;
-
-	initStringInfo(&names);
-	initStringInfo(&arrays);
-	initStringInfo(&same);
-	for (int i = 0; i < plan->fence_nargs; i++)
-	{
-		const char *name = quote_identifier(get_attname(relid, i + 1, false));
-
-		types[i] = get_array_type(get_atttype(relid, i + 1));
-		appendStringInfo(&names, "%s, ", name);
-		appendStringInfo(&arrays, "%s$%d", i > 0 ? ", " : "", i + 1);
-		if (i < staging->nkeys)
-			appendStringInfo(&same, "%so.%s = u.%s", i > 0 ? " AND " : "", name, name);
-	}
-	statement = mr_statement_create(
-		psprintf("SELECT u.n FROM unnest(%s) WITH ORDINALITY AS u (%sn) "
-				 "JOIN millrace_state.object_%d AS o ON %s "
-				 "WHERE u.version IS NOT DISTINCT FROM o.version AND u.digest = o.digest "
-				 "AND o.flags & %d = 0%s",
-				 arrays.data, names.data, staging->id, same.data, OBJECT_INCOMPLETE,
-				 plan->version == NULL ? " AND u.epoch = o.epoch AND u.partition = o.partition"
-									   : ""),
-		plan->fence_nargs, types);
-	MemoryContextSwitchTo(previous);
-	return statement;
-}
-
 /* Finds the newest version of each object in the batch; returns them in the order of keys. */
 static MrVersion **
 newest_versions(MrStaged *staged, int *count)
@@ -295,6 +255,74 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 	}
 	rows->nrows = count;
 	return rows;
+}
+
+/*
+ * A query for the numbers of those versions, of the ones that are given as the fence takes them, for which a condition over
+ * them ("excluded") and what is there ("o") is true.
+ */
+static MrStatement *
+prepare_comparison(const MrStaging *staging, const char *condition)
+{
+	MrStagingPlan *plan = staging->plan;
+	Oid relid = get_relname_relid(psprintf("object_%d", staging->id),
+								  get_namespace_oid("millrace_state", false));
+	Oid *types = palloc(sizeof(Oid) * plan->fence_nargs);
+	MemoryContext previous = MemoryContextSwitchTo(GetMemoryChunkContext(plan));
+	MrStatement *statement;
+	StringInfoData names;
+	StringInfoData arrays;
+	StringInfoData same;
+
+	initStringInfo(&names);
+	initStringInfo(&arrays);
+	initStringInfo(&same);
+	for (int i = 0; i < plan->fence_nargs; i++)
+	{
+		const char *name = quote_identifier(get_attname(relid, i + 1, false));
+
+		types[i] = get_array_type(get_atttype(relid, i + 1));
+		appendStringInfo(&names, "%s, ", name);
+		appendStringInfo(&arrays, "%s$%d", i > 0 ? ", " : "", i + 1);
+		if (i < staging->nkeys)
+			appendStringInfo(&same, "%so.%s = excluded.%s", i > 0 ? " AND " : "", name, name);
+	}
+	statement =
+		mr_statement_create(psprintf("SELECT excluded.n FROM unnest(%s) WITH ORDINALITY AS "
+									 "excluded (%sn) JOIN millrace_state.object_%d AS o ON %s "
+									 "WHERE %s",
+									 arrays.data, names.data, staging->id, same.data, condition),
+							plan->fence_nargs, types);
+	MemoryContextSwitchTo(previous);
+	return statement;
+}
+
+/* The versions for which a comparison is true. */
+static void
+compare_versions(const MrStaging *staging, MrStatement *comparison, MrVersion **versions, int count,
+				 Size flag)
+{
+	MrStagingPlan *plan = staging->plan;
+	Datum *arrays = palloc(sizeof(Datum) * plan->fence_nargs);
+	int *all = palloc(sizeof(int) * count);
+	uint64 found;
+	MrRunAs saved;
+
+	for (int i = 0; i < count; i++)
+		all[i] = i;
+	mr_table_arrays(plan->objects, object_rows(staging, versions, count), all, count,
+					plan->fence_nargs, arrays);
+	mr_run_as(&saved, mr_extension_owner());
+	found = mr_statement_run(comparison, arrays, NULL);
+	mr_run_back(&saved);
+	for (uint64 i = 0; i < found; i++)
+	{
+		bool isnull;
+		MrVersion *version = versions[DatumGetInt64(mr_sql_value(i, 1, &isnull)) - 1];
+
+		*(bool *) ((char *) version + flag) = true;
+	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /*
@@ -393,35 +421,49 @@ mark_repeated(MrStaged *staged)
 	const MrStaging *staging = staged->staging;
 	MrStagingPlan *plan = staging->plan;
 	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
-	Datum *arrays = palloc(sizeof(Datum) * plan->fence_nargs);
-	int *all = palloc(sizeof(int) * staged->nversions);
 	int count = 0;
-	uint64 repeated;
-	MrRunAs saved;
 
 	for (int i = 0; i < staged->nversions; i++)
 	{
-		if (staged->versions[i].accepted || staged->versions[i].incomplete)
-			continue;
-		all[count] = count;
-		refused[count++] = &staged->versions[i];
+		if (!staged->versions[i].accepted && !staged->versions[i].incomplete)
+			refused[count++] = &staged->versions[i];
 	}
 	if (count == 0)
 		return;
 	if (plan->repeated == NULL)
-		plan->repeated = prepare_repeated(staging);
-	mr_table_arrays(plan->objects, object_rows(staging, refused, count), all, count,
-					plan->fence_nargs, arrays);
-	mr_run_as(&saved, mr_extension_owner());
-	repeated = mr_statement_run(plan->repeated, arrays, NULL);
-	mr_run_back(&saved);
-	for (uint64 i = 0; i < repeated; i++)
-	{
-		bool isnull;
+		plan->repeated = prepare_comparison(
+			staging, psprintf("excluded.version IS NOT DISTINCT FROM o.version AND "
+							  "excluded.digest = o.digest AND o.flags & %d = 0%s",
+							  OBJECT_INCOMPLETE,
+							  plan->version == NULL ? " AND excluded.epoch = o.epoch AND "
+													  "excluded.partition = o.partition"
+													: ""));
+	compare_versions(staging, plan->repeated, refused, count, offsetof(MrVersion, repeated));
+}
 
-		refused[DatumGetInt64(mr_sql_value(i, 1, &isnull)) - 1]->repeated = true;
+/*
+ * Marks versions that later ones of the batch supersede, and that would not have been accepted alone: before the fence
+ * puts those into the place of what is there.
+ */
+static void
+mark_stale(MrStaged *staged)
+{
+	const MrStaging *staging = staged->staging;
+	MrStagingPlan *plan = staging->plan;
+	MrVersion **superseded = palloc(sizeof(MrVersion *) * staged->nversions);
+	int count = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (!staged->versions[i].newest)
+			superseded[count++] = &staged->versions[i];
 	}
-	SPI_freetuptable(SPI_tuptable);
+	if (count == 0)
+		return;
+	if (plan->stale == NULL)
+		plan->stale = prepare_comparison(staging,
+										 psprintf("(%s) IS NOT TRUE", newer_condition(plan)));
+	compare_versions(staging, plan->stale, superseded, count, offsetof(MrVersion, stale));
 }
 
 void
@@ -445,6 +487,8 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	if (staged->nversions == 0)
 		return;
 	newest = newest_versions(staged, &count);
+	if (staged->staging->each_version)
+		mark_stale(staged);
 	rows = object_rows(staged->staging, newest, count);
 	left = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * count);
 	nleft = insert_unseen(staged, newest, rows, batch->stream->workers == 1, left);

@@ -58,10 +58,24 @@ free_reader(void *argument)
 	redis->reader = NULL;
 }
 
+/* A copy of a property, or NULL. */
+static char *
+copy_property(List *properties, const char *name)
+{
+	const char *value = mr_property(properties, name);
+
+	return value ? pstrdup(value) : NULL;
+}
+
 MrRedis *
 mr_redis_create(const char *server, Oid role)
 {
-	List *options = mr_server_properties(server, role);
+	return mr_redis_create_with(server, mr_server_properties(server, role));
+}
+
+MrRedis *
+mr_redis_create_with(const char *server, List *options)
+{
 	MrRedis *redis = palloc0(sizeof(MrRedis));
 	const char *timeout = mr_property(options, "timeout");
 	const char *port = mr_property(options, "port");
@@ -71,11 +85,11 @@ mr_redis_create(const char *server, Oid role)
 	redis->server = pstrdup(server);
 	redis->host = pstrdup(mr_property(options, "host"));
 	redis->port = port == NULL ? 6379 : atoi(port);
-	redis->database = (char *) mr_property(options, "database");
-	redis->username = (char *) mr_property(options, "username");
-	redis->password = (char *) mr_property(options, "password");
+	redis->database = copy_property(options, "database");
+	redis->username = copy_property(options, "username");
+	redis->password = copy_property(options, "password");
 	redis->tls = tls != NULL && pg_strcasecmp(tls, "on") == 0;
-	redis->ca_file = (char *) mr_property(options, "ssl_ca_location");
+	redis->ca_file = copy_property(options, "ssl_ca_location");
 	redis->timeout_ms = TIMEOUT_MS;
 	if (timeout != NULL)
 		(void) parse_int(timeout, &redis->timeout_ms, GUC_UNIT_MS, NULL);
@@ -323,7 +337,70 @@ mr_redis_ask(MrRedis *redis, bool hashes, int nkeys, char *const *keys, int limi
 	return answered ? NULL : redis->problem;
 }
 
+const char *
+mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands)
+{
+	static const char *const begin[] = {"MULTI"};
+	static const char *const end[] = {"EXEC"};
+	StringInfoData pipeline;
+	char *error = NULL;
+	bool sent;
+
+	if (!be_connected(redis))
+		return redis->problem;
+	initStringInfo(&pipeline);
+	append_command(&pipeline, 1, begin);
+	for (int i = 0; i < ncommands; i++)
+		append_command(&pipeline, commands[i].nwords, commands[i].words);
+	append_command(&pipeline, 1, end);
+	redis->busy = true;
+	sent = mr_socket_send(redis->socket, pipeline.data, pipeline.len);
+	pfree(pipeline.data);
+	if (!sent)
+	{
+		(void) give_up(redis, ERRCODE_CONNECTION_FAILURE, mr_socket_problem(redis->socket));
+		return redis->problem;
+	}
+	/* Of the errors the first one says what is wrong; the last reply holds what each command has given. */
+	for (int i = 0; i < ncommands + 2; i++)
+	{
+		redisReply *reply = next_reply(redis);
+
+		if (reply == NULL)
+			return redis->problem;
+		if (reply->type == REDIS_REPLY_ERROR && error == NULL)
+			error = pstrdup(reply->str);
+		for (size_t j = 0; reply->type == REDIS_REPLY_ARRAY && j < reply->elements; j++)
+		{
+			if (reply->element[j]->type == REDIS_REPLY_ERROR && error == NULL)
+				error = pstrdup(reply->element[j]->str);
+		}
+		freeReplyObject(reply);
+	}
+	redis->busy = false;
+	if (error == NULL)
+		return NULL;
+	(void) refused(redis, error);
+	return redis->problem;
+}
+
 #else
+
+MrRedis *
+mr_redis_create_with(const char *server, List *options)
+{
+	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					errmsg("this build of millrace has no client for Redis"),
+					errhint("Build it with hiredis, without WITH_REDIS=0.")));
+	return NULL;
+}
+
+const char *
+mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands)
+{
+	elog(ERROR, "this build of millrace has no client for Redis");
+	return NULL;
+}
 
 MrRedis *
 mr_redis_create(const char *server, Oid role)

@@ -1,11 +1,13 @@
 /*
  * redis.h
- *	  What dictionaries ask of a Redis: many keys at once.
+ *	  What dictionaries ask of a Redis, many keys at once, and what channels tell it.
  */
 #ifndef MR_STAGE_REDIS_H
 #define MR_STAGE_REDIS_H
 
 #include "postgres.h"
+
+#include "nodes/pg_list.h"
 
 typedef struct MrRedis MrRedis;
 
@@ -32,6 +34,9 @@ typedef void (*MrReplyReceiver)(void *argument, int n, const MrReply *reply);
  */
 extern MrRedis *mr_redis_create(const char *server, Oid role);
 
+/* The same from what mr_server_properties said, outside any transaction. */
+extern MrRedis *mr_redis_create_with(const char *server, List *properties);
+
 /*
  * Asks for many keys in pipelines and hands over each reply, in order; no value of more than `limit` bytes is
  * read.  NULL when all were answered, else why not: then nothing further comes, and *sqlstate says what class of
@@ -39,5 +44,17 @@ extern MrRedis *mr_redis_create(const char *server, Oid role);
  */
 extern const char *mr_redis_ask(MrRedis *redis, bool hashes, int nkeys, char *const *keys,
 								int limit, MrReplyReceiver receive, void *argument, int *sqlstate);
+
+/* A command: its words, of which the first one says what to do. */
+#define MR_REDIS_WORDS 5
+
+typedef struct MrRedisCommand
+{
+	int nwords;
+	const char *words[MR_REDIS_WORDS];
+} MrRedisCommand;
+
+/* Runs commands in one MULTI/EXEC.  NULL when all were run, else why not; then it is not known whether they were. */
+extern const char *mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands);
 
 #endif /* MR_STAGE_REDIS_H */

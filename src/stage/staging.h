@@ -30,6 +30,7 @@ typedef struct MrStaging
 	AttrNumber element; /* of _element, or 0 */
 	AttrNumber version; /* of _version */
 	AttrNumber event_time;
+	bool each_version; /* something asks of each version of a batch whether it is stale */
 	bool version_is_time; /* _version is a timestamptz: satellites' applied_at is it */
 	int nnames;
 	MrDeclaredName *names; /* of all columns that millrace knows */
@@ -67,7 +68,8 @@ typedef enum MrPhase
 	MR_PHASE_LINK,
 	MR_PHASE_SATELLITE,
 	MR_PHASE_PIT,
-	MR_PHASE_MART
+	MR_PHASE_MART,
+	MR_PHASE_RULE
 } MrPhase;
 
 struct MrTarget;
@@ -104,6 +106,12 @@ typedef struct MrTargetKind
 	 * comes after the place that the one before has returned (NULL: the beginning); NULL when nothing is left.
 	 */
 	char *(*fill)(struct MrTarget *target, const char *after, int limit, int64 *nkeys);
+
+	/*
+	 * What time brings, about once a second, in a transaction of its own under the stream's shared lock; only one worker
+	 * asks.  `caught_up`: the stream has consumed what is there.  May be NULL.
+	 */
+	void (*tick)(struct MrTarget *target, bool caught_up);
 
 	/*
 	 * Removes what a filter over the target's columns selects (NULL: everything), to be made again by applying

@@ -1,0 +1,117 @@
+-- Rules that fire again, and those of kind frequency.
+\set VERBOSITY terse
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS millrace;
+CREATE ROLE frequency_maker LOGIN;
+GRANT millrace_admin TO frequency_maker;
+GRANT CREATE ON DATABASE :DBNAME TO frequency_maker;
+RESET client_min_messages;
+\set VERBOSITY default
+\set SHOW_CONTEXT never
+SET TimeZone = 'UTC';
+SET ROLE frequency_maker;
+CREATE SCHEMA rf;
+SELECT millrace.create_stream('rf_orders');
+SELECT millrace.create_staging('rf.orders', stream => 'rf_orders', key => '{"order_id": ["$.id", "bigint"]}', version => '["$.v", "integer"]', deleted => $$ op = 'D' $$, event_time => '["$.at", "timestamptz"]',
+  columns => '{"op": "$.op", "customer_id": "$.customer", "total": ["$.total", "numeric(12,2)"], "ip": "$.ip", "status": "$.status"}');
+CREATE FUNCTION rf.say(VARIADIC messages json[]) RETURNS bigint LANGUAGE sql AS
+  $$ SELECT count(millrace.push('rf_orders', m, key => m ->> 'id')) FROM unnest(messages) WITH ORDINALITY AS u (m, n) $$;
+CREATE VIEW rf.alerts AS SELECT rule, key, occurrence, details, suppressed FROM millrace.alert WHERE rule LIKE 'rf %' ORDER BY id;
+
+SELECT millrace.create_rule('rf rapid', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', count => 3, within => '5 minutes', event_time => '_event_time', max_age => NULL, details => '{order_id}');
+SELECT millrace.create_rule('rf spent', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', sum => 'total', at_least => 100.5, within => '5 minutes', lateness => '0', event_time => '_event_time', max_age => NULL,
+  predicate => $$ status IS DISTINCT FROM 'test' $$);
+SELECT millrace.create_rule('rf ips', kind => 'frequency', source => 'rf.orders', key => '{customer_id, status}', count => 2, distinct_values => 'ip', within => '5 minutes', event_time => '_event_time', max_age => NULL);
+SELECT millrace.create_rule('rf open', kind => 'match', source => 'rf.orders', predicate => $$ status = 'open' $$, again => true);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT millrace.describe('rule', 'rf spent');
+SELECT millrace.describe('rule', 'rf ips');
+
+SELECT rf.say(
+  '{"id": 1, "v": 1, "customer": "a", "total": 50, "ip": "x", "at": "2026-01-05 10:00", "status": "open"}',
+  '{"id": 2, "v": 1, "customer": "a", "total": 50, "ip": "x", "at": "2026-01-05 10:01", "status": "test"}',
+  '{"id": 3, "v": 1, "customer": "b", "total": 99, "ip": "x", "at": "2026-01-05 10:01"}',
+  '{"id": 4, "v": 1, "customer": "a", "total": 50.5, "ip": "y", "at": "2026-01-05 10:04:59", "status": "open"}',
+  '{"id": 5, "v": 1, "customer": "a", "total": 1, "ip": "z", "at": "2026-01-05 10:05", "status": "open"}',
+  '{"id": 6, "v": 1, "total": 1000, "at": "2026-01-05 10:05"}'); -- nobody's
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT * FROM rf.alerts;
+-- a copy, a deleted one, a changed customer, one that is late, one that is too late
+SELECT rf.say(
+  '{"id": 3, "v": 1, "customer": "b", "total": 99, "ip": "x", "at": "2026-01-05 10:01"}',
+  '{"id": 7, "v": 1, "customer": "b", "total": 99, "ip": "x", "at": "2026-01-05 10:02"}',
+  '{"id": 7, "v": 2, "op": "D"}',
+  '{"id": 8, "v": 1, "customer": "b", "total": 99, "ip": "x", "at": "2026-01-05 10:03"}',
+  '{"id": 8, "v": 2, "customer": "c", "total": 99, "ip": "x", "at": "2026-01-05 10:03"}',
+  '{"id": 9, "v": 1, "customer": "b", "total": 0, "ip": "x", "at": "2026-01-05 10:00"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT * FROM rf.alerts WHERE key ~ '[bc]';
+SELECT rf.say('{"id": 10, "v": 1, "customer": "b", "total": 0, "at": "2026-01-05 09:59"}', '{"id": 11, "v": 1, "customer": "b", "total": 0, "at": "2026-01-05 09:50"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT * FROM rf.alerts WHERE key ~ '[bc]';
+SELECT rule, state, late_dropped FROM millrace.rule_status WHERE rule LIKE 'rf %' ORDER BY 1;
+
+-- again: each time it becomes true
+SELECT rf.say('{"id": 1, "v": 2, "customer": "a", "status": "closed", "at": "2026-01-05 10:00"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say('{"id": 1, "v": 3, "customer": "a", "status": "open", "at": "2026-01-05 10:00"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say('{"id": 1, "v": 4, "customer": "b", "status": "open", "at": "2026-01-05 10:00"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, key, occurrence FROM rf.alerts WHERE rule = 'rf open';
+
+-- a wider window is filled from what is staged
+SELECT millrace.create_rule('rf rapid', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', count => 4, within => '1 hour', event_time => '_event_time', max_age => NULL, replace => true);
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, key, details, suppressed FROM rf.alerts WHERE rule = 'rf rapid';
+SELECT rf.say('{"id": 20, "v": 1, "customer": "b", "total": 1, "at": "2026-01-05 10:30"}', '{"id": 21, "v": 1, "customer": "b", "total": 1, "at": "2026-01-05 10:31"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, key, details, suppressed FROM rf.alerts WHERE rule = 'rf rapid';
+
+-- what is refused
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', count => 3, within => '5 minutes');
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', count => 3);
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes');
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes', count => 0);
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '-5 minutes', count => 1);
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes', sum => 'total');
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes', sum => 'op = ''x''', at_least => 3);
+SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', count => 3);
+SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key => '{customer_id}', within => '5 minutes', count => 1, again => true);
+
+-- ---- what does not come
+SELECT millrace.create_rule('rf silent', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, send_resolved => true);
+SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 hour');
+SELECT millrace.describe('rule', 'rf silent');
+SELECT millrace.describe('rule', 'rf gone');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT rf.say('{"id": 50, "v": 1, "customer": "p", "status": "beat"}', '{"id": 51, "v": 1, "customer": "q", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf silent';
+SELECT pg_sleep(2.1);
+SELECT rf.say('{"id": 52, "v": 1, "customer": "q", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, suppressed FROM rf.alerts WHERE rule = 'rf silent';
+SELECT rf.say('{"id": 53, "v": 1, "customer": "p", "status": "beat"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, resolved_at IS NOT NULL AS resolved FROM millrace.alert WHERE rule = 'rf silent';
+SELECT pg_sleep(2.1);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, count(*) FROM rf.alerts WHERE rule = 'rf silent' GROUP BY key ORDER BY key;
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf gone';
+SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 second', replace => true);
+SELECT pg_sleep(1.1);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key FROM rf.alerts WHERE rule = 'rf gone';
+SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders');
+SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', count => 3);
+SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', forget => '1 s');
+
+SELECT millrace.drop_table('rf.orders', cascade => true);
+SELECT millrace.drop_stream('rf_orders');
+RESET ROLE;
+SET client_min_messages = warning;
+DROP SCHEMA rf CASCADE;
+DROP OWNED BY frequency_maker;
+DROP ROLE frequency_maker;

@@ -1,0 +1,760 @@
+/*
+ * claim.c
+ *	  Claiming: what can be sent now becomes deliveries of this worker, in a committed transaction before anything is sent.
+ *
+ * A claim is valid as long as its worker lives: the worker holds a session lock on its claimant's number, and whoever can take that
+ * lock knows that the worker is gone.  No time is involved, so that a worker that was stopped and goes on finds its claims.
+ *
+ * Claims of one channel are made one after the other, under the lock of its row in channel_state.  A key of which something is
+ * claimed waits, so that messages of a key are sent in their order.  A channel that fails sends one message at a time as a probe, by
+ * turns one that was tried before and a new one, so that a message which the endpoint does not like holds up nobody for long.
+ *
+ * What a delivery sends is made here and kept, so that each attempt sends the same.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "core/millrace.h"
+#include "core/statement.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "sink/delivery.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/json.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/uuid.h"
+
+#define AMONG 4 /* times as many messages are looked at as are wanted, at least 200 */
+#define AHEAD 8 /* deliveries for each connection that are claimed at once */
+#define BATCH 1000 /* deliveries that are sent in one batch */
+#define PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
+#define EXPRESSION_TIMEOUT 10000 /* ms that a channel's expression may take */
+#define CLAIM_LOCK 0x6d72 /* in the field by which advisory locks of users are told apart */
+
+static int64 claimant = 0;
+
+/* The lock that says that a claimant lives. */
+static bool
+lock_claimant(int64 number, bool session)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) ((uint64) number >> 32), (uint32) number,
+						 CLAIM_LOCK);
+	return LockAcquire(&tag, ExclusiveLock, session, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+void
+mr_claim_init(void)
+{
+	bool taken = false;
+
+	StartTransactionCommand();
+	while (!taken)
+	{
+		if (!pg_strong_random(&claimant, sizeof(claimant)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+		claimant &= PG_INT64_MAX;
+		taken = claimant != 0 && lock_claimant(claimant, true);
+	}
+	CommitTransactionCommand();
+}
+
+int64
+mr_claimant(void)
+{
+	return claimant;
+}
+
+/* Takes over what workers have claimed that are gone. */
+static void
+release_orphans(const char *kinds)
+{
+	uint64 n = mr_sql("SELECT DISTINCT d.claimant FROM millrace.delivery d "
+					  "JOIN millrace.channel c ON c.id = d.channel_id "
+					  "WHERE d.state = 'claimed' AND d.claimant <> " INT64_FORMAT
+					  " AND c.kind = ANY ('%s')",
+					  claimant, kinds);
+	int64 *others = palloc(sizeof(int64) * Max(n, 1));
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		others[i] = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	for (uint64 i = 0; i < n; i++)
+	{
+		if (lock_claimant(others[i], false))
+			(void) mr_sql("SELECT millrace_internal.release_claims(" INT64_FORMAT ")", others[i]);
+	}
+}
+
+/* ---- bodies ------------------------------------------------------------------------------------------------- */
+
+/* What one delivery consists of. */
+typedef struct Unit
+{
+	int64 id;
+	char *key;
+	bool alert;
+	char *json; /* of the only message, or NULL */
+	Datum messages; /* json[] */
+	int64 count;
+	TimestampTz created_at;
+	TimestampTz not_after;
+	bool expires;
+} Unit;
+
+/* The body as the channel's kind has it. */
+static char *
+default_body(const MrChannel *channel, const Unit *unit)
+{
+	static const char *const words[] = {"webhook", "telegram", "kafka", "redis", "notify"};
+	static const Oid types[] = {TEXTOID, BOOLOID, TEXTOID, JSONARRAYOID, INT8OID};
+	Datum values[] = {CStringGetTextDatum(words[channel->kind]), BoolGetDatum(unit->alert),
+					  CStringGetTextDatum(unit->key), unit->messages, Int64GetDatum(unit->count)};
+	char *body;
+
+	/* A message of a sink is JSON already. */
+	if (!unit->alert && unit->count == 1 && channel->kind != MR_CHANNEL_TELEGRAM && unit->json)
+		return pstrdup(unit->json);
+	(void) mr_sql_with("SELECT millrace_internal.delivery_body($1, $2, $3, $4, $5)",
+					   lengthof(types), types, values, NULL);
+	body = mr_sql_text(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return body;
+}
+
+/* The body that the channel's own expression makes, as its owner; its errors are the caller's affair. */
+static char *
+own_body(const MrChannel *channel, const Unit *unit)
+{
+	static const Oid types[] = {JSONARRAYOID, TEXTOID, INT8OID, TIMESTAMPTZOID};
+	Datum values[] = {unit->messages, CStringGetTextDatum(unit->key), Int64GetDatum(unit->count),
+					  TimestampTzGetDatum(unit->created_at)};
+	int nest_level = mr_settings_pin("UTC");
+	/* A session's own time-out, when validate() is called under one, holds for all of its statement. */
+	bool limit = !get_timeout_active(STATEMENT_TIMEOUT);
+	MrRunAs saved;
+	char *body;
+
+	mr_run_as_restricted(&saved, channel->owner);
+	if (limit)
+		enable_timeout_after(STATEMENT_TIMEOUT, EXPRESSION_TIMEOUT);
+	(void) mr_sql_with(psprintf("SELECT millrace_def.channel_%d($1[1]::jsonb, $2, "
+								"pg_catalog.array_to_json($1)::jsonb, $3, $4)",
+								channel->id),
+					   lengthof(types), types, values, NULL);
+	if (limit)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	mr_run_back(&saved);
+	mr_settings_unpin(nest_level);
+	body = mr_sql_text(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return body;
+}
+
+/*
+ * What a unit sends, in one or more parts as text[].  An expression that fails on its data fails for this unit only: then *error says
+ * why, and the parts hold the message itself.
+ */
+static Datum
+make_payloads(const MrChannel *channel, const Unit *unit, char **error)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char *volatile body = NULL;
+	List *parts;
+	Datum *values;
+	bool *nulls;
+	ListCell *cell;
+	int dims;
+	int lower = 1;
+
+	*error = NULL;
+	if (!channel->has_message)
+		body = default_body(channel, unit);
+	else
+	{
+		BeginInternalSubTransaction(NULL);
+		MemoryContextSwitchTo(context);
+		PG_TRY();
+		{
+			body = own_body(channel, unit);
+			ReleaseCurrentSubTransaction();
+		}
+		PG_CATCH();
+		{
+			ErrorData *caught;
+
+			MemoryContextSwitchTo(context);
+			disable_timeout(STATEMENT_TIMEOUT, false);
+			caught = CopyErrorData();
+			FlushErrorState();
+			RollbackAndReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+			if (mr_error_class(caught->sqlerrcode) != MR_ERROR_DATA)
+				ReThrowError(caught);
+			*error = psprintf("the channel's message expression fails: %s", caught->message);
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		if (*error)
+			body = default_body(channel, unit);
+		else if (body == NULL && channel->kind != MR_CHANNEL_KAFKA &&
+				 channel->kind != MR_CHANNEL_REDIS)
+			*error = pstrdup("the channel's message expression gives NULL");
+	}
+
+	if (body != NULL && channel->kind == MR_CHANNEL_TELEGRAM)
+		parts = mr_text_split(body);
+	else
+		parts = list_make1(body);
+	dims = list_length(parts);
+	values = palloc(sizeof(Datum) * dims);
+	nulls = palloc(sizeof(bool) * dims);
+	foreach(cell, parts)
+	{
+		int i = foreach_current_index(cell);
+
+		nulls[i] = lfirst(cell) == NULL;
+		values[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(lfirst(cell));
+	}
+	return PointerGetDatum(
+		construct_md_array(values, nulls, 1, &dims, &lower, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+char *
+mr_claim_test_body(const MrChannel *channel)
+{
+	Unit unit = {.key = "test", .alert = true, .count = 1};
+	StringInfoData text;
+	StringInfoData json;
+	Datum message;
+	bool isnull = false;
+	int one = 1;
+
+	initStringInfo(&text);
+	initStringInfo(&json);
+	appendStringInfo(&text, "A test of millrace's channel \"%s\".", channel->name);
+	appendStringInfoString(&json, "{\"text\": ");
+	escape_json(&json, text.data);
+	appendStringInfoChar(&json, '}');
+	message = CStringGetTextDatum(json.data);
+	unit.messages = PointerGetDatum(
+		construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
+	unit.created_at = GetCurrentTimestamp();
+	return channel->has_message ? own_body(channel, &unit) : default_body(channel, &unit);
+}
+
+/* ---- deliveries --------------------------------------------------------------------------------------------- */
+
+/* Keeps the row of a delivery, columns as RETURNED names them. */
+#define RETURNED \
+	"d.id, d.key, d.part, cardinality(d.payloads), d.payloads[d.part], d.plain, d.attempts, " \
+	"d.created_at, coalesce(d.send_no, 0)"
+
+static MrDelivery *
+read_delivery(MrChannel *channel, uint64 row)
+{
+	MrDelivery *delivery = palloc0(sizeof(MrDelivery));
+	bool isnull;
+
+	delivery->channel = channel;
+	delivery->id = DatumGetInt64(mr_sql_value(row, 1, &isnull));
+	delivery->key = mr_sql_text(row, 2);
+	delivery->part = DatumGetInt32(mr_sql_value(row, 3, &isnull));
+	delivery->parts = DatumGetInt32(mr_sql_value(row, 4, &isnull));
+	delivery->payload = mr_sql_text(row, 5);
+	delivery->plain = DatumGetBool(mr_sql_value(row, 6, &isnull));
+	delivery->attempts = DatumGetInt32(mr_sql_value(row, 7, &isnull));
+	delivery->created_at = DatumGetTimestampTz(mr_sql_value(row, 8, &isnull));
+	delivery->send_no = DatumGetInt64(mr_sql_value(row, 9, &isnull));
+	delivery->retry_after = -1;
+	return delivery;
+}
+
+/* In the order of sending. */
+static int
+by_order(const ListCell *a, const ListCell *b)
+{
+	const MrDelivery *left = lfirst(a);
+	const MrDelivery *right = lfirst(b);
+
+	if (left->send_no != right->send_no)
+		return left->send_no < right->send_no ? -1 : 1;
+	return left->id < right->id ? -1 : left->id > right->id;
+}
+
+static bool
+in_batches(const MrChannel *channel)
+{
+	return channel->kind >= MR_CHANNEL_KAFKA;
+}
+
+/* Claims deliveries that are to be tried again: those that are due; in batches all of them, in their order. */
+static List *
+claim_again(MrChannel *channel, int at_most)
+{
+	List *claimed = NIL;
+	uint64 n =
+		mr_sql("UPDATE millrace.delivery d SET state = 'claimed', claimant = " INT64_FORMAT
+			   ", next_at = NULL WHERE d.id = ANY (ARRAY(SELECT r.id FROM millrace.delivery r "
+			   "WHERE r.channel_id = %d AND r.state = 'ready'%s LIMIT %d)) RETURNING " RETURNED,
+			   claimant, channel->id,
+			   in_batches(channel) ? " ORDER BY r.send_no, r.id"
+								   : " AND r.next_at <= clock_timestamp() ORDER BY r.next_at, r.id",
+			   at_most);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		MrDelivery *delivery = read_delivery(channel, i);
+
+		delivery->again = true;
+		claimed = lappend(claimed, delivery);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	list_sort(claimed, by_order);
+	return claimed;
+}
+
+/* Writes a new delivery; NULL when it is a dead letter from the start. */
+static MrDelivery *
+add_delivery(MrChannel *channel, const Unit *unit)
+{
+	static const Oid types[] = {INT8OID, INT4OID, TEXTOID,        INT8OID,       TEXTARRAYOID,
+								INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	static MrStatement *insert = NULL;
+	MrDelivery *delivery = NULL;
+	char *error;
+	Datum values[lengthof(types)];
+	char nulls[] = "         ";
+
+	if (insert == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		insert = mr_statement_create(
+			"INSERT INTO millrace.delivery AS d (id, channel_id, key, messages, payloads, claimant, "
+			"send_no, created_at, not_after) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
+			"RETURNING " RETURNED,
+			lengthof(types), types);
+		MemoryContextSwitchTo(old);
+	}
+	values[0] = Int64GetDatum(unit->id);
+	values[1] = Int32GetDatum(channel->id);
+	values[2] = CStringGetTextDatum(unit->key);
+	values[3] = Int64GetDatum(unit->count);
+	values[4] = make_payloads(channel, unit, &error);
+	values[5] = Int64GetDatum(claimant);
+	nulls[6] = channel->kind == MR_CHANNEL_KAFKA && error == NULL ? ' ' : 'n';
+	values[6] = Int64GetDatum(nulls[6] == ' ' ? ++channel->send_no : 0);
+	values[7] = TimestampTzGetDatum(unit->created_at);
+	nulls[8] = unit->expires ? ' ' : 'n';
+	values[8] = TimestampTzGetDatum(unit->not_after);
+	(void) mr_statement_run(insert, values, nulls);
+	if (error == NULL)
+		delivery = read_delivery(channel, 0);
+	SPI_freetuptable(SPI_tuptable);
+	if (error != NULL)
+		(void) mr_sql("SELECT millrace_internal.bury_delivery(" INT64_FORMAT ", %s)", unit->id,
+					  quote_literal_cstr(error));
+	return delivery;
+}
+
+/* A unit of one message, which a function of delivery.sql has found. */
+static Unit *
+read_unit(uint64 row, char **group)
+{
+	Unit *unit = palloc0(sizeof(Unit));
+	Datum message;
+	bool isnull;
+	int one = 1;
+
+	unit->key = mr_sql_text(row, 2);
+	*group = mr_sql_text(row, 3);
+	unit->alert = DatumGetBool(mr_sql_value(row, 4, &isnull));
+	message = mr_sql_value(row, 5, &isnull);
+	if (!isnull)
+	{
+		message = PointerGetDatum(PG_DETOAST_DATUM_COPY(message));
+		unit->json = TextDatumGetCString(message);
+	}
+	unit->messages = PointerGetDatum(
+		construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
+	unit->count = 1;
+	unit->created_at = DatumGetTimestampTz(mr_sql_value(row, 6, &isnull));
+	unit->not_after = DatumGetTimestampTz(mr_sql_value(row, 7, &isnull));
+	unit->expires = !isnull;
+	unit->id = DatumGetInt64(mr_sql_value(row, 8, &isnull));
+	return unit;
+}
+
+#define UNIT \
+	"m.id, m.key, m.group_by, m.alert_id IS NOT NULL, m.message, m.created_at, m.not_after, " \
+	"nextval('millrace.delivery_id_seq'::regclass)"
+
+/* Marks messages as those of deliveries. */
+static void
+mark_claimed(Datum *ids, Datum *numbers, int n)
+{
+	static const Oid types[] = {INT8ARRAYOID, INT8ARRAYOID};
+	static MrStatement *update = NULL;
+	Datum values[lengthof(types)];
+
+	if (update == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		update =
+			mr_statement_create("UPDATE millrace.outbox_message m SET state = 'claimed', "
+								"delivery_id = u.delivery FROM unnest($1, $2) AS u (id, delivery) "
+								"WHERE m.id = u.id",
+								lengthof(types), types);
+		MemoryContextSwitchTo(old);
+	}
+	values[0] = PointerGetDatum(
+		construct_array(ids, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[1] = PointerGetDatum(
+		construct_array(numbers, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	(void) mr_statement_run(update, values, NULL);
+}
+
+/* Makes deliveries of messages: those that SPI has just found. */
+static List *
+claim_found(MrChannel *channel, uint64 n, List *claimed)
+{
+	SPITupleTable *found = SPI_tuptable;
+	Unit **units = palloc(sizeof(Unit *) * Max(n, 1));
+	char **groups = palloc(sizeof(char *) * Max(n, 1));
+	Datum *ids = palloc(sizeof(Datum) * Max(n, 1));
+	Datum *numbers = palloc(sizeof(Datum) * Max(n, 1));
+	int nsingle = 0;
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		units[i] = read_unit(i, &groups[i]);
+		if (in_batches(channel))
+			groups[i] = NULL;
+		if (groups[i] != NULL)
+			continue;
+		ids[nsingle] = Int64GetDatum(DatumGetInt64(mr_sql_value(i, 1, &isnull)));
+		numbers[nsingle++] = Int64GetDatum(units[i]->id);
+	}
+	SPI_freetuptable(found);
+	if (nsingle > 0)
+		mark_claimed(ids, numbers, nsingle);
+	for (uint64 i = 0; i < n; i++)
+	{
+		Unit *unit = units[i];
+		MrDelivery *delivery;
+		bool isnull;
+
+		if (groups[i])
+		{
+			(void) mr_sql(
+				"SELECT * FROM millrace_internal.claim_group(%d, %s, " INT64_FORMAT ", %d)",
+				channel->id, quote_literal_cstr(groups[i]), unit->id, channel->digest_above);
+			unit->messages = PointerGetDatum(PG_DETOAST_DATUM_COPY(mr_sql_value(0, 1, &isnull)));
+			unit->count = DatumGetInt64(mr_sql_value(0, 2, &isnull));
+			unit->created_at = DatumGetTimestampTz(mr_sql_value(0, 3, &isnull));
+			unit->not_after = DatumGetTimestampTz(mr_sql_value(0, 4, &isnull));
+			unit->expires = !isnull;
+			SPI_freetuptable(SPI_tuptable);
+		}
+		delivery = add_delivery(channel, unit);
+		if (delivery)
+			claimed = lappend(claimed, delivery);
+	}
+	if (channel->kind == MR_CHANNEL_KAFKA && n > 0)
+		(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
+					  " WHERE s.channel_id = %d",
+					  channel->send_no, channel->id);
+	return claimed;
+}
+
+/* Claims new messages. */
+static List *
+claim_new(MrChannel *channel, int at_most)
+{
+	static HTAB *cursors = NULL; /* where next_keys() goes on, by channel */
+	List *claimed;
+	uint64 n;
+	int among;
+
+	if (at_most <= 0)
+		return NIL;
+	if (in_batches(channel))
+	{
+		n = mr_sql("SELECT " UNIT " FROM (SELECT m.* FROM millrace.outbox_message m "
+				   "WHERE m.channel_id = %d AND m.state = 'waiting' ORDER BY m.id LIMIT %d) AS m",
+				   channel->id, at_most);
+		return claim_found(channel, n, NIL);
+	}
+	among = Max(at_most * AMONG, 200);
+	n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_messages(%d, %d, %d) m", channel->id,
+			   at_most, among);
+	claimed = claim_found(channel, n, NIL);
+	if (n < at_most && mr_sql("SELECT FROM millrace.outbox_message m WHERE m.channel_id = %d "
+							  "AND m.state = 'waiting' ORDER BY m.id LIMIT %d",
+							  channel->id, among) == among)
+	{
+		struct
+		{
+			int32 channel_id;
+			char *key;
+		} * cursor;
+		bool found;
+
+		if (cursors == NULL)
+		{
+			HASHCTL control = {.keysize = sizeof(int32), .entrysize = sizeof(*cursor)};
+
+			cursors = hash_create("millrace keys", 16, &control, HASH_ELEM | HASH_BLOBS);
+		}
+		cursor = hash_search(cursors, &channel->id, HASH_ENTER, &found);
+		if (!found)
+			cursor->key = MemoryContextStrdup(TopMemoryContext, "");
+		n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_keys(%d, %s, %d) m", channel->id,
+				   quote_literal_cstr(cursor->key), at_most - (int) n);
+		pfree(cursor->key);
+		cursor->key = MemoryContextStrdup(TopMemoryContext, n > 0 ? mr_sql_text(n - 1, 2) : "");
+		claimed = claim_found(channel, n, claimed);
+	}
+	return claimed;
+}
+
+/* Claims for one channel, of which `in_flight` deliveries are claimed already; the lock of its state is held. */
+static List *
+claim_channel(MrChannel *channel, int in_flight, long *wait)
+{
+	static const char *const words[] = {"webhook", "telegram", "kafka", "redis", "notify"};
+	int capacity;
+	List *claimed;
+
+	mr_channel_connect(channel);
+	if (channel->problem)
+		(void) mr_sql("UPDATE millrace.channel_state s SET problem = NULL WHERE s.channel_id = %d",
+					  channel->id);
+	if (channel->has_sender &&
+		mr_sql("UPDATE millrace.channel_state s SET not_before = p.not_before "
+			   "FROM millrace.sender_pause p WHERE s.channel_id = %d AND p.sender = '%s' "
+			   "AND p.not_before > clock_timestamp() RETURNING s.not_before",
+			   channel->id,
+			   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&channel->sender)))) > 0)
+	{
+		bool isnull;
+		TimestampTz until = DatumGetTimestampTz(mr_sql_value(0, 1, &isnull));
+
+		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1);
+		return NIL;
+	}
+	(void) mr_sql("SELECT millrace_internal.thin_out(%d, '%s')", channel->id, words[channel->kind]);
+
+	if (in_batches(channel))
+	{
+		/* What another one has claimed comes first, and what is tried again comes before what is new. */
+		if (in_flight > 0)
+			return NIL;
+		capacity = channel->failures > 0 ? 1 : BATCH;
+		claimed = claim_again(channel, capacity);
+		return claimed != NIL ? claimed : claim_new(channel, capacity);
+	}
+	capacity = (channel->failures > 0 ? 1 : channel->connections * AHEAD) - in_flight;
+	if (capacity <= 0)
+		return NIL;
+	if (channel->failures > 0 && channel->failures % 2 == 0)
+	{
+		claimed = claim_new(channel, capacity);
+		return claimed != NIL ? claimed : claim_again(channel, capacity);
+	}
+	claimed = claim_again(channel, capacity);
+	return list_concat(claimed, claim_new(channel, capacity - list_length(claimed)));
+}
+
+/* Notes why a channel cannot be used, and says it once. */
+static void
+note_problem(const MrChannel *channel, const ErrorData *error)
+{
+	if (channel->problem == NULL || strcmp(channel->problem, error->message) != 0)
+		ereport(LOG, (errcode(error->sqlerrcode),
+					  errmsg("channel \"%s\" waits: %s", channel->name, error->message),
+					  error->hint ? errhint("%s", error->hint) : 0));
+	(void) mr_sql(
+		"UPDATE millrace.channel_state s SET problem = %s, last_error_at = clock_timestamp(), "
+		"not_before = clock_timestamp() + interval '%d ms' WHERE s.channel_id = %d",
+		quote_literal_cstr(error->message), PROBLEM_PAUSE, channel->id);
+}
+
+/* Takes the right to claim for a channel, unless another one has it, and reads what may have changed. */
+static bool
+lock_channel(MrChannel *channel, int *in_flight, TimestampTz *not_before)
+{
+	bool isnull;
+	bool locked = mr_sql("SELECT s.failures, s.send_no, coalesce(s.not_before, '-infinity') "
+						 "FROM millrace.channel_state s WHERE s.channel_id = %d "
+						 "FOR NO KEY UPDATE SKIP LOCKED",
+						 channel->id) > 0;
+
+	if (locked)
+	{
+		channel->failures = DatumGetInt32(mr_sql_value(0, 1, &isnull));
+		channel->send_no = DatumGetInt64(mr_sql_value(0, 2, &isnull));
+		*not_before = DatumGetTimestampTz(mr_sql_value(0, 3, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	if (!locked)
+		return false;
+	(void) mr_sql("SELECT count(*)::integer FROM millrace.delivery d "
+				  "WHERE d.channel_id = %d AND d.state = 'claimed'",
+				  channel->id);
+	*in_flight = DatumGetInt32(mr_sql_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return true;
+}
+
+/* Claims for one channel; what is wrong with it concerns no other. */
+static List *
+try_channel(MrChannel *channel, long *wait)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	List *volatile claimed = NIL;
+	ErrorData *volatile error = NULL;
+	volatile long soon = *wait;
+	TimestampTz not_before;
+	int in_flight;
+
+	if (!lock_channel(channel, &in_flight, &not_before))
+	{
+		*wait = Min(*wait, 100);
+		return NIL;
+	}
+	if (not_before > GetCurrentTimestamp())
+	{
+		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), not_before) + 1);
+		return NIL;
+	}
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		long left = soon;
+
+		claimed = claim_channel(channel, in_flight, &left);
+		soon = left;
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		claimed = NIL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error)
+		note_problem(channel, error);
+	*wait = soon;
+	return claimed;
+}
+
+/* Says each minute what may not be sent from here. */
+static void
+warn_of_fenced(const MrChannel *channel)
+{
+	ereport(WARNING,
+			(errmsg("channel \"%s\" is fenced: its outbox is not sent from this instance",
+					channel->name),
+			 errdetail("The database was restored, copied or promoted, and the original may still "
+					   "send."),
+			 errhint("When it does not, call millrace.adopt().")));
+}
+
+List *
+mr_claim(MrDeliveryClass class, long *wait)
+{
+	static TimestampTz looked_for_orphans = 0;
+	static TimestampTz warned = 0;
+	MemoryContext context = CurrentMemoryContext;
+	const char *kinds = class == MR_DELIVERY_HTTP ? "{webhook, telegram}"
+												  : "{kafka, redis, notify}";
+	TimestampTz now = GetCurrentTimestamp();
+	bool warn = TimestampDifferenceExceeds(warned, now, 60000);
+	List *claimed = NIL;
+	List *channels = NIL;
+	ListCell *cell;
+	MrRunAs saved;
+	uint64 n;
+
+	StartTransactionCommand();
+	if (!mr_extension_exists())
+	{
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
+		return NIL;
+	}
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	if (TimestampDifferenceExceeds(looked_for_orphans, now, 1000))
+	{
+		release_orphans(kinds);
+		looked_for_orphans = now;
+	}
+	n = mr_sql("SELECT %s, millrace_internal.may_send(c), w.waiting, coalesce(r.due, 'infinity') "
+			   "FROM millrace.channel c JOIN millrace.channel_state s ON s.channel_id = c.id "
+			   "CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM millrace.outbox_message m "
+			   "WHERE m.channel_id = c.id AND m.state = 'waiting') AS waiting) AS w "
+			   "CROSS JOIN LATERAL (SELECT min(d.next_at) AS due FROM millrace.delivery d "
+			   "WHERE d.channel_id = c.id AND d.state = 'ready') AS r "
+			   "WHERE c.kind = ANY ('%s') AND (w.waiting OR r.due IS NOT NULL) ORDER BY c.id",
+			   mr_channel_columns, kinds);
+	for (uint64 i = 0; i < n; i++)
+	{
+		MrChannel *channel = mr_channel_read(i);
+		bool isnull;
+		TimestampTz due;
+
+		if (!DatumGetBool(mr_sql_value(i, 13, &isnull)))
+		{
+			if (warn)
+				warn_of_fenced(channel);
+			warned = now;
+			continue;
+		}
+		due = DatumGetTimestampTz(mr_sql_value(i, 15, &isnull));
+		if (DatumGetBool(mr_sql_value(i, 14, &isnull)) || due <= now || in_batches(channel))
+			channels = lappend(channels, channel);
+		if (due > now && !TIMESTAMP_IS_NOEND(due))
+			*wait = Min(*wait, TimestampDifferenceMilliseconds(now, due) + 1);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	foreach(cell, channels)
+		claimed = list_concat(claimed, try_channel(lfirst(cell), wait));
+	PopActiveSnapshot();
+	SPI_finish();
+	mr_run_back(&saved);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	mr_debug_point("delivery_claimed");
+	return claimed;
+}

@@ -1,0 +1,142 @@
+#!/usr/bin/python3
+"""Kafka, Redis and NOTIFY: what is sent once, in which order, and what happens when they are away for a while."""
+import json
+import os
+import select
+import subprocess
+import time
+
+from common import Shell, attempts, finish, is_, settled, start
+
+
+def add(db, channel, key, message, **arguments):
+    more = ''.join(f', {name} => %s' for name in arguments)
+    db.query(f'SELECT add(%s, %s, %s{more})', channel, key, json.dumps(message), *arguments.values())
+
+
+def notify(db):
+    db.query("SELECT millrace.create_channel('told', options => '{\"channel\": \"news\"}'); LISTEN news")
+    add(db, 'told', 'k', {'n': 1})
+    add(db, 'told', 'k', {'text': 'x' * 9000})
+    db.query("SELECT add('told', 'k', NULL)")
+    settled(db, 'told')
+    select.select([db.connection], [], [], 10)
+    db.connection.poll()
+    is_('NOTIFY tells in order', [json.loads(n.payload) for n in db.connection.notifies], [{'n': 1}, {'deleted': 'k'}])
+    is_('what is too long for it is a dead letter', db.one("SELECT message FROM millrace.dead_letter WHERE channel = 'told'"),
+        'NOTIFY takes less than 8000 bytes, and the message has 9012')
+    db.query('UNLISTEN news')
+
+
+class Redis:
+    def __init__(self, shell):
+        self.shell = shell
+
+    def ask(self, command):
+        return self.shell.value(f'$(redis {command})')
+
+
+def redis(db, shell):
+    cache = Redis(shell)
+    db.query(f"CREATE SERVER cache FOREIGN DATA WRAPPER millrace_redis OPTIONS (host '127.0.0.1', port '{shell.value('$REDIS_PORT')}', timeout '500ms')")
+    db.query("""SELECT millrace.create_channel('board', server => 'cache',
+                options => '{"set": {"board:latest": 300, "board:<key>": 3600}, "publish": "board:updates"}')""")
+    heard = subprocess.Popen(['redis-cli', '-p', shell.value('$REDIS_PORT'), 'SUBSCRIBE', 'board:updates'], stdout=subprocess.PIPE, text=True)
+    for _ in range(3):
+        heard.stdout.readline()
+    add(db, 'board', 'a', {'n': 1})
+    settled(db, 'board')
+    is_('keys are set with their time to live', (cache.ask('get board:latest'), cache.ask('get board:a'), 290 < int(cache.ask('ttl board:latest')) <= 300), ('{"n": 1}', '{"n": 1}', True))
+    is_('and published', [heard.stdout.readline().strip() for _ in range(3)][2], '{"n": 1}')
+    db.query("SELECT add('board', 'a', NULL)")
+    settled(db, 'board')
+    is_('what was deleted is deleted there', cache.ask('exists board:a'), '0')
+    is_('and said', [heard.stdout.readline().strip() for _ in range(3)][2], '{"deleted": "a"}')
+    heard.kill()
+    heard.wait()
+
+    shell.run('redis_stop KILL')
+    add(db, 'board', 'a', {'n': 2})
+    db.becomes('Redis is down: the channel fails', "SELECT state FROM millrace.channel_status WHERE channel = 'board'", 'failing')
+    for n in range(3, 50):
+        add(db, 'board', 'a', {'n': n})
+    add(db, 'board', 'b', {'n': 100})
+    time.sleep(3)
+    shell.run('redis_run')
+    settled(db, 'board')
+    is_('it is back: the newest of each key arrives', (cache.ask('get board:a'), cache.ask('get board:b')), ('{"n": 49}', '{"n": 100}'))
+    is_('older ones were overtaken', db.one("SELECT count(*) >= 46 FROM millrace.outbox WHERE channel = 'board' AND state = 'superseded'"), True)
+    is_('nobody listens: that is success', attempts(db, 'board')[-1][1], 'sent')
+
+
+def consume(shell, topic):
+    """(key, value) of all committed messages; None: a tombstone."""
+    text = shell.value(f'$(kcat -b "$KAFKA_BOOTSTRAP" -C -t {topic} -e -q -Z -X isolation.level=read_committed -f "%k=%s;" )')
+    return [tuple(part.split('=', 1)) for part in text.split(';') if part]
+
+
+def gaps(found, wanted):
+    """What is wrong with a list of numbers, in a few words."""
+    first = next((n for n, (a, b) in enumerate(zip(found, wanted)) if a != b), None)
+    return 'none' if found == wanted else f'{len(found)} instead of {len(wanted)}, the first wrong one at {first}'
+
+
+def kafka(db, shell):
+    shell.run('kafka_topic out 1 max.message.bytes=100000; kafka_topic many 3')
+    db.query(f"CREATE SERVER broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers '{shell.value('$KAFKA_BOOTSTRAP')}')")
+    db.query("SELECT millrace.create_channel('topic', server => 'broker', options => '{\"topic\": \"out\"}')")
+    add(db, 'topic', 'k', {'n': 1})
+    db.query("SELECT add('topic', 'k', NULL)")
+    settled(db, 'topic')
+    is_('messages are written with their keys, a deletion as a tombstone', consume(shell, 'out'), [('k', '{"n": 1}'), ('k', 'NULL')])
+    db.query("SELECT add('topic', 'k' || n % 10, json_build_object('n', n)) FROM generate_series(1, 5000) n")
+    settled(db, 'topic')
+    found = [json.loads(value)['n'] for _, value in consume(shell, 'out')[2:]]
+    is_('5,000 in their order, each once', gaps(found, list(range(1, 5001))), 'none')
+    add(db, 'topic', 'k', {'n': 0, 'text': os.urandom(200000).hex()})      # does not compress
+    add(db, 'topic', 'k', {'n': 6000})
+    settled(db, 'topic')
+    is_('what is too large for the topic is a dead letter', db.one("SELECT count(*) FROM millrace.dead_letter WHERE channel = 'topic' AND message ~ 'too large|Message size'"), 1)
+    is_('the others go on', json.loads(consume(shell, 'out')[-1][1]), {'n': 6000})
+
+    shell.run('kafka_stop KILL')
+    db.query("SELECT add('topic', 'k', json_build_object('n', n)) FROM generate_series(7001, 7100) n")
+    db.becomes('Kafka is down: the channel fails', "SELECT state FROM millrace.channel_status WHERE channel = 'topic'", 'failing')
+    db.query("SELECT add('told', 'k', '{\"while\": \"down\"}')")
+    settled(db, 'told')
+    is_('others are served', attempts(db, 'told')[-1][1], 'sent')
+    shell.run('kafka_run')
+    settled(db, 'topic', 240)
+    found = [json.loads(value)['n'] for _, value in consume(shell, 'out')[5003:]]
+    is_('it is back: all arrive in order, each once', gaps(found, list(range(7001, 7101))), 'none')
+
+    # The worker ends at any moment: nothing is lost, nothing comes twice.
+    for round in range(3):
+        db.query("SELECT add('topic', 'k', json_build_object('n', n)) FROM generate_series(%s, %s) n", 8000 + round * 1000, 8999 + round * 1000)
+        time.sleep(0.05 * round)
+        db.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'millrace: delivery #0'")
+    settled(db, 'topic', 120)
+    found = [json.loads(value)['n'] for _, value in consume(shell, 'out')[5103:]]
+    is_('a worker that ends in the middle: each once, in order', gaps(found, list(range(8000, 11000))), 'none')
+
+    db.query("SELECT millrace.create_channel('missing', server => 'broker', options => '{\"topic\": \"missing\"}')")
+    add(db, 'missing', 'k', {})
+    db.becomes('a topic that is not there', "SELECT last_error FROM millrace.channel_status WHERE channel = 'missing'", 'the topic does not exist on the broker', 60)
+    is_('validate sends to a topic', [row[0] for row in db.query("SELECT severity || ': ' || message FROM millrace.validate('topic', send => true) WHERE severity <> 'warning'")], ['info: a test message was taken'])
+    add(db, 'topic', 'k', {'n': 20000})
+    settled(db, 'topic')
+    is_('and the channel goes on', json.loads(consume(shell, 'out')[-1][1]), {'n': 20000})
+
+
+def main():
+    with Shell() as shell:
+        shell.run('redis_start "$work/redis"; kafka_start "$work/kafka"')
+        db = start(shell)
+        notify(db)
+        redis(db, shell)
+        kafka(db, shell)
+        finish(shell)
+
+
+if __name__ == '__main__':
+    main()
