@@ -300,28 +300,28 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	return rest;
 }
 
-/* Sends in one transaction. */
-static void
-deliver_kafka(List *deliveries)
+/*
+ * Sends in one transaction.  A broker that refuses a message refuses those as well that came with it: which one it is is found by
+ * halves.  False when the channel fails.
+ */
+static bool
+write_to_kafka(Connection *connection, const MrChannel *channel, List *deliveries)
 {
-	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
-	Connection *connection = connection_of(channel);
 	const char *problem;
 	MrKafkaOut *messages;
 	bool refused = false;
 	ListCell *cell;
 	int n;
 
-	begin_attempt(deliveries);
 	if (!be_producing(connection, channel, &problem))
 	{
 		fail_batch(deliveries, problem);
-		return;
+		return false;
 	}
 	deliveries = leave_out_sent(deliveries, connection);
 	n = list_length(deliveries);
 	if (n == 0)
-		return;
+		return true;
 	messages = palloc0(sizeof(MrKafkaOut) * n);
 	foreach(cell, deliveries)
 	{
@@ -338,21 +338,34 @@ deliver_kafka(List *deliveries)
 		foreach(cell, deliveries)
 			end_attempt(lfirst(cell), MR_OUTCOME_SENT, NULL);
 		mr_debug_point("delivery_sent");
-		return;
+		return true;
 	}
-	foreach(cell, deliveries)
-	{
-		const MrKafkaOut *message = &messages[foreach_current_index(cell)];
-
-		refused |= message->refused;
-		end_attempt(lfirst(cell), message->refused ? MR_OUTCOME_DEAD : MR_OUTCOME_UNSENT,
-					message->error);
-	}
-	/* Without those that were refused the others are tried at once. */
-	if (!refused)
-		fail_batch(deliveries, mr_kafka_producer_problem(connection->producer));
+	problem = pstrdup(mr_kafka_producer_problem(connection->producer));
 	mr_kafka_producer_close(connection->producer);
 	connection->producer = NULL;
+	for (int i = 0; i < n; i++)
+		refused |= messages[i].refused;
+	if (!refused)
+	{
+		fail_batch(deliveries, problem);
+		return false;
+	}
+	if (n == 1)
+	{
+		end_attempt(linitial(deliveries), MR_OUTCOME_DEAD, messages[0].error);
+		return true;
+	}
+	return write_to_kafka(connection, channel, list_truncate(list_copy(deliveries), n / 2)) &&
+		   write_to_kafka(connection, channel, list_copy_tail(deliveries, n / 2));
+}
+
+static void
+deliver_kafka(List *deliveries)
+{
+	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
+
+	begin_attempt(deliveries);
+	(void) write_to_kafka(connection_of(channel), channel, deliveries);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- */

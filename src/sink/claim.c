@@ -31,7 +31,7 @@
 #include "utils/timeout.h"
 #include "utils/uuid.h"
 
-#define AMONG 4 /* times as many messages are looked at as are wanted, at least 200 */
+#define AMONG 2 /* times as many messages are looked at as are wanted, at least 200 */
 #define AHEAD 8 /* deliveries for each connection that are claimed at once */
 #define BATCH 1000 /* deliveries that are sent in one batch */
 #define PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
