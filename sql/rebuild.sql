@@ -21,12 +21,13 @@ SELECT messages FROM millrace.run_stream('remade');
 SELECT * FROM millrace.rebuild('rs.orders');
 SELECT * FROM millrace.rebuild('rd.h_order');
 
--- with one that began later; when that was is no matter of this test
+-- with one that began later; when that was is no matter of this test.  A hub's keys are also in what is staged, a link's and a satellite's
+-- former rows are not
 \set VERBOSITY terse
 SELECT millrace.create_staging('rs.orders', stream => 'remade', key => '{"order_id": ["$.id", "bigint"]}', version => '["$.v", "bigint"]', columns => '{"status": "$.status"}', log => true, replace => true);
 SELECT rs.say(2, 2, 'LOST'), rs.say(3, 1, 'OPEN');
 SELECT messages FROM millrace.run_stream('remade');
-CREATE TEMP TABLE before AS SELECT 'h' AS what, to_jsonb(h) AS row FROM rd.h_order h UNION ALL SELECT 'l', to_jsonb(l) FROM rd.l_order l UNION ALL SELECT 's', to_jsonb(s) FROM rd.s_order s UNION ALL SELECT 'o', to_jsonb(o) FROM rs.orders o;
+CREATE TEMP TABLE before AS SELECT 'h' AS what, to_jsonb(h) - 'load_at' AS row FROM rd.h_order h UNION ALL SELECT 'l', to_jsonb(l) FROM rd.l_order l UNION ALL SELECT 's', to_jsonb(s) FROM rd.s_order s UNION ALL SELECT 'o', to_jsonb(o) FROM rs.orders o;
 SELECT * FROM millrace.rebuild('rs.orders');
 SELECT * FROM millrace.rebuild('rs.orders', filter => 'order_id = 1');
 SELECT * FROM millrace.rebuild('rd.h_order');
@@ -34,7 +35,7 @@ SELECT * FROM millrace.rebuild('rd.l_order');
 SELECT * FROM millrace.rebuild('rd.s_order');
 SELECT * FROM millrace.rebuild('rd.h_order', filter => 'order_id < 3');
 SELECT * FROM millrace.rebuild('rd.s_order', filter => $$ status = 'OPEN' $$);
-SELECT count(*) AS changed FROM (TABLE before EXCEPT ALL (SELECT 'h', to_jsonb(h) FROM rd.h_order h UNION ALL SELECT 'l', to_jsonb(l) FROM rd.l_order l UNION ALL SELECT 's', to_jsonb(s) FROM rd.s_order s UNION ALL SELECT 'o', to_jsonb(o) FROM rs.orders o)) AS x;
+SELECT count(*) AS changed FROM (TABLE before EXCEPT ALL (SELECT 'h', to_jsonb(h) - 'load_at' FROM rd.h_order h UNION ALL SELECT 'l', to_jsonb(l) FROM rd.l_order l UNION ALL SELECT 's', to_jsonb(s) FROM rd.s_order s UNION ALL SELECT 'o', to_jsonb(o) FROM rs.orders o)) AS x;
 
 -- What came since can be made again; marts stand on what is staged.
 SELECT * FROM millrace.rebuild('rd.h_order', filter => 'order_id = 3');

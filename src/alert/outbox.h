@@ -21,9 +21,10 @@ typedef struct MrOutboxRow
 } MrOutboxRow;
 
 /*
- * Adds messages, ordered by channel and key and else as they are given, and wakes the delivery workers when the transaction
- * commits.  Numbers are taken here: the caller holds the lock of the object that a key names, to the end of the transaction,
- * and then messages of that key have the order of their causes.  SPI may be connected or not; CurrentMemoryContext is kept.
+ * Adds messages, ordered by channel and key and else as they are given, and wakes the delivery
+ * workers when the transaction commits.  Numbers are taken here: the caller holds the lock of the
+ * object that a key names, to the end of the transaction, and then messages of that key have the
+ * order of their causes.  SPI may be connected or not; CurrentMemoryContext is kept.
  */
 extern void mr_outbox_add(const MrOutboxRow *rows, int nrows);
 

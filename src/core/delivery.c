@@ -1,6 +1,6 @@
 /*
  * delivery.c
- *	  What the manager does about delivery workers: they run while there are channels that they serve.
+ *	  The manager's part: delivery workers run while there are channels for them.
  */
 #include "postgres.h"
 

@@ -16,7 +16,10 @@ typedef struct MrDeliveryWanted
 
 extern void mr_delivery_wanted(MrDeliveryWanted *wanted);
 
-/* Starts those that are missing, stops those that are too many, reads how they ended; returns how long to wait, in ms at most `wait`. */
+/*
+ * Starts those that are missing, stops those that are too many, reads how they ended; returns how
+ * long to wait, in ms at most `wait`.
+ */
 extern long mr_delivery_manage(Oid database, const MrDeliveryWanted *wanted, long wait);
 
 #endif /* MR_CORE_DELIVERY_H */

@@ -125,18 +125,20 @@ SELECT c.name AS channel, c.kind, c.server::text AS server,
             WHEN s.problem IS NOT NULL THEN 'failed'
             WHEN s.failures > 0 THEN 'failing'
             WHEN s.not_before > clock_timestamp() THEN 'paused'
-            WHEN q.waiting + q.sending > 0 THEN 'sending'
+            WHEN w.messages + k.messages > 0 THEN 'sending'
             ELSE 'idle' END AS state,
-       q.waiting AS waiting, q.sending AS sending, q.oldest,
+       w.messages AS waiting, k.messages AS sending, least(w.oldest, k.oldest) AS oldest,
        (SELECT count(*) FROM millrace.delivery d WHERE d.channel_id = c.id AND d.state = 'sent' AND d.done_at > clock_timestamp() - interval '1 minute') AS sent_last_minute,
        s.sent, s.last_sent_at, s.failures, s.not_before AS next_at,
        CASE WHEN NOT millrace_internal.may_send(c) THEN 'the channel belongs to another instance; see millrace.adopt()' ELSE coalesce(s.problem, s.last_error) END AS last_error,
        s.last_error_at, (SELECT count(*) FROM millrace.letter l WHERE l.channel_id = c.id AND l.state = 'open') AS dead_letters, pg_catalog.pg_get_userbyid(c.owner)::text AS owner
 FROM millrace.channel c
 JOIN millrace.channel_state s ON s.channel_id = c.id
+-- Each by an index of its own: what was sent is not gone through.
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE m.state = 'waiting') AS waiting, count(*) FILTER (WHERE m.state = 'claimed') AS sending, min(m.created_at) AS oldest
-    FROM millrace.outbox_message m WHERE m.channel_id = c.id AND m.state IN ('waiting', 'claimed')) AS q
+    SELECT count(*) AS messages, min(m.created_at) AS oldest FROM millrace.outbox_message m WHERE m.channel_id = c.id AND m.state = 'waiting') AS w
+CROSS JOIN LATERAL (
+    SELECT count(*) AS messages, min(m.created_at) AS oldest FROM millrace.outbox_message m WHERE m.channel_id = c.id AND m.state = 'claimed') AS k
 WHERE millrace_internal.may_watch(c.owner);
 COMMENT ON VIEW millrace.channel_status IS 'channels: what waits, how fast it goes, what is wrong';
 COMMENT ON COLUMN millrace.channel_status.state IS

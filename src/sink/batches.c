@@ -2,8 +2,9 @@
  * batches.c
  *	  Channels whose messages are sent in batches, in their order: Kafka, Redis, NOTIFY.
  *
- * To Kafka a batch is one transaction that also keeps the number of its last message (send_no).  When it is not known whether a
- * transaction was committed, the producer is thrown away; the next one reads the number, and what lies at or below it has been sent.
+ * To Kafka a batch is one transaction that also keeps the number of its last message (send_no).
+ * When it is not known whether a transaction was committed, the producer is thrown away; the next
+ * one reads the number, and what lies at or below it has been sent.
  */
 #include "postgres.h"
 
@@ -111,7 +112,10 @@ end_attempt(MrDelivery *delivery, MrOutcome outcome, const char *error)
 	delivery->seconds = (GetCurrentTimestamp() - delivery->at) / (double) USECS_PER_SEC;
 }
 
-/* ---- NOTIFY ------------------------------------------------------------------------------------------------- */
+/*
+ * ---- NOTIFY
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static void
 notify(MrDelivery *delivery)
@@ -127,7 +131,9 @@ notify(MrDelivery *delivery)
 	end_attempt(delivery, MR_OUTCOME_SENT, NULL);
 }
 
-/* Within the transaction that records them: what is told is recorded, and what is recorded is told. */
+/*
+ * Within the transaction that records them: what is told is recorded, and what is recorded is told.
+ */
 static void
 deliver_notify(List *deliveries)
 {
@@ -144,7 +150,10 @@ deliver_notify(List *deliveries)
 	mr_debug_point("delivery_recorded");
 }
 
-/* ---- Redis -------------------------------------------------------------------------------------------------- */
+/*
+ * ---- Redis --------------------------------------------------------------------------------------
+ * ------------
+ */
 
 /* A key of the options, with the message's key in its place. */
 static char *
@@ -170,7 +179,9 @@ deletion(const char *key)
 	return json.data;
 }
 
-/* Sets or deletes the keys, then publishes, in one transaction: whoever hears of it finds the keys. */
+/*
+ * Sets or deletes the keys, then publishes, in one transaction: whoever hears of it finds the keys.
+ */
 static const char *
 send_to_redis(MrRedis *redis, const MrDelivery *delivery)
 {
@@ -233,7 +244,10 @@ deliver_redis(List *deliveries)
 	}
 }
 
-/* ---- Kafka -------------------------------------------------------------------------------------------------- */
+/*
+ * ---- Kafka --------------------------------------------------------------------------------------
+ * ------------
+ */
 
 /* Opens the producer, and learns what the last one has sent. */
 static bool
@@ -300,28 +314,28 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	return rest;
 }
 
-/* Sends in one transaction. */
-static void
-deliver_kafka(List *deliveries)
+/*
+ * Sends in one transaction.  A broker that refuses a message refuses those as well that came with
+ * it: which one it is is found by halves.  False when the channel fails.
+ */
+static bool
+write_to_kafka(Connection *connection, const MrChannel *channel, List *deliveries)
 {
-	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
-	Connection *connection = connection_of(channel);
 	const char *problem;
 	MrKafkaOut *messages;
 	bool refused = false;
 	ListCell *cell;
 	int n;
 
-	begin_attempt(deliveries);
 	if (!be_producing(connection, channel, &problem))
 	{
 		fail_batch(deliveries, problem);
-		return;
+		return false;
 	}
 	deliveries = leave_out_sent(deliveries, connection);
 	n = list_length(deliveries);
 	if (n == 0)
-		return;
+		return true;
 	messages = palloc0(sizeof(MrKafkaOut) * n);
 	foreach(cell, deliveries)
 	{
@@ -338,24 +352,40 @@ deliver_kafka(List *deliveries)
 		foreach(cell, deliveries)
 			end_attempt(lfirst(cell), MR_OUTCOME_SENT, NULL);
 		mr_debug_point("delivery_sent");
-		return;
+		return true;
 	}
-	foreach(cell, deliveries)
-	{
-		const MrKafkaOut *message = &messages[foreach_current_index(cell)];
-
-		refused |= message->refused;
-		end_attempt(lfirst(cell), message->refused ? MR_OUTCOME_DEAD : MR_OUTCOME_UNSENT,
-					message->error);
-	}
-	/* Without those that were refused the others are tried at once. */
-	if (!refused)
-		fail_batch(deliveries, mr_kafka_producer_problem(connection->producer));
+	problem = pstrdup(mr_kafka_producer_problem(connection->producer));
 	mr_kafka_producer_close(connection->producer);
 	connection->producer = NULL;
+	for (int i = 0; i < n; i++)
+		refused |= messages[i].refused;
+	if (!refused)
+	{
+		fail_batch(deliveries, problem);
+		return false;
+	}
+	if (n == 1)
+	{
+		end_attempt(linitial(deliveries), MR_OUTCOME_DEAD, messages[0].error);
+		return true;
+	}
+	return write_to_kafka(connection, channel, list_truncate(list_copy(deliveries), n / 2)) &&
+		   write_to_kafka(connection, channel, list_copy_tail(deliveries, n / 2));
 }
 
-/* ------------------------------------------------------------------------------------------------------------- */
+static void
+deliver_kafka(List *deliveries)
+{
+	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
+
+	begin_attempt(deliveries);
+	(void) write_to_kafka(connection_of(channel), channel, deliveries);
+}
+
+/*
+ * -------------------------------------------------------------------------------------------------
+ * ------------
+ */
 
 /* Everything but NOTIFY. */
 static void

@@ -23,14 +23,15 @@ const char *const mr_channel_columns =
 	"(1000000 * extract(epoch FROM c.give_up))::bigint, c.digest_above, s.failures, s.problem, "
 	"s.send_no";
 
+const char *const mr_channel_kinds[MR_CHANNEL_KINDS] = {"webhook", "telegram", "kafka", "redis",
+														"notify"};
+
 static MrChannelKind
 kind_of(const char *word)
 {
-	static const char *const words[] = {"webhook", "telegram", "kafka", "redis", "notify"};
-
-	for (int i = 0; i < lengthof(words); i++)
+	for (int i = 0; i < lengthof(mr_channel_kinds); i++)
 	{
-		if (strcmp(words[i], word) == 0)
+		if (strcmp(mr_channel_kinds[i], word) == 0)
 			return (MrChannelKind) i;
 	}
 	elog(ERROR, "unknown kind of channel: %s", word);

@@ -1,13 +1,15 @@
 /*
  * claim.c
- *	  Claiming: what can be sent now becomes deliveries of this worker, in a committed transaction before anything is sent.
+ *	  Claiming: what can be sent now becomes deliveries of this worker, before it is sent.
  *
- * A claim is valid as long as its worker lives: the worker holds a session lock on its claimant's number, and whoever can take that
- * lock knows that the worker is gone.  No time is involved, so that a worker that was stopped and goes on finds its claims.
+ * A claim is valid as long as its worker lives: the worker holds a session lock on its claimant's
+ * number, and whoever can take that lock knows that the worker is gone.  No time is involved, so
+ * that a worker that was stopped and goes on finds its claims.
  *
- * Claims of one channel are made one after the other, under the lock of its row in channel_state.  A key of which something is
- * claimed waits, so that messages of a key are sent in their order.  A channel that fails sends one message at a time as a probe, by
- * turns one that was tried before and a new one, so that a message which the endpoint does not like holds up nobody for long.
+ * Claims of one channel are made one after the other, under the lock of its row in channel_state.
+ * A key of which something is claimed waits, so that messages of a key are sent in their order.  A
+ * channel that fails sends one message at a time as a probe, by turns one that was tried before and
+ * a new one, so that a message which the endpoint does not like holds up nobody for long.
  *
  * What a delivery sends is made here and kept, so that each attempt sends the same.
  */
@@ -31,10 +33,9 @@
 #include "utils/timeout.h"
 #include "utils/uuid.h"
 
-#define AMONG 4 /* times as many messages are looked at as are wanted, at least 200 */
+#define AMONG 2 /* times as many messages are looked at as are wanted, at least 200 */
 #define AHEAD 8 /* deliveries for each connection that are claimed at once */
 #define BATCH 1000 /* deliveries that are sent in one batch */
-#define PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
 #define EXPRESSION_TIMEOUT 10000 /* ms that a channel's expression may take */
 #define CLAIM_LOCK 0x6d72 /* in the field by which advisory locks of users are told apart */
 
@@ -99,7 +100,10 @@ release_orphans(const char *kinds)
 	}
 }
 
-/* ---- bodies ------------------------------------------------------------------------------------------------- */
+/*
+ * ---- bodies
+ * -------------------------------------------------------------------------------------------------
+ */
 
 /* What one delivery consists of. */
 typedef struct Unit
@@ -119,10 +123,10 @@ typedef struct Unit
 static char *
 default_body(const MrChannel *channel, const Unit *unit)
 {
-	static const char *const words[] = {"webhook", "telegram", "kafka", "redis", "notify"};
 	static const Oid types[] = {TEXTOID, BOOLOID, TEXTOID, JSONARRAYOID, INT8OID};
-	Datum values[] = {CStringGetTextDatum(words[channel->kind]), BoolGetDatum(unit->alert),
-					  CStringGetTextDatum(unit->key), unit->messages, Int64GetDatum(unit->count)};
+	Datum values[] = {CStringGetTextDatum(mr_channel_kinds[channel->kind]),
+					  BoolGetDatum(unit->alert), CStringGetTextDatum(unit->key), unit->messages,
+					  Int64GetDatum(unit->count)};
 	char *body;
 
 	/* A message of a sink is JSON already. */
@@ -135,7 +139,10 @@ default_body(const MrChannel *channel, const Unit *unit)
 	return body;
 }
 
-/* The body that the channel's own expression makes, as its owner; its errors are the caller's affair. */
+/*
+ * The body that the channel's own expression makes, as its owner; its errors are the caller's
+ * affair.
+ */
 static char *
 own_body(const MrChannel *channel, const Unit *unit)
 {
@@ -143,7 +150,10 @@ own_body(const MrChannel *channel, const Unit *unit)
 	Datum values[] = {unit->messages, CStringGetTextDatum(unit->key), Int64GetDatum(unit->count),
 					  TimestampTzGetDatum(unit->created_at)};
 	int nest_level = mr_settings_pin("UTC");
-	/* A session's own time-out, when validate() is called under one, holds for all of its statement. */
+	/*
+	 * A session's own time-out, when validate() is called under one, holds for all of its
+	 * statement.
+	 */
 	bool limit = !get_timeout_active(STATEMENT_TIMEOUT);
 	MrRunAs saved;
 	char *body;
@@ -165,8 +175,8 @@ own_body(const MrChannel *channel, const Unit *unit)
 }
 
 /*
- * What a unit sends, in one or more parts as text[].  An expression that fails on its data fails for this unit only: then *error says
- * why, and the parts hold the message itself.
+ * What a unit sends, in one or more parts as text[].  An expression that fails on its data fails
+ * for this unit only: then *error says why, and the parts hold the message itself.
  */
 static Datum
 make_payloads(const MrChannel *channel, const Unit *unit, char **error)
@@ -259,7 +269,10 @@ mr_claim_test_body(const MrChannel *channel)
 	return channel->has_message ? own_body(channel, &unit) : default_body(channel, &unit);
 }
 
-/* ---- deliveries --------------------------------------------------------------------------------------------- */
+/*
+ * ---- deliveries
+ * ---------------------------------------------------------------------------------------------
+ */
 
 /* Keeps the row of a delivery, columns as RETURNED names them. */
 #define RETURNED \
@@ -304,7 +317,10 @@ in_batches(const MrChannel *channel)
 	return channel->kind >= MR_CHANNEL_KAFKA;
 }
 
-/* Claims deliveries that are to be tried again: those that are due; in batches all of them, in their order. */
+/*
+ * Claims deliveries that are to be tried again: those that are due; in batches all of them, in
+ * their order.
+ */
 static List *
 claim_again(MrChannel *channel, int at_most)
 {
@@ -538,11 +554,13 @@ claim_new(MrChannel *channel, int at_most)
 	return claimed;
 }
 
-/* Claims for one channel, of which `in_flight` deliveries are claimed already; the lock of its state is held. */
+/*
+ * Claims for one channel, of which `in_flight` deliveries are claimed already; the lock of its
+ * state is held.
+ */
 static List *
 claim_channel(MrChannel *channel, int in_flight, long *wait)
 {
-	static const char *const words[] = {"webhook", "telegram", "kafka", "redis", "notify"};
 	int capacity;
 	List *claimed;
 
@@ -563,11 +581,15 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1);
 		return NIL;
 	}
-	(void) mr_sql("SELECT millrace_internal.thin_out(%d, '%s')", channel->id, words[channel->kind]);
+	(void) mr_sql("SELECT millrace_internal.thin_out(%d, '%s')", channel->id,
+				  mr_channel_kinds[channel->kind]);
 
 	if (in_batches(channel))
 	{
-		/* What another one has claimed comes first, and what is tried again comes before what is new. */
+		/*
+		 * What another one has claimed comes first, and what is tried again comes before what is
+		 * new.
+		 */
 		if (in_flight > 0)
 			return NIL;
 		capacity = channel->failures > 0 ? 1 : BATCH;
@@ -597,10 +619,13 @@ note_problem(const MrChannel *channel, const ErrorData *error)
 	(void) mr_sql(
 		"UPDATE millrace.channel_state s SET problem = %s, last_error_at = clock_timestamp(), "
 		"not_before = clock_timestamp() + interval '%d ms' WHERE s.channel_id = %d",
-		quote_literal_cstr(error->message), PROBLEM_PAUSE, channel->id);
+		quote_literal_cstr(error->message), MR_PROBLEM_PAUSE, channel->id);
 }
 
-/* Takes the right to claim for a channel, unless another one has it, and reads what may have changed. */
+/*
+ * Takes the right to claim for a channel, unless another one has it, and reads what may have
+ * changed.
+ */
 static bool
 lock_channel(MrChannel *channel, int *in_flight, TimestampTz *not_before)
 {

@@ -20,6 +20,13 @@ typedef enum MrChannelKind
 	MR_CHANNEL_NOTIFY
 } MrChannelKind;
 
+#define MR_CHANNEL_KINDS (MR_CHANNEL_NOTIFY + 1)
+
+/* As millrace.channel names them. */
+extern const char *const mr_channel_kinds[MR_CHANNEL_KINDS];
+
+#define MR_PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
+
 /* A channel as a worker uses it. */
 typedef struct MrChannel
 {
@@ -90,54 +97,72 @@ typedef struct MrDelivery
 	bool not_allowed; /* unsent, because something has to be changed before: `error` says what */
 } MrDelivery;
 
-/* Which channels a worker serves: over HTTP many requests at once, over the others one batch after the other. */
+/*
+ * Which channels a worker serves: over HTTP many requests at once, over the others one batch after
+ * the other.
+ */
 typedef enum MrDeliveryClass
 {
 	MR_DELIVERY_BATCHES,
 	MR_DELIVERY_HTTP
 } MrDeliveryClass;
 
-/* ---- channel.c: the caller is in a transaction -------------------------------------------------------------- */
+/*
+ * ---- channel.c: the caller is in a transaction
+ * --------------------------------------------------------------
+ */
 
-/* Fills a channel from SPI's row of mr_channel_columns; what can be wrong with its server is an error. */
+/*
+ * Fills a channel from SPI's row of mr_channel_columns; what can be wrong with its server is an
+ * error.
+ */
 extern const char *const mr_channel_columns;
 extern MrChannel *mr_channel_read(uint64 row);
 extern void mr_channel_connect(MrChannel *channel);
 extern MrChannel *mr_channel_by_name(const char *name);
 
-/* ---- claim.c ------------------------------------------------------------------------------------------------ */
+/*
+ * ---- claim.c
+ * ------------------------------------------------------------------------------------------------
+ */
 
 /* Takes a number, and its lock for the life of the process, that says whose claims are ours. */
 extern void mr_claim_init(void);
 extern int64 mr_claimant(void);
 
 /*
- * Claims what can be sent now, in a transaction of its own, as MrDelivery * in CurrentMemoryContext.  *wait is lowered to the time
- * in ms until there may be more by itself.
+ * Claims what can be sent now, in a transaction of its own, as MrDelivery * in
+ * CurrentMemoryContext.  *wait is lowered to the time in ms until there may be more by itself.
  */
 extern List *mr_claim(MrDeliveryClass class, long *wait);
 
 /* What a test of a channel sends, in the caller's transaction. */
 extern char *mr_claim_test_body(const MrChannel *channel);
 
-/* ---- record.c ----------------------------------------------------------------------------------------------- */
+/*
+ * ---- record.c
+ * -----------------------------------------------------------------------------------------------
+ */
 
 /*
- * Records attempts in a transaction of its own, or in the caller's when there is one.  Those of which another part is to be sent now
- * are returned, with that part.
+ * Records attempts in a transaction of its own, or in the caller's when there is one.  Those of
+ * which another part is to be sent now are returned, with that part.
  */
 extern List *mr_record(List *deliveries);
 
-/* How long to wait after so many attempts, in ms: between half and all of 1 s, 2 s, 4 s up to 5 minutes. */
-extern int mr_record_backoff(int attempts);
-
-/* ---- request.c: over HTTP ----------------------------------------------------------------------------------- */
+/*
+ * ---- request.c: over HTTP
+ * -----------------------------------------------------------------------------------
+ */
 
 struct MrHttpRequest;
 extern struct MrHttpRequest *mr_request_build(MrDelivery *delivery);
 extern void mr_request_judge(MrDelivery *delivery, const struct MrHttpRequest *request);
 
-/* ---- text.c: Telegram's texts ------------------------------------------------------------------------------- */
+/*
+ * ---- text.c: Telegram's texts
+ * -------------------------------------------------------------------------------
+ */
 
 /* A text for HTML. */
 extern char *mr_text_escape(const char *text);
@@ -145,7 +170,10 @@ extern char *mr_text_escape(const char *text);
 /* A text in parts that are under Telegram's limit when they are escaped, as char *. */
 extern List *mr_text_split(const char *text);
 
-/* ---- batches.c: Kafka, Redis, NOTIFY ------------------------------------------------------------------------- */
+/*
+ * ---- batches.c: Kafka, Redis, NOTIFY
+ * -------------------------------------------------------------------------
+ */
 
 /* Sends deliveries of one channel in their order, and records them; outside any transaction. */
 extern void mr_batch_deliver(List *deliveries);

@@ -2,12 +2,14 @@
  * http.c
  *	  Requests over HTTP, many at once, through libcurl's multi interface.
  *
- * libcurl is told of sockets by an epoll descriptor of ours, which a wait event set can hold (sets of PostgreSQL cannot remove).
- * Names are resolved by threads of libcurl's: all signals are blocked around its calls.  No callback calls PostgreSQL: answers go
- * into a buffer of fixed size in the request.
+ * libcurl is told of sockets by an epoll descriptor of ours, which a wait event set can hold (sets
+ * of PostgreSQL cannot remove). Names are resolved by threads of libcurl's: all signals are blocked
+ * around its calls.  No callback calls PostgreSQL: answers go into a buffer of fixed size in the
+ * request.
  *
- * Where requests may go is said by millrace.allowed_hosts: the host of the URL must be listed, and the address that it turns out to
- * have must be public, or listed as well.  The address is looked at when the socket is made, after which nothing can change it.
+ * Where requests may go is said by millrace.allowed_hosts: the host of the URL must be listed, and
+ * the address that it turns out to have must be public, or listed as well.  The address is looked
+ * at when the socket is made, after which nothing can change it.
  */
 #include "postgres.h"
 
@@ -58,7 +60,10 @@ static const char *const private_networks[] = {
 	"2002::/16",     "2001::/32",
 };
 
-/* ---- where requests may go ---------------------------------------------------------------------------------- */
+/*
+ * ---- where requests may go
+ * ----------------------------------------------------------------------------------
+ */
 
 /* An address or network as text; false when it is none. */
 static bool
@@ -222,7 +227,10 @@ mr_http_refusal(const char *url)
 	return psprintf("host \"%s\" is not listed in millrace.allowed_hosts", copy);
 }
 
-/* ---- what libcurl calls: nothing of PostgreSQL here -------------------------------------------------------- */
+/*
+ * ---- what libcurl calls: nothing of PostgreSQL here
+ * --------------------------------------------------------
+ */
 
 /* Makes the socket, unless the address is a private one that is not listed. */
 static curl_socket_t
@@ -288,7 +296,10 @@ set_timer(CURLM *handle, long timeout_ms, void *argument)
 	return 0;
 }
 
-/* ---- requests ----------------------------------------------------------------------------------------------- */
+/*
+ * ---- requests
+ * -----------------------------------------------------------------------------------------------
+ */
 
 /* Makes the handle of all, once in the life of the process. */
 static void
@@ -522,8 +533,9 @@ mr_http_finished(void)
 	return request;
 }
 
-void
-mr_http_cancel(MrHttpRequest *request)
+/* Ends a request that has not finished. */
+static void
+cancel(MrHttpRequest *request)
 {
 	sigset_t all;
 	sigset_t before;
@@ -570,7 +582,7 @@ mr_http_run(MrHttpRequest *request)
 	}
 	PG_CATCH();
 	{
-		mr_http_cancel(request);
+		cancel(request);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

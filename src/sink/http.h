@@ -35,20 +35,25 @@ typedef struct MrHttpRequest
 	char words[256];
 } MrHttpRequest;
 
-/* Begins a request, which stays in memory until it is finished or cancelled.  It ends at once when it cannot be begun. */
+/*
+ * Begins a request, which stays in memory until it is finished.  It ends at once when it cannot be
+ * begun.
+ */
 extern void mr_http_start(MrHttpRequest *request);
 
 /* The next request that has finished, or NULL. */
 extern MrHttpRequest *mr_http_finished(void);
 
-/* Ends a request that has not finished. */
-extern void mr_http_cancel(MrHttpRequest *request);
-
-/* A descriptor that becomes readable when something has come, and the time in ms after which to look anyway (-1: none). */
+/*
+ * A descriptor that becomes readable when something has come, and the time in ms after which to
+ * look anyway (-1: none).
+ */
 extern pgsocket mr_http_descriptor(void);
 extern long mr_http_timeout(void);
 
-/* Waits for one request, with interrupts served; it is cancelled when an error is raised meanwhile. */
+/*
+ * Waits for one request, with interrupts served; it is cancelled when an error is raised meanwhile.
+ */
 extern void mr_http_run(MrHttpRequest *request);
 
 /* Why requests may not go to a URL's host, or NULL: see millrace.allowed_hosts. */

@@ -2,9 +2,10 @@
  * record.c
  *	  Recording what became of attempts.
  *
- * What was sent is done; what failed for a time is tried again after a while, until it is older than the channel's give_up, and then
- * it is a dead letter, as is at once what the endpoint refuses for good.  A channel's failures in a row are counted once for those
- * attempts that were on their way together: the first failure stops the others, and each probe after it is one more.
+ * What was sent is done; what failed for a time is tried again after a while, until it is older
+ * than the channel's give_up, and then it is a dead letter, as is at once what the endpoint refuses
+ * for good.  A channel's failures in a row are counted once for those attempts that were on their
+ * way together: the first failure stops the others, and each probe after it is one more.
  */
 #include "postgres.h"
 
@@ -19,10 +20,13 @@
 #include "utils/snapmgr.h"
 
 #define LONGEST_BACKOFF 300000 /* ms */
-#define PROBLEM_PAUSE 10000 /* ms until a channel that cannot be used is looked at again */
 
-int
-mr_record_backoff(int attempts)
+/*
+ * How long to wait after so many attempts, in ms: between half and all of 1 s, 2 s, 4 s up to 5
+ * minutes.
+ */
+static int
+backoff(int attempts)
 {
 	int longest = attempts > 9 ? LONGEST_BACKOFF : Min(LONGEST_BACKOFF, 1000 << (attempts - 1));
 
@@ -35,7 +39,7 @@ next_attempt(const MrDelivery *delivery, TimestampTz now)
 {
 	return delivery->retry_after >= 0
 			   ? TimestampTzPlusMilliseconds(now, (int64) delivery->retry_after * 1000)
-			   : TimestampTzPlusMilliseconds(now, mr_record_backoff(delivery->attempts));
+			   : TimestampTzPlusMilliseconds(now, backoff(delivery->attempts));
 }
 
 /* Writes the row of an attempt. */
@@ -73,7 +77,10 @@ write_attempt(const MrDelivery *delivery, const char *outcome, TimestampTz next_
 	(void) mr_statement_run(insert, values, nulls);
 }
 
-/* Makes the next part, or the same once more without markup, the one to be sent now; false when its claim is not ours. */
+/*
+ * Makes the next part, or the same once more without markup, the one to be sent now; false when its
+ * claim is not ours.
+ */
 static bool
 go_on(MrDelivery *delivery, bool next_part)
 {
@@ -194,14 +201,14 @@ write_summary(const Summary *summary, TimestampTz now)
 			pause_sender(channel, until);
 		}
 		else
-			until = TimestampTzPlusMilliseconds(now, mr_record_backoff(failures));
+			until = TimestampTzPlusMilliseconds(now, backoff(failures));
 		if (failures == 1)
 			ereport(LOG, (errcode(ERRCODE_CONNECTION_EXCEPTION),
 						  errmsg("channel \"%s\" fails: %s", channel->name,
 								 failed->error ? failed->error : "")));
 	}
 	else if (summary->not_allowed)
-		until = TimestampTzPlusMilliseconds(now, PROBLEM_PAUSE);
+		until = TimestampTzPlusMilliseconds(now, MR_PROBLEM_PAUSE);
 	if (until != 0)
 	{
 		static const Oid types[] = {TIMESTAMPTZOID};
@@ -246,7 +253,10 @@ by_channel(const ListCell *a, const ListCell *b)
 	return left < right ? -1 : left > right;
 }
 
-/* Takes the locks in the order in which claims take them, and leaves out what is not ours any more: its channel was dropped. */
+/*
+ * Takes the locks in the order in which claims take them, and leaves out what is not ours any more:
+ * its channel was dropped.
+ */
 static List *
 lock_deliveries(List *deliveries, List *summaries)
 {

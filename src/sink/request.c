@@ -2,8 +2,9 @@
  * request.c
  *	  Deliveries as requests over HTTP, and what their answers mean.
  *
- * A webhook gets the body as it is, a header Idempotency-Key that is the same for each attempt, and when the user mapping has a
- * signing key, a header with the HMAC of time and body.  Telegram gets its text with HTML escaped.
+ * A webhook gets the body as it is, a header Idempotency-Key that is the same for each attempt, and
+ * when the user mapping has a signing key, a header with the HMAC of time and body.  Telegram gets
+ * its text with HTML escaped.
  */
 #include "postgres.h"
 

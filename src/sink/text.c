@@ -2,8 +2,9 @@
  * text.c
  *	  Texts as Telegram takes them.
  *
- * A message has less than 4,096 UTF-16 code units.  A longer text is split before it is escaped, between code points, so that no
- * part ends within an entity or a pair of surrogates; where there is a line's end or a space near the limit, it is split there.
+ * A message has less than 4,096 UTF-16 code units.  A longer text is split before it is escaped,
+ * between code points, so that no part ends within an entity or a pair of surrogates; where there
+ * is a line's end or a space near the limit, it is split there.
  */
 #include "postgres.h"
 
@@ -49,7 +50,10 @@ mr_text_escape(const char *text)
 	return escaped.data;
 }
 
-/* The code units of one character when it is escaped.  Text is in the server's encoding, UTF-8 where it has more than 65,536. */
+/*
+ * The code units of one character when it is escaped.  Text is in the server's encoding, UTF-8
+ * where it has more than 65,536.
+ */
 static int
 code_units(const char *character, int length)
 {

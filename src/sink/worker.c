@@ -2,15 +2,17 @@
  * worker.c
  *	  The delivery worker: claims, sends outside any transaction, records.
  *
- * There are two kinds.  Number 0 serves channels to Kafka, Redis and NOTIFY, one batch after the other.  Those from 1 on serve
- * channels over HTTP, with many requests on their way at once:
+ * There are two kinds.  Number 0 serves channels to Kafka, Redis and NOTIFY, one batch after the
+ * other.  Those from 1 on serve channels over HTTP, with many requests on their way at once:
  *
  *	  claim ──▶ queue ──▶ requests ──▶ record ──▶ (next part) queue
  *
- * The first failure of a channel empties its queue: what has not been sent is given back, and from then on claims are probes.
+ * The first failure of a channel empties its queue: what has not been sent is given back, and from
+ * then on claims are probes.
  *
- * After an error the process ends, and the manager starts another one.  What this one has claimed is taken over then: it may be sent
- * once more, with the same key, when the error came between sending and recording.
+ * After an error the process ends, and the manager starts another one.  What this one has claimed
+ * is taken over then: it may be sent once more, with the same key, when the error came between
+ * sending and recording.
  */
 #include "postgres.h"
 

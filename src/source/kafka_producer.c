@@ -2,9 +2,10 @@
  * kafka_producer.c
  *	  librdkafka's transactional producer.
  *
- * The number is kept as the offset of a consumer group that has the producer's id for its name, in partition 0 of the topic: the
- * broker commits it with the messages or not at all.  After a time-out it is not known whether that has happened.  Then another
- * producer with the same id begins, which ends the transaction one way or the other, and reads which.
+ * The number is kept as the offset of a consumer group that has the producer's id for its name, in
+ * partition 0 of the topic: the broker commits it with the messages or not at all.  After a time-
+ * out it is not known whether that has happened.  Then another producer with the same id begins,
+ * which ends the transaction one way or the other, and reads which.
  *
  * Calls that wait take their time in slices, between which interrupts are served.
  */

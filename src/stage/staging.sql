@@ -851,5 +851,6 @@ CREATE TABLE millrace.letter (
     UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, place, staging_id, element)
 );
 COMMENT ON TABLE millrace.letter IS 'dead letters; see the view millrace.dead_letter';
+CREATE INDEX ON millrace.letter (channel_id, position) WHERE channel_id IS NOT NULL;
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter_id_seq', '');
