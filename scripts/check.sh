@@ -71,7 +71,7 @@ stage_order() {
 # Headers of other people's libraries are included in one file each; PostgreSQL's and the C library's everywhere. OpenSSL is two libraries.
 third_party() {
 	grep -HoE '^#[ \t]*include[ \t]+<[^>]+>' $(find src -name '*.[ch]') | sed -E 's/:#[ \t]*include[ \t]+</ /; s/>$//' |
-		grep -vE ' (assert|ctype|dirent|errno|fcntl|float|limits|locale|math|netdb|poll|signal|stdarg|stdbool|stddef|stdint|stdio|stdlib|string|time|unistd|(arpa|netinet|sys)/[a-z_]+)\.h$' |
+		grep -vE ' (assert|ctype|dirent|errno|fcntl|float|limits|locale|math|netdb|poll|pthread|signal|stdarg|stdbool|stddef|stdint|stdio|stdlib|string|time|unistd|(arpa|netinet|sys)/[a-z_]+)\.h$' |
 		sed -E 's/ openssl\/ssl\.h$/ libssl/; s/ ([a-z0-9]+)\/.*$/ \1/' | sort -u | awk '{ files[$2] = files[$2] " " $1; n[$2]++ } END { for (h in n) if (n[h] > 1) print h " is included in" files[h] }'
 }
 

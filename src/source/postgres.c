@@ -670,6 +670,9 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		if (source->within || !source->turn || !mr_pg_snapshot_due(source))
 			read_stream(source, batch, max_messages, max_bytes,
 						mr_pg_snapshot_due(source) ? 0 : wait_ms);
+		/* More is on its way: it comes while the batch is processed. */
+		if (batch->nmessages > 0 && !source->caught_up && source->phase == MR_PG_STREAMING)
+			mr_pg_read_ahead(source->stream);
 		source->turn = batch->nmessages > 0;
 		if (batch->nmessages == 0 && source->phase == MR_PG_STREAMING && !source->within &&
 			source->sweeps == NIL && mr_pg_snapshot_due(source) && mr_pg_round_begin(source))

@@ -6,6 +6,7 @@
 
 #include "libpq-fe.h"
 #include "miscadmin.h"
+#include "source/ahead.h"
 #include "source/postgres_client.h"
 #include "source/server.h"
 #include "storage/latch.h"
@@ -19,15 +20,28 @@
 	"-c bytea_output=hex -c lc_monetary=C -c statement_timeout=0 -c lock_timeout=0 " \
 	"-c idle_in_transaction_session_timeout=0 -c search_path=pg_catalog"
 
+/* So much is read ahead at most: some ten thousand changes. */
+#define AHEAD_BYTES (8 * 1024 * 1024)
+
 struct MrPgClient
 {
 	MemoryContext context; /* of the problem's text */
 	MemoryContextCallback callback;
-	PGconn *connection; /* NULL: closed */
+	PGconn *connection; /* NULL: closed; used through own() */
+	MrAhead *ahead; /* who may be reading it; NULL: nobody has yet */
 	char *piece; /* of a COPY, libpq's */
 	char *problem;
 	char sqlstate[6];
 };
+
+/* The connection, which nobody else reads from here on. */
+static PGconn *
+own(const MrPgClient *client)
+{
+	if (client->ahead != NULL)
+		mr_ahead_end(client->ahead);
+	return client->connection;
+}
 
 /* Ends the connection with its memory context. */
 static void
@@ -39,6 +53,9 @@ release(void *arg)
 void
 mr_pg_close(MrPgClient *client)
 {
+	if (client->ahead != NULL)
+		mr_ahead_free(client->ahead);
+	client->ahead = NULL;
 	if (client->piece != NULL)
 		PQfreemem(client->piece);
 	client->piece = NULL;
@@ -73,7 +90,7 @@ wait_for(MrPgClient *client, int event, TimestampTz deadline)
 	if (left <= 0)
 		return false;
 	events = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH | event,
-							   PQsocket(client->connection), left, PG_WAIT_EXTENSION);
+							   PQsocket(own(client)), left, PG_WAIT_EXTENSION);
 	if (events & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
@@ -129,9 +146,9 @@ mr_pg_connect(List *properties, bool must_use_password, const char *application,
 	client->callback.arg = client;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &client->callback);
 	client->connection = start_connection(properties, application, replication);
-	if (client->connection == NULL)
+	if (own(client) == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	while (PQstatus(client->connection) != CONNECTION_BAD && status != PGRES_POLLING_OK &&
+	while (PQstatus(own(client)) != CONNECTION_BAD && status != PGRES_POLLING_OK &&
 		   status != PGRES_POLLING_FAILED)
 	{
 		if (!wait_for(client,
@@ -142,14 +159,14 @@ mr_pg_connect(List *properties, bool must_use_password, const char *application,
 			mr_pg_close(client);
 			return client;
 		}
-		status = PQconnectPoll(client->connection);
+		status = PQconnectPoll(own(client));
 	}
-	if (PQstatus(client->connection) != CONNECTION_OK)
+	if (PQstatus(own(client)) != CONNECTION_OK)
 	{
-		(void) fail(client, PQerrorMessage(client->connection), NULL);
+		(void) fail(client, PQerrorMessage(own(client)), NULL);
 		mr_pg_close(client);
 	}
-	else if (must_use_password && !PQconnectionUsedPassword(client->connection))
+	else if (must_use_password && !PQconnectionUsedPassword(own(client)))
 	{
 		(void) fail(client,
 					"the source has not asked for the password, which a non-superuser's "
@@ -163,7 +180,7 @@ mr_pg_connect(List *properties, bool must_use_password, const char *application,
 bool
 mr_pg_connected(const MrPgClient *client)
 {
-	return client->connection != NULL && PQstatus(client->connection) == CONNECTION_OK;
+	return own(client) != NULL && PQstatus(own(client)) == CONNECTION_OK;
 }
 
 const char *
@@ -181,20 +198,19 @@ mr_pg_sqlstate(const MrPgClient *client)
 int
 mr_pg_version(const MrPgClient *client)
 {
-	return PQserverVersion(client->connection);
+	return PQserverVersion(own(client));
 }
 
 int
 mr_pg_backend(const MrPgClient *client)
 {
-	return PQbackendPID(client->connection);
+	return PQbackendPID(own(client));
 }
 
 pgsocket
 mr_pg_socket(const MrPgClient *client)
 {
-	return client != NULL && client->connection != NULL ? PQsocket(client->connection)
-														: PGINVALID_SOCKET;
+	return client != NULL && own(client) != NULL ? PQsocket(own(client)) : PGINVALID_SOCKET;
 }
 
 bool
@@ -202,15 +218,15 @@ mr_pg_send(MrPgClient *client, const char *sql)
 {
 	if (!mr_pg_connected(client))
 		return fail(client, "the connection was lost", NULL);
-	if (!PQsendQuery(client->connection, sql))
-		return fail(client, PQerrorMessage(client->connection), NULL);
+	if (!PQsendQuery(own(client), sql))
+		return fail(client, PQerrorMessage(own(client)), NULL);
 	return true;
 }
 
 bool
 mr_pg_busy(MrPgClient *client)
 {
-	return PQconsumeInput(client->connection) && PQisBusy(client->connection);
+	return PQconsumeInput(own(client)) && PQisBusy(own(client));
 }
 
 /* The next result; false at the deadline.  *result is NULL when there is none left. */
@@ -222,7 +238,7 @@ next_result(MrPgClient *client, TimestampTz deadline, PGresult **result)
 		if (!wait_for(client, WL_SOCKET_READABLE, deadline))
 			return false;
 	}
-	*result = PQgetResult(client->connection);
+	*result = PQgetResult(own(client));
 	return true;
 }
 
@@ -281,7 +297,7 @@ mr_pg_result(MrPgClient *client, int timeout_ms, MrPgRows *rows)
 		PQclear(result);
 	}
 	if (done && !mr_pg_connected(client))
-		return fail(client, PQerrorMessage(client->connection), NULL);
+		return fail(client, PQerrorMessage(own(client)), NULL);
 	return done;
 }
 
@@ -350,22 +366,22 @@ mr_pg_receive(MrPgClient *client, const char **bytes)
 	if (client->piece != NULL)
 		PQfreemem(client->piece);
 	client->piece = NULL;
-	if (client->connection == NULL)
+	if (own(client) == NULL)
 		return -2;
-	length = PQgetCopyData(client->connection, &client->piece, 1);
+	length = PQgetCopyData(own(client), &client->piece, 1);
 	if (length == 0)
 	{
-		if (!PQconsumeInput(client->connection))
+		if (!PQconsumeInput(own(client)))
 		{
-			(void) fail(client, PQerrorMessage(client->connection), NULL);
+			(void) fail(client, PQerrorMessage(own(client)), NULL);
 			return -2;
 		}
-		length = PQgetCopyData(client->connection, &client->piece, 1);
+		length = PQgetCopyData(own(client), &client->piece, 1);
 	}
 	if (length == -1)
 		return end_copy(client);
 	if (length < 0)
-		(void) fail(client, PQerrorMessage(client->connection), NULL);
+		(void) fail(client, PQerrorMessage(own(client)), NULL);
 	*bytes = client->piece;
 	return length;
 }
@@ -373,11 +389,10 @@ mr_pg_receive(MrPgClient *client, const char **bytes)
 bool
 mr_pg_reply(MrPgClient *client, const char *bytes, int length)
 {
-	if (client->connection == NULL || PQputCopyData(client->connection, bytes, length) <= 0 ||
-		PQflush(client->connection) < 0)
+	if (own(client) == NULL || PQputCopyData(own(client), bytes, length) <= 0 ||
+		PQflush(own(client)) < 0)
 		return fail(client,
-					client->connection != NULL ? PQerrorMessage(client->connection)
-											   : "the connection was lost",
+					own(client) != NULL ? PQerrorMessage(own(client)) : "the connection was lost",
 					NULL);
 	return true;
 }
@@ -386,4 +401,23 @@ void
 mr_pg_wait(MrPgClient *client, int timeout_ms)
 {
 	(void) wait_for(client, WL_SOCKET_READABLE, deadline_in(timeout_ms));
+}
+
+/* What the other thread calls. */
+static int
+consume_input(void *connection)
+{
+	return PQconsumeInput(connection);
+}
+
+void
+mr_pg_read_ahead(MrPgClient *client)
+{
+	if (!mr_pg_connected(client))
+		return;
+	if (client->ahead == NULL)
+		client->ahead = mr_ahead_create(PQsocket(client->connection), consume_input,
+										client->connection);
+	if (client->ahead != NULL)
+		mr_ahead_begin(client->ahead, AHEAD_BYTES);
 }

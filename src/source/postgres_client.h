@@ -55,6 +55,9 @@ extern bool mr_pg_copy(MrPgClient *client, const char *sql, int timeout_ms);
  */
 extern int mr_pg_receive(MrPgClient *client, const char **bytes);
 
+/* Has what comes read into memory by somebody else, up to some megabytes, until the client is used again. */
+extern void mr_pg_read_ahead(MrPgClient *client);
+
 /* Sends a piece of a COPY in both directions. */
 extern bool mr_pg_reply(MrPgClient *client, const char *bytes, int length);
 
