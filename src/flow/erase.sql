@@ -323,6 +323,14 @@ BEGIN
         SELECT g.* INTO named FROM millrace.staging g WHERE g.relation = millrace_internal.relation(erase.name);
         SELECT s.* INTO feed FROM millrace.stream s WHERE s.id = named.stream_id;
     END IF;
+    -- Everybody who writes what is fed by this stream waits; in one order, as activations do, and before its row is locked, which workers change.
+    IF pg_has_role(caller, feed.owner, 'MEMBER') THEN
+        SELECT array_agg(DISTINCT o.stream_id ORDER BY o.stream_id) INTO locked
+        FROM millrace.staging g JOIN millrace.target_source s ON s.staging_id = g.id JOIN millrace.target_source os ON os.target_id = s.target_id JOIN millrace.staging o ON o.id = os.staging_id
+        WHERE g.stream_id = feed.id;
+        locked := ARRAY(SELECT DISTINCT l FROM unnest(locked || feed.id) l ORDER BY l);
+        PERFORM millrace_internal.lock_stream(l, true) FROM unnest(locked) l;
+    END IF;
     feed := millrace_internal.own_stream(caller, coalesce(feed.name, erase.name));
     PERFORM millrace_internal.check_members('key', key, NULL);
     wanted := ARRAY(SELECT k FROM json_object_keys(key) k);
@@ -331,13 +339,6 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ''{"user_id": "u1"}''.';
     END IF;
     matched := millrace_internal.erase_named(feed, named, wanted);
-
-    -- Everybody who writes what is fed by this stream waits; in one order, as activations do.
-    SELECT array_agg(DISTINCT o.stream_id ORDER BY o.stream_id) INTO locked
-    FROM millrace.staging g JOIN millrace.target_source s ON s.staging_id = g.id JOIN millrace.target_source os ON os.target_id = s.target_id JOIN millrace.staging o ON o.id = os.staging_id
-    WHERE g.stream_id = feed.id;
-    locked := ARRAY(SELECT DISTINCT l FROM unnest(locked || feed.id) l ORDER BY l);
-    PERFORM millrace_internal.lock_stream(l, true) FROM unnest(locked) l;
     owners := ARRAY(SELECT DISTINCT g.owner FROM millrace.staging g WHERE g.stream_id = feed.id);
 
     -- What waits here and speaks of something erased before never came: it must not say whose an object is, whenever it would have been read.
