@@ -46,7 +46,9 @@ typedef struct MrMessage
 	bool moved; /* the row had another key: the message before this one deletes that */
 	bool reread; /* what it leaves out is not known: the source is to read the row again */
 	bool unknown; /* no version comes of it in the staging table for which it is being mapped */
-	TimestampTz sweep_before; /* MR_OP_SWEEP: all that was loaded before then */
+	TimestampTz
+		sweep_before; /* MR_OP_SWEEP, of declared versions: all that was loaded before then */
+	int64 sweep_position; /* in the source's own order: all before that; 0: before the message */
 	char *headers; /* a JSON object as text, or NULL */
 	bool retried; /* a dead letter that is tried again */
 	int64 letter; /* its id */

@@ -582,14 +582,15 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 	}
 }
 
-/* A message that removes what is staged from a table. */
+/* A message that removes what is staged from a table: all, or what a copy of it did not bring. */
 static void
-add_sweep(MrPgSource *source, MrBatch *batch, const char *table, TimestampTz before)
+add_sweep(MrPgSource *source, MrBatch *batch, const char *table, const MrPgTask *copied)
 {
 	MrMessage *message = add_message(source, batch, table);
 
 	message->op = MR_OP_SWEEP;
-	message->sweep_before = before;
+	message->sweep_before = copied == NULL ? DT_NOEND : copied->started;
+	message->sweep_position = copied == NULL ? 0 : (int64) copied->first;
 	source->fetching_sweep = true;
 }
 
@@ -605,7 +606,7 @@ sweep_copied(MrPgSource *source, MrBatch *batch)
 	source->raised_time = GetCurrentTimestamp();
 	source->ordinal = 0;
 	source->sweeping = task;
-	add_sweep(source, batch, task->table, task->started);
+	add_sweep(source, batch, task->table, task);
 	return true;
 }
 
@@ -659,9 +660,9 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 			return false;
 	}
 	if (source->sweeps != NIL)
-		add_sweep(source, batch, linitial(source->sweeps), DT_NOEND);
+		add_sweep(source, batch, linitial(source->sweeps), NULL);
 	else if (source->sweeping != NULL)
-		add_sweep(source, batch, source->sweeping->table, source->sweeping->started);
+		add_sweep(source, batch, source->sweeping->table, source->sweeping);
 	else if (source->round != NULL && !source->round_read)
 		mr_pg_round_fetch(source, batch, max_messages, max_bytes);
 	else if (!sweep_copied(source, batch))

@@ -40,6 +40,7 @@ CREATE TABLE millrace.snapshot (
     pages bigint NOT NULL DEFAULT 0,
     pages_read bigint NOT NULL DEFAULT 0,
     rows bigint NOT NULL DEFAULT 0,
+    first_position bigint,
     last_position bigint,
     PRIMARY KEY (stream_id, source_table)
 );
@@ -486,7 +487,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     -- What has not been copied yet is copied, too.
     SET filter = CASE WHEN s.state = 'done' THEN EXCLUDED.filter WHEN s.filter IS NOT NULL AND EXCLUDED.filter IS NOT NULL THEN format('(%s) OR (%s)', s.filter, EXCLUDED.filter) END,
         sweep = EXCLUDED.sweep OR (s.sweep AND s.state <> 'done'), state = 'waiting', started_at = EXCLUDED.started_at, finished_at = NULL,
-        leaf = 0, page = 0, pages = 0, pages_read = 0, rows = 0, last_position = NULL
+        leaf = 0, page = 0, pages = 0, pages_read = 0, rows = 0, first_position = NULL, last_position = NULL
 $$;
 COMMENT ON FUNCTION millrace_internal.copy_again(integer, text, text, boolean) IS 'lets a table be copied from its beginning';
 

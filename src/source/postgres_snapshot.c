@@ -574,7 +574,11 @@ mr_pg_round_begin(MrPgSource *source)
 			source->round_read = false;
 			source->last_round = source->round->position;
 			if (task != NULL)
+			{
+				if (task->first == 0)
+					task->first = source->round->position;
 				task->last = source->round->position;
+			}
 			mr_source_set_problem(&source->base, NULL);
 		}
 	}

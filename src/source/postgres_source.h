@@ -83,6 +83,7 @@ typedef struct MrPgTask
 	int64 rows;
 	bool copied;
 	bool changed; /* since it was stored */
+	XLogRecPtr first; /* of the first round; 0: none yet */
 	XLogRecPtr last; /* of the last round */
 } MrPgTask;
 

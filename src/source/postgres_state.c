@@ -66,7 +66,7 @@ read_tasks(MrPgSource *source)
 {
 	uint64 count = mr_sql("SELECT s.source_table, s.filter, s.sweep, s.started_at, s.leaf::oid, "
 						  "s.page, s.pages, s.pages_read, s.rows, s.state = 'sweeping', "
-						  "coalesce(s.last_position, 0) "
+						  "coalesce(s.first_position, 0), coalesce(s.last_position, 0) "
 						  "FROM millrace.snapshot s WHERE s.stream_id = %d AND s.state <> 'done' "
 						  "ORDER BY s.started_at, s.source_table",
 						  source->base.stream->id);
@@ -87,7 +87,8 @@ read_tasks(MrPgSource *source)
 		task->read = DatumGetInt64(mr_sql_value(i, 8, &isnull));
 		task->rows = DatumGetInt64(mr_sql_value(i, 9, &isnull));
 		task->copied = DatumGetBool(mr_sql_value(i, 10, &isnull));
-		task->last = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 11, &isnull));
+		task->first = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 11, &isnull));
+		task->last = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 12, &isnull));
 		source->tasks = lappend(source->tasks, task);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -299,17 +300,18 @@ store_tasks(MrPgSource *source)
 
 		if (!task->changed && !(source->swept && task == source->sweeping))
 			continue;
-		(void) mr_sql(
-			"UPDATE millrace.snapshot SET leaf = %u, page = " INT64_FORMAT ", pages = " INT64_FORMAT
-			", pages_read = " INT64_FORMAT ", rows = " INT64_FORMAT
-			", last_position = " INT64_FORMAT ", state = '%s', finished_at = %s "
-			"WHERE stream_id = %d AND source_table = %s",
-			task->leaf, task->page, task->pages, task->read, task->rows, (int64) task->last,
-			!task->copied ? "copying"
-			: sweeping    ? "sweeping"
-						  : "done",
-			task->copied && !sweeping ? "pg_catalog.clock_timestamp()" : "NULL",
-			source->base.stream->id, quote_literal_cstr(task->table));
+		(void) mr_sql("UPDATE millrace.snapshot SET leaf = %u, page = " INT64_FORMAT
+					  ", pages = " INT64_FORMAT ", pages_read = " INT64_FORMAT
+					  ", rows = " INT64_FORMAT ", first_position = " INT64_FORMAT
+					  ", last_position = " INT64_FORMAT ", state = '%s', finished_at = %s "
+					  "WHERE stream_id = %d AND source_table = %s",
+					  task->leaf, task->page, task->pages, task->read, task->rows,
+					  (int64) task->first, (int64) task->last,
+					  !task->copied ? "copying"
+					  : sweeping    ? "sweeping"
+									: "done",
+					  task->copied && !sweeping ? "pg_catalog.clock_timestamp()" : "NULL",
+					  source->base.stream->id, quote_literal_cstr(task->table));
 		task->changed = false;
 	}
 }

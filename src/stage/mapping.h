@@ -174,7 +174,7 @@ extern void mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bo
 							  bool deleted);
 
 /*
- * The keys of objects whose rows a sweep removes, at most `limit` of them, in CurrentMemoryContext; returns how
+ * The keys of objects that a sweep removes, at most `limit` of them, in CurrentMemoryContext; returns how
  * many.
  */
 extern int mr_sweep_keys(const MrStaging *staging, const MrMessage *message, int limit,
