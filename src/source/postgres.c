@@ -204,6 +204,14 @@ reply(MrPgSource *source)
 	source->next_reply = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPLY_INTERVAL);
 }
 
+/* The source gives up who has said nothing for wal_sender_timeout, however much it has sent him to do. */
+static void
+reply_when_due(MrPgSource *source)
+{
+	if (GetCurrentTimestamp() >= source->next_reply)
+		reply(source);
+}
+
 /* ---- reading --------------------------------------------------------------------------------------- */
 
 const MrRelation *
@@ -391,7 +399,7 @@ take_change(MrPgSource *source, MrBatch *batch, MrPgoutput *change, const char *
 
 /* Tables are emptied: all that is staged from them goes, when what came before has been processed. */
 static void
-take_truncate(MrPgSource *source, const MrPgoutput *message)
+take_truncate(MrPgSource *source, MrBatch *batch, const MrPgoutput *message)
 {
 	MemoryContext old;
 
@@ -405,13 +413,16 @@ take_truncate(MrPgSource *source, const MrPgoutput *message)
 			continue;
 		if (strcmp(source->options.truncate, "stop") == 0)
 		{
-			mr_pg_disconnect(source);
-			source->phase = MR_PG_STOPPED;
-			mr_source_set_problem(
-				&source->base, psprintf("table %s of the source was truncated; declare the stream "
-										"with truncate \"apply\" or \"ignore\" to go on",
-										relation->name));
-			return;
+			/* What was committed before is taken first: then this transaction comes again, alone. */
+			if (source->whole > 0)
+			{
+				forget_transaction(source, batch);
+				return;
+			}
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("table %s of the source was truncated", relation->name),
+							errhint("Declare the stream with truncate \"apply\" or \"ignore\" to "
+									"go on.")));
 		}
 		old = MemoryContextSwitchTo(source->connected);
 		source->sweeps = lappend(source->sweeps, (void *) relation->name);
@@ -468,7 +479,7 @@ take_message(MrPgSource *source, MrBatch *batch, const char *bytes, int length)
 			break;
 		case MR_PGOUTPUT_TRUNCATE:
 			if (!source->skipping)
-				take_truncate(source, &message);
+				take_truncate(source, batch, &message);
 			go_on = source->sweeps == NIL && source->phase == MR_PG_STREAMING;
 			break;
 		case MR_PGOUTPUT_OTHER:
@@ -558,11 +569,13 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 				return;
 			rested = silent = false;
 			if (++polled % 1024 == 0)
+			{
 				CHECK_FOR_INTERRUPTS();
+				reply_when_due(source);
+			}
 			continue;
 		}
-		if (GetCurrentTimestamp() >= source->next_reply)
-			reply(source);
+		reply_when_due(source);
 		if (!source->caught_up && !rested && (source->within || batch->nmessages > 0))
 		{
 			pg_usleep(NAP);
@@ -652,6 +665,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		return false;
 	}
 
+	reply_when_due(source);
 	if (source->ask_status && !source->within && source->round == NULL && source->sweeps == NIL)
 	{
 		mr_pg_ask_status(source);
@@ -763,8 +777,8 @@ pg_committed(MrSource *base, MrBatch *batch)
 		source->sweeping = NULL;
 	}
 	note_committed(source);
-	if (source->stream != NULL && GetCurrentTimestamp() >= source->next_reply)
-		reply(source);
+	if (source->stream != NULL)
+		reply_when_due(source);
 }
 
 /*
