@@ -58,6 +58,7 @@ COMMENT ON TABLE millrace.snapshot_round IS 'rounds of snapshots that the stream
 
 -- Rows to be read again: a change of them left out what it had not changed, and that is not known here.
 CREATE TABLE millrace.snapshot_key (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
     source_table text NOT NULL,
     condition text NOT NULL
@@ -75,6 +76,7 @@ COMMENT ON TABLE millrace.replication_table IS 'how tables of the source have de
 SELECT pg_catalog.pg_extension_config_dump('millrace.replication', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot_round', '');
+SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot_key_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.snapshot_key', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.replication_table', '');
 
@@ -162,6 +164,10 @@ BEGIN
                      AND coalesce((SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'port'), '5432') = current_setting('port')) THEN
         RETURN;
     END IF;
+    IF options -> 'tables' IS NULL THEN
+        RAISE EXCEPTION 'a stream of this very database must name its tables' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A publication of all tables has those that millrace writes, too: give "tables".';
+    END IF;
     SELECT t INTO named FROM json_array_elements_text(coalesce(options -> 'tables', '[]')) AS t
     WHERE EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                   WHERE n.nspname || '.' || c.relname = t
@@ -181,9 +187,11 @@ CREATE FUNCTION millrace_internal.declare_replication(stream_id integer) RETURNS
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Names that differ may be alike as names of slots.
     INSERT INTO millrace.replication (stream_id, name)
-    SELECT s.id, left('millrace_' || regexp_replace(lower(current_database() || '_' || s.name), '[^a-z0-9_]', '_', 'g'), 63)
-    FROM millrace.stream s WHERE s.id = declare_replication.stream_id ON CONFLICT DO NOTHING;
+    SELECT s.id, CASE WHEN EXISTS (SELECT FROM millrace.replication r WHERE r.name = n.name) THEN left(n.name, 52) || '_' || s.id ELSE n.name END
+    FROM millrace.stream s, LATERAL (SELECT left('millrace_' || regexp_replace(lower(current_database() || '_' || s.name), '[^a-z0-9_]', '_', 'g'), 63)) AS n (name)
+    WHERE s.id = declare_replication.stream_id ON CONFLICT DO NOTHING;
     IF FOUND THEN
         RETURN;
     END IF;
@@ -192,6 +200,9 @@ BEGIN
        AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'finished') THEN
         PERFORM millrace_internal.reset_source(declare_replication.stream_id);
     END IF;
+    -- What changes in a table while it is left out is not read: it is copied when it comes back.
+    DELETE FROM millrace.snapshot s USING millrace_internal.postgres_options(declare_replication.stream_id) o
+    WHERE s.stream_id = declare_replication.stream_id AND o.tables <> '{}' AND s.source_table <> ALL (o.tables);
     -- Tables that were added are copied, too.
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'never'
        AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'ready') THEN
@@ -206,8 +217,8 @@ CREATE FUNCTION millrace_internal.begin_snapshot(stream_id integer, published te
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO millrace.snapshot (stream_id, source_table, sweep)
-    -- After a reset what is staged may have been deleted at the source.
-    SELECT s.id, t, s.epoch > 1 AND o.tables = '{}'
+    -- What is staged may have been deleted at the source before a reset, or while the table was left out.
+    SELECT s.id, t, (s.epoch > 1 AND o.tables = '{}') OR EXISTS (SELECT FROM millrace.replication_table d WHERE d.stream_id = s.id AND starts_with(d.description, t || ', '))
     FROM millrace.stream s, LATERAL millrace_internal.postgres_options(s.id) o, unnest(coalesce(nullif(o.tables, '{}'), published)) AS t
     WHERE s.id = begin_snapshot.stream_id
     ON CONFLICT DO NOTHING

@@ -457,6 +457,11 @@ BEGIN
             RAISE EXCEPTION 'stream "%" cannot change between kinds of servers', name
                 USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';
         END IF;
+        IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = existing.id AND r.state <> 'new')
+           AND (existing.server::text, existing.options ->> 'slot', existing.options ->> 'publication') IS DISTINCT FROM (server, options ->> 'slot', options ->> 'publication') THEN
+            RAISE EXCEPTION 'stream "%" cannot change its server, slot or publication', name
+                USING ERRCODE = 'feature_not_supported', HINT = 'What it has at the source would be left there: drop it with millrace.drop_stream(), and create it again.';
+        END IF;
         IF (existing.server IS NULL) <> (server IS NULL) THEN
             RAISE EXCEPTION 'stream "%" cannot change between an inbox and a server', name
                 USING ERRCODE = 'feature_not_supported', HINT = 'Drop it and create it again.';

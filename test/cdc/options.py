@@ -104,6 +104,21 @@ def main():
         is_('after what came before, and with nothing of its transaction', target.one("SELECT string_agg(id || v, ' ' ORDER BY id) FROM bronze.kept"), '1before')
         target.query("""SELECT millrace.create_stream('kept', server => 'source', options => '{"tables": ["public.kept"], "truncate": "apply"}', replace => true)""")
         target.becomes('told to, it goes on', "SELECT string_agg(id || v, ' ' ORDER BY id) FROM bronze.kept", '3with')
+        # A table that is left out for a while.
+        source.query("CREATE TABLE public.out (id int PRIMARY KEY, v text); INSERT INTO public.out SELECT i, 'a' FROM generate_series(1, 3) i")
+        declare('out', 'out')
+        replace = "SELECT millrace.create_stream('out', server => 'source', options => '{\"tables\": [%s]}', replace => true)"
+        start('out')
+        target.becomes('a table is copied', "SELECT string_agg(state, ',') FROM millrace.snapshot_status WHERE stream = 'out'", 'done')
+        target.query(replace % '"public.kept"')
+        source.query("UPDATE public.out SET v = 'b' WHERE id = 1; DELETE FROM public.out WHERE id = 2")
+        target.becomes('another one is read', "SELECT string_agg(source_table || state, ',') FROM millrace.snapshot_status WHERE stream = 'out'", 'public.keptdone')
+        target.query(replace % '"public.kept", "public.out"')
+        target.becomes('that comes back has what changed meanwhile', "SELECT string_agg(id || v, ' ' ORDER BY id) FROM bronze.out", '1b 3a')
+        target.fails('the slot stays', "SELECT millrace.create_stream('out', server => 'source', options => '{\"tables\": [\"public.out\"], \"slot\": \"other\"}', replace => true)", 'cannot change its server, slot or publication')
+        for stream in ('a-b', 'a_b'):
+            target.query(f"SELECT millrace.create_stream('{stream}', server => 'source', options => '{{\"tables\": [\"public.out\"]}}')")
+        is_('streams with names alike have slots of their own', target.one("SELECT count(DISTINCT slot)::int FROM millrace.replication_status WHERE stream IN ('a-b', 'a_b')"), 2)
         finish(shell)
 
 
