@@ -3,9 +3,13 @@
  *	  Many keys in ascending order against a unique B-tree.
  *
  * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
- * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  What is
- * done to a page is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that
+ * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  Then its leaf
+ * is looked for in a copy of the page above: only what lies beyond that page, or was split since, needs a descent.  What
+ * is done to a page is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that
  * simple is left to nbtree: a key that is there already (dead or alive), a full page, an index of before version 4.
+ *
+ * A copy may be old.  Splits move keys to the right only, which the high key of the leaf tells; and a leaf that was
+ * deleted is not used again before the transactions are over that ran at that time, of which we are one.
  *
  * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
  * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
@@ -15,6 +19,7 @@
 
 #include "access/nbtree.h"
 #include "access/nbtxlog.h"
+#include "access/xact.h"
 #include "access/xloginsert.h"
 #include "core/compat.h"
 #include "core/leaf.h"
@@ -45,6 +50,9 @@ struct MrLeaf
 	uint64 to;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
+	BlockNumber above_block; /* of the page above the leaf that a descent led to; or invalid */
+	bool has_above;
+	PGAlignedBlock above; /* what that page was, if has_above */
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
@@ -57,8 +65,11 @@ mr_leaf_create(Relation heap, Relation index)
 
 	leaf->heap = heap;
 	leaf->index = index;
+	leaf->above_block = InvalidBlockNumber;
 	leaf->key = _bt_mkscankey(index, NULL);
 	leaf->key->keysz = IndexRelationGetNumberOfKeyAttributes(index);
+	/* Without a number, nobody would wait for us before he uses pages again. */
+	(void) GetCurrentTransactionId();
 	_bt_metaversion(index, &leaf->key->heapkeyspace, &leaf->key->allequalimage);
 	for (int i = 0; i < leaf->key->keysz; i++)
 		leaf->flags[i] = leaf->key->scankeys[i].sk_flags & ~SK_ISNULL;
@@ -117,6 +128,16 @@ compare(const MrLeaf *leaf, Page page, OffsetNumber place, uint64 *number)
 	return _bt_compare(leaf->index, leaf->key, page, place);
 }
 
+/* Is the key less than all of the next page? */
+static bool
+is_before_next(const MrLeaf *leaf)
+{
+	Page page = BufferGetPage(leaf->buffer);
+
+	return P_RIGHTMOST(BTPageGetOpaque(page)) ||
+		   _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0;
+}
+
 /* Is the key greater than an entry of the page that is held, and less than all of the next page? */
 static bool
 is_between(const MrLeaf *leaf)
@@ -126,33 +147,7 @@ is_between(const MrLeaf *leaf)
 	uint64 number;
 
 	return leaf->last >= P_FIRSTDATAKEY(opaque) && compare(leaf, page, leaf->last, &number) > 0 &&
-		   (P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0);
-}
-
-/* Goes to the leaf of a key; false when its place may be on another one, or there is none. */
-static bool
-descend(MrLeaf *leaf, int access)
-{
-	Page page;
-	BTPageOpaque opaque;
-
-	mr_leaf_release(leaf);
-	_bt_freestack(mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access));
-	leaf->access = access;
-	/* To readers, an empty index has no page. */
-	if (!BufferIsValid(leaf->buffer))
-		return false;
-	page = BufferGetPage(leaf->buffer);
-	opaque = BTPageGetOpaque(page);
-	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(opaque));
-	leaf->from = 0;
-	leaf->to = PG_UINT64_MAX;
-	if (leaf->has_number && PageGetMaxOffsetNumber(page) > leaf->last)
-	{
-		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
-		leaf->to = number_at(leaf, page, PageGetMaxOffsetNumber(page));
-	}
-	return P_RIGHTMOST(opaque) || _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0;
+		   is_before_next(leaf);
 }
 
 /* Where the key should stand among the places from `low` to before `high`, whose numbers lie between the two. */
@@ -178,28 +173,14 @@ prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber hi
 		__builtin_prefetch(PageGetItem(page, PageGetItemId(page, i)));
 }
 
-/* Goes to the place of a key. */
-static MrLeafFinding
-seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
+/* The first place from `low` to before `high` whose entry is greater than the key, or one whose entry is equal. */
+static OffsetNumber
+search(const MrLeaf *leaf, Page page, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to,
+	   bool *equal)
 {
-	OffsetNumber low;
-	OffsetNumber high;
-	uint64 from;
-	uint64 to;
-	int guesses;
-	Page page;
+	int guesses = leaf->has_number ? GUESSES : 0;
 
-	set_key(leaf, values, nulls);
-	if ((!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf)) &&
-		!descend(leaf, access))
-		return BufferIsValid(leaf->buffer) ? MR_LEAF_UNSURE : MR_LEAF_NONE;
-	page = BufferGetPage(leaf->buffer);
-	low = OffsetNumberNext(leaf->last);
-	high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
-	from = leaf->from;
-	to = leaf->to;
-	guesses = leaf->has_number ? GUESSES : 0;
-	leaf->from = leaf->number;
+	*equal = false;
 	while (low < high)
 	{
 		OffsetNumber middle = guesses-- > 0 ? guess(leaf->number, low, high, from, to)
@@ -210,11 +191,10 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 		if (guesses == GUESSES - 1)
 			prefetch_around(page, middle, low, high);
 		order = compare(leaf, page, middle, &number);
-
 		if (order == 0)
 		{
-			leaf->place = leaf->last = middle;
-			return MR_LEAF_ONE;
+			*equal = true;
+			return middle;
 		}
 		if (order > 0)
 		{
@@ -227,9 +207,122 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 			to = number;
 		}
 	}
-	leaf->place = low;
-	leaf->last = OffsetNumberPrev(low);
-	return MR_LEAF_NONE;
+	return low;
+}
+
+/* Copies the page that the last descent came by, if that is to be had. */
+static void
+copy_above(MrLeaf *leaf)
+{
+	Buffer buffer = _bt_getbuf(leaf->index, leaf->above_block, BT_READ);
+	Page page = BufferGetPage(buffer);
+
+	leaf->has_above = !P_IGNORE(BTPageGetOpaque(page)) && BTPageGetOpaque(page)->btpo_level == 1;
+	if (leaf->has_above)
+		memcpy(leaf->above.data, page, BLCKSZ);
+	_bt_relbuf(leaf->index, buffer);
+}
+
+/* The leaf that the copy of the page above has for the key; or none. */
+static BlockNumber
+find_below(const MrLeaf *leaf)
+{
+	Page page = (Page) leaf->above.data;
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+	OffsetNumber first = P_FIRSTDATAKEY(opaque);
+	OffsetNumber second = OffsetNumberNext(first);
+	OffsetNumber end = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+	OffsetNumber place = second;
+	bool equal = false;
+
+	if (end <= first ||
+		(!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0))
+		return InvalidBlockNumber;
+	/* The first entry has no key: it is less than all. */
+	if (end > second)
+		place = search(leaf, page, second, end,
+					   leaf->has_number ? number_at(leaf, page, second) : 0,
+					   leaf->has_number ? number_at(leaf, page, end - 1) : 0, &equal);
+	if (equal || (place == second && !P_LEFTMOST(opaque)))
+		return InvalidBlockNumber;
+	return BTreeTupleGetDownLink(
+		(IndexTuple) PageGetItem(page, PageGetItemId(page, OffsetNumberPrev(place))));
+}
+
+/* Goes to the leaf of a key by way of the page above; false when that does not lead there. */
+static bool
+descend_from_above(MrLeaf *leaf, int access)
+{
+	BlockNumber below;
+
+	if (!BlockNumberIsValid(leaf->above_block))
+		return false;
+	if (!leaf->has_above)
+		copy_above(leaf);
+	below = leaf->has_above ? find_below(leaf) : InvalidBlockNumber;
+	if (!BlockNumberIsValid(below))
+		return false;
+	leaf->buffer = _bt_getbuf(leaf->index, below, access);
+	if (!P_IGNORE(BTPageGetOpaque(BufferGetPage(leaf->buffer))) && is_before_next(leaf))
+		return true;
+	mr_leaf_release(leaf);
+	return false;
+}
+
+/* Goes to the leaf of a key from the root; false when its place may be on another one, or there is none. */
+static bool
+descend_from_root(MrLeaf *leaf, int access)
+{
+	BTStack stack = mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access);
+
+	leaf->above_block = stack != NULL ? stack->bts_blkno : InvalidBlockNumber;
+	leaf->has_above = false;
+	_bt_freestack(stack);
+	/* To readers, an empty index has no page. */
+	return BufferIsValid(leaf->buffer) && is_before_next(leaf);
+}
+
+/* Goes to the leaf of a key; false when its place may be on another one, or there is none. */
+static bool
+descend(MrLeaf *leaf, int access)
+{
+	Page page;
+
+	mr_leaf_release(leaf);
+	leaf->access = access;
+	if (!descend_from_above(leaf, access) && !descend_from_root(leaf, access))
+		return false;
+	page = BufferGetPage(leaf->buffer);
+	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
+	leaf->from = 0;
+	leaf->to = PG_UINT64_MAX;
+	if (leaf->has_number && PageGetMaxOffsetNumber(page) > leaf->last)
+	{
+		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
+		leaf->to = number_at(leaf, page, PageGetMaxOffsetNumber(page));
+	}
+	return true;
+}
+
+/* Goes to the place of a key. */
+static MrLeafFinding
+seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
+{
+	uint64 from;
+	bool equal;
+	Page page;
+
+	set_key(leaf, values, nulls);
+	if ((!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf)) &&
+		!descend(leaf, access))
+		return BufferIsValid(leaf->buffer) ? MR_LEAF_UNSURE : MR_LEAF_NONE;
+	page = BufferGetPage(leaf->buffer);
+	from = leaf->from;
+	leaf->from = leaf->number;
+	leaf->place = search(leaf, page, OffsetNumberNext(leaf->last),
+						 OffsetNumberNext(PageGetMaxOffsetNumber(page)), from, leaf->to, &equal);
+	leaf->last = equal ? leaf->place : OffsetNumberPrev(leaf->place);
+	return equal ? MR_LEAF_ONE : MR_LEAF_NONE;
 }
 
 /* Adds the entry to the page at leaf->place, as _bt_insertonpg() does. */
