@@ -255,9 +255,11 @@ check_publication(MrPgSource *source)
 		/* What has happened to them before they are added is not sent: it is noted first that they are copied. */
 		if (strcmp(source->state, "ready") == 0 && any_other(missing, source->added))
 			return note_added(source, missing);
-		return change_publication(
-			source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing)));
+		if (!change_publication(
+				source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing))))
+			return false;
 	}
+	/* One that is missing once more is copied once more. */
 	source->added = NIL;
 	if (options->tables == NIL && rows.values[0][1] == NULL)
 	{
