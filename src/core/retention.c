@@ -19,9 +19,13 @@ static TimestampTz next_look = 0;
 bool
 mr_retention_due(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	bool due;
 
-	if (GetCurrentTimestamp() < next_look)
+	/* Workers that start with us come first. */
+	if (next_look == 0)
+		next_look = TimestampTzPlusMilliseconds(now, INTERVAL);
+	if (now < next_look)
 		return false;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
