@@ -297,6 +297,7 @@ mr_launcher_main(Datum arg)
 		present = review_managers();
 		review_orphans(MR_SLOT_STREAM, present);
 		review_orphans(MR_SLOT_DELIVERY, present);
+		review_orphans(MR_SLOT_WATCH, present);
 		wait = start_managers(present);
 		pgstat_report_activity(STATE_IDLE, NULL);
 

@@ -22,6 +22,7 @@
 #include "core/delivery.h"
 #include "core/millrace.h"
 #include "core/record.h"
+#include "core/retention.h"
 #include "core/worker.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -364,6 +365,7 @@ take_turn(MemoryContext context)
 	int nslots;
 	int kept = 0;
 	bool stopping = false;
+	bool unread;
 	MrDeliveryWanted delivery = {0};
 	List *ended;
 	ListCell *cell;
@@ -420,6 +422,7 @@ take_turn(MemoryContext context)
 	}
 	tidy_rows(slots, nslots);
 	mr_delivery_wanted(&delivery);
+	unread = mr_retention_due();
 	CommitTransactionCommand();
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(context);
@@ -430,6 +433,7 @@ take_turn(MemoryContext context)
 	/* Those that cannot run were skipped, those that run were skipped too: only the missing are left. */
 	wait = start_workers(wanted, kept, slots, nslots);
 	wait = mr_delivery_manage(my_database, &delivery, wait);
+	mr_retention_manage(my_database, unread);
 	return stopping ? Min(wait, 1000) : wait;
 }
 
@@ -462,7 +466,7 @@ stop_workers(MemoryContext context)
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-		if (stop_kind(MR_SLOT_STREAM) + stop_kind(MR_SLOT_DELIVERY) == 0)
+		if (stop_kind(MR_SLOT_STREAM) + stop_kind(MR_SLOT_DELIVERY) + stop_kind(MR_SLOT_WATCH) == 0)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
 						 PG_WAIT_EXTENSION);

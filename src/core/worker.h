@@ -37,7 +37,8 @@ typedef enum MrSlotKind
 	MR_SLOT_FREE = 0,
 	MR_SLOT_MANAGER,
 	MR_SLOT_STREAM,
-	MR_SLOT_DELIVERY
+	MR_SLOT_DELIVERY,
+	MR_SLOT_WATCH /* of replication slots that nobody reads */
 } MrSlotKind;
 
 typedef enum MrSlotState

@@ -833,7 +833,7 @@ pg_drained(MrSource *base)
 	if (strcmp(source->options.snapshot, "only") == 0)
 		return source->dropped;
 	return source->phase == MR_PG_STREAMING && source->due == 0 && !source->within &&
-		   source->received >= source->end && !mr_pg_snapshot_due(source) &&
+		   source->received >= source->end && !mr_pg_snapshot_left(source) &&
 		   mr_pg_sweep_due(source) == NULL;
 }
 

@@ -186,6 +186,8 @@ COMMENT ON FUNCTION millrace_internal.check_own_tables(text, json) IS 'raises an
 CREATE FUNCTION millrace_internal.declare_replication(stream_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    left_out record;
 BEGIN
     -- Names that differ may be alike as names of slots.
     INSERT INTO millrace.replication (stream_id, name)
@@ -200,6 +202,13 @@ BEGIN
        AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'finished') THEN
         PERFORM millrace_internal.reset_source(declare_replication.stream_id);
     END IF;
+    FOR left_out IN
+        SELECT g.relation, g.definition ->> 'source_table' AS source_table FROM millrace.staging g, millrace_internal.postgres_options(declare_replication.stream_id) o
+        WHERE g.stream_id = declare_replication.stream_id AND o.tables <> '{}' AND g.definition ->> 'source_table' <> ALL (o.tables) ORDER BY g.id
+    LOOP
+        RAISE NOTICE 'table % is not read any more: % stays as it is', left_out.source_table, left_out.relation
+            USING HINT = 'When "tables" names it again, it is copied again.';
+    END LOOP;
     -- What changes in a table while it is left out is not read: it is copied when it comes back.
     DELETE FROM millrace.snapshot s USING millrace_internal.postgres_options(declare_replication.stream_id) o
     WHERE s.stream_id = declare_replication.stream_id AND o.tables <> '{}' AND s.source_table <> ALL (o.tables);
@@ -224,6 +233,32 @@ SET search_path = pg_catalog, pg_temp AS $$
     ON CONFLICT DO NOTHING
 $$;
 COMMENT ON FUNCTION millrace_internal.begin_snapshot(integer, text[]) IS 'lists the tables of a stream that are to be copied: those of its options, or of its publication';
+
+-- A staging table is declared on a stream that has begun: what it lacks comes when somebody asks for it.
+CREATE FUNCTION millrace_internal.tell_begun(stream millrace.stream, relation regclass, source_table text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tables text[] := (SELECT o.tables FROM millrace_internal.postgres_options(stream.id) o);
+    state text := (SELECT r.state FROM millrace.replication r WHERE r.stream_id = stream.id);
+BEGIN
+    IF tables <> '{}' AND source_table <> ALL (tables) THEN
+        RAISE WARNING 'stream "%" does not read table %', stream.name, source_table
+            USING HINT = format('%s stays empty until it does: name the table in the stream''s option "tables".', relation);
+    ELSIF state IN ('ready', 'finished')
+          -- A copy that has not begun brings all.
+          AND EXISTS (SELECT FROM (SELECT unnest(tables) UNION SELECT s.source_table FROM millrace.snapshot s WHERE s.stream_id = stream.id UNION SELECT tell_begun.source_table) AS t (name)
+                      WHERE t.name = coalesce(tell_begun.source_table, t.name)
+                        AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = stream.id AND s.source_table = t.name AND s.state = 'waiting')) THEN
+        RAISE NOTICE '% begins with what changes from now on', relation
+            USING HINT = CASE state
+                             WHEN 'finished' THEN format('The stream has copied its tables, and that was all: SELECT millrace.reset_stream(%L) lets it copy them again.', stream.name)
+                             ELSE format('What was there before comes after: SELECT millrace.resnapshot(%L, %s).', stream.name, coalesce(quote_literal(source_table), 'the table'))
+                         END;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.tell_begun(millrace.stream, regclass, text) IS 'tells what a staging table lacks that is declared on a stream of changes which has begun';
 
 -- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out.
 CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[]) RETURNS void
@@ -303,7 +338,12 @@ DECLARE
     before millrace.replication;
     over boolean := budget > 0 AND retained > budget;
 BEGIN
-    SELECT r.* INTO before FROM millrace.replication r WHERE r.stream_id = note_replication.stream_id FOR UPDATE;
+    SELECT r.* INTO before FROM millrace.replication r WHERE r.stream_id = note_replication.stream_id;
+    -- In this same server a row of ours would be what the next one is about.
+    IF (before.wal_status, before.over_budget) = (note_replication.wal_status, over) AND abs(before.retained_bytes - retained) < 16777216
+       AND before.checked_at > clock_timestamp() - interval '10 minutes' THEN
+        RETURN;
+    END IF;
     UPDATE millrace.replication r SET checked_at = clock_timestamp(), wal_status = note_replication.wal_status, retained_bytes = retained, confirmed_lsn = confirmed,
            restart_lsn = restart, current_lsn = current, over_budget = over
     WHERE r.stream_id = note_replication.stream_id;
@@ -342,6 +382,16 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.mirror_mapping(json, boolean) IS 'the key, or the other columns, of a mirror as create_staging() takes them';
 
+-- Of a table's columns those that a mirror has.
+CREATE FUNCTION millrace_internal.mirrored_columns(columns json, payload text) RETURNS json
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT json_agg(c ORDER BY n) FROM json_array_elements(columns) WITH ORDINALITY AS e (c, n)
+    -- With such a key there is no mirror.
+    WHERE c ->> 'name' <> ALL (millrace_internal.reserved_columns(payload)) OR (c ->> 'key')::boolean
+$$;
+COMMENT ON FUNCTION millrace_internal.mirrored_columns(json, text) IS 'the columns of a source table that a mirror has: those whose names are free';
+
 -- Is every value of the one type one of the other, with the same text?
 CREATE FUNCTION millrace_internal.widens(old text, new text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE
@@ -378,17 +428,25 @@ DECLARE
     mirror millrace.staging;
     statement text;
     old record;
-    new record;
     definition json;
     added text[];
     widened record;
+    columns json;
 BEGIN
     -- A type that is not here arrives as text.
     SELECT json_agg(json_build_object('name', d -> 'name', 'type', millrace_internal.type_name(CASE WHEN to_regtype(d ->> 'type') IS NULL THEN 'text' ELSE d ->> 'type' END), 'key', d -> 'key') ORDER BY n)
-    INTO described FROM json_array_elements(described) WITH ORDINALITY AS e (d, n);
+    INTO columns FROM json_array_elements(described) WITH ORDINALITY AS e (d, n);
     FOR mirror IN SELECT s.* FROM millrace.staging s
                   WHERE s.stream_id = follow_source.stream_id AND s.definition ->> 'source_table' = follow_source.source_table AND (s.definition ->> 'mirror')::boolean
                   ORDER BY s.id LOOP
+        described := millrace_internal.mirrored_columns(columns, mirror.definition ->> 'payload');
+        INSERT INTO millrace.stream_incident (stream_id, kind, detail)
+        SELECT mirror.stream_id, 'column_left_out', told.detail
+        FROM json_array_elements(columns) c, LATERAL format('column "%s" of table %s is not in its mirror %s, because its name is taken by millrace itself', c ->> 'name', source_table, mirror.relation) AS told (detail)
+        WHERE c ->> 'name' <> ALL (ARRAY(SELECT d ->> 'name' FROM json_array_elements(described) d))
+          -- It was there when the mirror was declared, or was told of.
+          AND EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = follow_source.stream_id AND starts_with(t.description, source_table || ', '))
+          AND NOT EXISTS (SELECT FROM millrace.stream_incident i WHERE i.stream_id = mirror.stream_id AND i.kind = 'column_left_out' AND i.detail = told.detail);
         statement := regexp_replace(millrace_internal.describe_staging(mirror), '\);.*$', E',\n  replace => true)');
         SELECT c ->> 'name' AS name INTO old FROM json_array_elements(mirror.definition -> 'columns') c
         WHERE NOT EXISTS (SELECT FROM json_array_elements(described) d WHERE d ->> 'name' = substr(c #>> '{paths,0}', 3) OR to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3)) LIMIT 1;
@@ -419,7 +477,7 @@ BEGIN
             FROM json_array_elements(mirror.definition -> 'columns') c JOIN json_array_elements(described) d ON to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3)
             WHERE millrace_internal.widens(c ->> 'type', d ->> 'type') AND c ->> 'type' <> d ->> 'type'
         LOOP
-            PERFORM millrace_internal.widen_column(mirror.id, widened.name, widened.type, statement);
+            PERFORM millrace_internal.widen_column(mirror.id, widened.name, widened.type);
         END LOOP;
         SELECT array_agg(d ->> 'name' ORDER BY n) INTO added FROM json_array_elements(described) WITH ORDINALITY AS e (d, n)
         WHERE NOT EXISTS (SELECT FROM json_array_elements(mirror.definition -> 'columns') c WHERE to_json(d ->> 'name')::text = substr(c #>> '{paths,0}', 3));
@@ -445,22 +503,35 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.follow_source(integer, text, json, text) IS 'lets the mirrors of a source table follow its columns';
 
-CREATE FUNCTION millrace_internal.widen_column(staging_id integer, name text, type text, statement text) RETURNS void
+CREATE FUNCTION millrace_internal.widen_column(staging_id integer, name text, type text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mirror millrace.staging;
     present text := millrace_internal.definition_column('staging', staging_id, name);
+    -- Among the columns of the key.
+    ordinal bigint;
+    reader millrace.target;
+    rule text;
+    why text;
 BEGIN
     SELECT s.* INTO STRICT mirror FROM millrace.staging s WHERE s.id = staging_id;
     -- A computed column stands in its place.
     IF EXISTS (SELECT FROM json_array_elements(mirror.definition -> 'computed') c WHERE c ->> 'name' = widen_column.name) THEN
         present := NULL;
     END IF;
-    IF EXISTS (SELECT FROM json_array_elements(mirror.definition -> 'columns') c WHERE c ->> 'name' = widen_column.name AND (c ->> 'key')::boolean) THEN
-        RAISE EXCEPTION 'key column "%" of mirror % is % at the source now', name, mirror.relation, type
-            USING ERRCODE = 'datatype_mismatch', HINT = format('Drop the mirror with millrace.drop_table(%L, cascade => true), create it again, and call millrace.resnapshot().', mirror.relation);
+    SELECT t.* INTO reader FROM millrace.target t WHERE millrace_internal.query_reads(t.id, mirror.relation, present) ORDER BY t.id DESC LIMIT 1;
+    IF FOUND THEN
+        -- Its own columns may get other types by it.
+        rule := (SELECT r.name FROM millrace.rule r WHERE r.target_id = reader.id);
+        RAISE EXCEPTION 'column "%" of table % is % at the source now, and its mirror % cannot follow because % % reads it',
+            name, mirror.definition ->> 'source_table', type, mirror.relation, reader.kind, coalesce(quote_ident(rule), reader.relation::text)
+            USING ERRCODE = 'datatype_mismatch',
+                  HINT = format('Run SELECT millrace.%s; when the stream runs again: %s', CASE WHEN rule IS NULL THEN format('drop_table(%L)', reader.relation) ELSE format('drop_rule(%L)', rule) END,
+                                millrace_internal.describe_target(reader));
     END IF;
+    SELECT k.n INTO ordinal FROM millrace_internal.staging_columns(mirror.definition) WITH ORDINALITY AS k (name, type, in_key, technical, n)
+    WHERE k.in_key AND k.name = widen_column.name;
     EXECUTE format('DROP VIEW millrace_def.staging_%s', staging_id);
     IF present IS NOT NULL THEN
         BEGIN
@@ -468,9 +539,13 @@ BEGIN
             IF mirror.log IS NOT NULL THEN
                 PERFORM millrace_internal.execute_as(mirror.owner, format('ALTER TABLE %s ALTER COLUMN %I TYPE %s', mirror.log, present, type));
             END IF;
+            IF ordinal IS NOT NULL THEN
+                EXECUTE format('ALTER TABLE millrace_state.object_%s ALTER COLUMN k%s TYPE %s', staging_id, ordinal, type);
+            END IF;
         EXCEPTION WHEN feature_not_supported OR dependent_objects_still_exist THEN
-            RAISE EXCEPTION 'column "%" of mirror % cannot become %: %', name, mirror.relation, type, sqlerrm
-                USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop what reads the column, and declare it again afterwards.';
+            GET STACKED DIAGNOSTICS why = PG_EXCEPTION_DETAIL;
+            RAISE EXCEPTION 'column "%" of table % is % at the source now, and its mirror % cannot follow: %', name, mirror.definition ->> 'source_table', type, mirror.relation, sqlerrm
+                USING ERRCODE = 'datatype_mismatch', DETAIL = why, HINT = 'Drop what reads the column, and make it again when the stream runs again.';
         END;
     END IF;
     UPDATE millrace.staging s SET definition = (
@@ -486,7 +561,7 @@ BEGIN
     PERFORM millrace_internal.changed(mirror.stream_id);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.widen_column(integer, text, text, text) IS 'gives a column of a mirror a wider type';
+COMMENT ON FUNCTION millrace_internal.widen_column(integer, text, text) IS 'gives a column of a mirror a wider type';
 
 -- ---- snapshots -----------------------------------------------------------------------------------------------
 

@@ -20,8 +20,10 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "miscadmin.h"
 #include "source/postgres_source.h"
 #include "source/server.h"
 #include "utils/builtins.h"
@@ -30,9 +32,6 @@
 
 /* So often one looks whom the making of a slot waits for, in ms. */
 #define WHOM_INTERVAL 1000
-
-/* What the slot retains is stored when it has changed by so many bytes. */
-#define STATUS_BYTES (16 * 1024 * 1024)
 
 /* Sets the problem to what the source has answered, with what might help. */
 static bool
@@ -84,6 +83,24 @@ mr_pg_side(MrPgSource *source)
 		MemoryContextSwitchTo(old);
 	}
 	return source->side;
+}
+
+TransactionId
+mr_pg_own_transaction(MrPgClient *client)
+{
+	TransactionId own = GetTopTransactionIdIfAny();
+	MrPgRows rows;
+
+	/* A worker connects between its transactions. */
+	if (!TransactionIdIsValid(own) ||
+		!mr_pg_run(client,
+				   psprintf("SELECT FROM pg_catalog.pg_locks l WHERE l.pid = %d AND "
+							"l.transactionid = '%u' AND l.mode = 'ExclusiveLock'",
+							MyProcPid, own),
+				   MR_PG_TIMEOUT, &rows) ||
+		rows.nrows == 0)
+		return InvalidTransactionId;
+	return own;
 }
 
 /* Which server is it, and can it decode? */
@@ -238,9 +255,11 @@ check_publication(MrPgSource *source)
 		/* What has happened to them before they are added is not sent: it is noted first that they are copied. */
 		if (strcmp(source->state, "ready") == 0 && any_other(missing, source->added))
 			return note_added(source, missing);
-		return change_publication(
-			source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing)));
+		if (!change_publication(
+				source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing))))
+			return false;
 	}
+	/* One that is missing once more is copied once more. */
 	source->added = NIL;
 	if (options->tables == NIL && rows.values[0][1] == NULL)
 	{
@@ -361,6 +380,15 @@ check_slot(MrPgSource *source)
 	}
 	if (strcmp(source->state, "ready") == 0)
 		return check_known_slot(source, &rows);
+	if ((rows.nrows == 0 || strcmp(source->state, "making") == 0) &&
+		TransactionIdIsValid(mr_pg_own_transaction(source->stream)))
+	{
+		mr_source_set_problem(&source->base,
+							  "its replication slot cannot be made here, because the source is "
+							  "this very server and would wait for the end of this transaction; "
+							  "call start_stream(), which lets a worker make it");
+		return false;
+	}
 	if (strcmp(source->state, "new") == 0)
 	{
 		if (rows.nrows > 0)
@@ -567,44 +595,46 @@ lacks_tables(MrPgSource *source, MrPgClient *side)
 		   rows.nrows > 0;
 }
 
+char *
+mr_pg_retained(MrPgClient *client, int32 stream_id, const MrPgOptions *options)
+{
+	MrPgRows rows;
+	char **row;
+
+	if (!mr_pg_connected(client) ||
+		!mr_pg_run(client,
+				   psprintf("SELECT s.wal_status, pg_catalog.pg_current_wal_lsn() - s.restart_lsn, "
+							"s.confirmed_flush_lsn, s.restart_lsn, pg_catalog.pg_current_wal_lsn() "
+							"FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = %s",
+							quote_literal_cstr(options->slot)),
+				   MR_PG_TIMEOUT, &rows) ||
+		rows.nrows != 1)
+		return NULL;
+	row = rows.values[0];
+	return psprintf("SELECT millrace_internal.note_replication(%d, %s, %s::bigint, %s, %s, "
+					"%s, " INT64_FORMAT ")",
+					stream_id, row[0] == NULL ? "NULL" : quote_literal_cstr(row[0]),
+					row[1] == NULL ? "0" : row[1],
+					row[2] == NULL ? "NULL" : quote_literal_cstr(row[2]),
+					row[3] == NULL ? "NULL" : quote_literal_cstr(row[3]),
+					quote_literal_cstr(row[4]), options->budget);
+}
+
 void
 mr_pg_ask_status(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->connected);
 	MrPgClient *side = mr_pg_side(source);
-	MrPgRows rows;
+	char *status = mr_pg_retained(side, source->base.stream->id, &source->options);
 	bool lacking;
 
 	source->ask_status = false;
-	if (mr_pg_connected(side) &&
-		mr_pg_run(side,
-				  psprintf("SELECT s.wal_status, pg_catalog.pg_current_wal_lsn() - s.restart_lsn, "
-						   "s.confirmed_flush_lsn, s.restart_lsn, pg_catalog.pg_current_wal_lsn() "
-						   "FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = %s",
-						   quote_literal_cstr(source->options.slot)),
-				  MR_PG_TIMEOUT, &rows) &&
-		rows.nrows == 1)
+	if (status != NULL)
 	{
-		const char *retained = rows.values[0][1] != NULL ? rows.values[0][1] : "0";
-		int64 bytes = (int64) strtod(retained, NULL);
-
-		/* A row of ours must not be what the next one is about. */
-		if (source->status == NULL || bytes - source->retained > STATUS_BYTES ||
-			source->retained - bytes > STATUS_BYTES)
-		{
-			source->retained = bytes;
-			if (source->status != NULL)
-				pfree(source->status);
-			MemoryContextSwitchTo(source->context);
-			source->status = psprintf(
-				"SELECT millrace_internal.note_replication(%d, %s, %s::bigint, %s, %s, %s, " INT64_FORMAT
-				")",
-				source->base.stream->id, quote_literal_cstr(rows.values[0][0]), retained,
-				rows.values[0][2] == NULL ? "NULL" : quote_literal_cstr(rows.values[0][2]),
-				rows.values[0][3] == NULL ? "NULL" : quote_literal_cstr(rows.values[0][3]),
-				quote_literal_cstr(rows.values[0][4]), source->options.budget);
-			source->due |= MR_PG_DUE_STATUS;
-		}
+		if (source->status != NULL)
+			pfree(source->status);
+		source->status = MemoryContextStrdup(source->context, status);
+		source->due |= MR_PG_DUE_STATUS;
 	}
 	lacking = lacks_tables(source, side);
 	MemoryContextSwitchTo(old);

@@ -126,10 +126,15 @@ next_task(MrPgSource *source)
 }
 
 bool
+mr_pg_snapshot_left(MrPgSource *source)
+{
+	return source->rereads != NIL || (!source->paused && next_task(source) != NULL);
+}
+
+bool
 mr_pg_snapshot_due(MrPgSource *source)
 {
-	return (source->rereads != NIL || (!source->paused && next_task(source) != NULL)) &&
-		   GetCurrentTimestamp() >= source->next_round;
+	return mr_pg_snapshot_left(source) && GetCurrentTimestamp() >= source->next_round;
 }
 
 bool
@@ -212,11 +217,27 @@ sees_applied(MrPgSource *source, const MrPgRound *round)
 	return all;
 }
 
+/* The oldest transaction that runs in a snapshot, but for one that is to be overlooked. */
+static uint64
+oldest_running(const MrPgRound *round, TransactionId overlooked)
+{
+	uint64 oldest = round->xmax;
+
+	for (int i = 0; i < round->nrunning; i++)
+	{
+		if ((TransactionId) round->running[i] != overlooked)
+			oldest = Min(oldest, round->running[i]);
+	}
+	return oldest;
+}
+
 /* Takes a snapshot that sees all that was applied, on the first reader; *name is what the others share it by. */
 static MrPgRound *
 take_snapshot(MrPgSource *source, char **name)
 {
 	MrPgClient *client = source->readers[0].client;
+	TransactionId own = mr_pg_own_transaction(client);
+	uint64 oldest;
 	MrPgRound *round;
 	MrPgRows rows;
 
@@ -248,18 +269,22 @@ take_snapshot(MrPgSource *source, char **name)
 								  : 0;
 			source->has_barrier = true;
 		}
-		if (round->xmin >= source->barrier && sees_applied(source, round))
+		/* The caller's own transaction has not ended: nothing of it was applied. */
+		oldest = oldest_running(round, own);
+		if (oldest >= source->barrier && sees_applied(source, round))
 		{
 			round->position = Max(position, source->last_round + 1);
+			/* What is there now is all that the copy has seen, too. */
+			source->end = Max(source->end, position);
 			return round;
 		}
 		(void) mr_pg_run(client, "ROLLBACK", MR_PG_TIMEOUT, NULL);
-		if (round->xmin < source->barrier)
+		if (oldest < source->barrier)
 		{
 			(void) postpone(source, psprintf("the snapshot waits until transactions of the source "
 											 "before " UINT64_FORMAT
 											 " have ended; the oldest is " UINT64_FORMAT,
-											 source->barrier, round->xmin));
+											 source->barrier, oldest));
 			return NULL;
 		}
 		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, VISIBLE_PAUSE,

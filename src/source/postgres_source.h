@@ -135,8 +135,7 @@ typedef struct MrPgSource
 	MrPgClient *side; /* for questions while the stream is read */
 	TimestampTz next_reply;
 	TimestampTz next_status;
-	char *status; /* SQL that stores what the slot retains */
-	int64 retained; /* as stored */
+	char *status; /* SQL that notes what the slot retains */
 
 	/* Reading. */
 	XLogRecPtr received; /* everything before has come and been fetched */
@@ -162,7 +161,7 @@ typedef struct MrPgSource
 	bool swept; /* the last one has found nothing more */
 	bool urgent; /* the source waits for the position */
 	bool ask_status;
-	XLogRecPtr end; /* of the source's log when it was connected */
+	XLogRecPtr end; /* of the source's log when it was connected, or copied from last */
 	List *current; /* const MrRelation *, of this connection */
 	const MrRelation *recent;
 
@@ -222,8 +221,15 @@ extern void mr_pg_validate(MrReport *to, MrStream *stream);
 /* A connection for questions. */
 extern MrPgClient *mr_pg_side(MrPgSource *source);
 
-/* Asks what the slot retains. */
+/* The transaction that we are in, if it runs at the source as well, because that is this very server. */
+extern TransactionId mr_pg_own_transaction(MrPgClient *client);
+
+/* Asks what the slot retains; and the statement that notes the answer, NULL when there is none. */
 extern void mr_pg_ask_status(MrPgSource *source);
+extern char *mr_pg_retained(MrPgClient *client, int32 stream_id, const MrPgOptions *options);
+
+/* ---- postgres_watch.c ---- */
+extern PGDLLEXPORT void mr_watch_main(Datum slot);
 
 /* ---- postgres_state.c ---- */
 extern void mr_pg_read_options(MrPgOptions *options, const MrStream *stream);
@@ -239,7 +245,8 @@ extern char *mr_pg_fingerprint(const MrRelation *relation);
 
 /* ---- postgres_snapshot.c ---- */
 
-/* Is there anything to copy now? */
+/* Is there anything to copy; and is it time for it? */
+extern bool mr_pg_snapshot_left(MrPgSource *source);
 extern bool mr_pg_snapshot_due(MrPgSource *source);
 
 /* Begins a round; false when it has to wait. */

@@ -169,6 +169,31 @@ mr_letter_write(MrStream *stream, const List *failures)
 	return written;
 }
 
+void
+mr_letter_sweep(const MrStream *stream, const MrStaging *staging, const MrMessage *sweep)
+{
+	static const Oid types[] = {INT4OID, INT4OID, TEXTOID, INT4OID, INT8OID, UUIDOID};
+	static const pg_uuid_t first = {{0}};
+	bool copied = sweep->sweep_position != 0;
+	Datum values[] = {Int32GetDatum(stream->id),
+					  Int32GetDatum(staging->id),
+					  CStringGetTextDatum(sweep->topic),
+					  Int32GetDatum(sweep->epoch),
+					  Int64GetDatum(copied ? sweep->sweep_position : sweep->position),
+					  UUIDPGetDatum(copied ? &first : &sweep->place)};
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	(void) mr_sql_with("WITH late AS (DELETE FROM millrace.letter WHERE stream_id = $1 "
+					   "AND staging_id = $2 AND topic = $3 AND state = 'waiting' "
+					   "AND (epoch, position, place) < ($4, $5, $6)) "
+					   "UPDATE millrace.letter SET state = 'superseded' WHERE stream_id = $1 "
+					   "AND staging_id = $2 AND topic = $3 AND state = 'open' "
+					   "AND (epoch, position, place) < ($4, $5, $6)",
+					   lengthof(types), types, values, NULL);
+	mr_run_back(&saved);
+}
+
 /* A column of SPI_tuptable as bytes in the batch. */
 static char *
 read_bytes(MrBatch *batch, uint64 row, int column, int *length)

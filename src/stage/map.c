@@ -638,6 +638,7 @@ sweep(Evaluation *e, MrMessage *message)
 		if (plan->source_table == NULL || strcmp(plan->source_table, message->topic) != 0)
 			continue;
 		enter(e, staging);
+		mr_letter_sweep(batch->stream, staging, message);
 		count = mr_sweep_keys(staging, message, SWEEP_OBJECTS, &keys);
 		for (int i = 0; i < count; i++)
 		{

@@ -233,6 +233,10 @@ extern void mr_object_prepare(const MrStaging *staging);
  */
 extern int64 mr_letter_write(MrStream *stream, const List *failures);
 
+/* Closes what a sweep has overtaken: a row of it is not to come back. */
+extern void mr_letter_sweep(const MrStream *stream, const MrStaging *staging,
+							const MrMessage *sweep);
+
 /*
  * Fills the batch with the messages of those letters of the stream that are still open (or waiting), to be tried
  * again by the staging tables that had refused them, and locks them.

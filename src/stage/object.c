@@ -25,7 +25,10 @@
 #define OBJECT_DELETED 1
 /* Its newest version lacks what a dictionary does not know yet. */
 #define OBJECT_INCOMPLETE 2
-/* Of a row on its way in: a dead letter that is tried again, equal to what is there perhaps. */
+/*
+ * Of a row on its way in, which is taken when it equals what is there, too: a dead letter that is tried again, or a row
+ * that was copied, which a sweep then does not find old.
+ */
 #define OBJECT_RETRIED 32
 /* Of a row on its way in: wins over every version that is there. */
 #define OBJECT_ALWAYS 64
@@ -221,6 +224,13 @@ newest_versions(MrStaged *staged, int *count)
 	return newest;
 }
 
+/* Is the message taken again when it says what is there already? */
+static bool
+again(const MrStaging *staging, const MrMessage *message)
+{
+	return message->retried || (message->op == MR_OP_READ && staging->plan->version != NULL);
+}
+
 /* The newest versions as rows of the table of objects. */
 static MrRows *
 object_rows(const MrStaging *staging, MrVersion **newest, int count)
@@ -245,7 +255,7 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
 									   (version->incomplete ? OBJECT_INCOMPLETE : 0) |
 									   (version->always ? OBJECT_ALWAYS : 0) |
-									   (message->retried ? OBJECT_RETRIED : 0));
+									   (again(staging, message) ? OBJECT_RETRIED : 0));
 		if (plan->version == NULL)
 		{
 			values[c++][i] = Int32GetDatum(message->partition);
@@ -343,7 +353,7 @@ insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, bool alone, in
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		/* These have flags that are not for the table. */
-		if (newest[i]->always || newest[i]->message->retried)
+		if (newest[i]->always || again(staged->staging, newest[i]->message))
 			plan->mostly_known = Max(plan->mostly_known, 1);
 	}
 	conflicts = palloc0(rows->nrows);

@@ -119,6 +119,12 @@ CREATE FUNCTION millrace_internal.check_staging(stream_id integer, staging_id in
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_check_staging';
 COMMENT ON FUNCTION millrace_internal.check_staging(integer, integer) IS 'raises an error for a staging table that a worker could not compile';
 
+-- Names that columns of users cannot have.
+CREATE FUNCTION millrace_internal.reserved_columns(payload text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+RETURN '{_element, _version, _event_time, _partition, _position, _loaded_at, _rows, _deleted, _message_time}'::text[] || CASE payload WHEN 'none' THEN '{}' ELSE '{payload}' END::text[];
+COMMENT ON FUNCTION millrace_internal.reserved_columns(text) IS 'names of columns that a staging table, or its log, has for itself';
+
 -- The definition of a staging table as it is stored, from what the user gave.
 CREATE FUNCTION millrace_internal.staging_definition(key json, columns json, version json, event_time json, for_each text, source_table text, route text, deleted text,
     computed json, filter text, expect json, payload text, max_ahead interval, tombstone text) RETURNS json
@@ -131,7 +137,7 @@ DECLARE
     expectations json[] := '{}';
     member record;
     spec json;
-    reserved CONSTANT text[] := '{_element, _version, _event_time, _partition, _position, _loaded_at, _rows, _deleted, payload}';
+    reserved text[];
 BEGIN
     PERFORM millrace_internal.check_members('key', key, NULL);
     PERFORM millrace_internal.check_members('columns', columns, NULL);
@@ -139,6 +145,7 @@ BEGIN
     PERFORM millrace_internal.check_members('expect', expect, NULL);
     payload := coalesce(payload, CASE WHEN for_each IS NULL THEN 'json' ELSE 'none' END);
     PERFORM millrace_internal.check_word('payload', payload, '{json, jsonb, none}');
+    reserved := millrace_internal.reserved_columns(payload);
     IF for_each IS NOT NULL AND payload <> 'none' THEN
         RAISE EXCEPTION 'payload of a staging table with for_each must be none'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the whole message once, in a staging table without for_each.';
@@ -332,6 +339,7 @@ DECLARE
     staging_id integer;
     adopted boolean := kept IS NOT NULL;
     described json;
+    left_out record;
 BEGIN
     IF name IS NULL THEN
         RAISE EXCEPTION 'a staging table needs a name' USING ERRCODE = 'null_value_not_allowed';
@@ -357,14 +365,19 @@ BEGIN
         RAISE EXCEPTION 'time zone "%" is not known', timezone USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF source_table IS NOT NULL AND key IS NULL AND columns IS NULL AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id) THEN
+        payload := coalesce(payload, 'none');
         -- What has been wider stays so.
         SELECT json_agg(json_build_object('name', c.name, 'key', c.key, 'type', coalesce(
                    (SELECT m ->> 'type' FROM millrace.staging s, json_array_elements(s.definition -> 'columns') m
                     WHERE s.relation = kept AND (s.definition ->> 'mirror')::boolean AND m ->> 'name' = c.name AND millrace_internal.widens(c.type, m ->> 'type')), c.type)))
         INTO described FROM millrace_internal.source_columns(feed.id, source_table) c;
+        FOR left_out IN SELECT d ->> 'name' AS name FROM json_array_elements(described) d WHERE d ->> 'name' = ANY (millrace_internal.reserved_columns(payload)) AND NOT (d ->> 'key')::boolean LOOP
+            RAISE NOTICE 'column "%" of table % is left out: its name is taken by millrace itself', left_out.name, source_table
+                USING HINT = 'A staging table with key and columns can have it under another name.';
+        END LOOP;
+        described := millrace_internal.mirrored_columns(described, payload);
         key := millrace_internal.mirror_mapping(described, true);
         columns := coalesce(millrace_internal.mirror_mapping(described, false), '{}');
-        payload := coalesce(payload, 'none');
     END IF;
     definition := millrace_internal.staging_definition(key, columns, version, event_time, for_each, source_table, route, deleted, computed, filter, expect, payload, max_ahead, tombstone);
     IF feed.format = 'debezium' AND tombstone = 'timestamp' AND definition -> 'version' ->> 'paths' <> '["$timestamp"]' THEN
@@ -424,6 +437,9 @@ BEGIN
     END IF;
     PERFORM millrace_internal.check_staging(feed.id, staging_id);
     PERFORM millrace_internal.changed(feed.id);
+    IF EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = feed.id) THEN
+        PERFORM millrace_internal.tell_begun(feed, kept, source_table);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_staging(regrole, text, text, json, json, json, json, text, text, text, text, json, text, json, text, interval, text, boolean, text, interval, text, boolean) IS
@@ -610,6 +626,16 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.redeclare_columns(regrole, integer, jsonb) IS 'stores columns of a staging table under the names that users have given them';
 
+CREATE FUNCTION millrace_internal.query_reads(target_id integer, relation regclass, name text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                   WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', target_id)), to_regclass(format('millrace_def.rule_%s', target_id)))
+                     AND d.refobjid = query_reads.relation AND a.attname = query_reads.name)
+$$;
+COMMENT ON FUNCTION millrace_internal.query_reads(integer, regclass, text) IS 'whether the query of a mart or a rule reads a column of a table';
+
 -- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
 CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, log_partition text, log_retention interval,
     timezone text) RETURNS void
@@ -671,9 +697,7 @@ BEGIN
     JOIN millrace.target_source x ON x.staging_id = present.id JOIN millrace.target t ON t.id = x.target_id
     WHERE NOT EXISTS (SELECT FROM millrace_internal.staging_columns(replace_staging.definition) n WHERE n.name = c.name)
       AND (EXISTS (SELECT FROM jsonb_path_query(x.columns::jsonb, 'strict $.**') v WHERE v = to_jsonb(c.name))
-           OR EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
-                      JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                      WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', t.id)), to_regclass(format('millrace_def.rule_%s', t.id))) AND d.refobjid = present.relation AND a.attname = c.name))
+           OR millrace_internal.query_reads(t.id, present.relation, c.name))
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'column "%" of staging table % is read by % %', removed.name, present.relation, removed.kind, removed.relation

@@ -111,6 +111,7 @@ def main():
         start('out')
         target.becomes('a table is copied', "SELECT string_agg(state, ',') FROM millrace.snapshot_status WHERE stream = 'out'", 'done')
         target.query(replace % '"public.kept"')
+        is_('one that is left out says so', 'table public.out is not read any more' in ''.join(target.connection.notices), True)
         source.query("UPDATE public.out SET v = 'b' WHERE id = 1; DELETE FROM public.out WHERE id = 2")
         target.becomes('another one is read', "SELECT string_agg(source_table || state, ',') FROM millrace.snapshot_status WHERE stream = 'out'", 'public.keptdone')
         target.query(replace % '"public.kept", "public.out"')

@@ -1,0 +1,72 @@
+#!/usr/bin/python3
+"""run_stream() over changes, from another server and from this very one, which also waits for the transaction that calls it; and what a
+source keeps of log for a stream that nobody runs."""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from database import Database, finish, is_          # noqa: E402
+from shell import Shell                             # noqa: E402
+
+
+def main():
+    with Shell() as shell:
+        shell.run('pg_start "$work/source" "wal_level = logical" "fsync = off" "shared_preload_libraries = \'\'"')
+        ports = {'away': (shell.value('$work/source'), shell.value('$PGPORT'))}
+        shell.run('pg_start "$work/target" "wal_level = logical" "fsync = off" "millrace.databases = postgres" "max_worker_processes = 16"')
+        shell.environ()
+        ports['here'] = (os.environ['PGHOST'], os.environ['PGPORT'])
+        target = Database(f"host={ports['here'][0]} port={ports['here'][1]} user=postgres dbname=postgres")
+        target.query('CREATE DATABASE shop')
+        target.query('CREATE EXTENSION millrace; CREATE SCHEMA bronze')
+        sources = {}
+        for name, (host, port) in ports.items():
+            sources[name] = Database(f"host={host} port={port} user=postgres dbname={'postgres' if name == 'away' else 'shop'}")
+            sources[name].query(f"CREATE TABLE public.{name} (id int PRIMARY KEY, v int); INSERT INTO public.{name} SELECT i, 1 FROM generate_series(1, 1000) i")
+            target.query(f"""CREATE SERVER {name} FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host '{host}', port '{port}', dbname '{'postgres' if name == 'away' else 'shop'}');
+                CREATE USER MAPPING FOR postgres SERVER {name} OPTIONS (username 'postgres');
+                SELECT millrace.create_stream('{name}', server => '{name}', options => '{{"tables": ["public.{name}"], "snapshot_chunk": 100, "wal_budget": "1MB"}}');
+                SELECT millrace.create_staging('bronze.{name}', stream => '{name}', source_table => 'public.{name}')""")
+
+        def same(what, name):
+            sql = f"SELECT string_agg(id || ' ' || v, ',' ORDER BY id) FROM %s.{name}"
+            is_(what, target.one(sql % 'bronze'), sources[name].one(sql % 'public'))
+
+        # Another server.
+        is_('the first run copies all', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 1000)
+        same('as it is', 'away')
+        sources['away'].query('UPDATE public.away SET v = 2 WHERE id < 10; DELETE FROM public.away WHERE id = 500')
+        target.query("SELECT millrace.resnapshot('away', 'public.away')")
+        is_('another one copies again, and takes what has changed', target.one("SELECT messages::int FROM millrace.run_stream('away')") >= 1009, True)
+        same('to what is there', 'away')
+        is_('with nothing left', target.one("SELECT state FROM millrace.snapshot_status WHERE stream = 'away'"), 'done')
+        is_('which it says when it is asked', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 0)
+        target.query("SELECT millrace.pause_snapshot('away'); SELECT millrace.resnapshot('away', 'public.away')")
+        is_('a copy that pauses is not waited for', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 0)
+        target.query("SELECT millrace.resume_snapshot('away')")
+
+        # This one.
+        target.fails('this server cannot make a slot for a transaction of its own', "SELECT millrace.run_stream('here')", 'call start_stream(), which lets a worker make it')
+        is_('nothing is left of the attempt', sources['here'].one('SELECT count(*)::int FROM pg_replication_slots'), 0)
+        target.query("SELECT millrace.start_stream('here')")
+        target.becomes('a worker makes it', "SELECT max(state) FROM millrace.snapshot_status WHERE stream = 'here'", 'done')
+        target.query("SELECT millrace.stop_stream('here')")
+        target.becomes('the stream is stopped', "SELECT state FROM millrace.stream_status WHERE stream = 'here'", 'stopped')
+        sources['here'].query('UPDATE public.here SET v = 3 WHERE id < 20')
+        target.query("SELECT millrace.resnapshot('here', 'public.here')")
+        is_('then a transaction of its own copies', target.one("SELECT messages::int FROM millrace.run_stream('here')") >= 1019, True)
+        same('to what is there', 'here')
+
+        # Nobody reads, and the log grows.
+        over = "SELECT string_agg(stream, ',' ORDER BY stream) FROM millrace.replication_status WHERE over_budget"
+        for source in sources.values():
+            source.query("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 3)")
+        target.becomes('what is kept for streams that are stopped is seen', over, 'away,here')
+        is_('and said once', target.query("SELECT stream, kind, count(*)::int FROM millrace.incident GROUP BY 1, 2 ORDER BY 1"), [('away', 'wal_retained', 1), ('here', 'wal_retained', 1)])
+        target.query("SELECT millrace.start_stream('away'); SELECT millrace.start_stream('here')")
+        target.becomes('it is over when they run', over, None)
+        finish(shell)
+
+
+if __name__ == '__main__':
+    main()
