@@ -10,6 +10,8 @@ CREATE TABLE millrace.replication (
     system text,
     made_publication boolean NOT NULL DEFAULT false,
     made_slot boolean NOT NULL DEFAULT false,
+    -- The publication's tables, as far as they are known to be read or copied; used where the options name none.
+    published text[] NOT NULL DEFAULT '{}',
     -- Where the slot began.
     beginning bigint NOT NULL DEFAULT 0,
     paused boolean NOT NULL DEFAULT false,
@@ -225,8 +227,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.begin_snapshot(integer, text[]) IS 'lists the tables of a stream that are to be copied: those of its options, or of its publication';
 
--- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out.
-CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[]) RETURNS void
+-- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out; or they are not sent as a whole (reason).
+CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[], reason text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -235,8 +237,9 @@ DECLARE
 BEGIN
     FOREACH added IN ARRAY tables LOOP
         INSERT INTO millrace.stream_incident (stream_id, kind, detail)
-        SELECT add_tables.stream_id, 'table_replaced',
-               format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added)
+        SELECT add_tables.stream_id, CASE WHEN reason IS NULL THEN 'table_replaced' ELSE 'publication_changed' END,
+               coalesce(format('changes of table %s are missing: %s; ', added, reason),
+                        format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added))
                || CASE WHEN copied THEN 'it is copied again' ELSE 'its changes meanwhile are missing' END
         WHERE EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = add_tables.stream_id AND starts_with(t.description, added || ', '))
           AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = add_tables.stream_id AND s.source_table = added AND s.state <> 'done');
@@ -246,7 +249,26 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.add_tables(integer, text[]) IS 'lets tables be copied that are going to be added to a stream''s publication';
+COMMENT ON FUNCTION millrace_internal.add_tables(integer, text[], text) IS 'lets tables be copied that are going to be added to a stream''s publication';
+
+-- A publication that says what is read has other tables than before.
+CREATE FUNCTION millrace_internal.note_published(stream_id integer, tables text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before text[] := (SELECT r.published FROM millrace.replication r WHERE r.stream_id = note_published.stream_id);
+BEGIN
+    INSERT INTO millrace.stream_incident (stream_id, kind, detail)
+    SELECT note_published.stream_id, 'publication_changed', format('table %s is not in the publication any more: its changes are not read', t)
+    FROM unnest(before) AS t WHERE t <> ALL (tables);
+    DELETE FROM millrace.snapshot s WHERE s.stream_id = note_published.stream_id AND s.source_table <> ALL (tables);
+    IF (SELECT o.snapshot FROM millrace_internal.postgres_options(note_published.stream_id) o) <> 'never' THEN
+        PERFORM millrace_internal.copy_again(note_published.stream_id, t, NULL, true) FROM unnest(tables) AS t WHERE t <> ALL (before);
+    END IF;
+    UPDATE millrace.replication r SET published = tables WHERE r.stream_id = note_published.stream_id;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.note_published(integer, text[]) IS 'lets tables be copied that a publication has got, and tells of those that it has lost';
 
 -- All tables are to be copied anew, and what they do not have any more removed.
 CREATE FUNCTION millrace_internal.begin_anew(stream_id integer) RETURNS void
