@@ -154,16 +154,24 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_postgres_options(json) IS 'raises an error for options that a stream of a PostgreSQL server does not have';
 
--- Is the server this very database?  Then what millrace writes must not be what it reads.
+-- Is the server this very database?
+CREATE FUNCTION millrace_internal.is_own_database(server text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM pg_foreign_server f
+                   WHERE f.srvname = server AND (SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'dbname') = current_database()
+                     AND coalesce((SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'port'), '5432') = current_setting('port'))
+$$;
+COMMENT ON FUNCTION millrace_internal.is_own_database(text) IS 'whether a server''s options name this very database';
+
+-- What millrace writes must not be what it reads.
 CREATE FUNCTION millrace_internal.check_own_tables(server text, options json) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     named text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_foreign_server f
-                   WHERE f.srvname = server AND (SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'dbname') = current_database()
-                     AND coalesce((SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'port'), '5432') = current_setting('port')) THEN
+    IF NOT millrace_internal.is_own_database(server) THEN
         RETURN;
     END IF;
     IF options -> 'tables' IS NULL THEN
@@ -183,6 +191,27 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_own_tables(text, json) IS 'raises an error when a stream would read what millrace writes';
+
+-- The same for what is declared after the stream: trigger of tables that list what millrace writes.
+CREATE FUNCTION millrace_internal.guard_source_tables() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    reader record;
+BEGIN
+    SELECT s.name, n.nspname || '.' || c.relname AS written INTO reader
+    FROM millrace.stream s JOIN millrace.replication r ON r.stream_id = s.id, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    -- A staging table has a log perhaps.
+    WHERE c.oid IN (NEW.relation, (row_to_json(NEW) ->> 'log')::regclass)
+      AND n.nspname || '.' || c.relname IN (SELECT json_array_elements_text(s.options -> 'tables')) AND millrace_internal.is_own_database(s.server::text) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'stream "%" reads table %, which would be written by millrace itself', reader.name, reader.written USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'What a stream writes cannot be what it reads, in the same database.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.guard_source_tables() IS 'trigger: refuses to write a table that a stream of this database reads';
 
 -- A stream of changes was declared, or anew with other options.
 CREATE FUNCTION millrace_internal.declare_replication(stream_id integer) RETURNS void
