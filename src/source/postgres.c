@@ -527,6 +527,11 @@ lose_connection(MrPgSource *source, MrBatch *batch, int code)
 	char *problem = pstrdup(code == -1 ? "the source has ended the connection"
 									   : mr_pg_problem(source->stream));
 
+	/* What is to be read comes from before it was made. */
+	if (code == -2 && strcmp(mr_pg_sqlstate(source->stream), "42704") == 0)
+		problem = psprintf("%s; call millrace.reset_stream(%s), which copies the tables again",
+						   problem, quote_literal_cstr(source->base.stream->name));
+
 	source->failures = Min(source->failures, 1);
 	mr_source_set_problem(&source->base, problem);
 	forget_transaction(source, batch);

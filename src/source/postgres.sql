@@ -10,6 +10,8 @@ CREATE TABLE millrace.replication (
     system text,
     made_publication boolean NOT NULL DEFAULT false,
     made_slot boolean NOT NULL DEFAULT false,
+    -- The publication's tables, as far as they are known to be read or copied; used where the options name none.
+    published text[] NOT NULL DEFAULT '{}',
     -- Where the slot began.
     beginning bigint NOT NULL DEFAULT 0,
     paused boolean NOT NULL DEFAULT false,
@@ -152,16 +154,24 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_postgres_options(json) IS 'raises an error for options that a stream of a PostgreSQL server does not have';
 
--- Is the server this very database?  Then what millrace writes must not be what it reads.
+-- Is the server this very database?
+CREATE FUNCTION millrace_internal.is_own_database(server text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM pg_foreign_server f
+                   WHERE f.srvname = server AND (SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'dbname') = current_database()
+                     AND coalesce((SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'port'), '5432') = current_setting('port'))
+$$;
+COMMENT ON FUNCTION millrace_internal.is_own_database(text) IS 'whether a server''s options name this very database';
+
+-- What millrace writes must not be what it reads.
 CREATE FUNCTION millrace_internal.check_own_tables(server text, options json) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     named text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_foreign_server f
-                   WHERE f.srvname = server AND (SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'dbname') = current_database()
-                     AND coalesce((SELECT option_value FROM pg_options_to_table(f.srvoptions) WHERE option_name = 'port'), '5432') = current_setting('port')) THEN
+    IF NOT millrace_internal.is_own_database(server) THEN
         RETURN;
     END IF;
     IF options -> 'tables' IS NULL THEN
@@ -181,6 +191,27 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_own_tables(text, json) IS 'raises an error when a stream would read what millrace writes';
+
+-- The same for what is declared after the stream: trigger of tables that list what millrace writes.
+CREATE FUNCTION millrace_internal.guard_source_tables() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    reader record;
+BEGIN
+    SELECT s.name, n.nspname || '.' || c.relname AS written INTO reader
+    FROM millrace.stream s JOIN millrace.replication r ON r.stream_id = s.id, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    -- A staging table has a log perhaps.
+    WHERE c.oid IN (NEW.relation, (row_to_json(NEW) ->> 'log')::regclass)
+      AND n.nspname || '.' || c.relname IN (SELECT json_array_elements_text(s.options -> 'tables')) AND millrace_internal.is_own_database(s.server::text) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'stream "%" reads table %, which would be written by millrace itself', reader.name, reader.written USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'What a stream writes cannot be what it reads, in the same database.';
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.guard_source_tables() IS 'trigger: refuses to write a table that a stream of this database reads';
 
 -- A stream of changes was declared, or anew with other options.
 CREATE FUNCTION millrace_internal.declare_replication(stream_id integer) RETURNS void
@@ -260,8 +291,8 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.tell_begun(millrace.stream, regclass, text) IS 'tells what a staging table lacks that is declared on a stream of changes which has begun';
 
--- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out.
-CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[]) RETURNS void
+-- Tables of a stream are not in its publication: they are new, or they were dropped or exchanged for others, or taken out; or they are not sent as a whole (reason).
+CREATE FUNCTION millrace_internal.add_tables(stream_id integer, tables text[], reason text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -270,8 +301,9 @@ DECLARE
 BEGIN
     FOREACH added IN ARRAY tables LOOP
         INSERT INTO millrace.stream_incident (stream_id, kind, detail)
-        SELECT add_tables.stream_id, 'table_replaced',
-               format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added)
+        SELECT add_tables.stream_id, CASE WHEN reason IS NULL THEN 'table_replaced' ELSE 'publication_changed' END,
+               coalesce(format('changes of table %s are missing: %s; ', added, reason),
+                        format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added))
                || CASE WHEN copied THEN 'it is copied again' ELSE 'its changes meanwhile are missing' END
         WHERE EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = add_tables.stream_id AND starts_with(t.description, added || ', '))
           AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = add_tables.stream_id AND s.source_table = added AND s.state <> 'done');
@@ -281,7 +313,26 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.add_tables(integer, text[]) IS 'lets tables be copied that are going to be added to a stream''s publication';
+COMMENT ON FUNCTION millrace_internal.add_tables(integer, text[], text) IS 'lets tables be copied that are going to be added to a stream''s publication';
+
+-- A publication that says what is read has other tables than before.
+CREATE FUNCTION millrace_internal.note_published(stream_id integer, tables text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before text[] := (SELECT r.published FROM millrace.replication r WHERE r.stream_id = note_published.stream_id);
+BEGIN
+    INSERT INTO millrace.stream_incident (stream_id, kind, detail)
+    SELECT note_published.stream_id, 'publication_changed', format('table %s is not in the publication any more: its changes are not read', t)
+    FROM unnest(before) AS t WHERE t <> ALL (tables);
+    DELETE FROM millrace.snapshot s WHERE s.stream_id = note_published.stream_id AND s.source_table <> ALL (tables);
+    IF (SELECT o.snapshot FROM millrace_internal.postgres_options(note_published.stream_id) o) <> 'never' THEN
+        PERFORM millrace_internal.copy_again(note_published.stream_id, t, NULL, true) FROM unnest(tables) AS t WHERE t <> ALL (before);
+    END IF;
+    UPDATE millrace.replication r SET published = tables WHERE r.stream_id = note_published.stream_id;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.note_published(integer, text[]) IS 'lets tables be copied that a publication has got, and tells of those that it has lost';
 
 -- All tables are to be copied anew, and what they do not have any more removed.
 CREATE FUNCTION millrace_internal.begin_anew(stream_id integer) RETURNS void

@@ -31,6 +31,7 @@ struct MrPgClient
 	MrAhead *ahead; /* who may be reading it; NULL: nobody has yet */
 	char *piece; /* of a COPY, libpq's */
 	char *problem;
+	char *user;
 	char sqlstate[6];
 };
 
@@ -148,6 +149,7 @@ mr_pg_connect(List *properties, bool must_use_password, const char *application,
 	client->connection = start_connection(properties, application, replication);
 	if (own(client) == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	client->user = pstrdup(PQuser(client->connection) != NULL ? PQuser(client->connection) : "");
 	while (PQstatus(own(client)) != CONNECTION_BAD && status != PGRES_POLLING_OK &&
 		   status != PGRES_POLLING_FAILED)
 	{
@@ -193,6 +195,12 @@ const char *
 mr_pg_sqlstate(const MrPgClient *client)
 {
 	return client->sqlstate;
+}
+
+const char *
+mr_pg_user(const MrPgClient *client)
+{
+	return client->user;
 }
 
 int
@@ -258,13 +266,16 @@ copy_rows(const PGresult *result, MrPgRows *rows)
 	}
 }
 
-/* Takes a result's error. */
+/* Takes a result's error, and its detail, which may be what says why. */
 static bool
 fail_result(MrPgClient *client, const PGresult *result)
 {
 	const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+	const char *detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
 
-	return fail(client, message != NULL ? message : PQresultErrorMessage(result),
+	if (message == NULL)
+		message = PQresultErrorMessage(result);
+	return fail(client, detail == NULL ? message : psprintf("%s (%s)", message, detail),
 				PQresultErrorField(result, PG_DIAG_SQLSTATE));
 }
 

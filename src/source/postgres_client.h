@@ -34,6 +34,9 @@ extern void mr_pg_close(MrPgClient *client);
 extern const char *mr_pg_problem(const MrPgClient *client);
 extern const char *mr_pg_sqlstate(const MrPgClient *client);
 
+/* The role's name at the source. */
+extern const char *mr_pg_user(const MrPgClient *client);
+
 extern int mr_pg_version(const MrPgClient *client);
 extern int mr_pg_backend(const MrPgClient *client);
 extern pgsocket mr_pg_socket(const MrPgClient *client);

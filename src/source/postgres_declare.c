@@ -61,9 +61,9 @@ millrace_source_columns(PG_FUNCTION_ARGS)
 					 "false) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON "
 					 "a.attrelid = c.oid LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid "
 					 "AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary "
-					 "END WHERE c.oid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT "
+					 "END WHERE c.oid = %s AND a.attnum > 0 AND NOT "
 					 "a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
-					 quote_literal_cstr(mr_pg_quoted(table))),
+					 mr_pg_table_oid(table)),
 			MR_PG_TIMEOUT, &rows))
 		ereport(ERROR, (errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
 						errmsg("the columns of table %s cannot be read from server \"%s\": %s",

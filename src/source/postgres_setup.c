@@ -33,9 +33,8 @@
 /* So often one looks whom the making of a slot waits for, in ms. */
 #define WHOM_INTERVAL 1000
 
-/* Sets the problem to what the source has answered, with what might help. */
-static bool
-refuse(MrPgSource *source, const MrPgClient *client, const char *help)
+bool
+mr_pg_refuse(MrPgSource *source, const MrPgClient *client, const char *help)
 {
 	const char *problem = mr_pg_problem(client);
 
@@ -44,27 +43,16 @@ refuse(MrPgSource *source, const MrPgClient *client, const char *help)
 	return false;
 }
 
-/* "schema"."table", … */
-static char *
-table_list(const List *tables)
-{
-	StringInfoData list;
-	ListCell *cell;
-
-	initStringInfo(&list);
-	foreach(cell, tables)
-		appendStringInfo(&list, "%s%s", list.len > 0 ? ", " : "", mr_pg_quoted(lfirst(cell)));
-	return list.data;
-}
-
 /* What helps somebody whose connection was refused. */
 static const char *
 connection_help(const MrPgClient *client)
 {
 	const char *problem = mr_pg_problem(client);
 
-	if (strstr(problem, "replication role") != NULL || strstr(problem, "REPLICATION") != NULL)
-		return "run at the source: ALTER ROLE … REPLICATION";
+	/* From PostgreSQL 16 on: "permission denied to start WAL sender". */
+	if (strstr(problem, "replication role") != NULL || strstr(problem, "WAL sender") != NULL)
+		return psprintf("run at the source: ALTER ROLE %s REPLICATION",
+						quote_identifier(mr_pg_user(client)));
 	if (strstr(problem, "number of requested standby connections") != NULL ||
 		strstr(problem, "max_wal_senders") != NULL)
 		return "raise max_wal_senders at the source";
@@ -110,7 +98,7 @@ check_server(MrPgSource *source)
 	MrPgRows rows;
 
 	if (!mr_pg_run(source->stream, "IDENTIFY_SYSTEM", MR_PG_TIMEOUT, &rows) || rows.nrows != 1)
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	source->found_system = MemoryContextStrdup(source->connected, rows.values[0][0]);
 	if (mr_pg_version(source->stream) < 140000)
 	{
@@ -120,7 +108,7 @@ check_server(MrPgSource *source)
 	if (!mr_pg_run(source->stream,
 				   "SELECT pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery()",
 				   MR_PG_TIMEOUT, &rows))
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	if (strcmp(rows.values[0][0], "logical") != 0)
 	{
 		mr_source_set_problem(&source->base,
@@ -134,143 +122,6 @@ check_server(MrPgSource *source)
 		mr_source_set_problem(&source->base, "the source is a standby; read from its primary");
 		return false;
 	}
-	return true;
-}
-
-/* Makes the publication, or adds what it lacks of the tables. */
-static bool
-change_publication(MrPgSource *source, const char *sql)
-{
-	if (mr_pg_run(source->stream, sql, MR_PG_TIMEOUT * 2, NULL))
-		return true;
-	return refuse(source, source->stream,
-				  psprintf("run at the source, as the owner of the tables: %s", sql));
-}
-
-/* Is one of the names not among the others? */
-static bool
-any_other(const List *names, const List *others)
-{
-	ListCell *cell;
-	ListCell *other;
-
-	foreach(cell, names)
-	{
-		bool found = false;
-
-		foreach(other, others)
-			found = found || strcmp(lfirst(cell), lfirst(other)) == 0;
-		if (!found)
-			return true;
-	}
-	return false;
-}
-
-/* Tables are to be added to the publication; the next tick notes it. */
-static bool
-note_added(MrPgSource *source, const List *tables)
-{
-	MemoryContext old = MemoryContextSwitchTo(source->context);
-	ListCell *cell;
-
-	source->added = NIL;
-	foreach(cell, tables)
-		source->added = lappend(source->added, pstrdup(lfirst(cell)));
-	MemoryContextSwitchTo(old);
-	source->due |= MR_PG_DUE_ADDED;
-	source->base.wants_tick = true;
-	return false;
-}
-
-/* Remembers which tables a publication has: they are copied where the options name none. */
-static void
-keep_published(MrPgSource *source, const MrPgRows *rows)
-{
-	MemoryContext old = MemoryContextSwitchTo(source->context);
-
-	source->published = NIL;
-	for (int i = 0; i < rows->nrows; i++)
-	{
-		if (rows->values[i][1] != NULL)
-			source->published = lappend(source->published, pstrdup(rows->values[i][1]));
-	}
-	MemoryContextSwitchTo(old);
-}
-
-/* Is there a publication with all tables? */
-static bool
-check_publication(MrPgSource *source)
-{
-	const MrPgOptions *options = &source->options;
-	const char *name = quote_identifier(options->publication);
-	List *missing = NIL;
-	MrPgRows rows;
-	ListCell *cell;
-
-	if (!mr_pg_run(source->stream,
-				   psprintf("SELECT p.puballtables, t.schemaname || '.' || t.tablename "
-							"FROM pg_catalog.pg_publication p "
-							"LEFT JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname "
-							"WHERE p.pubname = %s",
-							quote_literal_cstr(options->publication)),
-				   MR_PG_TIMEOUT, &rows))
-		return refuse(source, source->stream, NULL);
-	if (rows.nrows == 0)
-	{
-		if (options->tables == NIL)
-		{
-			mr_source_set_problem(&source->base,
-								  psprintf("publication %s does not exist at the source, and "
-										   "the stream's options name no tables",
-										   name));
-			return false;
-		}
-		if (strcmp(source->state, "ready") == 0)
-		{
-			mr_source_set_problem(
-				&source->base,
-				psprintf("publication %s does not exist at the source any more; run there: "
-						 "CREATE PUBLICATION %s FOR TABLE %s WITH "
-						 "(publish_via_partition_root = true), then call resnapshot()",
-						 name, name, table_list(options->tables)));
-			return false;
-		}
-		source->made_publication =
-			change_publication(source, psprintf("CREATE PUBLICATION %s FOR TABLE %s WITH "
-												"(publish_via_partition_root = true)",
-												name, table_list(options->tables)));
-		return source->made_publication;
-	}
-	foreach(cell, options->tables)
-	{
-		bool found = false;
-
-		for (int i = 0; i < rows.nrows && !found; i++)
-			found = rows.values[i][1] != NULL && strcmp(rows.values[i][1], lfirst(cell)) == 0;
-		if (!found)
-			missing = lappend(missing, lfirst(cell));
-	}
-	if (missing != NIL)
-	{
-		/* What has happened to them before they are added is not sent: it is noted first that they are copied. */
-		if (strcmp(source->state, "ready") == 0 && any_other(missing, source->added))
-			return note_added(source, missing);
-		if (!change_publication(
-				source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(missing))))
-			return false;
-	}
-	/* One that is missing once more is copied once more. */
-	source->added = NIL;
-	if (options->tables == NIL && rows.values[0][1] == NULL)
-	{
-		mr_source_set_problem(&source->base,
-							  psprintf("publication %s has no table; run at the source: ALTER "
-									   "PUBLICATION %s ADD TABLE …",
-									   name, name));
-		return false;
-	}
-	if (options->tables == NIL && strcmp(source->state, "ready") != 0)
-		keep_published(source, &rows);
 	return true;
 }
 
@@ -358,7 +209,7 @@ check_slot(MrPgSource *source)
 							"WHERE s.slot_name = %s",
 							quote_literal_cstr(slot)),
 				   MR_PG_TIMEOUT, &rows))
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	if (rows.nrows > 0 &&
 		(rows.values[0][0] == NULL || strcmp(rows.values[0][0], "pgoutput") != 0 ||
 		 rows.values[0][1] == NULL || rows.values[0][1][0] != 't'))
@@ -401,7 +252,7 @@ check_slot(MrPgSource *source)
 	if (rows.nrows > 0 &&
 		!mr_pg_run(source->stream, psprintf("DROP_REPLICATION_SLOT %s", quote_identifier(slot)),
 				   MR_PG_TIMEOUT, NULL))
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	begin_step(source, MR_PG_MAKING_SLOT,
 			   psprintf("CREATE_REPLICATION_SLOT %s LOGICAL pgoutput NOEXPORT_SNAPSHOT",
 						quote_identifier(slot)));
@@ -417,7 +268,7 @@ start_stream(MrPgSource *source)
 	if (!mr_pg_run(source->stream, "SELECT pg_catalog.pg_current_wal_lsn()", MR_PG_TIMEOUT,
 				   &rows) ||
 		!mr_pg_parse_lsn(rows.values[0][0], &source->end))
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	if (!mr_pg_copy(source->stream,
 					psprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', "
 							 "publication_names %s)",
@@ -425,7 +276,7 @@ start_stream(MrPgSource *source)
 							 mr_pg_lsn_text((XLogRecPtr) source->position.position),
 							 quote_literal_cstr(quote_identifier(source->options.publication))),
 					MR_PG_TIMEOUT * 6))
-		return refuse(source, source->stream, NULL);
+		return mr_pg_refuse(source, source->stream, NULL);
 	return true;
 }
 
@@ -442,7 +293,7 @@ finish(MrPgSource *source)
 							slot),
 				   MR_PG_TIMEOUT, NULL))
 	{
-		(void) refuse(source, source->stream, NULL);
+		(void) mr_pg_refuse(source, source->stream, NULL);
 		return;
 	}
 	source->due |= MR_PG_DUE_DROPPED;
@@ -458,11 +309,11 @@ mr_pg_prepare(MrPgSource *source)
 	source->stream = mr_pg_connect(source->properties, source->must_use_password,
 								   source->application, true, MR_PG_TIMEOUT);
 	if (!mr_pg_connected(source->stream))
-		(void) refuse(source, source->stream, connection_help(source->stream));
+		(void) mr_pg_refuse(source, source->stream, connection_help(source->stream));
 	else if (strcmp(source->state, "finished") == 0)
 		finish(source);
 	else
-		prepared = check_server(source) && check_publication(source) && check_slot(source) &&
+		prepared = check_server(source) && mr_pg_check_publication(source) && check_slot(source) &&
 				   start_stream(source);
 	MemoryContextSwitchTo(old);
 	if (!prepared && source->phase != MR_PG_MAKING_SLOT)
@@ -555,10 +406,10 @@ mr_pg_poll_slot(MrPgSource *source)
 	}
 	else if (!unsettled(source))
 	{
-		(void) refuse(source, source->stream,
-					  strcmp(mr_pg_sqlstate(source->stream), "53400") == 0
-						  ? "raise max_replication_slots at the source"
-						  : NULL);
+		(void) mr_pg_refuse(source, source->stream,
+							strcmp(mr_pg_sqlstate(source->stream), "53400") == 0
+								? "raise max_replication_slots at the source"
+								: NULL);
 		mr_pg_disconnect(source);
 		return;
 	}
@@ -570,29 +421,6 @@ mr_pg_poll_slot(MrPgSource *source)
 	mr_pg_disconnect(source);
 	source->failures = 0;
 	source->next_try = 0;
-}
-
-/* Has the publication lost one of the stream's tables?  They may have been exchanged for others of their names. */
-static bool
-lacks_tables(MrPgSource *source, MrPgClient *side)
-{
-	StringInfoData names;
-	ListCell *cell;
-	MrPgRows rows;
-
-	if (source->options.tables == NIL || !mr_pg_connected(side))
-		return false;
-	initStringInfo(&names);
-	foreach(cell, source->options.tables)
-		appendStringInfo(&names, "%s(%s)", names.len > 0 ? ", " : "",
-						 quote_literal_cstr(lfirst(cell)));
-	return mr_pg_run(side,
-					 psprintf("SELECT FROM (VALUES %s) AS w (name) WHERE NOT EXISTS (SELECT FROM "
-							  "pg_catalog.pg_publication_tables t WHERE t.pubname = %s AND "
-							  "t.schemaname || '.' || t.tablename = w.name) LIMIT 1",
-							  names.data, quote_literal_cstr(source->options.publication)),
-					 MR_PG_TIMEOUT, &rows) &&
-		   rows.nrows > 0;
 }
 
 char *
@@ -626,7 +454,7 @@ mr_pg_ask_status(MrPgSource *source)
 	MemoryContext old = MemoryContextSwitchTo(source->connected);
 	MrPgClient *side = mr_pg_side(source);
 	char *status = mr_pg_retained(side, source->base.stream->id, &source->options);
-	bool lacking;
+	bool changed;
 
 	source->ask_status = false;
 	if (status != NULL)
@@ -636,10 +464,10 @@ mr_pg_ask_status(MrPgSource *source)
 		source->status = MemoryContextStrdup(source->context, status);
 		source->due |= MR_PG_DUE_STATUS;
 	}
-	lacking = lacks_tables(source, side);
+	changed = mr_pg_publication_changed(source, side);
 	MemoryContextSwitchTo(old);
 	/* To connect anew is to look at it, and to do what has to be done. */
-	if (lacking)
+	if (changed)
 	{
 		mr_pg_disconnect(source);
 		source->next_try = 0;
@@ -690,9 +518,8 @@ table_values(const MrStream *stream, const List *tables)
 					  "'name'))",
 					  stream->id, quote_literal_cstr(lfirst(cell)));
 		lacking = mr_sql_text(0, 1);
-		appendStringInfo(&list, "%s(%s, pg_catalog.to_regclass(%s), %s::text)",
-						 list.len > 0 ? ", " : "", quote_literal_cstr(lfirst(cell)),
-						 quote_literal_cstr(mr_pg_quoted(lfirst(cell))),
+		appendStringInfo(&list, "%s(%s, %s, %s::text)", list.len > 0 ? ", " : "",
+						 quote_literal_cstr(lfirst(cell)), mr_pg_table_oid(lfirst(cell)),
 						 lacking == NULL ? "NULL" : quote_literal_cstr(lacking));
 		SPI_freetuptable(SPI_tuptable);
 	}
@@ -754,11 +581,7 @@ mr_pg_validate(MrReport *to, MrStream *stream)
 			to, client,
 			psprintf(
 				"SELECT f.* FROM (VALUES %s) AS t (name, oid, lacking) LEFT JOIN pg_class c ON c.oid = t.oid, "
-				"LATERAL (SELECT 'error', 'table ' || t.name || ' does not exist at the source', "
-				"NULL WHERE t.oid IS NULL UNION ALL "
-				"SELECT 'error', 'the source does not let us read table ' || t.name, 'Run there: "
-				"GRANT SELECT ON ' || t.oid::regclass || ' TO ' || quote_ident(current_user) "
-				"WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT') UNION ALL "
+				"LATERAL (" MR_PG_UNREADABLE " UNION ALL "
 				"SELECT 'error', 'updates and deletes of table ' || t.name || ' cannot be "
 				"replicated: it has no replica identity', 'Run at the source: ALTER TABLE ' || "
 				"t.oid::regclass || ' REPLICA IDENTITY FULL, or give it a primary key' "
@@ -773,13 +596,6 @@ mr_pg_validate(MrReport *to, MrStream *stream)
 				"NULL AND a.attnum > 0 AND NOT a.attisdropped AND a.attlen = -1 AND a.attstorage <> "
 				"'p' AND c.relreplident <> 'f' HAVING count(*) > 0) AS f",
 				values));
-	(void) report_query(
-		to, client,
-		psprintf("SELECT 'info', 'publication ' || %s || ' is not there yet: the stream makes it "
-				 "when it starts', 'The role needs CREATE on the database and must own the tables; "
-				 "else an administrator runs: CREATE PUBLICATION %s FOR TABLE …' WHERE NOT EXISTS "
-				 "(SELECT FROM pg_publication WHERE pubname = %s)",
-				 quote_literal_cstr(options.publication), quote_identifier(options.publication),
-				 quote_literal_cstr(options.publication)));
+	mr_pg_validate_publication(to, client, &options);
 	mr_pg_close(client);
 }

@@ -263,8 +263,12 @@ take_snapshot(MrPgSource *source, char **name)
 		*name = rows.values[0][2];
 		if (!source->has_barrier)
 		{
-			/* What was applied before this feed was opened is not known one by one. */
-			source->barrier = (XLogRecPtr) source->position.position > source->beginning
+			/*
+			 * What was applied before this feed was opened is not known one by one; what a transaction did before its
+			 * table was published does not come.
+			 */
+			source->barrier = source->grown ||
+									  (XLogRecPtr) source->position.position > source->beginning
 								  ? round->xmax
 								  : 0;
 			source->has_barrier = true;
@@ -316,9 +320,9 @@ describe(MrPgSource *source, char *table)
 				"LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND "
 				"CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident "
 				"ELSE false END "
-				"WHERE c.oid = pg_catalog.to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped "
+				"WHERE c.oid = %s AND a.attnum > 0 AND NOT a.attisdropped "
 				"AND a.attgenerated = '' ORDER BY a.attnum",
-				quote_literal_cstr(mr_pg_quoted(table))),
+				mr_pg_table_oid(table)),
 			MR_PG_TIMEOUT, &rows) ||
 		rows.nrows == 0)
 		return NULL;
@@ -374,12 +378,12 @@ next_ranges(MrPgSource *source, MrPgTask *task, int limit, Range *ranges)
 							"pg_catalog.pg_relation_size(c.oid) / "
 							"pg_catalog.current_setting('block_size')::bigint, "
 							"greatest(c.reltuples / nullif(c.relpages, 0), 1)::bigint "
-							"FROM (SELECT pg_catalog.to_regclass(%s)::oid AS root) AS r, "
+							"FROM (SELECT %s AS root) AS r, "
 							"LATERAL (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.root) p "
 							"WHERE p.isleaf UNION SELECT r.root WHERE NOT EXISTS (SELECT FROM "
 							"pg_catalog.pg_partition_tree(r.root))) AS l (oid) "
 							"JOIN pg_catalog.pg_class c ON c.oid = l.oid ORDER BY c.oid",
-							quote_literal_cstr(mr_pg_quoted(task->table))),
+							mr_pg_table_oid(task->table)),
 				   MR_PG_TIMEOUT, &rows))
 		return -1;
 	task->copied = true;
@@ -494,6 +498,17 @@ is_known(MrPgSource *source, const MrRelation *relation)
 	return postpone(source, NULL);
 }
 
+/* A table cannot be read: why, and what an administrator runs. */
+static bool
+refuse_table(MrPgSource *source, const MrPgReader *reader, const char *format, const char *table)
+{
+	const char *unreadable = mr_pg_unreadable(source, table);
+
+	return postpone(
+		source,
+		psprintf(format, table, unreadable != NULL ? unreadable : mr_pg_problem(reader->client)));
+}
+
 /* Reads rows again, by the first reader. */
 static bool
 begin_rereads(MrPgSource *source)
@@ -503,14 +518,13 @@ begin_rereads(MrPgSource *source)
 
 	reader->relation = describe(source, table);
 	if (reader->relation == NULL)
-		return postpone(source, psprintf("rows of table %s cannot be read: it does not exist at "
-										 "the source, or cannot be read",
-										 table));
+		return postpone(
+			source,
+			psprintf("rows of table %s cannot be read: it does not exist at the source", table));
 	if (!is_known(source, reader->relation))
 		return false;
 	if (!mr_pg_copy(reader->client, reread_statement(source, reader->relation), MR_PG_TIMEOUT * 6))
-		return postpone(source, psprintf("rows of table %s cannot be read: %s", table,
-										 mr_pg_problem(reader->client)));
+		return refuse_table(source, reader, "rows of table %s cannot be read: %s", table);
 	reader->task = NULL;
 	reader->reading = true;
 	return true;
@@ -525,9 +539,9 @@ begin_copies(MrPgSource *source, MrPgTask *task, const char *snapshot)
 	int count;
 
 	if (relation == NULL)
-		return postpone(source, psprintf("table %s cannot be copied: it does not exist at the "
-										 "source, or cannot be read",
-										 task->table));
+		return postpone(
+			source,
+			psprintf("table %s cannot be copied: it does not exist at the source", task->table));
 	/* Mirrors have to be able to take its rows. */
 	if (!is_known(source, relation))
 		return false;
@@ -548,8 +562,7 @@ begin_copies(MrPgSource *source, MrPgTask *task, const char *snapshot)
 			return postpone(source, mr_pg_problem(reader->client));
 		if (!mr_pg_copy(reader->client, copy_statement(task, relation, &ranges[i]),
 						MR_PG_TIMEOUT * 6))
-			return postpone(source, psprintf("table %s cannot be copied: %s", task->table,
-											 mr_pg_problem(reader->client)));
+			return refuse_table(source, reader, "table %s cannot be copied: %s", task->table);
 		reader->task = task;
 		reader->relation = relation;
 		reader->reading = true;

@@ -53,7 +53,8 @@ typedef enum MrPgDue
 	MR_PG_DUE_FINISHED = 128, /* snapshot "only" is done: the slot is not needed any more */
 	MR_PG_DUE_DROPPED = 256, /* and it is gone */
 	MR_PG_DUE_ADDED =
-		512 /* tables are not in the publication: they are new, or others than they were */
+		512, /* tables are not in the publication, or not whole: they are new, or others than they were */
+	MR_PG_DUE_PUBLISHED = 1024 /* the publication, which says what is read, has other tables */
 } MrPgDue;
 
 /* A snapshot of the source: which transactions a round of chunks has seen, and what it counts as. */
@@ -154,7 +155,10 @@ typedef struct MrPgSource
 	int whole; /* messages of the batch that are of whole transactions */
 	TimestampTz last_time;
 	List *published; /* char *: tables of the publication, where the options name none */
-	List *added; /* char *: tables that are going to be added to the publication */
+	List *
+		added; /* char *: tables that are going to be added to the publication, or are sent in part */
+	char *added_reason; /* why, when they are in it */
+	bool grown; /* it has got a table since the slot was made */
 	List *sweeps; /* char *: tables that are being emptied */
 	MrPgTask *sweeping; /* what was not found when it was copied is removed */
 	bool fetching_sweep; /* the batch is part of one */
@@ -230,6 +234,35 @@ extern char *mr_pg_retained(MrPgClient *client, int32 stream_id, const MrPgOptio
 
 /* ---- postgres_watch.c ---- */
 extern PGDLLEXPORT void mr_watch_main(Datum slot);
+
+/* Sets the problem to what the source has answered, with what might help (or NULL); false. */
+extern bool mr_pg_refuse(MrPgSource *source, const MrPgClient *client, const char *help);
+
+/* ---- postgres_publication.c ---- */
+
+/* Is there a publication with all tables?  Else it is made or mended, or the problem says what an administrator has to do. */
+extern bool mr_pg_check_publication(MrPgSource *source);
+extern bool mr_pg_publication_changed(MrPgSource *source, MrPgClient *side);
+extern void mr_pg_validate_publication(MrReport *to, MrPgClient *client,
+									   const MrPgOptions *options);
+
+/* A table's OID as SQL of the source, whatever privileges there are. */
+extern char *mr_pg_table_oid(const char *table);
+
+/* Why a table cannot be read, with the statement that an administrator runs; NULL: nothing is known against it. */
+extern char *mr_pg_unreadable(MrPgSource *source, const char *table);
+
+/* That as SQL (severity, message, hint) of one row t (name, oid). */
+#define MR_PG_UNREADABLE \
+	"SELECT 'error', 'table ' || t.name || ' does not exist at the source', NULL " \
+	"WHERE t.oid IS NULL UNION ALL " \
+	"SELECT 'error', 'the source does not let us use the schema of table ' || t.name, " \
+	"'Run at the source: GRANT USAGE ON SCHEMA ' || u.relnamespace::regnamespace || ' TO ' || " \
+	"quote_ident(current_user) FROM pg_class u WHERE u.oid = t.oid AND NOT " \
+	"has_schema_privilege(u.relnamespace, 'USAGE') UNION ALL " \
+	"SELECT 'error', 'the source does not let us read table ' || t.name, 'Run at the source: " \
+	"GRANT SELECT ON ' || t.oid::regclass || ' TO ' || quote_ident(current_user) " \
+	"WHERE t.oid IS NOT NULL AND NOT has_table_privilege(t.oid, 'SELECT')"
 
 /* ---- postgres_state.c ---- */
 extern void mr_pg_read_options(MrPgOptions *options, const MrStream *stream);

@@ -146,7 +146,8 @@ mr_pg_read_state(MrPgSource *source)
 	bool isnull;
 
 	mr_run_as(&saved, mr_extension_owner());
-	if (mr_sql("SELECT r.state, r.system, r.made_publication, r.made_slot, r.beginning, r.paused "
+	if (mr_sql("SELECT r.state, r.system, r.made_publication, r.made_slot, r.beginning, r.paused, "
+			   "r.published "
 			   "FROM millrace.replication r WHERE r.stream_id = %d",
 			   id) != 1)
 		elog(ERROR, "stream %d has no row in millrace.replication", id);
@@ -156,6 +157,7 @@ mr_pg_read_state(MrPgSource *source)
 	source->made_slot = DatumGetBool(mr_sql_value(0, 4, &isnull));
 	source->beginning = (XLogRecPtr) DatumGetInt64(mr_sql_value(0, 5, &isnull));
 	source->paused = DatumGetBool(mr_sql_value(0, 6, &isnull));
+	source->published = text_list(0, 7);
 	SPI_freetuptable(SPI_tuptable);
 	read_tasks(source);
 	read_rounds(source);
@@ -265,13 +267,12 @@ store_ready(MrPgSource *source)
 
 	if (source->system == NULL && source->found_system != NULL)
 		source->system = pstrdup(source->found_system);
-	(void) mr_sql(
-		"UPDATE millrace.replication SET state = 'ready', system = %s, "
-		"made_publication = made_publication OR %s, made_slot = %s, beginning = " INT64_FORMAT
-		" WHERE stream_id = %d",
-		source->system == NULL ? "NULL" : quote_literal_cstr(source->system),
-		source->made_publication ? "true" : "false", source->made_slot ? "true" : "false",
-		(int64) source->beginning, stream->id);
+	(void) mr_sql("UPDATE millrace.replication SET state = 'ready', system = %s, "
+				  "made_publication = made_publication OR %s, made_slot = %s, published = %s, "
+				  "beginning = " INT64_FORMAT " WHERE stream_id = %d",
+				  source->system == NULL ? "NULL" : quote_literal_cstr(source->system),
+				  source->made_publication ? "true" : "false", source->made_slot ? "true" : "false",
+				  array_text(source->published), (int64) source->beginning, stream->id);
 	mr_position_insert(stream, "", 0, (int64) source->beginning);
 	positions = mr_positions_take(stream, 0, 1, false, &count);
 	source->position = positions[0];
@@ -396,9 +397,25 @@ mr_pg_store(MrPgSource *source)
 	{
 		MemoryContext old = MemoryContextSwitchTo(source->context);
 
-		(void) mr_sql("SELECT millrace_internal.add_tables(%d, %s)", id, array_text(source->added));
+		(void) mr_sql(
+			"SELECT millrace_internal.add_tables(%d, %s, %s)", id, array_text(source->added),
+			source->added_reason == NULL ? "NULL" : quote_literal_cstr(source->added_reason));
 		read_tasks(source);
 		MemoryContextSwitchTo(old);
+		source->grown = true;
+		source->has_barrier = false;
+		source->next_try = 0;
+	}
+	if (due & MR_PG_DUE_PUBLISHED)
+	{
+		MemoryContext old = MemoryContextSwitchTo(source->context);
+
+		(void) mr_sql("SELECT millrace_internal.note_published(%d, %s)", id,
+					  array_text(source->published));
+		read_tasks(source);
+		MemoryContextSwitchTo(old);
+		source->grown = true;
+		source->has_barrier = false;
 		source->next_try = 0;
 	}
 	if (due & MR_PG_DUE_FOLLOW)

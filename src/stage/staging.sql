@@ -17,6 +17,8 @@ CREATE TABLE millrace.staging (
     log_retention interval
 );
 COMMENT ON TABLE millrace.staging IS 'staging tables: their stream and how messages map to rows';
+CREATE TRIGGER guard_source_tables BEFORE INSERT OR UPDATE OF relation, log ON millrace.staging
+    FOR EACH ROW EXECUTE FUNCTION millrace_internal.guard_source_tables();
 
 -- Hubs, links, satellites, point-in-time tables, marts: what is kept up to date by the rows of staging tables.
 CREATE TABLE millrace.target (
@@ -34,6 +36,8 @@ CREATE TABLE millrace.target (
     redefined_at timestamptz
 );
 COMMENT ON TABLE millrace.target IS 'hubs, links, satellites, point-in-time tables and marts';
+CREATE TRIGGER guard_source_tables BEFORE INSERT OR UPDATE OF relation ON millrace.target
+    FOR EACH ROW EXECUTE FUNCTION millrace_internal.guard_source_tables();
 
 CREATE TABLE millrace.target_source (
     target_id integer NOT NULL REFERENCES millrace.target ON DELETE CASCADE,

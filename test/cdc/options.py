@@ -117,6 +117,23 @@ def main():
         target.query(replace % '"public.kept", "public.out"')
         target.becomes('that comes back has what changed meanwhile', "SELECT string_agg(id || v, ' ' ORDER BY id) FROM bronze.out", '1b 3a')
         target.fails('the slot stays', "SELECT millrace.create_stream('out', server => 'source', options => '{\"tables\": [\"public.out\"], \"slot\": \"other\"}', replace => true)", 'cannot change its server, slot or publication')
+        target.fails('the publication stays', "SELECT millrace.create_stream('out', server => 'source', options => '{\"tables\": [\"public.out\"], \"publication\": \"other\"}', replace => true)", 'cannot change its server, slot or publication')
+        target.query(f"""CREATE SERVER own FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host '{os.environ['PGHOST']}', port '{os.environ['PGPORT']}', dbname 'postgres');
+            CREATE USER MAPPING FOR postgres SERVER own OPTIONS (username 'postgres')""")
+        target.fails('the server stays', "SELECT millrace.create_stream('out', server => 'own', options => '{\"tables\": [\"public.out\"]}', replace => true)", 'cannot change its server, slot or publication')
+
+        # What is written here is not read here, whatever is declared first.
+        own = "SELECT millrace.create_stream('own', server => 'own', options => '{%s}')"
+        target.fails('a stream of this database names its tables', own % '"publication": "all"', 'a stream of this very database must name its tables')
+        target.fails('of which none is a staging table', own % '"tables": ["bronze.out"]', 'table bronze.out is written by millrace itself')
+        target.fails('or one of millrace', own % '"tables": ["millrace.stream"]', 'table millrace.stream is written by millrace itself')
+        target.query(own % '"tables": ["bronze.mine", "bronze.late_log", "gold.mine"]')
+        written = 'which would be written by millrace itself'
+        mapped = "SELECT millrace.create_staging('bronze.%s', stream => 'kept', source_table => 'public.kept', key => '{\"id\": [\"$.id\", \"int\"]}', columns => '{\"v\": \"$.v\"}', log => true)"
+        target.fails('a staging table that is declared later is not read either', mapped % 'mine', written)
+        target.fails('nor is a log', "SELECT millrace.create_staging('bronze.late', stream => 'kept', source_table => 'public.kept', log => true)", written)
+        target.fails('nor a mart', "SELECT millrace.create_mart('gold.mine', 'SELECT v, count(*) AS n FROM bronze.out GROUP BY v')", written)
+        target.fails('nor a hub', "SELECT millrace.create_hub('gold.mine', source => 'bronze.out', business_key => '{id}')", written)
         for stream in ('a-b', 'a_b'):
             target.query(f"SELECT millrace.create_stream('{stream}', server => 'source', options => '{{\"tables\": [\"public.out\"]}}')")
         is_('streams with names alike have slots of their own', target.one("SELECT count(DISTINCT slot)::int FROM millrace.replication_status WHERE stream IN ('a-b', 'a_b')"), 2)
