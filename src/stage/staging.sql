@@ -673,7 +673,7 @@ BEGIN
       AND (EXISTS (SELECT FROM jsonb_path_query(x.columns::jsonb, 'strict $.**') v WHERE v = to_jsonb(c.name))
            OR EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
                       JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                      WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', t.id)), to_regclass(format('millrace_def.rule_%s', t.id))) AND d.refobjid = present.relation AND a.attname = c.name))
+                      WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', t.id)), to_regclass(format('millrace_def.rule_%s', t.id)), to_regclass(format('millrace_def.sink_%s', t.id))) AND d.refobjid = present.relation AND a.attname = c.name))
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'column "%" of staging table % is read by % %', removed.name, present.relation, removed.kind, removed.relation
@@ -754,10 +754,11 @@ BEGIN
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop it first with millrace.drop_dictionary().';
     END LOOP;
     FOR dependent IN
-        SELECT t.id, t.kind, t.relation FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
+        SELECT t.id, t.kind, CASE WHEN t.kind IN ('rule', 'sink') THEN format('"%s"', millrace_internal.target_name(t)) ELSE t.relation::text END AS name
+        FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
     LOOP
         IF NOT cascade THEN
-            RAISE EXCEPTION '% feeds % %', kept, dependent.kind, coalesce((SELECT format('"%s"', r.name) FROM millrace.rule r WHERE r.target_id = dependent.id), dependent.relation::text)
+            RAISE EXCEPTION '% feeds % %', kept, dependent.kind, dependent.name
                 USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops what it feeds, too.';
         END IF;
         -- What has other sources lives on from them.
@@ -801,6 +802,8 @@ BEGIN
         PERFORM millrace_internal.drop_target_mart(caller, target_id, cascade);
     ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'rule' THEN
         PERFORM millrace_internal.drop_target_rule(target_id);
+    ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'sink' THEN
+        PERFORM millrace_internal.drop_target_sink(target_id);
     ELSE
         PERFORM millrace_internal.drop_target_vault(caller, target_id, cascade);
     END IF;
