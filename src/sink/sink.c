@@ -27,226 +27,28 @@
 #include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
 #include "sink/columns.h"
+#include "sink/message.h"
 #include "sink/sink.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-#include "vault/vault.h"
-
-/* Rows whose messages one statement makes. */
-#define CHUNK 1000
 
 /* Rows that one tick sends at most, in chunks. */
 #define TICK_CHUNKS 50
-
-/* Both stand in indexes. */
-#define LONGEST_KEY 2000
-
-/* Of a sink that fails for so many rows at once, not each row's failure is recorded: it is suspended. */
-#define MANY_FAILURES 1000
 
 /* The phases of looking at all rows: a place begins with one of them. */
 #define PLACE_ROWS 'r' /* rows of the source */
 #define PLACE_KNOWN 'k' /* rows that the sink knows, which may be gone */
 
-typedef struct MrSink
-{
-	MrTarget base;
-	char *sink_name;
-	MrStaging *staging; /* where its rows come from; NULL: another stream's */
-	int32 mart_id; /* whose groups are its rows; 0: the staging table's are */
-	MrTarget *mart; /* NULL: its stream does not keep it */
-	bool delayed; /* at_most_every */
-	bool suspended; /* it sends nothing, which is noted in millrace.sink */
-	char *reason; /* it sends nothing, which is still to be noted: why */
-	int sqlstate;
-	Query *definition;
-
-	int nkeys;
-	Oid *types; /* of the source's key */
-	AttrNumber *attnums; /* and where it is in the source's rows */
-	FmgrInfo *outputs;
-	MrExpression *key; /* of messages, over the source's key */
-	ExprContext *context;
-	TupleTableSlot *slot; /* what the expression sees */
-
-	MrStatement *build; /* see sink_statements() */
-	MrStatement *build_null;
-	MrStatement *gone;
-	MrStatement *gone_null;
-	MrStatement *first;
-	MrStatement *next; /* NULL: first lists all */
-} MrSink;
-
-/* Rows by the values of their keys. */
-typedef struct Keys
-{
-	int n;
-	int capacity;
-	Datum **values;
-	bool **nulls;
-} Keys;
-
-/* A row by its key as text. */
-typedef struct Row
-{
-	char *object; /* a JSON list */
-	char *key; /* of its messages */
-	bool has_null;
-} Row;
-
-typedef struct Failure
-{
-	char *object;
-	int sqlstate;
-	char *text;
-} Failure;
-
-/* Rows as they are now. */
-typedef struct Found
-{
-	int n;
-	int capacity;
-	char **objects;
-	char **keys;
-	bool *there;
-	char **messages; /* JSON; NULL: none is to be sent */
-} Found;
-
-/* ---- errors -------------------------------------------------------------------------------------------- */
-
-static void
-suspend(MrSink *sink, const char *reason, int sqlstate)
-{
-	sink->reason = MemoryContextStrdup(GetMemoryChunkContext(sink), reason);
-	sink->sqlstate = sqlstate;
-}
-
-/* Runs a statement of ours whose rows nobody reads; as the extension's owner. */
-static void
-run_quietly(MrStatement *statement, Datum *arguments)
-{
-	MrRunAs saved;
-
-	mr_run_as(&saved, mr_extension_owner());
-	SPI_connect();
-	(void) mr_statement_run(statement, arguments, NULL);
-	SPI_finish();
-	mr_run_back(&saved);
-}
-
-static MrStatement *
-lasting_statement(const char *sql, int nargs, const Oid *types)
-{
-	MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
-	MrStatement *statement = mr_statement_create(sql, nargs, types);
-
-	MemoryContextSwitchTo(previous);
-	return statement;
-}
-
-/* Does the sink send?  Notes why it does not, when that is not known yet. */
-static bool
-is_sending(MrSink *sink)
-{
-	static const Oid types[] = {INT4OID, TEXTOID, TEXTOID};
-	static MrStatement *statement = NULL;
-	Datum arguments[lengthof(types)];
-
-	if (sink->suspended || sink->staging == NULL)
-		return false;
-	if (sink->reason == NULL)
-		return true;
-	if (statement == NULL)
-		statement = lasting_statement("SELECT millrace_internal.suspend_sink($1, $2, $3)",
-									  lengthof(types), types);
-	/* Each time: this transaction may have to be done again. */
-	arguments[0] = Int32GetDatum(sink->base.id);
-	arguments[1] = CStringGetTextDatum(sink->reason);
-	arguments[2] = CStringGetTextDatum(unpack_sql_state(sink->sqlstate));
-	run_quietly(statement, arguments);
-	return false;
-}
-
-/* Adds a row that has an error; false when it is not the row's fault, or there are too many: the sink is suspended. */
-static bool
-note_failure(MrSink *sink, List **failures, char *object, const ErrorData *error)
-{
-	Failure *failure;
-
-	if (object == NULL || !mr_rule_error_of_data(error) || list_length(*failures) >= MANY_FAILURES)
-	{
-		suspend(sink, error->message, error->sqlerrcode);
-		return false;
-	}
-	failure = palloc(sizeof(Failure));
-	failure->object = object;
-	failure->sqlstate = error->sqlerrcode;
-	failure->text = pstrdup(error->message);
-	*failures = lappend(*failures, failure);
-	return true;
-}
-
-static void
-write_failures(const MrSink *sink, const List *failures)
-{
-	static const Oid types[] = {INT4OID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID};
-	static MrStatement *statement = NULL;
-	int n = list_length(failures);
-	char **objects = palloc(sizeof(char *) * Max(n, 1));
-	char **states = palloc(sizeof(char *) * Max(n, 1));
-	char **texts = palloc(sizeof(char *) * Max(n, 1));
-	Datum arguments[lengthof(types)];
-	ListCell *lc;
-
-	if (n == 0)
-		return;
-	if (statement == NULL)
-		statement = lasting_statement("SELECT millrace_internal.sink_fail($1, $2, $3, $4)",
-									  lengthof(types), types);
-	foreach(lc, failures)
-	{
-		const Failure *failure = lfirst(lc);
-		int i = foreach_current_index(lc);
-
-		objects[i] = failure->object;
-		states[i] = pstrdup(unpack_sql_state(failure->sqlstate));
-		texts[i] = failure->text;
-	}
-	arguments[0] = Int32GetDatum(sink->base.id);
-	arguments[1] = mr_rule_text_array(objects, n);
-	arguments[2] = mr_rule_text_array(states, n);
-	arguments[3] = mr_rule_text_array(texts, n);
-	run_quietly(statement, arguments);
-}
-
-/* ---- keys ---------------------------------------------------------------------------------------------- */
-
-static void
-add_key(Keys *keys, Datum *values, bool *nulls)
-{
-	if (keys->n == keys->capacity)
-	{
-		keys->capacity = Max(keys->capacity * 2, 64);
-		keys->values = keys->values == NULL
-						   ? palloc(sizeof(Datum *) * keys->capacity)
-						   : repalloc_huge(keys->values, sizeof(Datum *) * keys->capacity);
-		keys->nulls = keys->nulls == NULL
-						  ? palloc(sizeof(bool *) * keys->capacity)
-						  : repalloc_huge(keys->nulls, sizeof(bool *) * keys->capacity);
-	}
-	keys->values[keys->n] = values;
-	keys->nulls[keys->n++] = nulls;
-}
+/* ---- keys of changed rows ------------------------------------------------------------------------------ */
 
 /* Adds the key of a row of the staging table. */
 static void
-add_row(const MrSink *sink, Keys *keys, const Datum *values, const bool *nulls)
+add_row(const MrSink *sink, MrSinkKeys *keys, const Datum *values, const bool *nulls)
 {
 	Datum *key = palloc(sizeof(Datum) * Max(sink->nkeys, 1));
 	bool *null = palloc(Max(sink->nkeys, 1));
@@ -256,12 +58,12 @@ add_row(const MrSink *sink, Keys *keys, const Datum *values, const bool *nulls)
 		key[k] = values[sink->attnums[k] - 1];
 		null[k] = nulls[sink->attnums[k] - 1];
 	}
-	add_key(keys, key, null);
+	mr_sink_add_key(keys, key, null);
 }
 
 /* The keys of rows that a batch has changed in the staging table. */
 static void
-collect_staged(const MrSink *sink, const MrStaged *staged, Keys *keys)
+collect_staged(const MrSink *sink, const MrStaged *staged, MrSinkKeys *keys)
 {
 	TupleDesc desc = sink->staging->desc;
 	Datum *values = palloc(sizeof(Datum) * desc->natts);
@@ -278,7 +80,7 @@ collect_staged(const MrSink *sink, const MrStaged *staged, Keys *keys)
 
 /* The keys of groups that a batch has touched. */
 static void
-collect_groups(const MrSink *sink, const MrRows *groups, Keys *keys)
+collect_groups(const MrSink *sink, const MrRows *groups, MrSinkKeys *keys)
 {
 	for (int r = 0; r < groups->nrows; r++)
 	{
@@ -290,370 +92,8 @@ collect_groups(const MrSink *sink, const MrRows *groups, Keys *keys)
 			key[k] = groups->values[k][r];
 			null[k] = groups->nulls[k] != NULL && groups->nulls[k][r];
 		}
-		add_key(keys, key, null);
+		mr_sink_add_key(keys, key, null);
 	}
-}
-
-/* One attempt to name rows. */
-typedef struct Naming
-{
-	MrSink *sink;
-	const Keys *keys;
-	int at; /* which key it is */
-	int n;
-	Row *rows;
-	char *object; /* of the key that it is, once it is known */
-} Naming;
-
-/* The key's values as a JSON list of texts; numbers that are equal are one, however many zeros they have. */
-static char *
-object_text(MrSink *sink, const Datum *values, const bool *nulls, bool *has_null)
-{
-	StringInfoData text;
-
-	*has_null = false;
-	initStringInfo(&text);
-	appendStringInfoChar(&text, '[');
-	for (int k = 0; k < sink->nkeys; k++)
-	{
-		Datum value = values[k];
-
-		if (k > 0)
-			appendStringInfoString(&text, ", ");
-		*has_null |= nulls[k];
-		if (nulls[k])
-		{
-			appendStringInfoString(&text, "null");
-			continue;
-		}
-		if (sink->types[k] == NUMERICOID)
-			value = DirectFunctionCall1(numeric_trim_scale, value);
-		escape_json(&text, OutputFunctionCall(&sink->outputs[k], value));
-	}
-	appendStringInfoChar(&text, ']');
-	return text.data;
-}
-
-static void
-check_length(const char *what, const char *text)
-{
-	if (strlen(text) > LONGEST_KEY)
-		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-						errmsg("%s has %zu bytes, more than %d", what, strlen(text), LONGEST_KEY)));
-}
-
-/* As the sink's owner; goes on where it is. */
-static void
-name_step(void *argument)
-{
-	Naming *naming = argument;
-	MrSink *sink = naming->sink;
-
-	for (; naming->at < naming->keys->n; naming->at++)
-	{
-		const Datum *values = naming->keys->values[naming->at];
-		const bool *nulls = naming->keys->nulls[naming->at];
-		Row *row = &naming->rows[naming->n];
-
-		mr_rule_progress();
-		naming->object = NULL;
-		naming->object = row->object = object_text(sink, values, nulls, &row->has_null);
-		ResetExprContext(sink->context);
-		ExecClearTuple(sink->slot);
-		memset(sink->slot->tts_isnull, true, sink->slot->tts_tupleDescriptor->natts);
-		for (int k = 0; k < sink->nkeys; k++)
-		{
-			sink->slot->tts_values[sink->attnums[k] - 1] = values[k];
-			sink->slot->tts_isnull[sink->attnums[k] - 1] = nulls[k];
-		}
-		ExecStoreVirtualTuple(sink->slot);
-		row->key = mr_rule_evaluate_text(sink->key, sink->context);
-		if (row->key == NULL)
-			ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-							errmsg("the key of the message is NULL")));
-		check_length("the key of the message", row->key);
-		check_length("the key of the row", row->object);
-		naming->n++;
-	}
-}
-
-static int
-compare_rows(const void *left, const void *right)
-{
-	return strcmp(((const Row *) left)->object, ((const Row *) right)->object);
-}
-
-/* Rows by their keys as texts, sorted, each once; *last is the object of the last key.  -1: the sink is suspended. */
-static int
-name_rows(MrSink *sink, const Keys *keys, Row **rows, char **last)
-{
-	Naming naming = {.sink = sink, .keys = keys};
-	List *failures = NIL;
-	ErrorData *error;
-	int n = 0;
-
-	naming.rows = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Row) * (keys->n + 1));
-	while ((error = mr_rule_try(name_step, &naming, sink->base.owner, sink->staging->timezone)) !=
-		   NULL)
-	{
-		if (!note_failure(sink, &failures, naming.object, error))
-			return -1;
-		naming.at++;
-	}
-	ExecClearTuple(sink->slot);
-	write_failures(sink, failures);
-	qsort(naming.rows, naming.n, sizeof(Row), compare_rows);
-	for (int i = 0; i < naming.n; i++)
-	{
-		if (i == 0 || compare_rows(&naming.rows[n - 1], &naming.rows[i]) != 0)
-			naming.rows[n++] = naming.rows[i];
-	}
-	*rows = naming.rows;
-	if (last != NULL)
-		*last = naming.object;
-	return n;
-}
-
-/* Has an object a NULL in it?  Texts stand in quotes. */
-static bool
-object_has_null(const char *object)
-{
-	bool quoted = false;
-
-	for (const char *p = object; *p != '\0'; p++)
-	{
-		if (quoted && *p == '\\')
-			p++;
-		else if (*p == '"')
-			quoted = !quoted;
-		else if (!quoted && *p == 'n')
-			return true;
-	}
-	return false;
-}
-
-/* ---- messages ------------------------------------------------------------------------------------------ */
-
-static void
-add_found(Found *found, char *object, char *key, bool there, char *message)
-{
-	if (found->n == found->capacity)
-	{
-		found->capacity = Max(found->capacity * 2, CHUNK);
-#define ENLARGE(array) \
-	((array) = (array) == NULL ? palloc(sizeof(*(array)) * found->capacity) \
-							   : repalloc(array, sizeof(*(array)) * found->capacity))
-		ENLARGE(found->objects);
-		ENLARGE(found->keys);
-		ENLARGE(found->there);
-		ENLARGE(found->messages);
-#undef ENLARGE
-	}
-	found->objects[found->n] = object;
-	found->keys[found->n] = key;
-	found->there[found->n] = there;
-	found->messages[found->n++] = message;
-}
-
-/* One attempt to read rows. */
-typedef struct Reading
-{
-	MrSink *sink;
-	const Row *rows;
-	int n;
-	bool gone; /* which are not there any more; else all with their messages */
-	Found *found;
-} Reading;
-
-/* Reads those rows that have a NULL in their keys, or those that have none. */
-static void
-read_some(const Reading *reading, bool with_null, MemoryContext context)
-{
-	const MrSink *sink = reading->sink;
-	char **objects = palloc(sizeof(char *) * reading->n);
-	char **keys = palloc(sizeof(char *) * reading->n);
-	Datum arguments[2];
-	uint64 count;
-	int n = 0;
-
-	for (int i = 0; i < reading->n; i++)
-	{
-		if (reading->rows[i].has_null != with_null)
-			continue;
-		objects[n] = reading->rows[i].object;
-		keys[n++] = reading->rows[i].key;
-	}
-	if (n == 0)
-		return;
-	arguments[0] = mr_rule_text_array(objects, n);
-	arguments[1] = mr_rule_text_array(keys, n);
-	count = mr_statement_run(reading->gone ? (with_null ? sink->gone_null : sink->gone)
-										   : (with_null ? sink->build_null : sink->build),
-							 arguments, NULL);
-	MemoryContextSwitchTo(context);
-	for (uint64 r = 0; r < count; r++)
-	{
-		bool isnull;
-		bool there = !reading->gone && DatumGetBool(mr_sql_value(r, 3, &isnull));
-
-		add_found(reading->found, mr_sql_text(r, 1), mr_sql_text(r, 2), there,
-				  there ? mr_sql_text(r, 4) : NULL);
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
-/* As the sink's owner. */
-static void
-read_step(void *argument)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	mr_rule_progress();
-	SPI_connect();
-	MemoryContextSwitchTo(context);
-	read_some(argument, false, context);
-	read_some(argument, true, context);
-	SPI_finish();
-	MemoryContextSwitchTo(context);
-}
-
-/* Reads rows; one that raises an error is found by halves, and left out.  False: the sink is suspended. */
-static bool
-read_rows(MrSink *sink, const Row *rows, int n, Found *found, List **failures)
-{
-	Reading reading = {sink, rows, n, false, found};
-	int before = found->n;
-	ErrorData *error = mr_rule_try(read_step, &reading, sink->base.owner, sink->staging->timezone);
-
-	if (error == NULL)
-		return true;
-	found->n = before;
-	/* Also when they took too long together. */
-	if (n > 1 && (mr_rule_error_of_data(error) || error->sqlerrcode == ERRCODE_QUERY_CANCELED))
-		return read_rows(sink, rows, n / 2, found, failures) &&
-			   read_rows(sink, rows + n / 2, n - n / 2, found, failures);
-	return note_failure(sink, failures, rows->object, error);
-}
-
-/* ---- sending ------------------------------------------------------------------------------------------- */
-
-/* Why rows are looked at. */
-typedef enum Cause
-{
-	CAUSE_CHANGE, /* a batch has changed them, or it is time */
-	CAUSE_LOOK /* they may differ from what was sent */
-} Cause;
-
-/* Rows on their way. */
-typedef struct Sending
-{
-	MrSink *sink;
-	Found *found;
-	Cause cause;
-} Sending;
-
-/* Notes how rows are, and puts what is to be sent into the outbox. */
-static void
-take_step(void *argument)
-{
-	static const Oid types[] = {INT4OID,      TEXTARRAYOID, TEXTARRAYOID,
-								BOOLARRAYOID, TEXTARRAYOID, BOOLOID};
-	static MrStatement *take = NULL;
-	static MrStatement *compare = NULL;
-	Sending *sending = argument;
-	Found *found = sending->found;
-	Datum *there = palloc(sizeof(Datum) * found->n);
-	Datum arguments[lengthof(types)];
-
-	if (take == NULL)
-		take = lasting_statement("SELECT channel_id, key, group_by, alert_id, message, not_after "
-								 "FROM millrace_internal.sink_take($1, $2, $3, $4, $5, $6)",
-								 lengthof(types), types);
-	if (compare == NULL)
-		compare =
-			lasting_statement("SELECT millrace_internal.sink_compare($1, $2, $3, $4, $5) WHERE $6",
-							  lengthof(types), types);
-	for (int i = 0; i < found->n; i++)
-		there[i] = BoolGetDatum(found->there[i]);
-	arguments[0] = Int32GetDatum(sending->sink->base.id);
-	arguments[1] = mr_rule_text_array(found->objects, found->n);
-	arguments[2] = mr_rule_text_array(found->keys, found->n);
-	arguments[3] = PointerGetDatum(
-		construct_array(there, found->n, BOOLOID, sizeof(bool), true, TYPALIGN_CHAR));
-	arguments[4] = mr_rule_text_array(found->messages, found->n);
-	if (sending->cause == CAUSE_LOOK && sending->sink->delayed)
-	{
-		arguments[5] = BoolGetDatum(true);
-		run_quietly(compare, arguments);
-		return;
-	}
-	arguments[5] = BoolGetDatum(sending->cause == CAUSE_CHANGE);
-	mr_rule_send(take, arguments);
-	sending->sink->base.written += found->n;
-}
-
-/* Whatever cannot be written suspends the sink. */
-static bool
-take(MrSink *sink, Found *found, Cause cause)
-{
-	Sending sending = {sink, found, cause};
-	ErrorData *error = NULL;
-
-	if (found->n > 0)
-		error = mr_rule_try(take_step, &sending, InvalidOid, NULL);
-	if (error != NULL)
-		suspend(sink, error->message, error->sqlerrcode);
-	return error == NULL;
-}
-
-/* Makes the messages of rows, chunk by chunk. */
-static void
-send_rows(MrSink *sink, const Row *rows, int n, Cause cause)
-{
-	MemoryContext previous = CurrentMemoryContext;
-	MemoryContext context = AllocSetContextCreate(previous, "millrace sink",
-												  ALLOCSET_DEFAULT_SIZES);
-	bool going = true;
-
-	MemoryContextSwitchTo(context);
-	for (int from = 0; going && from < n; from += CHUNK)
-	{
-		Found found = {0};
-		List *failures = NIL;
-
-		CHECK_FOR_INTERRUPTS();
-		going = read_rows(sink, rows + from, Min(CHUNK, n - from), &found, &failures) &&
-				take(sink, &found, cause);
-		write_failures(sink, failures);
-		MemoryContextReset(context);
-	}
-	MemoryContextSwitchTo(previous);
-	MemoryContextDelete(context);
-	(void) is_sending(sink);
-}
-
-/* Notes that rows were changed. */
-static void
-delay_rows(const MrSink *sink, const Row *rows, int n)
-{
-	static const Oid types[] = {INT4OID, TEXTARRAYOID, TEXTARRAYOID};
-	static MrStatement *statement = NULL;
-	char **objects = palloc(sizeof(char *) * Max(n, 1));
-	char **keys = palloc(sizeof(char *) * Max(n, 1));
-	Datum arguments[lengthof(types)];
-
-	if (statement == NULL)
-		statement = lasting_statement("SELECT millrace_internal.sink_wait($1, $2, $3)",
-									  lengthof(types), types);
-	for (int i = 0; i < n; i++)
-	{
-		objects[i] = rows[i].object;
-		keys[i] = rows[i].key;
-	}
-	arguments[0] = Int32GetDatum(sink->base.id);
-	arguments[1] = mr_rule_text_array(objects, n);
-	arguments[2] = mr_rule_text_array(keys, n);
-	run_quietly(statement, arguments);
 }
 
 /* ---- looking at all rows ------------------------------------------------------------------------------- */
@@ -664,7 +104,7 @@ typedef struct Listing
 	MrSink *sink;
 	const char *after; /* NULL: from the beginning */
 	int limit;
-	Keys *keys;
+	MrSinkKeys *keys;
 } Listing;
 
 /* As the sink's owner. */
@@ -700,7 +140,7 @@ list_step(void *argument)
 			if (!nulls[k])
 				values[k] = datumCopy(values[k], by_value, length);
 		}
-		add_key(listing->keys, values, nulls);
+		mr_sink_add_key(listing->keys, values, nulls);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	SPI_finish();
@@ -711,21 +151,21 @@ list_step(void *argument)
 static char *
 look_at_rows(MrSink *sink, const char *after, int limit, int64 *nkeys)
 {
-	Keys keys = {0};
+	MrSinkKeys keys = {0};
 	Listing listing = {sink, after, limit, &keys};
 	ErrorData *error = mr_rule_try(list_step, &listing, sink->base.owner, sink->staging->timezone);
 	char *last = NULL;
-	Row *rows;
+	MrSinkRow *rows;
 	int n;
 
 	if (error != NULL)
 	{
-		suspend(sink, error->message, error->sqlerrcode);
-		(void) is_sending(sink);
+		mr_sink_suspend(sink, error->message, error->sqlerrcode);
+		(void) mr_sink_is_sending(sink);
 		return NULL;
 	}
-	n = name_rows(sink, &keys, &rows, &last);
-	send_rows(sink, rows, n, CAUSE_LOOK);
+	n = mr_sink_name_rows(sink, &keys, &rows, &last);
+	mr_sink_send(sink, rows, n, MR_SINK_SEEN);
 	if (sink->reason != NULL)
 		return NULL;
 	*nkeys = keys.n;
@@ -735,28 +175,28 @@ look_at_rows(MrSink *sink, const char *after, int limit, int64 *nkeys)
 }
 
 /* Rows that a statement of ours names by object and key, which stand in SPI_tuptable. */
-static Row *
+static MrSinkRow *
 take_rows(uint64 count)
 {
-	Row *rows = palloc(sizeof(Row) * Max(count, 1));
+	MrSinkRow *rows = palloc(sizeof(MrSinkRow) * Max(count, 1));
 
 	for (uint64 r = 0; r < count; r++)
 	{
 		rows[r].object = mr_sql_text(r, 1);
 		rows[r].key = mr_sql_text(r, 2);
-		rows[r].has_null = object_has_null(rows[r].object);
+		rows[r].has_null = mr_sink_object_has_null(rows[r].object);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return rows;
 }
 
 /* Runs a statement of ours that names rows; as the extension's owner. */
-static Row *
+static MrSinkRow *
 our_rows(MrStatement *statement, Datum *arguments, int *n)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MrRunAs saved;
-	Row *rows;
+	MrSinkRow *rows;
 
 	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();
@@ -778,38 +218,33 @@ look_at_known(MrSink *sink, const char *after, int limit)
 	static MrStatement *complete = NULL;
 	Datum arguments[] = {Int32GetDatum(sink->base.id), CStringGetTextDatum(after),
 						 Int64GetDatum(limit)};
-	Found found = {0};
+	MrSinkFound found = {0};
 	ErrorData *error = NULL;
-	Reading reading = {.sink = sink, .gone = true, .found = &found};
-	Row *rows;
+	MrSinkRow *rows;
 	int n;
 
 	if (known == NULL)
-		known = lasting_statement("SELECT r.object, r.key FROM millrace.sink_row r "
+		known = mr_sink_statement("SELECT r.object, r.key FROM millrace.sink_row r "
 								  "WHERE r.sink_id = $1 AND r.object > $2 "
 								  "ORDER BY r.object LIMIT $3",
 								  lengthof(types), types);
 	if (complete == NULL)
-		complete = lasting_statement("UPDATE millrace.sink s SET complete = true "
+		complete = mr_sink_statement("UPDATE millrace.sink s SET complete = true "
 									 "WHERE s.target_id = $1 AND NOT s.complete",
 									 1, types);
 	rows = our_rows(known, arguments, &n);
-	for (int from = 0; error == NULL && from < n; from += CHUNK)
-	{
-		reading.rows = rows + from;
-		reading.n = Min(CHUNK, n - from);
-		error = mr_rule_try(read_step, &reading, sink->base.owner, sink->staging->timezone);
-	}
+	for (int from = 0; error == NULL && from < n; from += MR_SINK_CHUNK)
+		error = mr_sink_find_gone(sink, rows + from, Min(MR_SINK_CHUNK, n - from), &found);
 	if (error != NULL)
-		suspend(sink, error->message, error->sqlerrcode);
-	if (error != NULL || !take(sink, &found, CAUSE_LOOK))
+		mr_sink_suspend(sink, error->message, error->sqlerrcode);
+	if (error != NULL || !mr_sink_take(sink, &found, MR_SINK_SEEN))
 	{
-		(void) is_sending(sink);
+		(void) mr_sink_is_sending(sink);
 		return NULL;
 	}
 	if (n == limit)
 		return psprintf("%c%s", PLACE_KNOWN, rows[n - 1].object);
-	run_quietly(complete, arguments);
+	mr_sink_run(complete, arguments);
 	return NULL;
 }
 
@@ -820,7 +255,8 @@ sink_fill(MrTarget *target, const char *after, int limit, int64 *nkeys)
 
 	*nkeys = 0;
 	/* A mart that is being filled is looked at when it is. */
-	if (!is_sending(sink) || (sink->mart_id != 0 && (sink->mart == NULL || sink->mart->filling)))
+	if (!mr_sink_is_sending(sink) ||
+		(sink->mart_id != 0 && (sink->mart == NULL || sink->mart->filling)))
 		return NULL;
 	if (after == NULL || after[0] == PLACE_ROWS)
 		return look_at_rows(sink, after == NULL ? NULL : after + 1, limit, nkeys);
@@ -837,7 +273,7 @@ look_at_mart(MrSink *sink)
 	int64 nkeys;
 
 	do
-		place = sink_fill(&sink->base, place, CHUNK, &nkeys);
+		place = sink_fill(&sink->base, place, MR_SINK_CHUNK, &nkeys);
 	while (place != NULL);
 }
 
@@ -845,11 +281,11 @@ static void
 sink_apply(MrTarget *target, MrBatch *batch)
 {
 	MrSink *sink = (MrSink *) target;
-	Keys keys = {0};
-	Row *rows;
+	MrSinkKeys keys = {0};
+	MrSinkRow *rows;
 	int n;
 
-	if (!is_sending(sink))
+	if (!mr_sink_is_sending(sink))
 		return;
 	if (sink->mart_id == 0)
 		collect_staged(sink, &batch->staged[sink->staging->ordinal], &keys);
@@ -864,7 +300,7 @@ sink_apply(MrTarget *target, MrBatch *batch)
 		if (known && (groups == NULL || groups->nrows == 0))
 			return;
 		if (sink->nkeys == 0)
-			add_key(&keys, NULL, NULL);
+			mr_sink_add_key(&keys, NULL, NULL);
 		else if (known)
 			collect_groups(sink, groups, &keys);
 		else
@@ -875,12 +311,12 @@ sink_apply(MrTarget *target, MrBatch *batch)
 	}
 	if (keys.n == 0)
 		return;
-	n = name_rows(sink, &keys, &rows, NULL);
+	n = mr_sink_name_rows(sink, &keys, &rows, NULL);
 	if (n > 0 && sink->delayed)
-		delay_rows(sink, rows, n);
+		mr_sink_delay(sink, rows, n);
 	else if (n > 0)
-		send_rows(sink, rows, n, CAUSE_CHANGE);
-	(void) is_sending(sink);
+		mr_sink_send(sink, rows, n, MR_SINK_CHANGED);
+	(void) mr_sink_is_sending(sink);
 }
 
 static void
@@ -889,19 +325,20 @@ sink_tick(MrTarget *target, bool caught_up)
 	static const Oid types[] = {INT4OID, INT4OID};
 	static MrStatement *due = NULL;
 	MrSink *sink = (MrSink *) target;
-	Datum arguments[] = {Int32GetDatum(target->id), Int32GetDatum(CHUNK)};
-	int n = CHUNK;
+	Datum arguments[] = {Int32GetDatum(target->id), Int32GetDatum(MR_SINK_CHUNK)};
+	int n = MR_SINK_CHUNK;
 
 	if (!sink->delayed)
 		return;
 	if (due == NULL)
-		due = lasting_statement("SELECT object, key FROM millrace_internal.sink_due($1, $2)",
+		due = mr_sink_statement("SELECT object, key FROM millrace_internal.sink_due($1, $2)",
 								lengthof(types), types);
-	for (int chunk = 0; chunk < TICK_CHUNKS && n == CHUNK && is_sending(sink); chunk++)
+	for (int chunk = 0; chunk < TICK_CHUNKS && n == MR_SINK_CHUNK && mr_sink_is_sending(sink);
+		 chunk++)
 	{
-		Row *rows = our_rows(due, arguments, &n);
+		MrSinkRow *rows = our_rows(due, arguments, &n);
 
-		send_rows(sink, rows, n, CAUSE_CHANGE);
+		mr_sink_send(sink, rows, n, MR_SINK_CHANGED);
 	}
 }
 
@@ -1011,7 +448,7 @@ sink_load(const MrTarget *base)
 		return &sink->base;
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(base->owner)))
 	{
-		suspend(sink, "its owner does not exist any more", ERRCODE_UNDEFINED_OBJECT);
+		mr_sink_suspend(sink, "its owner does not exist any more", ERRCODE_UNDEFINED_OBJECT);
 		return &sink->base;
 	}
 	sink->context = CreateStandaloneExprContext();
@@ -1022,7 +459,7 @@ sink_load(const MrTarget *base)
 		error = mr_rule_try(compile_step, sink, base->owner, sink->staging->timezone);
 	}
 	if (error != NULL)
-		suspend(sink, error->message, error->sqlerrcode);
+		mr_sink_suspend(sink, error->message, error->sqlerrcode);
 	else if (sink->mart_id == 0)
 		compare_columns(sink);
 	return &sink->base;

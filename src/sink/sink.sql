@@ -313,9 +313,10 @@ BEGIN
            string_agg(format('r.":k%s"', k), ', ' ORDER BY k), string_agg(format('r.":k%1$s" = u.k%1$s', k), ' AND ' ORDER BY k),
            string_agg(format('r.":k%1$s" IS NOT DISTINCT FROM u.k%1$s', k), ' AND ' ORDER BY k)
     INTO given, columns, equal, same FROM generate_series(1, n) k;
-    build := format('SELECT u.object, u.key, r.":here" IS NOT NULL, r.":message"::text FROM %s LEFT JOIN %s AS r ON %s', given, view, coalesce(equal, 'true'));
+    -- By the index, however many rows the source has.
+    build := format('SELECT u.object, u.key, r.":here" IS NOT NULL, r.":message"::text FROM %s LEFT JOIN LATERAL (SELECT * FROM %s AS r WHERE %s OFFSET 0) AS r ON true', given, view, coalesce(equal, 'true'));
     build_null := format('SELECT u.object, u.key, r.":here" IS NOT NULL, r.":message"::text FROM %s LEFT JOIN %s AS r ON %s', given, view, coalesce(same, 'true'));
-    gone := format('SELECT u.object, u.key FROM %s WHERE NOT EXISTS (SELECT FROM %s AS r WHERE %s)', given, view, coalesce(equal, 'true'));
+    gone := format('SELECT u.object, u.key FROM %s WHERE NOT EXISTS (SELECT FROM %s AS r WHERE %s OFFSET 0)', given, view, coalesce(equal, 'true'));
     gone_null := format('SELECT u.object, u.key FROM %s WHERE NOT EXISTS (SELECT FROM %s AS r WHERE %s)', given, view, coalesce(same, 'true'));
     IF mart.id IS NOT NULL THEN
         first := format('SELECT %s FROM %s AS r', columns, view);
@@ -328,10 +329,10 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.sink_statements(integer) IS 'the statements by which a sink makes messages of rows';
 
+-- Without a search_path of its own it becomes part of the statements that call it.
 CREATE FUNCTION millrace_internal.sink_digest(message text) RETURNS bytea
-LANGUAGE sql STRICT STABLE
-SET search_path = pg_catalog, pg_temp AS $$
-    SELECT substr(sha256(convert_to(message, 'UTF8')), 1, 16)
+LANGUAGE sql STRICT STABLE AS $$
+    SELECT pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to(message, 'UTF8')), 1, 16)
 $$;
 COMMENT ON FUNCTION millrace_internal.sink_digest(text) IS 'by what a sink tells messages apart';
 
@@ -358,7 +359,8 @@ BEGIN
     WITH given AS (
         SELECT u.object, u.key, u.there, u.message, millrace_internal.sink_digest(u.message) AS digest, r.digest AS before, r.due_at, r.object IS NOT NULL AS known
         FROM unnest(objects, keys, there, messages) AS u (object, key, there, message)
-        LEFT JOIN millrace.sink_row r ON r.sink_id = sink_take.id AND r.object = u.object
+        -- By the index, however many rows the sink knows.
+        LEFT JOIN LATERAL (SELECT * FROM millrace.sink_row k WHERE k.sink_id = sink_take.id AND k.object = u.object OFFSET 0) AS r ON true
     ), judged AS (
         SELECT g.*, CASE WHEN g.message IS NOT NULL THEN (changed AND NOT sink.several) OR (g.digest IS DISTINCT FROM g.before AND (NOT silent OR g.due_at IS NOT NULL))
                          -- Nobody has heard of what the filter has left out.
@@ -371,11 +373,12 @@ BEGIN
         FROM judged j WHERE j.message IS NOT NULL ORDER BY j.object COLLATE "C"
         ON CONFLICT (sink_id, object) DO UPDATE SET key = EXCLUDED.key, digest = EXCLUDED.digest, sent_at = coalesce(EXCLUDED.sent_at, r.sent_at), due_at = NULL
     ), forgotten AS (
-        DELETE FROM millrace.sink_row r USING judged j WHERE r.sink_id = sink_take.id AND r.object = j.object AND j.known AND j.message IS NULL AND sink.at_most_every IS NULL
+        DELETE FROM millrace.sink_row r
+        WHERE r.sink_id = sink_take.id AND sink.at_most_every IS NULL AND r.object = ANY (ARRAY(SELECT j.object FROM judged j WHERE j.known AND j.message IS NULL))
     ), over AS (
         -- Its time counts for a row that comes back.
-        UPDATE millrace.sink_row r SET digest = NULL, due_at = NULL, sent_at = CASE WHEN j.sent THEN now ELSE coalesce(r.sent_at, now) END
-        FROM judged j WHERE r.sink_id = sink_take.id AND r.object = j.object AND j.known AND j.message IS NULL AND sink.at_most_every IS NOT NULL
+        UPDATE millrace.sink_row r SET digest = NULL, due_at = NULL, sent_at = now
+        WHERE r.sink_id = sink_take.id AND sink.at_most_every IS NOT NULL AND r.object = ANY (ARRAY(SELECT j.object FROM judged j WHERE j.known AND j.message IS NULL))
     )
     SELECT c.channel_id, j.key, NULL::text, NULL::bigint, j.message, 'infinity'::timestamptz
     FROM judged j CROSS JOIN LATERAL unnest(sink.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id
@@ -405,7 +408,8 @@ DECLARE
     later_keys text[];
 BEGIN
     SELECT array_agg(u.object), array_agg(u.key) INTO later_objects, later_keys
-    FROM unnest(objects, keys, there, messages) AS u (object, key, there, message) LEFT JOIN millrace.sink_row r ON r.sink_id = sink_compare.id AND r.object = u.object
+    FROM unnest(objects, keys, there, messages) AS u (object, key, there, message)
+    LEFT JOIN LATERAL (SELECT * FROM millrace.sink_row k WHERE k.sink_id = sink_compare.id AND k.object = u.object OFFSET 0) AS r ON true
     WHERE millrace_internal.sink_digest(u.message) IS DISTINCT FROM r.digest AND (NOT u.there OR (sends AND u.message IS NOT NULL));
     PERFORM millrace_internal.sink_wait(sink_compare.id, later_objects, later_keys) WHERE later_objects IS NOT NULL;
     IF NOT sends THEN
