@@ -25,7 +25,8 @@ COMMENT ON TABLE millrace.sink IS 'sinks and how their messages are sent; see th
 
 -- The rows that a sink knows.  Whoever changes the row itself holds the lock of its object or group.
 CREATE TABLE millrace.sink_row (
-    sink_id integer NOT NULL REFERENCES millrace.sink ON DELETE CASCADE,
+    -- Not a foreign key: it would be checked for each row of each batch.
+    sink_id integer NOT NULL,
     -- The values of the source's key as a JSON list of texts.
     object text NOT NULL COLLATE "C",
     -- Of its messages.
@@ -243,6 +244,8 @@ CREATE FUNCTION millrace_internal.drop_target_sink(target_id integer) RETURNS vo
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- Also what a batch has written that was in progress when another one was dropped.
+    DELETE FROM millrace.sink_row r WHERE r.sink_id = target_id OR NOT EXISTS (SELECT FROM millrace.sink s WHERE s.target_id = r.sink_id);
     DELETE FROM millrace.target t WHERE t.id = target_id;
     IF to_regclass(format('millrace_def.sink_%s', target_id)) IS NOT NULL THEN
         EXECUTE format('DROP VIEW millrace_def.sink_%s', target_id);
