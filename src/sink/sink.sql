@@ -76,7 +76,7 @@ BEGIN
     END IF;
     RETURN millrace_internal.qualified_query(owner, format(E'SELECT %s(%s\n)::pg_catalog.text AS ":key", %s AS ":message", true AS ":here" FROM %s AS %I',
         (SELECT string_agg(format('%I.%I AS ":k%s", ', label, k, n), '' ORDER BY n) FROM unnest(keys) WITH ORDINALITY AS u (k, n)),
-        coalesce(definition ->> 'message_key', millrace_internal.rule_key(source, label, keys)), message, source, label));
+        coalesce(definition ->> 'message_key', format('coalesce(%s, ''[null]'')', millrace_internal.rule_key(source, label, keys))), message, source, label));
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.sink_query(regrole, regclass, json, text[]) IS 'the query of the definition view of a sink';

@@ -46,7 +46,7 @@ SINKS = {
 def create(cursor, name, replace=False, initial=True):
     source, message, key, filtered, every = SINKS[name]
     cursor.execute("SELECT millrace.create_sink(%s, source => %s::regclass, channel => %s, message => %s, message_key => %s, filter => %s, at_most_every => %s, initial => %s, replace => %s)",
-                   (name, 'p.' + source, name, message, key, filtered, every, initial, replace))
+                   (name, 'p.' + source, name, message, None if source != 'sums' else key, filtered, every, initial, replace))
 
 
 def history(rng):
