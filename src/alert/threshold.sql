@@ -240,28 +240,28 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.threshold_tick(integer) IS 'what time brings to a rule on groups: returns what is to be sent';
 
--- A mart that has been filled or rebuilt is looked at as a whole.
+-- A mart that has been filled or rebuilt is looked at as a whole, by sinks too.
 CREATE FUNCTION millrace_internal.rules_renew(mart_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE millrace.target t SET state = 'new' WHERE t.kind = 'rule' AND (t.definition ->> 'mart')::integer = rules_renew.mart_id
+    UPDATE millrace.target t SET state = 'new' WHERE t.kind IN ('rule', 'sink') AND (t.definition ->> 'mart')::integer = rules_renew.mart_id
 $$;
-COMMENT ON FUNCTION millrace_internal.rules_renew(integer) IS 'lets the rules on a mart judge all of its groups before the next batch';
+COMMENT ON FUNCTION millrace_internal.rules_renew(integer) IS 'lets the rules and sinks on a mart look at all of its groups before the next batch';
 
--- A mart that goes takes the rules on it along, or stays.
+-- A mart that goes takes the rules and sinks on it along, or stays.
 CREATE FUNCTION millrace_internal.drop_rules_on(caller regrole, mart millrace.target, cascade boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    rule millrace.rule;
+    on_it millrace.target;
 BEGIN
-    FOR rule IN SELECT r.* FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id WHERE (t.definition ->> 'mart')::integer = mart.id ORDER BY r.target_id LOOP
+    FOR on_it IN SELECT t.* FROM millrace.target t WHERE t.kind IN ('rule', 'sink') AND (t.definition ->> 'mart')::integer = mart.id ORDER BY t.id LOOP
         IF NOT cascade THEN
-            RAISE EXCEPTION 'rule "%" is on mart %', rule.name, mart.relation
+            RAISE EXCEPTION '% "%" is on mart %', on_it.kind, millrace_internal.target_name(on_it), mart.relation
                 USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops it, too.';
         END IF;
-        PERFORM millrace_internal.drop_target(caller, rule.target_id, true);
+        PERFORM millrace_internal.drop_target(caller, on_it.id, true);
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.drop_rules_on(regrole, millrace.target, boolean) IS 'drops the rules on a mart, or refuses to';
+COMMENT ON FUNCTION millrace_internal.drop_rules_on(regrole, millrace.target, boolean) IS 'drops the rules and sinks on a mart, or refuses to';

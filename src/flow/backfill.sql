@@ -182,12 +182,12 @@ $$;
 COMMENT ON FUNCTION millrace_internal.backfill_end(integer) IS 'makes a target that has been filled an active one';
 
 CREATE VIEW millrace.backfill_status WITH (security_barrier) AS
-SELECT coalesce(r.name, t.relation::text) AS relation, t.kind,
+SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), (SELECT k.name FROM millrace.sink k WHERE k.target_id = t.id), t.relation::text) AS relation, t.kind,
        CASE WHEN t.state = 'active' THEN 'done' WHEN b.paused THEN 'paused' WHEN t.state = 'new' THEN 'waiting'
             WHEN b.failures > 0 THEN 'failed' ELSE 'filling' END AS state,
        coalesce(b.chunks, 0) AS chunks, coalesce(b.rows, 0) AS rows_done, b.estimate AS rows_estimate, b.since, b.finished_at,
        coalesce(b.paused, false) AS paused, b.last_error, b.last_error_at, b.sqlstate, greatest(t.horizon, t.redefined_at) AS horizon, t.owner::text AS owner
-FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id LEFT JOIN millrace.rule r ON r.target_id = t.id
+FROM millrace.target t LEFT JOIN millrace.backfill b ON b.target_id = t.id
 WHERE (b.target_id IS NOT NULL OR t.state <> 'active') AND millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.backfill_status IS 'how far targets are filled that were declared over what is there already; they are not complete before';
 COMMENT ON COLUMN millrace.backfill_status.state IS

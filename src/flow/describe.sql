@@ -576,6 +576,26 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_rule(millrace.target) IS 'the SQL that declares a rule';
 
+-- ---- sinks -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.describe_sink(described millrace.target) RETURNS text
+LANGUAGE sql STABLE
+SET intervalstyle = 'postgres'
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_sink', s.name, ARRAY[
+               'source => ' || millrace_internal.readable_literal(d ->> 'source'),
+               CASE WHEN cardinality(s.channels) = 1 THEN 'channel => ' || millrace_internal.readable_literal((SELECT c.name FROM millrace.channel c WHERE c.id = s.channels[1])) END,
+               CASE WHEN cardinality(s.channels) > 1 THEN
+                   'channels => ' || millrace_internal.readable_list(ARRAY(SELECT c.name FROM unnest(s.channels) WITH ORDINALITY AS u (id, n) JOIN millrace.channel c ON c.id = u.id ORDER BY n)) END,
+               'message => ' || millrace_internal.readable_literal(d ->> 'message'),
+               'message_key => ' || millrace_internal.readable_literal(d ->> 'message_key'),
+               'filter => ' || millrace_internal.readable_literal(d ->> 'filter'),
+               CASE WHEN s.initial THEN 'initial => true' END,
+               'at_most_every => ' || millrace_internal.readable_literal(s.at_most_every::text)])
+    FROM millrace.sink s, (SELECT described.definition AS d) AS definition WHERE s.target_id = described.id
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_sink(millrace.target) IS 'the SQL that declares a sink';
+
 -- ---- describe ----------------------------------------------------------------------------------------------
 
 CREATE FUNCTION millrace_internal.describe_target(described millrace.target) RETURNS text
@@ -628,7 +648,7 @@ BEGIN
                     SELECT 900, c.id, millrace_internal.describe_channel(c) FROM millrace.channel c WHERE millrace_internal.may_read(caller, c.owner)
                     UNION ALL
                     -- What was replaced may stand on something newer than it is.
-                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule,sink}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
     IF kind = 'stream' THEN
@@ -642,6 +662,9 @@ BEGIN
         owner := channel.owner;
     ELSIF kind = 'rule' THEN
         SELECT t.* INTO target FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id WHERE r.name = name;
+        owner := target.owner;
+    ELSIF kind = 'sink' THEN
+        SELECT t.* INTO target FROM millrace.sink s JOIN millrace.target t ON t.id = s.target_id WHERE s.name = name;
         owner := target.owner;
     ELSE
         relation := millrace_internal.relation(name);
@@ -668,6 +691,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, point-in-time table, mart or rule as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, point-in-time table, mart, rule or sink as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

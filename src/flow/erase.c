@@ -17,6 +17,7 @@
 #include "flow/run.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "sink/sink.h"
 #include "stage/reader.h"
 #include "storage/bufmgr.h"
 #include "utils/array.h"
@@ -141,7 +142,7 @@ millrace_erase_staged(PG_FUNCTION_ARGS)
 		{
 			MrTarget *target = lfirst(lc);
 
-			if (target->kind->filled_from == MR_FILLED_FROM_ROWS)
+			if (target->kind->filled_from == MR_FILLED_FROM_ROWS || target->kind == &mr_sink_kind)
 				target->kind->apply(target, mr_backfill_restrict(target, flow->batch));
 		}
 		mr_run_back(&saved);

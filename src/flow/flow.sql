@@ -187,7 +187,7 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY SELECT 'warning', validate_table.subject, format('Trino does not see column "%s" of type %s', u.name, u.type), u.hint
-    FROM millrace_internal.unseen_columns(relation) u WHERE kind <> 'rule';
+    FROM millrace_internal.unseen_columns(relation) u WHERE kind NOT IN ('rule', 'sink');
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.validate_table(regclass, text, integer, regrole) IS 'what is wrong with a table that millrace writes';
@@ -254,6 +254,10 @@ BEGIN
     (SELECT 'error', format('rule %s', r.name), 'it is suspended: ' || r.reason, format('When it is mended, call millrace.retry_rule(%L).', r.name)
      FROM millrace.rule r
      WHERE r.suspended_at IS NOT NULL AND EXISTS (SELECT FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = r.target_id AND g.stream_id = stream.id) ORDER BY r.name)
+    UNION ALL
+    (SELECT 'error', format('sink %s', k.name), 'it is suspended: ' || k.reason, format('When it is mended, call millrace.retry_sink(%L).', k.name)
+     FROM millrace.sink k
+     WHERE k.suspended_at IS NOT NULL AND EXISTS (SELECT FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE x.target_id = k.target_id AND g.stream_id = stream.id) ORDER BY k.name)
     UNION ALL
     (SELECT CASE WHEN b.last_error IS NOT NULL AND t.state <> 'active' THEN 'error' ELSE 'info' END, format('%s %s', t.kind, t.relation),
             CASE WHEN t.state = 'new' THEN 'it waits for the next batch of its stream' WHEN b.last_error IS NULL THEN 'it is being filled' ELSE 'it cannot be filled: ' || b.last_error END,

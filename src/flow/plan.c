@@ -11,13 +11,15 @@
 #include "flow/backfill.h"
 #include "flow/plan.h"
 #include "mart/mart.h"
+#include "sink/sink.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "vault/vault.h"
 
 /* All kinds of targets; a new kind is a new file and a line here. */
 static const MrTargetKind *const kinds[] = {&mr_hub_kind, &mr_link_kind, &mr_satellite_kind,
-											&mr_pit_kind, &mr_mart_kind, &mr_rule_kind};
+											&mr_pit_kind, &mr_mart_kind, &mr_rule_kind,
+											&mr_sink_kind};
 
 static const MrTargetKind *
 kind_named(const char *name)
@@ -130,6 +132,7 @@ mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool
 							 "WHERE s.target_id = t.id AND g.stream_id = %d)",
 							 stream_id));
 		mr_rules_arrange(stream->targets);
+		mr_sinks_arrange(stream->targets);
 		*pending = mr_sql("SELECT FROM millrace.target t "
 						  "JOIN millrace.target_source s ON s.target_id = t.id "
 						  "JOIN millrace.staging g ON g.id = s.staging_id "
@@ -185,7 +188,7 @@ mr_flow_activate(MrStream *stream)
 
 	count = mr_sql(
 		"SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
-		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 WHEN 'mart' THEN 5 ELSE 6 END AS phase FROM millrace.target t "
+		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 WHEN 'mart' THEN 5 WHEN 'rule' THEN 6 ELSE 7 END AS phase FROM millrace.target t "
 		"JOIN millrace.target_source s ON s.target_id = t.id "
 		"JOIN millrace.staging g ON g.id = s.staging_id "
 		"WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",

@@ -251,9 +251,9 @@ static void
 show_target(Preview *preview, const MrTarget *target)
 {
 	const char *kind = target->kind->name;
-	bool is_rule = target->kind->phase == MR_PHASE_RULE;
-	const char *name = is_rule ? target->name : mr_relation_name(target->relid);
-	Oid reader = is_rule ? mr_extension_owner() : target->owner;
+	bool has_name = target->kind->phase >= MR_PHASE_RULE;
+	const char *name = has_name ? target->name : mr_relation_name(target->relid);
+	Oid reader = has_name ? mr_extension_owner() : target->owner;
 	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext, false);
 	Datum touched;
 	char *sql[4];

@@ -71,6 +71,12 @@ BEGIN
     IF target.kind = 'rule' THEN
         RETURN format('SELECT a.occurrence, pg_catalog.json_build_object(%s)::text FROM millrace.rule_alert AS a WHERE a.rule_id = %s AND a.%s = ANY ($1) ORDER BY a.id',
             '''key'', a.key, ''occurrence'', a.occurrence, ''severity'', a.severity, ''event_time'', a.event_time, ''details'', a.details, ''suppressed'', a.suppressed', target.id, id_column);
+    ELSIF target.kind = 'sink' THEN
+        RETURN format('SELECT m.key, pg_catalog.json_build_object(%s)::text FROM millrace.outbox_message AS m JOIN millrace.channel AS c ON c.id = m.channel_id JOIN millrace.sink AS s ON m.channel_id = ANY (s.channels) '
+                      'WHERE s.target_id = %s AND m.alert_id IS NULL AND m.%s = ANY ($1) '
+                      -- Others may send over the same channel.
+                      'AND (m.message IS NULL OR EXISTS (SELECT FROM millrace.sink_row AS r WHERE r.sink_id = s.target_id AND r.key = m.key AND r.xmin = m.xmin)) ORDER BY m.id',
+            '''channel'', c.name, ''key'', m.key, ''message'', m.message', target.id, id_column);
     ELSIF target.kind = 'pit' THEN
         -- Spans, for they stand for any number of snapshots; under the names that the view has, which shows snapshot_at in the place of both times.
         RETURN format('SELECT pg_catalog.row_to_json(ROW(s.hash_key, s.from_at))::text, (SELECT pg_catalog.row_to_json(r.*) FROM (SELECT %s) AS r)::text '

@@ -94,6 +94,7 @@ BEGIN
         PERFORM millrace_internal.rebuild_target(mart.id, NULL);
         PERFORM millrace_internal.rebuilt(mart.id);
     END LOOP;
+    PERFORM millrace_internal.sinks_renew(staging.id);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.rebuild_staging(integer, text) IS 'makes rows of a staging table anew from its log, and the marts over it';

@@ -108,7 +108,7 @@ ORDER BY s.name, t.worker, array_position('{fetch, decode, enrich, map, staging,
 COMMENT ON VIEW millrace.stage_stats IS 'time and rows by stage of the flow since reset_stage_stats()';
 
 CREATE VIEW millrace.target_status WITH (security_barrier) AS
-SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), t.relation::text) AS relation, t.kind, t.state, greatest(t.horizon, t.redefined_at) AS horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
+SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), (SELECT k.name FROM millrace.sink k WHERE k.target_id = t.id), t.relation::text) AS relation, t.kind, t.state, greatest(t.horizon, t.redefined_at) AS horizon, (SELECT coalesce(sum(c.skipped), 0)::bigint FROM millrace.target_counter c WHERE c.target_id = t.id) AS skipped,
        (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = t.id) AS sources,
        t.owner::text AS owner
 FROM millrace.target t

@@ -635,10 +635,10 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
                    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                   WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', target_id)), to_regclass(format('millrace_def.rule_%s', target_id)))
+                   WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', target_id)), to_regclass(format('millrace_def.rule_%s', target_id)), to_regclass(format('millrace_def.sink_%s', target_id)))
                      AND d.refobjid = query_reads.relation AND a.attname = query_reads.name)
 $$;
-COMMENT ON FUNCTION millrace_internal.query_reads(integer, regclass, text) IS 'whether the query of a mart or a rule reads a column of a table';
+COMMENT ON FUNCTION millrace_internal.query_reads(integer, regclass, text) IS 'whether the query of a mart, a rule or a sink reads a column of a table';
 
 -- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
 CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, log_partition text, log_retention interval,
@@ -782,10 +782,11 @@ BEGIN
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Drop it first with millrace.drop_dictionary().';
     END LOOP;
     FOR dependent IN
-        SELECT t.id, t.kind, t.relation FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
+        SELECT t.id, t.kind, CASE WHEN t.kind IN ('rule', 'sink') THEN format('"%s"', millrace_internal.target_name(t)) ELSE t.relation::text END AS name
+        FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id ORDER BY t.id DESC
     LOOP
         IF NOT cascade THEN
-            RAISE EXCEPTION '% feeds % %', kept, dependent.kind, coalesce((SELECT format('"%s"', r.name) FROM millrace.rule r WHERE r.target_id = dependent.id), dependent.relation::text)
+            RAISE EXCEPTION '% feeds % %', kept, dependent.kind, dependent.name
                 USING ERRCODE = 'dependent_objects_still_exist', HINT = 'millrace.drop_table(…, cascade => true) drops what it feeds, too.';
         END IF;
         -- What has other sources lives on from them.
@@ -829,6 +830,8 @@ BEGIN
         PERFORM millrace_internal.drop_target_mart(caller, target_id, cascade);
     ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'rule' THEN
         PERFORM millrace_internal.drop_target_rule(target_id);
+    ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'sink' THEN
+        PERFORM millrace_internal.drop_target_sink(target_id);
     ELSE
         PERFORM millrace_internal.drop_target_vault(caller, target_id, cascade);
     END IF;
