@@ -53,6 +53,12 @@ extern bool mr_extension_exists(void);
 extern int mr_settings_pin(const char *timezone);
 extern void mr_settings_unpin(int nest_level);
 
+/*
+ * Makes plans that are kept go through indexes, one row after the other, whatever the statistics of
+ * young tables say; undone by mr_settings_unpin.
+ */
+extern int mr_settings_prefer_indexes(void);
+
 /* Becomes the search_path under which the declaring function was called, until AtEOXact_GUC(…, level). */
 extern int mr_enter_declaring_path(void);
 

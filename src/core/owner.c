@@ -105,6 +105,21 @@ mr_settings_pin(const char *timezone)
 	return nest_level;
 }
 
+int
+mr_settings_prefer_indexes(void)
+{
+	static const char *const planning[][2] = {
+		{"enable_seqscan", "off"},  {"enable_bitmapscan", "off"},
+		{"enable_hashjoin", "off"}, {"enable_mergejoin", "off"},
+		{"enable_material", "off"}, {"plan_cache_mode", "force_generic_plan"}};
+	int nest_level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(planning); i++)
+		(void) set_config_option(planning[i][0], planning[i][1], PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return nest_level;
+}
+
 void
 mr_settings_unpin(int nest_level)
 {

@@ -7,6 +7,7 @@
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -69,6 +70,87 @@ mr_statement_run(MrStatement *statement, Datum *values, const char *nulls)
 		elog(ERROR, "cannot run \"%s\": %s", statement->sql, SPI_result_code_string(result));
 	MemoryContextSwitchTo(context);
 	return SPI_processed;
+}
+
+uint64
+mr_statement_by_index(MrStatement **statement, const char *sql, int nargs, const Oid *types,
+					  Datum *values)
+{
+	int nest_level;
+	uint64 processed;
+
+	if (*statement == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		*statement = mr_statement_create(sql, nargs, types);
+		MemoryContextSwitchTo(old);
+	}
+	nest_level = mr_settings_prefer_indexes();
+	processed = mr_statement_run(*statement, values, NULL);
+	mr_settings_unpin(nest_level);
+	return processed;
+}
+
+/* Elements of an array, as construct_md_array wants them. */
+struct MrArray
+{
+	Oid type;
+	int count;
+	int capacity;
+	Datum *values;
+	bool *nulls;
+};
+
+MrArray *
+mr_array_create(Oid type, int expected)
+{
+	MrArray *array = palloc0(sizeof(MrArray));
+
+	array->type = type;
+	array->capacity = Max(expected, 8);
+	array->values = palloc(sizeof(Datum) * array->capacity);
+	array->nulls = palloc(sizeof(bool) * array->capacity);
+	return array;
+}
+
+void
+mr_array_add(MrArray *array, Datum value, bool isnull)
+{
+	if (array->count == array->capacity)
+	{
+		array->capacity *= 2;
+		array->values = repalloc_huge(array->values, sizeof(Datum) * array->capacity);
+		array->nulls = repalloc_huge(array->nulls, sizeof(bool) * array->capacity);
+	}
+	array->values[array->count] = value;
+	array->nulls[array->count++] = isnull;
+}
+
+void
+mr_array_add_text(MrArray *array, const char *text)
+{
+	mr_array_add(array, text == NULL ? (Datum) 0 : CStringGetTextDatum(text), text == NULL);
+}
+
+int
+mr_array_length(const MrArray *array)
+{
+	return array->count;
+}
+
+Datum
+mr_array_datum(const MrArray *array)
+{
+	int count = array->count;
+	int lower = 1;
+	int16 length;
+	bool by_value;
+	char align;
+
+	get_typlenbyvalalign(array->type, &length, &by_value, &align);
+	return PointerGetDatum(construct_md_array(array->values, array->nulls, 1, &count, &lower,
+											  array->type, length, by_value, align));
 }
 
 uint64

@@ -22,7 +22,23 @@ extern MrStatement *mr_statement_create(const char *sql, int nargs, const Oid *t
  */
 extern uint64 mr_statement_run(MrStatement *statement, Datum *values, const char *nulls);
 
-/* The same for one time, from a format as in psprintf (quote identifiers and literals yourself). */
+/*
+ * The same of a statement that the process keeps: it is created when it runs first.  It goes through
+ * indexes, because its plan is made when the tables may be empty still, and has to be right for long
+ * ones as well.
+ */
+extern uint64 mr_statement_by_index(MrStatement **statement, const char *sql, int nargs,
+									const Oid *types, Datum *values);
+
+/* An array that grows, to be given to a statement; lives in CurrentMemoryContext. */
+typedef struct MrArray MrArray;
+extern MrArray *mr_array_create(Oid type, int expected);
+extern void mr_array_add(MrArray *array, Datum value, bool isnull);
+extern void mr_array_add_text(MrArray *array, const char *text); /* NULL is null */
+extern int mr_array_length(const MrArray *array);
+extern Datum mr_array_datum(const MrArray *array);
+
+/* Runs SQL one time, from a format as in psprintf (quote identifiers and literals yourself). */
 extern uint64 mr_sql(const char *format, ...) pg_attribute_printf(1, 2);
 
 /* The same with parameters. */

@@ -34,7 +34,7 @@
 #include "utils/uuid.h"
 
 #define AMONG 2 /* times as many messages are looked at as are wanted, at least 200 */
-#define AHEAD 8 /* deliveries for each connection that are claimed at once */
+#define AHEAD 16 /* deliveries for each connection that are claimed at once */
 #define BATCH 1000 /* deliveries that are sent in one batch */
 #define EXPRESSION_TIMEOUT 10000 /* ms that a channel's expression may take */
 #define CLAIM_LOCK 0x6d72 /* in the field by which advisory locks of users are told apart */
@@ -109,6 +109,7 @@ release_orphans(const char *kinds)
 typedef struct Unit
 {
 	int64 id;
+	int64 message_id; /* of the only message */
 	char *key;
 	bool alert;
 	char *json; /* of the only message, or NULL */
@@ -127,13 +128,16 @@ default_body(const MrChannel *channel, const Unit *unit)
 	Datum values[] = {CStringGetTextDatum(mr_channel_kinds[channel->kind]),
 					  BoolGetDatum(unit->alert), CStringGetTextDatum(unit->key), unit->messages,
 					  Int64GetDatum(unit->count)};
+	static MrStatement *statement = NULL;
 	char *body;
 
-	/* A message of a sink is JSON already. */
-	if (!unit->alert && unit->count == 1 && channel->kind != MR_CHANNEL_TELEGRAM && unit->json)
+	/* A message of a sink is JSON already, and so is one that is sent to another program. */
+	if (unit->count == 1 && unit->json && channel->kind != MR_CHANNEL_TELEGRAM &&
+		!(unit->alert && channel->kind == MR_CHANNEL_WEBHOOK))
 		return pstrdup(unit->json);
-	(void) mr_sql_with("SELECT millrace_internal.delivery_body($1, $2, $3, $4, $5)",
-					   lengthof(types), types, values, NULL);
+	(void) mr_statement_by_index(&statement,
+								 "SELECT millrace_internal.delivery_body($1, $2, $3, $4, $5)",
+								 lengthof(types), types, values);
 	body = mr_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	return body;
@@ -175,21 +179,15 @@ own_body(const MrChannel *channel, const Unit *unit)
 }
 
 /*
- * What a unit sends, in one or more parts as text[].  An expression that fails on its data fails
+ * What a unit sends, in one or more parts as char *.  An expression that fails on its data fails
  * for this unit only: then *error says why, and the parts hold the message itself.
  */
-static Datum
+static List *
 make_payloads(const MrChannel *channel, const Unit *unit, char **error)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	char *volatile body = NULL;
-	List *parts;
-	Datum *values;
-	bool *nulls;
-	ListCell *cell;
-	int dims;
-	int lower = 1;
 
 	*error = NULL;
 	if (!channel->has_message)
@@ -228,22 +226,8 @@ make_payloads(const MrChannel *channel, const Unit *unit, char **error)
 			*error = pstrdup("the channel's message expression gives NULL");
 	}
 
-	if (body != NULL && channel->kind == MR_CHANNEL_TELEGRAM)
-		parts = mr_text_split(body);
-	else
-		parts = list_make1(body);
-	dims = list_length(parts);
-	values = palloc(sizeof(Datum) * dims);
-	nulls = palloc(sizeof(bool) * dims);
-	foreach(cell, parts)
-	{
-		int i = foreach_current_index(cell);
-
-		nulls[i] = lfirst(cell) == NULL;
-		values[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(lfirst(cell));
-	}
-	return PointerGetDatum(
-		construct_md_array(values, nulls, 1, &dims, &lower, TEXTOID, -1, false, TYPALIGN_INT));
+	return body != NULL && channel->kind == MR_CHANNEL_TELEGRAM ? mr_text_split(body)
+																: list_make1(body);
 }
 
 char *
@@ -317,6 +301,11 @@ in_batches(const MrChannel *channel)
 	return channel->kind >= MR_CHANNEL_KAFKA;
 }
 
+#define CLAIM_AGAIN(which) \
+	"UPDATE millrace.delivery d SET state = 'claimed', claimant = $1, next_at = NULL " \
+	"WHERE d.id = ANY (ARRAY(SELECT r.id FROM millrace.delivery r " \
+	"WHERE r.channel_id = $2 AND r.state = 'ready' " which " LIMIT $3)) RETURNING " RETURNED
+
 /*
  * Claims deliveries that are to be tried again: those that are due; in batches all of them, in
  * their order.
@@ -324,15 +313,20 @@ in_batches(const MrChannel *channel)
 static List *
 claim_again(MrChannel *channel, int at_most)
 {
+	static const Oid types[] = {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID};
+	static MrStatement *in_order = NULL;
+	static MrStatement *due = NULL;
+	Datum values[] = {Int64GetDatum(claimant), Int32GetDatum(channel->id), Int32GetDatum(at_most),
+					  TimestampTzGetDatum(GetCurrentTimestamp())};
 	List *claimed = NIL;
-	uint64 n =
-		mr_sql("UPDATE millrace.delivery d SET state = 'claimed', claimant = " INT64_FORMAT
-			   ", next_at = NULL WHERE d.id = ANY (ARRAY(SELECT r.id FROM millrace.delivery r "
-			   "WHERE r.channel_id = %d AND r.state = 'ready'%s LIMIT %d)) RETURNING " RETURNED,
-			   claimant, channel->id,
-			   in_batches(channel) ? " ORDER BY r.send_no, r.id"
-								   : " AND r.next_at <= clock_timestamp() ORDER BY r.next_at, r.id",
-			   at_most);
+	uint64 n;
+
+	if (in_batches(channel))
+		n = mr_statement_by_index(&in_order, CLAIM_AGAIN("ORDER BY r.send_no, r.id"), 3, types,
+								  values);
+	else
+		n = mr_statement_by_index(&due, CLAIM_AGAIN("AND r.next_at <= $4 ORDER BY r.next_at, r.id"),
+								  lengthof(types), types, values);
 
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -346,157 +340,217 @@ claim_again(MrChannel *channel, int at_most)
 	return claimed;
 }
 
-/* Writes a new delivery; NULL when it is a dead letter from the start. */
-static MrDelivery *
-add_delivery(MrChannel *channel, const Unit *unit)
+/* Writes new deliveries; returns those that are not dead letters from the start. */
+static List *
+add_deliveries(MrChannel *channel, Unit **units, int n)
 {
-	static const Oid types[] = {INT8OID, INT4OID, TEXTOID,        INT8OID,       TEXTARRAYOID,
-								INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	/* Parts of all of them stand in one array, of which each takes its own. */
+	static const Oid types[] = {INT4OID,
+								INT8OID,
+								INT8ARRAYOID,
+								TEXTARRAYOID,
+								INT8ARRAYOID,
+								INT4ARRAYOID,
+								INT4ARRAYOID,
+								TEXTARRAYOID,
+								INT8ARRAYOID,
+								TIMESTAMPTZARRAYOID,
+								TIMESTAMPTZARRAYOID};
 	static MrStatement *insert = NULL;
-	MrDelivery *delivery = NULL;
-	char *error;
+	MrArray *ids = mr_array_create(INT8OID, n);
+	MrArray *keys = mr_array_create(TEXTOID, n);
+	MrArray *counts = mr_array_create(INT8OID, n);
+	MrArray *firsts = mr_array_create(INT4OID, n);
+	MrArray *lasts = mr_array_create(INT4OID, n);
+	MrArray *parts = mr_array_create(TEXTOID, n);
+	MrArray *send_nos = mr_array_create(INT8OID, n);
+	MrArray *created = mr_array_create(TIMESTAMPTZOID, n);
+	MrArray *not_after = mr_array_create(TIMESTAMPTZOID, n);
+	char **errors = palloc0(sizeof(char *) * Max(n, 1));
+	List *claimed = NIL;
 	Datum values[lengthof(types)];
-	char nulls[] = "         ";
 
-	if (insert == NULL)
+	if (n == 0)
+		return NIL;
+	for (int i = 0; i < n; i++)
 	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		const Unit *unit = units[i];
+		MrDelivery *delivery = palloc0(sizeof(MrDelivery));
+		List *payloads = make_payloads(channel, unit, &errors[i]);
+		ListCell *cell;
 
-		insert = mr_statement_create(
-			"INSERT INTO millrace.delivery AS d (id, channel_id, key, messages, payloads, claimant, "
-			"send_no, created_at, not_after) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
-			"RETURNING " RETURNED,
-			lengthof(types), types);
-		MemoryContextSwitchTo(old);
+		delivery->channel = channel;
+		delivery->id = unit->id;
+		delivery->key = unit->key;
+		delivery->part = 1;
+		delivery->parts = list_length(payloads);
+		delivery->payload = linitial(payloads);
+		delivery->created_at = unit->created_at;
+		delivery->retry_after = -1;
+		if (channel->kind == MR_CHANNEL_KAFKA && errors[i] == NULL)
+			delivery->send_no = ++channel->send_no;
+
+		mr_array_add(ids, Int64GetDatum(unit->id), false);
+		mr_array_add(keys, CStringGetTextDatum(unit->key), false);
+		mr_array_add(counts, Int64GetDatum(unit->count), false);
+		mr_array_add(firsts, Int32GetDatum(mr_array_length(parts) + 1), false);
+		foreach(cell, payloads)
+			mr_array_add_text(parts, lfirst(cell));
+		mr_array_add(lasts, Int32GetDatum(mr_array_length(parts)), false);
+		mr_array_add(send_nos, Int64GetDatum(delivery->send_no), delivery->send_no == 0);
+		mr_array_add(created, TimestampTzGetDatum(unit->created_at), false);
+		mr_array_add(not_after, TimestampTzGetDatum(unit->not_after), !unit->expires);
+		if (errors[i] == NULL)
+			claimed = lappend(claimed, delivery);
 	}
-	values[0] = Int64GetDatum(unit->id);
-	values[1] = Int32GetDatum(channel->id);
-	values[2] = CStringGetTextDatum(unit->key);
-	values[3] = Int64GetDatum(unit->count);
-	values[4] = make_payloads(channel, unit, &error);
-	values[5] = Int64GetDatum(claimant);
-	nulls[6] = channel->kind == MR_CHANNEL_KAFKA && error == NULL ? ' ' : 'n';
-	values[6] = Int64GetDatum(nulls[6] == ' ' ? ++channel->send_no : 0);
-	values[7] = TimestampTzGetDatum(unit->created_at);
-	nulls[8] = unit->expires ? ' ' : 'n';
-	values[8] = TimestampTzGetDatum(unit->not_after);
-	(void) mr_statement_run(insert, values, nulls);
-	if (error == NULL)
-		delivery = read_delivery(channel, 0);
-	SPI_freetuptable(SPI_tuptable);
-	if (error != NULL)
-		(void) mr_sql("SELECT millrace_internal.bury_delivery(" INT64_FORMAT ", %s)", unit->id,
-					  quote_literal_cstr(error));
-	return delivery;
+	values[0] = Int32GetDatum(channel->id);
+	values[1] = Int64GetDatum(claimant);
+	values[2] = mr_array_datum(ids);
+	values[3] = mr_array_datum(keys);
+	values[4] = mr_array_datum(counts);
+	values[5] = mr_array_datum(firsts);
+	values[6] = mr_array_datum(lasts);
+	values[7] = mr_array_datum(parts);
+	values[8] = mr_array_datum(send_nos);
+	values[9] = mr_array_datum(created);
+	values[10] = mr_array_datum(not_after);
+	(void) mr_statement_by_index(
+		&insert,
+		"INSERT INTO millrace.delivery (id, channel_id, key, messages, payloads, claimant, send_no, "
+		"created_at, not_after) SELECT u.id, $1, u.key, u.messages, ($8)[u.first : u.last], $2, "
+		"u.send_no, u.created_at, u.not_after FROM unnest($3, $4, $5, $6, $7, $9, $10, $11) "
+		"AS u (id, key, messages, first, last, send_no, created_at, not_after)",
+		lengthof(types), types, values);
+	for (int i = 0; i < n; i++)
+	{
+		if (errors[i] != NULL)
+			(void) mr_sql("SELECT millrace_internal.bury_delivery(" INT64_FORMAT ", %s)",
+						  units[i]->id, quote_literal_cstr(errors[i]));
+	}
+	return claimed;
 }
 
-/* A unit of one message, which a function of delivery.sql has found. */
+static int
+by_message(const void *a, const void *b)
+{
+	int64 left = (*(Unit *const *) a)->message_id;
+	int64 right = (*(Unit *const *) b)->message_id;
+
+	return left < right ? -1 : left > right;
+}
+
+/* Takes messages, each for a delivery of its own; their units are in the order of the messages. */
+static int
+claim_messages(const MrArray *ids, Unit **units)
+{
+	static const Oid types[] = {INT8ARRAYOID};
+	static MrStatement *update = NULL;
+	Datum values[] = {mr_array_datum(ids)};
+	uint64 n = mr_statement_by_index(&update,
+									 "UPDATE millrace.outbox_message m SET state = 'claimed', "
+									 "delivery_id = nextval('millrace.delivery_id_seq') "
+									 "WHERE m.id = ANY ($1) RETURNING m.id, m.key, "
+									 "m.alert_id IS NOT NULL, m.message, m.created_at, "
+									 "m.not_after, m.delivery_id",
+									 lengthof(types), types, values);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		Unit *unit = units[i] = palloc0(sizeof(Unit));
+		Datum message;
+		bool isnull;
+		int one = 1;
+
+		unit->message_id = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+		unit->key = mr_sql_text(i, 2);
+		unit->alert = DatumGetBool(mr_sql_value(i, 3, &isnull));
+		message = mr_sql_value(i, 4, &isnull);
+		if (!isnull)
+		{
+			message = PointerGetDatum(PG_DETOAST_DATUM_COPY(message));
+			unit->json = TextDatumGetCString(message);
+		}
+		unit->messages = PointerGetDatum(
+			construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
+		unit->count = 1;
+		unit->created_at = DatumGetTimestampTz(mr_sql_value(i, 5, &isnull));
+		unit->not_after = DatumGetTimestampTz(mr_sql_value(i, 6, &isnull));
+		unit->expires = !isnull;
+		unit->id = DatumGetInt64(mr_sql_value(i, 7, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	qsort(units, n, sizeof(Unit *), by_message);
+	return (int) n;
+}
+
+/* Takes what may be sent now of a group, for one delivery. */
 static Unit *
-read_unit(uint64 row, char **group)
+claim_group(const MrChannel *channel, char *key, const char *group, bool alert)
 {
 	Unit *unit = palloc0(sizeof(Unit));
-	Datum message;
 	bool isnull;
-	int one = 1;
 
-	unit->key = mr_sql_text(row, 2);
-	*group = mr_sql_text(row, 3);
-	unit->alert = DatumGetBool(mr_sql_value(row, 4, &isnull));
-	message = mr_sql_value(row, 5, &isnull);
-	if (!isnull)
-	{
-		message = PointerGetDatum(PG_DETOAST_DATUM_COPY(message));
-		unit->json = TextDatumGetCString(message);
-	}
-	unit->messages = PointerGetDatum(
-		construct_md_array(&message, &isnull, 1, &one, &one, JSONOID, -1, false, TYPALIGN_INT));
-	unit->count = 1;
-	unit->created_at = DatumGetTimestampTz(mr_sql_value(row, 6, &isnull));
-	unit->not_after = DatumGetTimestampTz(mr_sql_value(row, 7, &isnull));
+	(void) mr_sql("SELECT g.*, d.id FROM nextval('millrace.delivery_id_seq') AS d (id), "
+				  "millrace_internal.claim_group(%d, %s, d.id, %d) AS g",
+				  channel->id, quote_literal_cstr(group), channel->digest_above);
+	unit->key = key;
+	unit->alert = alert;
+	unit->messages = PointerGetDatum(PG_DETOAST_DATUM_COPY(mr_sql_value(0, 1, &isnull)));
+	unit->count = DatumGetInt64(mr_sql_value(0, 2, &isnull));
+	unit->created_at = DatumGetTimestampTz(mr_sql_value(0, 3, &isnull));
+	unit->not_after = DatumGetTimestampTz(mr_sql_value(0, 4, &isnull));
 	unit->expires = !isnull;
-	unit->id = DatumGetInt64(mr_sql_value(row, 8, &isnull));
+	unit->id = DatumGetInt64(mr_sql_value(0, 5, &isnull));
+	SPI_freetuptable(SPI_tuptable);
 	return unit;
 }
 
-#define UNIT \
-	"m.id, m.key, m.group_by, m.alert_id IS NOT NULL, m.message, m.created_at, m.not_after, " \
-	"nextval('millrace.delivery_id_seq'::regclass)"
-
-/* Marks messages as those of deliveries. */
-static void
-mark_claimed(Datum *ids, Datum *numbers, int n)
-{
-	static const Oid types[] = {INT8ARRAYOID, INT8ARRAYOID};
-	static MrStatement *update = NULL;
-	Datum values[lengthof(types)];
-
-	if (update == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		update =
-			mr_statement_create("UPDATE millrace.outbox_message m SET state = 'claimed', "
-								"delivery_id = u.delivery FROM unnest($1, $2) AS u (id, delivery) "
-								"WHERE m.id = u.id",
-								lengthof(types), types);
-		MemoryContextSwitchTo(old);
-	}
-	values[0] = PointerGetDatum(
-		construct_array(ids, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	values[1] = PointerGetDatum(
-		construct_array(numbers, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	(void) mr_statement_run(update, values, NULL);
-}
-
-/* Makes deliveries of messages: those that SPI has just found. */
+/*
+ * Makes deliveries of messages: those that SPI has just found, as next_messages() returns them.
+ */
 static List *
 claim_found(MrChannel *channel, uint64 n, List *claimed)
 {
 	SPITupleTable *found = SPI_tuptable;
 	Unit **units = palloc(sizeof(Unit *) * Max(n, 1));
-	char **groups = palloc(sizeof(char *) * Max(n, 1));
-	Datum *ids = palloc(sizeof(Datum) * Max(n, 1));
-	Datum *numbers = palloc(sizeof(Datum) * Max(n, 1));
-	int nsingle = 0;
+	MrArray *ids = mr_array_create(INT8OID, (int) n);
+	uint64 *grouped = palloc(sizeof(uint64) * Max(n, 1));
+	int ngrouped = 0;
+	int nunits = 0;
 
+	if (n == 0)
+	{
+		SPI_freetuptable(found);
+		return claimed;
+	}
 	for (uint64 i = 0; i < n; i++)
+	{
+		Datum id;
+		bool isnull;
+
+		(void) mr_sql_value(i, 3, &isnull);
+		if (!isnull)
+			grouped[ngrouped++] = i;
+		else
+		{
+			id = mr_sql_value(i, 1, &isnull);
+			mr_array_add(ids, id, false);
+		}
+	}
+	if (mr_array_length(ids) > 0)
+		nunits = claim_messages(ids, units);
+	for (int i = 0; i < ngrouped; i++)
 	{
 		bool isnull;
 
-		units[i] = read_unit(i, &groups[i]);
-		if (in_batches(channel))
-			groups[i] = NULL;
-		if (groups[i] != NULL)
-			continue;
-		ids[nsingle] = Int64GetDatum(DatumGetInt64(mr_sql_value(i, 1, &isnull)));
-		numbers[nsingle++] = Int64GetDatum(units[i]->id);
+		SPI_tuptable = found;
+		units[nunits++] = claim_group(channel, mr_sql_text(grouped[i], 2),
+									  mr_sql_text(grouped[i], 3),
+									  DatumGetBool(mr_sql_value(grouped[i], 4, &isnull)));
 	}
 	SPI_freetuptable(found);
-	if (nsingle > 0)
-		mark_claimed(ids, numbers, nsingle);
-	for (uint64 i = 0; i < n; i++)
-	{
-		Unit *unit = units[i];
-		MrDelivery *delivery;
-		bool isnull;
-
-		if (groups[i])
-		{
-			(void) mr_sql(
-				"SELECT * FROM millrace_internal.claim_group(%d, %s, " INT64_FORMAT ", %d)",
-				channel->id, quote_literal_cstr(groups[i]), unit->id, channel->digest_above);
-			unit->messages = PointerGetDatum(PG_DETOAST_DATUM_COPY(mr_sql_value(0, 1, &isnull)));
-			unit->count = DatumGetInt64(mr_sql_value(0, 2, &isnull));
-			unit->created_at = DatumGetTimestampTz(mr_sql_value(0, 3, &isnull));
-			unit->not_after = DatumGetTimestampTz(mr_sql_value(0, 4, &isnull));
-			unit->expires = !isnull;
-			SPI_freetuptable(SPI_tuptable);
-		}
-		delivery = add_delivery(channel, unit);
-		if (delivery)
-			claimed = lappend(claimed, delivery);
-	}
-	if (channel->kind == MR_CHANNEL_KAFKA && n > 0)
+	claimed = list_concat(claimed, add_deliveries(channel, units, nunits));
+	if (channel->kind == MR_CHANNEL_KAFKA)
 		(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
 					  " WHERE s.channel_id = %d",
 					  channel->send_no, channel->id);
@@ -507,7 +561,11 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 static List *
 claim_new(MrChannel *channel, int at_most)
 {
+	static const Oid types[] = {INT4OID, INT4OID, INT4OID};
+	static MrStatement *next = NULL;
+	static MrStatement *waiting = NULL;
 	static HTAB *cursors = NULL; /* where next_keys() goes on, by channel */
+	Datum values[] = {Int32GetDatum(channel->id), Int32GetDatum(at_most), 0};
 	List *claimed;
 	uint64 n;
 	int among;
@@ -516,18 +574,26 @@ claim_new(MrChannel *channel, int at_most)
 		return NIL;
 	if (in_batches(channel))
 	{
-		n = mr_sql("SELECT " UNIT " FROM (SELECT m.* FROM millrace.outbox_message m "
-				   "WHERE m.channel_id = %d AND m.state = 'waiting' ORDER BY m.id LIMIT %d) AS m",
-				   channel->id, at_most);
+		static MrStatement *batch = NULL;
+
+		n = mr_statement_by_index(
+			&batch,
+			"SELECT m.id, m.key, NULL::text, NULL::boolean FROM millrace.outbox_message m "
+			"WHERE m.channel_id = $1 AND m.state = 'waiting' ORDER BY m.id LIMIT $2",
+			2, types, values);
 		return claim_found(channel, n, NIL);
 	}
 	among = Max(at_most * AMONG, 200);
-	n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_messages(%d, %d, %d) m", channel->id,
-			   at_most, among);
+	values[2] = Int32GetDatum(among);
+	n = mr_statement_by_index(&next, "SELECT * FROM millrace_internal.next_messages($1, $2, $3)",
+							  lengthof(types), types, values);
 	claimed = claim_found(channel, n, NIL);
-	if (n < at_most && mr_sql("SELECT FROM millrace.outbox_message m WHERE m.channel_id = %d "
-							  "AND m.state = 'waiting' ORDER BY m.id LIMIT %d",
-							  channel->id, among) == among)
+	values[1] = values[2];
+	if (n < at_most &&
+		mr_statement_by_index(&waiting,
+							  "SELECT FROM millrace.outbox_message m WHERE m.channel_id = $1 "
+							  "AND m.state = 'waiting' ORDER BY m.id LIMIT $2",
+							  2, types, values) == among)
 	{
 		struct
 		{
@@ -545,13 +611,26 @@ claim_new(MrChannel *channel, int at_most)
 		cursor = hash_search(cursors, &channel->id, HASH_ENTER, &found);
 		if (!found)
 			cursor->key = MemoryContextStrdup(TopMemoryContext, "");
-		n = mr_sql("SELECT " UNIT " FROM millrace_internal.next_keys(%d, %s, %d) m", channel->id,
+		n = mr_sql("SELECT * FROM millrace_internal.next_keys(%d, %s, %d)", channel->id,
 				   quote_literal_cstr(cursor->key), at_most - (int) n);
 		pfree(cursor->key);
 		cursor->key = MemoryContextStrdup(TopMemoryContext, n > 0 ? mr_sql_text(n - 1, 2) : "");
 		claimed = claim_found(channel, n, claimed);
 	}
 	return claimed;
+}
+
+/* Takes out of the outbox what is not to be sent any more. */
+static void
+thin_out(const MrChannel *channel)
+{
+	static const Oid types[] = {INT4OID, TEXTOID};
+	static MrStatement *statement = NULL;
+	Datum values[] = {Int32GetDatum(channel->id),
+					  CStringGetTextDatum(mr_channel_kinds[channel->kind])};
+
+	(void) mr_statement_by_index(&statement, "SELECT millrace_internal.thin_out($1, $2)",
+								 lengthof(types), types, values);
 }
 
 /*
@@ -581,8 +660,7 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1);
 		return NIL;
 	}
-	(void) mr_sql("SELECT millrace_internal.thin_out(%d, '%s')", channel->id,
-				  mr_channel_kinds[channel->kind]);
+	thin_out(channel);
 
 	if (in_batches(channel))
 	{
@@ -629,11 +707,17 @@ note_problem(const MrChannel *channel, const ErrorData *error)
 static bool
 lock_channel(MrChannel *channel, int *in_flight, TimestampTz *not_before)
 {
+	static const Oid types[] = {INT4OID};
+	static MrStatement *lock = NULL;
+	static MrStatement *count = NULL;
+	Datum id = Int32GetDatum(channel->id);
 	bool isnull;
-	bool locked = mr_sql("SELECT s.failures, s.send_no, coalesce(s.not_before, '-infinity') "
-						 "FROM millrace.channel_state s WHERE s.channel_id = %d "
-						 "FOR NO KEY UPDATE SKIP LOCKED",
-						 channel->id) > 0;
+	bool locked =
+		mr_statement_by_index(&lock,
+							  "SELECT s.failures, s.send_no, coalesce(s.not_before, '-infinity') "
+							  "FROM millrace.channel_state s WHERE s.channel_id = $1 "
+							  "FOR NO KEY UPDATE SKIP LOCKED",
+							  lengthof(types), types, &id) > 0;
 
 	if (locked)
 	{
@@ -644,9 +728,11 @@ lock_channel(MrChannel *channel, int *in_flight, TimestampTz *not_before)
 	SPI_freetuptable(SPI_tuptable);
 	if (!locked)
 		return false;
-	(void) mr_sql("SELECT count(*)::integer FROM millrace.delivery d "
-				  "WHERE d.channel_id = %d AND d.state = 'claimed'",
-				  channel->id);
+	(void) mr_statement_by_index(
+		&count,
+		"SELECT count(*)::integer FROM millrace.delivery d "
+		"WHERE d.channel_id = $1 AND d.state = 'claimed' AND d.next_at IS NULL",
+		lengthof(types), types, &id);
 	*in_flight = DatumGetInt32(mr_sql_value(0, 1, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return true;
@@ -713,6 +799,32 @@ warn_of_fenced(const MrChannel *channel)
 			 errhint("When it does not, call millrace.adopt().")));
 }
 
+/* Finds the channels of these kinds of which something waits; returns how many. */
+static uint64
+find_channels(const char *kinds)
+{
+	static const Oid types[] = {TEXTOID};
+	static MrStatement *statement = NULL;
+	static char *sql = NULL;
+	Datum values[] = {CStringGetTextDatum(kinds)};
+
+	if (sql == NULL)
+		sql = MemoryContextStrdup(
+			TopMemoryContext,
+			psprintf(
+				"SELECT %s, millrace_internal.may_send(c), w.waiting IS NOT NULL, "
+				"coalesce(r.due, 'infinity') "
+				"FROM millrace.channel c JOIN millrace.channel_state s ON s.channel_id = c.id "
+				"CROSS JOIN LATERAL (SELECT min(m.id) AS waiting FROM millrace.outbox_message m "
+				"WHERE m.channel_id = c.id AND m.state = 'waiting') AS w "
+				"CROSS JOIN LATERAL (SELECT min(d.next_at) AS due FROM millrace.delivery d "
+				"WHERE d.channel_id = c.id AND d.state = 'ready') AS r "
+				"WHERE c.kind = ANY ($1::text[]) AND (w.waiting IS NOT NULL OR r.due IS NOT NULL) "
+				"ORDER BY c.id",
+				mr_channel_columns));
+	return mr_statement_by_index(&statement, sql, lengthof(types), types, values);
+}
+
 List *
 mr_claim(MrDeliveryClass class, long *wait)
 {
@@ -745,14 +857,7 @@ mr_claim(MrDeliveryClass class, long *wait)
 		release_orphans(kinds);
 		looked_for_orphans = now;
 	}
-	n = mr_sql("SELECT %s, millrace_internal.may_send(c), w.waiting, coalesce(r.due, 'infinity') "
-			   "FROM millrace.channel c JOIN millrace.channel_state s ON s.channel_id = c.id "
-			   "CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM millrace.outbox_message m "
-			   "WHERE m.channel_id = c.id AND m.state = 'waiting') AS waiting) AS w "
-			   "CROSS JOIN LATERAL (SELECT min(d.next_at) AS due FROM millrace.delivery d "
-			   "WHERE d.channel_id = c.id AND d.state = 'ready') AS r "
-			   "WHERE c.kind = ANY ('%s') AND (w.waiting OR r.due IS NOT NULL) ORDER BY c.id",
-			   mr_channel_columns, kinds);
+	n = find_channels(kinds);
 	for (uint64 i = 0; i < n; i++)
 	{
 		MrChannel *channel = mr_channel_read(i);

@@ -70,16 +70,21 @@ COMMENT ON FUNCTION millrace_internal.may_send(millrace.channel) IS 'whether a c
 CREATE FUNCTION millrace_internal.thin_out(channel integer, kind text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now timestamptz := clock_timestamp();
+    late bigint[];
 BEGIN
-    UPDATE millrace.outbox_message m SET state = 'expired' WHERE m.channel_id = channel AND m.state = 'waiting' AND m.not_after < clock_timestamp();
-    WITH late AS (UPDATE millrace.delivery d SET state = 'expired', done_at = clock_timestamp(), next_at = NULL
-                  WHERE d.channel_id = channel AND d.state = 'ready' AND d.not_after < clock_timestamp() RETURNING d.id)
-    UPDATE millrace.outbox_message m SET state = 'expired' FROM late WHERE m.delivery_id = late.id;
+    UPDATE millrace.outbox_message m SET state = 'expired' WHERE m.channel_id = channel AND m.state = 'waiting' AND m.not_after < now;
+    WITH expired AS (UPDATE millrace.delivery d SET state = 'expired', done_at = now, next_at = NULL
+                     WHERE d.channel_id = channel AND d.state = 'ready' AND d.not_after < now RETURNING d.id)
+    SELECT array_agg(e.id) INTO late FROM expired e;
+    IF late IS NOT NULL THEN
+        UPDATE millrace.outbox_message m SET state = 'expired' WHERE m.delivery_id = ANY (late);
+    END IF;
     IF kind = 'redis' THEN
         UPDATE millrace.outbox_message m SET state = 'superseded'
         WHERE m.channel_id = channel AND m.state = 'waiting'
-          AND EXISTS (SELECT FROM millrace.outbox_message n
-                      WHERE n.channel_id = channel AND n.key = m.key AND n.state = 'waiting' AND n.id > m.id);
+          AND m.id < (SELECT max(n.id) FROM millrace.outbox_message n WHERE n.channel_id = channel AND n.key = m.key AND n.state = 'waiting');
     END IF;
 END
 $$;
@@ -87,22 +92,30 @@ COMMENT ON FUNCTION millrace_internal.thin_out(integer, text) IS 'takes messages
 
 -- The first messages that may be sent next: of each key the oldest, unless one of that key is being sent; of each group the
 -- oldest of all.  Looks among so many that wait, so that a long queue of one key costs the others nothing.
-CREATE FUNCTION millrace_internal.next_messages(channel integer, at_most integer, among integer) RETURNS SETOF millrace.outbox_message
-LANGUAGE sql
+-- (A query that is asked for each row finds it in the index, whatever the planner thinks of the table's size.)
+CREATE FUNCTION millrace_internal.next_messages(channel integer, at_most integer, among integer)
+    RETURNS TABLE (id bigint, key text, group_by text, alert boolean)
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT (u.m).* FROM (
-        SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f AS m
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT u.* FROM (
+        SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f.*
         FROM (SELECT DISTINCT ON (w.key) w.*
-              FROM (SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT among) AS w
+              FROM (SELECT m.id, m.key, m.group_by, m.alert_id IS NOT NULL AS alert
+                    FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.state = 'waiting' ORDER BY m.id LIMIT among) AS w
               ORDER BY w.key, w.id) AS f
-        WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
+        WHERE (SELECT b.id FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed' LIMIT 1) IS NULL
         ORDER BY coalesce('g' || f.group_by, 'm' || f.id), f.id) AS u
-    ORDER BY (u.m).id LIMIT at_most
+    ORDER BY u.id LIMIT at_most;
+END
 $$;
 COMMENT ON FUNCTION millrace_internal.next_messages(integer, integer, integer) IS 'messages of different keys and groups that may be sent next, the oldest first';
 
 -- The same from the keys after one, in their order, when most of those are of keys that have to wait.
-CREATE FUNCTION millrace_internal.next_keys(channel integer, after text, at_most integer) RETURNS SETOF millrace.outbox_message
+CREATE FUNCTION millrace_internal.next_keys(channel integer, after text, at_most integer)
+    RETURNS TABLE (id bigint, key text, group_by text, alert boolean)
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE keys AS (
@@ -112,13 +125,14 @@ SET search_path = pg_catalog, pg_temp AS $$
         SELECT (SELECT m.key FROM millrace.outbox_message m
                 WHERE m.channel_id = channel AND m.state = 'waiting' AND m.key > k.key ORDER BY m.key LIMIT 1), k.n + 1
         FROM keys k WHERE k.key IS NOT NULL AND k.n < 2000)
-    SELECT (u.m).* FROM (
-        SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f AS m
+    SELECT u.* FROM (
+        SELECT DISTINCT ON (coalesce('g' || f.group_by, 'm' || f.id)) f.*
         FROM keys k CROSS JOIN LATERAL (
-            SELECT m.* FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.key = k.key AND m.state = 'waiting' ORDER BY m.id LIMIT 1) AS f
-        WHERE NOT EXISTS (SELECT FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed')
+            SELECT m.id, m.key, m.group_by, m.alert_id IS NOT NULL AS alert
+            FROM millrace.outbox_message m WHERE m.channel_id = channel AND m.key = k.key AND m.state = 'waiting' ORDER BY m.id LIMIT 1) AS f
+        WHERE (SELECT b.id FROM millrace.outbox_message b WHERE b.channel_id = channel AND b.key = f.key AND b.state = 'claimed' LIMIT 1) IS NULL
         ORDER BY coalesce('g' || f.group_by, 'm' || f.id), f.id) AS u
-    ORDER BY (u.m).key LIMIT at_most
+    ORDER BY u.key LIMIT at_most
 $$;
 COMMENT ON FUNCTION millrace_internal.next_keys(integer, text, integer) IS 'messages that may be sent next, of the keys after one';
 

@@ -477,28 +477,14 @@ finish(MrHttpRequest *request, CURLcode code)
 	request->answer[request->length] = '\0';
 }
 
-MrHttpRequest *
-mr_http_finished(void)
+/* Does what sockets and the clock allow now. */
+static void
+do_io(void)
 {
-	MrHttpRequest *request = NULL;
 	struct epoll_event events[64];
-	CURLMsg *message;
-	sigset_t all;
-	sigset_t before;
 	int running;
-	int left;
 	int n;
 
-	if (unsent != NIL)
-	{
-		request = linitial(unsent);
-		unsent = list_delete_first(unsent);
-		return request;
-	}
-	if (multi == NULL)
-		return NULL;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
 	if (timer != 0 && timer <= GetCurrentTimestamp())
 	{
 		timer = 0;
@@ -517,10 +503,20 @@ mr_http_finished(void)
 			what |= CURL_CSELECT_ERR;
 		curl_multi_socket_action(multi, events[i].data.fd, what, &running);
 	}
-	while (request == NULL && (message = curl_multi_info_read(multi, &left)) != NULL)
+}
+
+/* A request that has ended, of those that libcurl has told of; NULL: none. */
+static MrHttpRequest *
+next_finished(void)
+{
+	CURLMsg *message;
+	int left;
+
+	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
 		CURLcode code = message->data.result;
 		void *private = NULL;
+		MrHttpRequest *request;
 
 		if (message->msg != CURLMSG_DONE)
 			continue;
@@ -528,6 +524,33 @@ mr_http_finished(void)
 		request = private;
 		finish(request, code);
 		release(request);
+		return request;
+	}
+	return NULL;
+}
+
+MrHttpRequest *
+mr_http_finished(void)
+{
+	MrHttpRequest *request = NULL;
+	sigset_t all;
+	sigset_t before;
+
+	if (unsent != NIL)
+	{
+		request = linitial(unsent);
+		unsent = list_delete_first(unsent);
+		return request;
+	}
+	if (multi == NULL)
+		return NULL;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	request = next_finished();
+	if (request == NULL)
+	{
+		do_io();
+		request = next_finished();
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return request;

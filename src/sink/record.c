@@ -42,39 +42,73 @@ next_attempt(const MrDelivery *delivery, TimestampTz now)
 			   : TimestampTzPlusMilliseconds(now, backoff(delivery->attempts));
 }
 
-/* Writes the row of an attempt. */
-static void
-write_attempt(const MrDelivery *delivery, const char *outcome, TimestampTz next_at)
+/* Rows of attempts, until they are written together. */
+typedef struct Attempts
 {
-	static const Oid types[] = {INT8OID, INT4OID, INT4OID, TIMESTAMPTZOID, FLOAT8OID,
-								TEXTOID, INT4OID, TEXTOID, TIMESTAMPTZOID};
+	MrArray *delivery;
+	MrArray *part;
+	MrArray *no;
+	MrArray *at;
+	MrArray *seconds;
+	MrArray *outcome;
+	MrArray *status;
+	MrArray *error;
+	MrArray *next_at;
+} Attempts;
+
+/* Makes room for rows of attempts. */
+static void
+begin_attempts(Attempts *attempts, int expected)
+{
+	attempts->delivery = mr_array_create(INT8OID, expected);
+	attempts->part = mr_array_create(INT4OID, expected);
+	attempts->no = mr_array_create(INT4OID, expected);
+	attempts->at = mr_array_create(TIMESTAMPTZOID, expected);
+	attempts->seconds = mr_array_create(FLOAT8OID, expected);
+	attempts->outcome = mr_array_create(TEXTOID, expected);
+	attempts->status = mr_array_create(INT4OID, expected);
+	attempts->error = mr_array_create(TEXTOID, expected);
+	attempts->next_at = mr_array_create(TIMESTAMPTZOID, expected);
+}
+
+/* Keeps the row of an attempt. */
+static void
+add_attempt(Attempts *attempts, const MrDelivery *delivery, const char *outcome,
+			TimestampTz next_at)
+{
+	mr_array_add(attempts->delivery, Int64GetDatum(delivery->id), false);
+	mr_array_add(attempts->part, Int32GetDatum(delivery->part), false);
+	mr_array_add(attempts->no, Int32GetDatum(delivery->attempts), false);
+	mr_array_add(attempts->at, TimestampTzGetDatum(delivery->at), false);
+	mr_array_add(attempts->seconds, Float8GetDatum(delivery->seconds), false);
+	mr_array_add_text(attempts->outcome, outcome);
+	mr_array_add(attempts->status, Int32GetDatum(delivery->status), delivery->status == 0);
+	mr_array_add_text(attempts->error, delivery->error);
+	mr_array_add(attempts->next_at, TimestampTzGetDatum(next_at), next_at == 0);
+}
+
+/* Writes the rows of attempts. */
+static void
+write_attempts(const Attempts *attempts)
+{
+	static const Oid types[] = {INT8ARRAYOID,        INT4ARRAYOID,   INT4ARRAYOID,
+								TIMESTAMPTZARRAYOID, FLOAT8ARRAYOID, TEXTARRAYOID,
+								INT4ARRAYOID,        TEXTARRAYOID,   TIMESTAMPTZARRAYOID};
 	static MrStatement *insert = NULL;
-	Datum values[lengthof(types)];
-	char nulls[] = "         ";
+	Datum values[] = {mr_array_datum(attempts->delivery), mr_array_datum(attempts->part),
+					  mr_array_datum(attempts->no),       mr_array_datum(attempts->at),
+					  mr_array_datum(attempts->seconds),  mr_array_datum(attempts->outcome),
+					  mr_array_datum(attempts->status),   mr_array_datum(attempts->error),
+					  mr_array_datum(attempts->next_at)};
 
-	if (insert == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		insert = mr_statement_create("INSERT INTO millrace.attempt (delivery_id, part, no, at, "
-									 "seconds, outcome, status, error, next_at) "
-									 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-									 lengthof(types), types);
-		MemoryContextSwitchTo(old);
-	}
-	values[0] = Int64GetDatum(delivery->id);
-	values[1] = Int32GetDatum(delivery->part);
-	values[2] = Int32GetDatum(delivery->attempts);
-	values[3] = TimestampTzGetDatum(delivery->at);
-	values[4] = Float8GetDatum(delivery->seconds);
-	values[5] = CStringGetTextDatum(outcome);
-	values[6] = Int32GetDatum(delivery->status);
-	nulls[6] = delivery->status ? ' ' : 'n';
-	nulls[7] = delivery->error ? ' ' : 'n';
-	values[7] = delivery->error ? CStringGetTextDatum(delivery->error) : (Datum) 0;
-	nulls[8] = next_at ? ' ' : 'n';
-	values[8] = TimestampTzGetDatum(next_at);
-	(void) mr_statement_run(insert, values, nulls);
+	if (mr_array_length(attempts->delivery) == 0)
+		return;
+	(void) mr_statement_by_index(
+		&insert,
+		"INSERT INTO millrace.attempt (delivery_id, part, no, at, seconds, "
+		"outcome, status, error, next_at) "
+		"SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+		lengthof(types), types, values);
 }
 
 /*
@@ -110,17 +144,11 @@ put_back(const MrDelivery *delivery, TimestampTz next_at)
 	Datum values[] = {Int64GetDatum(delivery->id), Int32GetDatum(delivery->attempts),
 					  TimestampTzGetDatum(next_at)};
 
-	if (update == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		update =
-			mr_statement_create("UPDATE millrace.delivery d SET state = 'ready', claimant = NULL, "
-								"attempts = $2, next_at = $3 WHERE d.id = $1",
-								lengthof(types), types);
-		MemoryContextSwitchTo(old);
-	}
-	(void) mr_statement_run(update, values, NULL);
+	(void) mr_statement_by_index(
+		&update,
+		"UPDATE millrace.delivery d SET state = 'ready', claimant = NULL, attempts = $2, "
+		"next_at = $3 WHERE d.id = $1",
+		lengthof(types), types, values);
 }
 
 /* Makes a dead letter of it. */
@@ -158,6 +186,25 @@ pause_sender(const MrChannel *channel, TimestampTz until)
 		lengthof(types), types, values, NULL);
 }
 
+/* The endpoint works. */
+static void
+write_success(const Summary *summary)
+{
+	static const Oid types[] = {INT4OID, INT8OID, BOOLOID};
+	static MrStatement *update = NULL;
+	Datum values[] = {Int32GetDatum(summary->channel->id), Int64GetDatum(summary->sent),
+					  BoolGetDatum(summary->answered)};
+
+	(void) mr_statement_by_index(
+		&update,
+		"UPDATE millrace.channel_state s SET sent = s.sent + $2, "
+		"last_sent_at = CASE WHEN $2 > 0 THEN clock_timestamp() ELSE s.last_sent_at END, "
+		"failures = CASE WHEN $3 THEN 0 ELSE s.failures END, "
+		"not_before = CASE WHEN $3 AND s.failures > 0 THEN NULL ELSE s.not_before END "
+		"WHERE s.channel_id = $1",
+		lengthof(types), types, values);
+}
+
 /* Writes what is known of a channel now. */
 static void
 write_summary(const Summary *summary, TimestampTz now)
@@ -167,14 +214,8 @@ write_summary(const Summary *summary, TimestampTz now)
 	const char *error = failed && failed->error ? quote_literal_cstr(failed->error) : "NULL";
 	TimestampTz until = 0;
 
-	if (summary->sent > 0)
-		(void) mr_sql("UPDATE millrace.channel_state s SET sent = s.sent + " INT64_FORMAT
-					  ", last_sent_at = clock_timestamp() WHERE s.channel_id = %d",
-					  summary->sent, channel->id);
-	if (summary->answered)
-		(void) mr_sql("UPDATE millrace.channel_state s SET failures = 0, not_before = NULL "
-					  "WHERE s.channel_id = %d AND s.failures > 0",
-					  channel->id);
+	if (summary->sent > 0 || summary->answered)
+		write_success(summary);
 	if (failed)
 	{
 		int failures;
@@ -260,23 +301,32 @@ by_channel(const ListCell *a, const ListCell *b)
 static List *
 lock_deliveries(List *deliveries, List *summaries)
 {
-	StringInfoData ids;
+	static const Oid channel_types[] = {INT4OID};
+	static const Oid delivery_types[] = {INT8ARRAYOID, INT8OID};
+	static MrStatement *lock_channel = NULL;
+	static MrStatement *lock = NULL;
+	MrArray *ids = mr_array_create(INT8OID, list_length(deliveries));
+	Datum values[2];
 	List *ours = NIL;
 	ListCell *cell;
 	uint64 n;
 
 	foreach(cell, summaries)
-		(void) mr_sql(
-			"SELECT FROM millrace.channel_state s WHERE s.channel_id = %d FOR NO KEY UPDATE",
-			((Summary *) lfirst(cell))->channel->id);
-	initStringInfo(&ids);
+	{
+		values[0] = Int32GetDatum(((Summary *) lfirst(cell))->channel->id);
+		(void) mr_statement_by_index(
+			&lock_channel,
+			"SELECT FROM millrace.channel_state s WHERE s.channel_id = $1 FOR NO KEY UPDATE",
+			lengthof(channel_types), channel_types, values);
+	}
 	foreach(cell, deliveries)
-		appendStringInfo(&ids, "%s" INT64_FORMAT, ids.len > 0 ? "," : "",
-						 ((MrDelivery *) lfirst(cell))->id);
-	n = mr_sql("SELECT d.id FROM millrace.delivery d WHERE d.id = ANY ('{%s}') "
-			   "AND d.state = 'claimed' AND d.claimant = " INT64_FORMAT
-			   " ORDER BY d.id FOR NO KEY UPDATE",
-			   ids.data, mr_claimant());
+		mr_array_add(ids, Int64GetDatum(((MrDelivery *) lfirst(cell))->id), false);
+	values[0] = mr_array_datum(ids);
+	values[1] = Int64GetDatum(mr_claimant());
+	n = mr_statement_by_index(&lock,
+							  "SELECT d.id FROM millrace.delivery d WHERE d.id = ANY ($1) "
+							  "AND d.claimant = $2 ORDER BY d.id FOR NO KEY UPDATE",
+							  lengthof(delivery_types), delivery_types, values);
 	foreach(cell, deliveries)
 	{
 		MrDelivery *delivery = lfirst(cell);
@@ -306,7 +356,8 @@ lock_deliveries(List *deliveries, List *summaries)
 
 /* Records one delivery; true when more of it is to be sent now. */
 static bool
-record_one(MrDelivery *delivery, Summary *summary, StringInfo sent, TimestampTz now)
+record_one(MrDelivery *delivery, Summary *summary, MrArray *sent, Attempts *attempts,
+		   TimestampTz now)
 {
 	TimestampTz next_at;
 
@@ -322,19 +373,19 @@ record_one(MrDelivery *delivery, Summary *summary, StringInfo sent, TimestampTz 
 		case MR_OUTCOME_SENT:
 			summary->answered = true;
 			summary->failed = NULL;
-			write_attempt(delivery, "sent", 0);
+			add_attempt(attempts, delivery, "sent", 0);
 			if (delivery->part < delivery->parts)
 				return go_on(delivery, true);
 			summary->sent++;
-			appendStringInfo(sent, "%s" INT64_FORMAT, sent->len > 0 ? "," : "", delivery->id);
+			mr_array_add(sent, Int64GetDatum(delivery->id), false);
 			return false;
 		case MR_OUTCOME_PLAIN:
-			write_attempt(delivery, "retry", now);
+			add_attempt(attempts, delivery, "retry", now);
 			return go_on(delivery, false);
 		case MR_OUTCOME_DEAD:
 			summary->answered = true;
 			summary->failed = NULL;
-			write_attempt(delivery, "dead", 0);
+			add_attempt(attempts, delivery, "dead", 0);
 			bury(delivery);
 			return false;
 		case MR_OUTCOME_RETRY:
@@ -344,13 +395,26 @@ record_one(MrDelivery *delivery, Summary *summary, StringInfo sent, TimestampTz 
 	next_at = next_attempt(delivery, now);
 	if (now - delivery->created_at > delivery->channel->give_up)
 	{
-		write_attempt(delivery, "dead", 0);
+		add_attempt(attempts, delivery, "dead", 0);
 		bury(delivery);
 		return false;
 	}
-	write_attempt(delivery, "retry", next_at);
+	add_attempt(attempts, delivery, "retry", next_at);
 	put_back(delivery, next_at);
 	return false;
+}
+
+/* Ends deliveries that were sent. */
+static void
+finish_sent(const MrArray *sent)
+{
+	static const Oid types[] = {INT8ARRAYOID};
+	static MrStatement *statement = NULL;
+	Datum ids = mr_array_datum(sent);
+
+	(void) mr_statement_by_index(&statement,
+								 "SELECT millrace_internal.finish_deliveries($1, 'sent')",
+								 lengthof(types), types, &ids);
 }
 
 List *
@@ -361,7 +425,8 @@ mr_record(List *deliveries)
 	TimestampTz now = GetCurrentTimestamp();
 	List *summaries = NIL;
 	List *more = NIL;
-	StringInfoData sent;
+	MrArray *sent;
+	Attempts attempts;
 	ListCell *cell;
 	MrRunAs saved;
 
@@ -385,16 +450,18 @@ mr_record(List *deliveries)
 		(void) find_summary(&summaries, ((MrDelivery *) lfirst(cell))->channel);
 	list_sort(summaries, by_channel);
 	deliveries = lock_deliveries(deliveries, summaries);
-	initStringInfo(&sent);
+	sent = mr_array_create(INT8OID, list_length(deliveries));
+	begin_attempts(&attempts, list_length(deliveries));
 	foreach(cell, deliveries)
 	{
 		MrDelivery *delivery = lfirst(cell);
 
-		if (record_one(delivery, find_summary(&summaries, delivery->channel), &sent, now))
+		if (record_one(delivery, find_summary(&summaries, delivery->channel), sent, &attempts, now))
 			more = lappend(more, delivery);
 	}
-	if (sent.len > 0)
-		(void) mr_sql("SELECT millrace_internal.finish_deliveries('{%s}', 'sent')", sent.data);
+	write_attempts(&attempts);
+	if (mr_array_length(sent) > 0)
+		finish_sent(sent);
 	foreach(cell, summaries)
 		write_summary(lfirst(cell), now);
 

@@ -129,22 +129,14 @@ mr_attributes_hash_values(MrAttributes *attributes, MrHasher *hasher, const Datu
 uint64
 mr_satellite_run(MrStatement *statement, Oid owner, Datum *arrays)
 {
-	static const char *const planning[][2] = {{"enable_seqscan", "off"},
-											  {"enable_bitmapscan", "off"},
-											  {"enable_hashjoin", "off"},
-											  {"enable_mergejoin", "off"},
-											  {"plan_cache_mode", "force_generic_plan"}};
-	int nest_level = NewGUCNestLevel();
+	int nest_level = mr_settings_prefer_indexes();
 	MrRunAs saved;
 	uint64 processed;
 
-	for (int i = 0; i < lengthof(planning); i++)
-		(void) set_config_option(planning[i][0], planning[i][1], PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
 	mr_run_as_restricted(&saved, owner);
 	processed = mr_statement_run(statement, arrays, NULL);
 	mr_run_back(&saved);
-	AtEOXact_GUC(false, nest_level);
+	mr_settings_unpin(nest_level);
 	return processed;
 }
 
