@@ -563,7 +563,6 @@ DECLARE
     -- Among the columns of the key.
     ordinal bigint;
     reader millrace.target;
-    rule text;
     why text;
 BEGIN
     SELECT s.* INTO STRICT mirror FROM millrace.staging s WHERE s.id = staging_id;
@@ -574,12 +573,11 @@ BEGIN
     SELECT t.* INTO reader FROM millrace.target t WHERE millrace_internal.query_reads(t.id, mirror.relation, present) ORDER BY t.id DESC LIMIT 1;
     IF FOUND THEN
         -- Its own columns may get other types by it.
-        rule := (SELECT r.name FROM millrace.rule r WHERE r.target_id = reader.id);
         RAISE EXCEPTION 'column "%" of table % is % at the source now, and its mirror % cannot follow because % % reads it',
-            name, mirror.definition ->> 'source_table', type, mirror.relation, reader.kind, coalesce(quote_ident(rule), reader.relation::text)
+            name, mirror.definition ->> 'source_table', type, mirror.relation, reader.kind, millrace_internal.target_name(reader)
             USING ERRCODE = 'datatype_mismatch',
-                  HINT = format('Run SELECT millrace.%s; when the stream runs again: %s', CASE WHEN rule IS NULL THEN format('drop_table(%L)', reader.relation) ELSE format('drop_rule(%L)', rule) END,
-                                millrace_internal.describe_target(reader));
+                  HINT = format('Run SELECT millrace.drop_%s(%L); when the stream runs again: %s', CASE WHEN reader.kind IN ('rule', 'sink') THEN reader.kind ELSE 'table' END,
+                                millrace_internal.target_name(reader), millrace_internal.describe_target(reader));
     END IF;
     SELECT k.n INTO ordinal FROM millrace_internal.staging_columns(mirror.definition) WITH ORDINALITY AS k (name, type, in_key, technical, n)
     WHERE k.in_key AND k.name = widen_column.name;
