@@ -2,7 +2,8 @@
 # Shows millrace at work: installs what is missing, builds, starts a private PostgreSQL in a temporary folder, and runs an example
 # in it. At the end there is a psql prompt, and nothing is left behind.
 #
-#	scripts/demo.sh                 the shop: its table of orders changes, and the marts with it
+#	scripts/demo.sh                 the shop: its table of orders changes, and the marts with it; alerts arrive over HTTP
+#	scripts/demo.sh --alerts        the same, and the alerts arrive in a real Apache Kafka and Redis, too
 #	scripts/demo.sh --inbox         the restaurant: a stream of orders, pushed to an inbox
 #	scripts/demo.sh --kafka         the restaurant's orders come through a real Apache Kafka
 #	scripts/demo.sh --redis         the restaurant's orders are raw, and enriched from a real Redis
@@ -18,16 +19,19 @@ shop_orders=${ORDERS:-20000}
 rate=${RATE:-300}
 seconds=${SECONDS_TO_RUN:-15}
 example=shop
+alerts=
 kafka=
 redis=
 keep=
+processes=()
 for argument in "$@"; do
 	case $argument in
+		--alerts) alerts=1 kafka=1 redis=1 ;;
 		--inbox) example=restaurant ;;
 		--kafka) example=restaurant kafka=1 ;;
 		--redis) example=restaurant redis=1 ;;
 		--keep) keep=1 ;;
-		*) die "unknown argument \"$argument\": scripts/demo.sh [--inbox] [--kafka] [--redis] [--keep]" ;;
+		*) die "unknown argument \"$argument\": scripts/demo.sh [--alerts] [--inbox] [--kafka] [--redis] [--keep]" ;;
 	esac
 done
 
@@ -47,8 +51,8 @@ verify_marts() {
 	echo "${bold}0 differences${plain}"
 }
 
-# Prints a declaration of an example.
-declaration() { sed -n "/create_mart('$2/,/;/p" "$root/examples/$1" | sed "s/^/  $dim/; s/\$/$plain/"; }
+# Prints a declaration of an example: of a mart, or of what is made by another function.
+declaration() { sed -n "/${3:-create_mart}('$2/,\${ p; /;/q }" "$root/examples/$1" | sed "s/^/  $dim/; s/\$/$plain/"; }
 
 # ---- the shop ----------------------------------------------------------------------------------------------
 
@@ -86,8 +90,101 @@ change() {
 	table "$shop_figures"
 }
 
+# Takes POSTs and writes a line for each into a file; prints its port into another.
+receive() {
+	exec "$PYTHON" - "$work/port" "$work/received" <<-'PYTHON'
+		import http.server, json, os, sys
+		port, received = sys.argv[1:]
+		class Receiver(http.server.BaseHTTPRequestHandler):
+		    protocol_version = 'HTTP/1.1'
+		    def log_message(self, *_):
+		        pass
+		    def do_POST(self):
+		        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+		        with open(received, 'a') as file:
+		            file.write(body['text'] + '\n')
+		        self.send_response(200)
+		        self.send_header('Content-Length', '0')
+		        self.end_headers()
+		server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Receiver)
+		with open(port + '.new', 'w') as file:
+		    file.write(str(server.server_address[1]))
+		os.rename(port + '.new', port)
+		server.serve_forever()
+	PYTHON
+}
+
+# What alerts are sent to is started, and named in an option of the example each.
+start_receivers() {
+	receive >"$work/receiver.log" 2>&1 &
+	processes+=($!)
+	on_exit kill $!
+	: >"$work/received"
+	wait_for 30 test -f "$work/port" || die "the receiver does not start"
+	options+=(-v hook="http://127.0.0.1:$(cat "$work/port")")
+	[ -n "$alerts" ] || return 0
+	say "starting Apache Kafka and Redis"
+	kafka_start "$work/kafka"
+	kafka_topic shop-alerts 1
+	redis_start "$work/redis"
+	redis-cli -h 127.0.0.1 -p "$REDIS_PORT" SUBSCRIBE shop:alerts >"$work/heard" 2>&1 </dev/null &
+	processes+=($!)
+	on_exit kill $!
+	wait_for 30 grep -q subscribe "$work/heard" || die "Redis does not take a subscriber"
+	options+=(-v alert_broker="$KAFKA_BOOTSTRAP" -v redis=127.0.0.1 -v redis_port="$REDIS_PORT")
+}
+
+# What has arrived, a line for each.
+received_http() { cat "$work/received"; }
+received_kafka() { kcat -b "$KAFKA_BOOTSTRAP" -C -t shop-alerts -e -q -X isolation.level=read_committed -f '%k  %s\n'; }
+received_redis() { grep '^{' "$work/heard" || true; }
+arrived() { [ "$("received_$1" | wc -l)" -ge "$2" ]; }
+
+# Shows what has arrived somewhere: every alert, once.
+show_received() {
+	local where=$1 wanted
+	wanted=$(value "SELECT count(*) FROM millrace.alert WHERE suppressed IS NULL")
+	wait_for 60 arrived "$where" "$wanted" || { table 'SELECT * FROM millrace.channel_status' >&2; die "the alerts do not arrive"; }
+	title "$2"
+	"received_$where"
+	[ "$("received_$where" | wc -l)" = "$wanted" ] || die "$wanted alerts were to arrive"
+}
+
+shop_alerts() {
+	title "five rules of examples/shop/shop.sql, and orders that they are about"
+	declaration shop/shop.sql HIGH_VALUE_ORDER create_rule
+	declaration shop/shop.sql RAPID_ORDERS create_rule
+	local order="INSERT INTO shop.orders (order_id, customer_id, product_id, product_name, price, quantity, total)" statement
+	for statement in \
+		"$order VALUES ('DEAR', 'CUST0001', 'PROD101', 'Piano', 6000, 2, 12000)" \
+		"$order VALUES ('MANY', 'CUST0002', 'PROD102', 'Pencil', 1, 60, 60)" \
+		"$order VALUES ('MINUS', 'CUST0003', 'PROD103', 'Lamp', -30, 1, -30)" \
+		"$order VALUES ('NONE', 'CUST0004', 'PROD103', 'Lamp', 30, 0, 0)" \
+		"$order SELECT 'RAPID' || n, 'CUST0005', 'PROD104', 'Pen', 2, 1, 2 FROM generate_series(1, 5) n"; do
+		echo "  $bold$statement$plain"
+		value "$statement"
+	done
+	wait_for 60 all_fired || { table 'SELECT * FROM millrace.alert ORDER BY id DESC LIMIT 10' >&2; die "not all rules have fired"; }
+	title "millrace.alert"
+	table "SELECT rule, severity, key, details FROM millrace.alert WHERE suppressed IS NULL ORDER BY id"
+	show_received http "what an HTTP receiver was sent"
+	if [ -n "$alerts" ]; then
+		show_received kafka "what is in the Kafka topic shop-alerts: keys and messages"
+		show_received redis "what a subscriber of Redis's shop:alerts has heard"
+	fi
+	title "millrace.delivery_attempt"
+	table "SELECT channel, outcome, count(*) AS attempts, max(round(1000 * extract(epoch FROM d.at - o.created_at))) AS \"ms after the batch, at most\"
+		FROM millrace.delivery_attempt d JOIN millrace.outbox o USING (delivery_id, channel) GROUP BY channel, outcome ORDER BY channel"
+}
+
+all_fired() { [ "$(value 'SELECT count(DISTINCT rule) FROM millrace.alert WHERE suppressed IS NULL')" = 5 ]; }
+
 try_shop() {
+	echo "  \\! tail -n 3 $work/received"
 	cat <<-'TEXT'
+		  INSERT INTO shop.orders (order_id, customer_id, product_id, quantity) VALUES ('HALF A TON', 'CUST0006', 'PROD102', 500);
+		  SELECT rule, key, at, suppressed FROM millrace.alert ORDER BY id DESC LIMIT 5;
+		  SELECT * FROM millrace.outbox ORDER BY id DESC LIMIT 1 \gx
 		  UPDATE shop.orders SET quantity = 2 * quantity WHERE category = 'Food';
 		  SELECT * FROM gold.category_stats ORDER BY revenue DESC;
 		  ALTER TABLE shop.orders ADD note text;
@@ -99,11 +196,13 @@ try_shop() {
 }
 
 shop() {
+	local options=(-v source="$PGDATABASE" -v start=1)
+	start_receivers
 	title "examples/shop/table.sql: the shop keeps $shop_orders orders in shop.orders"
 	psql -qXAt -o /dev/null -v orders="$shop_orders" -f "$root/examples/shop/table.sql"
-	title "examples/shop/shop.sql: a stream of its changes → bronze (as it is) → silver (clean) → gold (7 marts)"
+	title "examples/shop/shop.sql: a stream of its changes → bronze (as it is) → silver (clean) → gold (7 marts), 5 rules"
 	declaration shop/shop.sql gold.daily_summary
-	psql -qXAt -o /dev/null -v source="$PGDATABASE" -v start=1 -f "$root/examples/shop/shop.sql"
+	psql -qXAt -o /dev/null "${options[@]}" -f "$root/examples/shop/shop.sql"
 	wait_for 120 copied || { table 'SELECT * FROM millrace.stream_status' >&2; die "the table is not copied"; }
 	title "the table is copied, and the marts are there; from now on changes are followed"
 	table 'SELECT source_table, state, rows, finished_at - started_at AS took FROM millrace.snapshot_status'
@@ -117,6 +216,8 @@ shop() {
 	change "INSERT INTO shop.orders (order_id, order_date, customer_id, product_id, category, product_name, price, quantity, status, region)
     VALUES ('NEW', '$shop_day 12:00', 'CUST0007', 'PROD007', 'Beauty', 'Beauty 7', 1000, 2, 'completed', 'East')"
 	change "DELETE FROM shop.orders WHERE region = 'North'"
+
+	shop_alerts
 
 	verify_marts
 	title "bronze.orders against shop.orders"
@@ -242,8 +343,7 @@ restaurant() {
 
 # ---- install, build, start ---------------------------------------------------------------------------------
 
-packages=(build)
-[ "$example" = shop ] || packages+=(demo ${kafka:+kafka} ${redis:+redis})
+packages=(build demo ${kafka:+kafka} ${redis:+redis})
 need_packages "${packages[@]}"
 if [ "${BUILD:-1}" = 1 ]; then
 	say "building millrace for PostgreSQL $(pg_major)"
@@ -252,7 +352,7 @@ if [ "${BUILD:-1}" = 1 ]; then
 fi
 temp_dir work
 say "starting PostgreSQL in $work"
-pg_start "$work/pg" "millrace.databases = 'demo'" "wal_level = logical"
+pg_start "$work/pg" "millrace.databases = 'demo'" "wal_level = logical" "millrace.allowed_hosts = '127.0.0.1'"
 psql -qX -c 'CREATE DATABASE demo'
 export PGDATABASE=demo
 "$example"
@@ -263,6 +363,7 @@ connect="psql -h $PGHOST -p $PGPORT -U $PGUSER $PGDATABASE"
 if [ -n "$keep" ]; then
 	{
 		echo '#!/bin/sh'
+		[ ${#processes[@]} = 0 ] || echo "kill ${processes[*]}"
 		[ -z "$kafka" ] || echo "kill $KAFKA_PID"
 		[ -z "$redis" ] || echo "kill $REDIS_PID"
 		printf '%q ' "$([ "$(id -u)" != 0 ] || echo runuser)" | sed "s/^'' //"

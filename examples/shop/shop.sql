@@ -6,6 +6,9 @@
 --	psql -v source=app -f shop.sql             the model, from the changes of shop.orders (table.sql) in database app of this server; that may
 --	                                           be the database of the model, too (-v start=1 starts it)
 --
+-- and where its alerts go, any of them: -v hook=http://localhost:9000 (a webhook), -v alert_broker=localhost:9092 (the Kafka topic shop-alerts),
+-- -v redis=localhost -v redis_port=6379 (published to shop:alerts, kept for an hour as shop:alert:KEY). A hook's host must be in millrace.allowed_hosts.
+--
 -- A message is an order as it is now (the key is order_id); it comes again whenever the order changes:
 --
 --	{"order_id": "ORD0000001", "order_date": "2026-01-01T09:30:00Z", "customer_id": "CUST0001", "product_id": "PROD001",
@@ -80,13 +83,31 @@ SELECT millrace.create_mart('gold.overall_metrics', $$
   FROM silver.orders $$);
 SELECT millrace.create_mart('gold.status_counts', $$ SELECT status, count(*) AS orders FROM bronze.orders GROUP BY status $$);
 
--- alerts: judged on what came, before it is cleaned; channels => '{…}' says where they go
+-- alerts: judged on what came, before it is cleaned; and where they go
+\if :{?hook}
+CREATE SERVER shop_hook FOREIGN DATA WRAPPER millrace_http OPTIONS (url :'hook');
+SELECT millrace.create_channel('shop_hook', server => 'shop_hook',
+  message => $$ jsonb_build_object('text', format('%s: %s, %s %s', message ->> 'severity', message ->> 'rule', key, message ->> 'details')) $$);
+\endif
+\if :{?alert_broker}
+CREATE SERVER shop_alert_broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers :'alert_broker');
+SELECT millrace.create_channel('shop_topic', server => 'shop_alert_broker', options => '{"topic": "shop-alerts"}');
+\endif
+\if :{?redis}
+CREATE SERVER shop_cache FOREIGN DATA WRAPPER millrace_redis OPTIONS (host :'redis', port :'redis_port');
+SELECT millrace.create_channel('shop_cache', server => 'shop_cache', options => '{"set": {"shop:alert:<key>": 3600}, "publish": "shop:alerts"}');
+\endif
+SELECT coalesce(array_agg(channel), '{}') AS channels FROM millrace.channel_status WHERE channel IN ('shop_hook', 'shop_topic', 'shop_cache') \gset
 SELECT millrace.create_rule('HIGH_VALUE_ORDER',    kind => 'match', source => 'bronze.orders', predicate => 'total > 10000', rule_group => 'order_check', ordinal => 1,
-  details => '{order_id, customer_id, product_name, total, quantity}', severity => 'critical');
-SELECT millrace.create_rule('SUSPICIOUS_QUANTITY', kind => 'match', source => 'bronze.orders', predicate => 'quantity > 50', rule_group => 'order_check', ordinal => 2, details => '{order_id, quantity}');
-SELECT millrace.create_rule('NEGATIVE_PRICE',      kind => 'match', source => 'bronze.orders', predicate => 'price < 0',     rule_group => 'order_check', ordinal => 3, details => '{order_id, price}');
-SELECT millrace.create_rule('INVALID_QUANTITY',    kind => 'match', source => 'bronze.orders', predicate => 'quantity <= 0', rule_group => 'order_check', ordinal => 4, details => '{order_id, quantity}');
-SELECT millrace.create_rule('RAPID_ORDERS', kind => 'frequency', source => 'bronze.orders', key => '{customer_id}', count => 5, within => '5 minutes');
+  details => '{order_id, customer_id, product_name, total, quantity}', severity => 'critical', channels => :'channels');
+SELECT millrace.create_rule('SUSPICIOUS_QUANTITY', kind => 'match', source => 'bronze.orders', predicate => 'quantity > 50', rule_group => 'order_check', ordinal => 2,
+  details => '{order_id, quantity}', channels => :'channels');
+SELECT millrace.create_rule('NEGATIVE_PRICE',      kind => 'match', source => 'bronze.orders', predicate => 'price < 0',     rule_group => 'order_check', ordinal => 3,
+  details => '{order_id, price}', channels => :'channels');
+SELECT millrace.create_rule('INVALID_QUANTITY',    kind => 'match', source => 'bronze.orders', predicate => 'quantity <= 0', rule_group => 'order_check', ordinal => 4,
+  details => '{order_id, quantity}', channels => :'channels');
+SELECT millrace.create_rule('RAPID_ORDERS', kind => 'frequency', source => 'bronze.orders', key => '{customer_id}', count => 5, within => '5 minutes', event_time => 'order_date',
+  channels => :'channels');
 
 -- and views over them
 CREATE VIEW gold.top_products AS

@@ -63,6 +63,8 @@ def main():
         if not is_('the demonstration runs', demo.returncode, 0):
             print(demo.stdout)
         is_('it shows three changes in the mart', demo.stdout.count('seen in the mart'), 3)
+        is_('and five alerts that arrive over HTTP', [demo.stdout.count(f'{severity}: {rule}, ') for severity, rule in (('critical', 'HIGH_VALUE_ORDER'), ('warning', 'SUSPICIOUS_QUANTITY'),
+            ('warning', 'NEGATIVE_PRICE'), ('warning', 'INVALID_QUANTITY'), ('warning', 'RAPID_ORDERS'))], [1] * 5)
         finish(shell)
 
 

@@ -5,7 +5,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
 from database import Database, finish, is_          # noqa: E402, F401
-from shell import Shell, wait_for                   # noqa: E402, F401
+from shell import TOP, Shell, wait_for                 # noqa: E402, F401
 from sink import Sink                               # noqa: E402, F401
 
 SETUP = """
