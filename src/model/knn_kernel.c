@@ -7,7 +7,7 @@
  * The row is dense, so that this is one addition in the processor's cache; labels are by popularity, so that most
  * additions go to its first lines.
  *
- * The product is symmetric.  Where memory allows, row i has only the labels below i, and what is found is offered to
+ * The product is symmetric.  Where rows are dense and memory allows, row i has only the labels below i, and what is found is offered to
  * the lists of both items; each process then has lists for all items, which are merged in the end.  Otherwise a row is
  * whole and fills the list of its own item alone, at twice the additions.
  *
@@ -26,9 +26,8 @@
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
-/* Rows that are taken at once, and labels that share a mark. */
+/* Rows that are taken at once. */
 #define ROWS_TAKEN 8
-#define MARK_SHIFT 6
 
 #define BLOCK_ALIGN(size) TYPEALIGN(PG_CACHE_LINE_SIZE, size)
 
@@ -45,7 +44,8 @@ typedef struct Row
 {
 	uint32 *counts; /* or */
 	double *sums;
-	uint8 *marks; /* by labels / 64: some of them have been added to */
+	uint32 *touched; /* labels that have been added to, of a row that has few */
+	uint32 ntouched;
 	MrNeighbour *list; /* of the row's own item, when not symmetric */
 	double *thresholds; /* by label: what is below is not among the first K; when symmetric */
 } Row;
@@ -188,10 +188,15 @@ row_work(const MrKnn *knn, uint32 i)
 	return work;
 }
 
-/* Computes a row. */
+/*
+ * Computes a row.  Of one that will have few labels, they are noted: without a branch, which would often be foreseen
+ * wrongly.  Weights of zero let a label be noted again, at most once for each addition.
+ */
 static pg_attribute_always_inline void
-add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool marked)
+add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool sparse)
 {
+	uint32 ntouched = 0;
+
 	for (uint32 p = knn->item_start[i]; p < knn->item_start[i + 1]; p++)
 	{
 		uint32 user = knn->item_users[p];
@@ -203,14 +208,18 @@ add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool marked)
 		{
 			uint32 j = knn->user_items[q];
 
+			if (sparse)
+			{
+				row->touched[ntouched] = j;
+				ntouched += weighted ? row->sums[j] == 0 : row->counts[j] == 0;
+			}
 			if (weighted)
 				row->sums[j] += weight * knn->user_weights[q];
 			else
 				row->counts[j]++;
-			if (marked)
-				row->marks[j >> MARK_SHIFT] = 1;
 		}
 	}
+	row->ntouched = ntouched;
 }
 
 /* Offers what two items have in common to the lists that it may belong to. */
@@ -241,34 +250,24 @@ offer_pair(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, uint32 j, double c
 
 /* Offers what a row has, and clears it. */
 static pg_attribute_always_inline void
-offer_row(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, bool weighted, bool marked,
+offer_row(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, bool weighted, bool sparse,
 		  MrNeighbour *own, uint32 *own_length, MrNeighbour *lists, uint32 *lengths)
 {
-	uint32 end = knn->shape.symmetric ? i : knn->shape.items;
+	uint32 end = sparse ? row->ntouched : knn->shape.symmetric ? i : knn->shape.items;
 
-	for (uint32 first = 0; first < end; first += 1 << MARK_SHIFT)
+	for (uint32 n = 0; n < end; n++)
 	{
-		uint32 last = Min(first + (1 << MARK_SHIFT), end);
+		uint32 j = sparse ? row->touched[n] : n;
+		double common = weighted ? row->sums[j] : row->counts[j];
 
-		if (marked)
-		{
-			if (!row->marks[first >> MARK_SHIFT])
-				continue;
-			row->marks[first >> MARK_SHIFT] = 0;
-		}
-		for (uint32 j = first; j < last; j++)
-		{
-			double common = weighted ? row->sums[j] : row->counts[j];
-
-			if (common <= 0)
-				continue;
-			if (weighted)
-				row->sums[j] = 0;
-			else
-				row->counts[j] = 0;
-			if (j != i)
-				offer_pair(knn, row, measure, i, j, common, own, own_length, lists, lengths);
-		}
+		if (common <= 0)
+			continue;
+		if (weighted)
+			row->sums[j] = 0;
+		else
+			row->counts[j] = 0;
+		if (j != i)
+			offer_pair(knn, row, measure, i, j, common, own, own_length, lists, lengths);
 	}
 }
 
@@ -276,35 +275,34 @@ offer_row(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, bool weighted, bool
 static void
 work_row(MrKnn *knn, Row *row, uint32 i, MrNeighbour *lists, uint32 *lengths)
 {
-	/* Marks cost a third of an addition; a look at every label costs less than one. */
-	bool marked = row_work(knn, i) < (knn->shape.symmetric ? i : knn->shape.items) / 2;
+	bool sparse = row_work(knn, i) < (knn->shape.symmetric ? i : knn->shape.items) / 2;
 	MrNeighbour *own = lists == NULL ? row->list : lists + (Size) i * knn->shape.params.k;
 	uint32 own_alone = 0;
 	uint32 *own_length = lists == NULL ? &own_alone : &lengths[i];
 
-#define WORK(weighted, marked, measure) \
+#define WORK(weighted, sparse, measure) \
 	do \
 	{ \
-		add_row(knn, row, i, weighted, marked); \
-		offer_row(knn, row, measure, i, weighted, marked, own, own_length, lists, lengths); \
+		add_row(knn, row, i, weighted, sparse); \
+		offer_row(knn, row, measure, i, weighted, sparse, own, own_length, lists, lengths); \
 	} while (0)
-#define WORK_MARKED(weighted, measure) \
+#define WORK_SPARSE(weighted, measure) \
 	do \
 	{ \
-		if (marked) \
+		if (sparse) \
 			WORK(weighted, true, measure); \
 		else \
 			WORK(weighted, false, measure); \
 	} while (0)
 
 	if (knn->shape.weighted)
-		WORK_MARKED(true, MR_MEASURE_COSINE);
+		WORK_SPARSE(true, MR_MEASURE_COSINE);
 	else if (knn->shape.params.measure == MR_MEASURE_DICE)
-		WORK_MARKED(false, MR_MEASURE_DICE);
+		WORK_SPARSE(false, MR_MEASURE_DICE);
 	else if (knn->shape.params.measure == MR_MEASURE_JACCARD)
-		WORK_MARKED(false, MR_MEASURE_JACCARD);
+		WORK_SPARSE(false, MR_MEASURE_JACCARD);
 	else
-		WORK_MARKED(false, MR_MEASURE_COSINE);
+		WORK_SPARSE(false, MR_MEASURE_COSINE);
 
 	if (lists == NULL)
 		write_list(knn, i, own, *own_length);
@@ -337,7 +335,8 @@ row_init(Row *row, const MrKnnShape *shape)
 	Size items = shape->items;
 
 	memset(row, 0, sizeof(Row));
-	row->marks = palloc0((items >> MARK_SHIFT) + 1);
+	/* one more is written to than is noted */
+	row->touched = MemoryContextAllocHuge(CurrentMemoryContext, (items / 2 + 1) * sizeof(uint32));
 	if (shape->weighted)
 		row->sums = MemoryContextAllocExtended(CurrentMemoryContext, items * sizeof(double),
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);

@@ -24,6 +24,9 @@
 /* Below so many items a worker costs more than it does. */
 #define ITEMS_PER_WORKER 64
 
+/* What it costs to keep the list of another item, for each of its neighbours. */
+#define ADDITIONS_PER_OFFER 32
+
 PG_FUNCTION_INFO_V1(millrace_model_train);
 
 /* Items by popularity, those of as many users by their numbers: the number of each label. */
@@ -139,25 +142,38 @@ fill_matrix(MrKnn *knn, const MrInput *input, const uint32 *numbers)
 		pfree(sums);
 }
 
-/* How the neighbours are found: as many processes as allowed, and lists for each of them when there is memory. */
+/* How many additions all rows need, by row. */
+static double
+average_work(const MrInput *input)
+{
+	double work = 0;
+
+	for (uint32 user = 0; user < input->nusers; user++)
+	{
+		double items = input->user_start[user + 1] - input->user_start[user];
+
+		work += items * items;
+	}
+	return work / Max(input->nitems, 1);
+}
+
+/*
+ * How the neighbours are found: by as many processes as allowed; each pair of items once when there is memory for
+ * lists of all items in each process, and when rows are long: to offer a pair to the list of another item, which is
+ * far away, costs more than some additions.
+ */
 static void
-choose_shape(MrKnnShape *shape, int *workers)
+choose_shape(MrKnnShape *shape, const MrInput *input, int *workers)
 {
 	Size allowed = (Size) maintenance_work_mem * 1024;
 
 	*workers = (int) Min((uint32) max_parallel_maintenance_workers,
 						 shape->items / ITEMS_PER_WORKER);
+	shape->participants = *workers + 1;
 	shape->symmetric = true;
-	for (shape->participants = *workers + 1; shape->participants > 0; shape->participants--)
-		if (mr_knn_size(shape) <= allowed)
-			break;
-	/* Half the additions by fewer processes are no gain. */
-	if (shape->participants * 2 <= *workers + 1)
-	{
+	if (mr_knn_size(shape) > allowed ||
+		average_work(input) < (double) ADDITIONS_PER_OFFER * shape->params.k)
 		shape->symmetric = false;
-		shape->participants = *workers + 1;
-	}
-	*workers = shape->participants - 1;
 }
 
 /* Trains: model, version, owner, measure, k, shrink → what is noted of the version. */
@@ -200,7 +216,7 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	shape.weighted = shape.params.measure == MR_MEASURE_TFIDF ||
 					 shape.params.measure == MR_MEASURE_BM25 ||
 					 (shape.params.measure == MR_MEASURE_COSINE && input->weighted);
-	choose_shape(&shape, &workers);
+	choose_shape(&shape, input, &workers);
 	size = mr_knn_size(&shape);
 	if (workers > 0)
 		segment = dsm_create(size, DSM_CREATE_NULL_IF_MAXSEGMENTS);
