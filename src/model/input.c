@@ -181,7 +181,9 @@ sum_up(Reader *reader, const uint32 *order, const uint32 *starts)
 	if (input->weighted)
 		input->weights = MemoryContextAllocHuge(CurrentMemoryContext,
 												Max(reader->count, 1) * sizeof(double));
-	input->item_users = palloc0(Max(input->nitems, 1) * sizeof(uint32));
+	input->item_users = MemoryContextAllocExtended(CurrentMemoryContext,
+												   (Size) Max(input->nitems, 1) * sizeof(uint32),
+												   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	for (uint32 user = 0; user < input->nusers; user++)
 	{
 		Size next;

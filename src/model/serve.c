@@ -185,7 +185,7 @@ model_close(Model *model)
 	table_close(model->items, AccessShareLock);
 }
 
-/* An id from its text. */
+/* An id from its text; one that is too long for its column is not known, and no error. */
 static Datum
 read_id(Relation relation, AttrNumber attnum, char *text)
 {
@@ -194,7 +194,7 @@ read_id(Relation relation, AttrNumber attnum, char *text)
 	Oid parameter;
 
 	getTypeInputInfo(attribute->atttypid, &input, &parameter);
-	return OidInputFunctionCall(input, text, parameter, attribute->atttypmod);
+	return OidInputFunctionCall(input, text, parameter, -1);
 }
 
 /* The number of an item; false when the version does not know it. */
