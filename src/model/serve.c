@@ -11,11 +11,13 @@
 #include "access/genam.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "core/compat.h"
 #include "core/statement.h"
+#include "executor/tuptable.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
@@ -48,6 +50,10 @@ typedef struct Model
 	int32 id;
 	int32 version;
 	Relation items;
+	Relation by_number; /* index of items, with a scan for all look-ups of an answer */
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	FmgrInfo output; /* of the type of items */
 	ReturnSetInfo *result;
 	int32 rank; /* of the last row */
 } Model;
@@ -149,6 +155,8 @@ model_open(Model *model, FunctionCallInfo fcinfo, int n_argument)
 	AclResult allowed;
 	TupleDesc desc;
 	HeapTuple row;
+	Oid output;
+	bool is_varlena;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(n_argument))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -174,6 +182,12 @@ model_open(Model *model, FunctionCallInfo fcinfo, int n_argument)
 						errhint("Call millrace.train().")));
 	model->version = DatumGetInt32(column(row, 3, desc));
 	model->items = table_open(mr_store_table(model->id, "item"), AccessShareLock);
+	model->by_number = index_open(mr_store_table(model->id, "item_pkey"), AccessShareLock);
+	model->slot = table_slot_create(model->items, NULL);
+	model->scan = mr_index_beginscan(model->items, model->by_number, GetActiveSnapshot(), 2);
+	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(model->items), ITEM_ID - 1)->atttypid, &output,
+					  &is_varlena);
+	fmgr_info(output, &model->output);
 	InitMaterializedSRF(fcinfo, 0);
 	model->result = (ReturnSetInfo *) fcinfo->resultinfo;
 	model->rank = 0;
@@ -182,6 +196,9 @@ model_open(Model *model, FunctionCallInfo fcinfo, int n_argument)
 static void
 model_close(Model *model)
 {
+	index_endscan(model->scan);
+	ExecDropSingleTupleTableSlot(model->slot);
+	index_close(model->by_number, AccessShareLock);
 	table_close(model->items, AccessShareLock);
 }
 
@@ -212,32 +229,28 @@ find_item(Model *model, char *text, uint32 *number)
 	return HeapTupleIsValid(row);
 }
 
-/* The id of an item of a row as text. */
+/* The id of an item as text. */
 static Datum
-item_text(Model *model, HeapTuple row)
+id_text(Model *model, Datum id)
 {
-	TupleDesc desc = RelationGetDescr(model->items);
-	Oid output;
-	bool is_varlena;
-
-	getTypeOutputInfo(TupleDescAttr(desc, ITEM_ID - 1)->atttypid, &output, &is_varlena);
-	return CStringGetTextDatum(OidOutputFunctionCall(output, column(row, ITEM_ID, desc)));
+	return CStringGetTextDatum(OutputFunctionCall(&model->output, id));
 }
 
-/* The id of an item as text. */
+/* The same of an item's number.  Its key's columns have the same numbers in table and index. */
 static Datum
 number_text(Model *model, uint32 number)
 {
-	SysScanDesc rows = scan(model->items, mr_store_table(model->id, "item_pkey"), 2, 1,
-							Int32GetDatum(model->version), ITEM_NUMBER,
-							Int32GetDatum((int32) number));
-	HeapTuple row = systable_getnext(rows);
+	ScanKeyData keys[2];
+	bool isnull;
 	Datum text;
 
-	if (!HeapTupleIsValid(row))
+	equals(&keys[0], model->items, 1, Int32GetDatum(model->version));
+	equals(&keys[1], model->items, ITEM_NUMBER, Int32GetDatum((int32) number));
+	index_rescan(model->scan, keys, 2, NULL, 0);
+	if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
 		elog(ERROR, "model %d, version %d has no item %u", model->id, model->version, number);
-	text = item_text(model, row);
-	systable_endscan(rows);
+	text = id_text(model, slot_getattr(model->slot, ITEM_ID, &isnull));
+	ExecClearTuple(model->slot);
 	return text;
 }
 
@@ -459,7 +472,8 @@ answer_popular(Model *model, candidates_hash *candidates, int32 n)
 			candidates, DatumGetInt32(column(row, ITEM_NUMBER, RelationGetDescr(model->items))));
 
 		if (candidate == NULL || !candidate->is_given)
-			answer(model, item_text(model, row), (Datum) 0, false, reason, true);
+			answer(model, id_text(model, column(row, ITEM_ID, RelationGetDescr(model->items))),
+				   (Datum) 0, false, reason, true);
 	}
 	systable_endscan(rows);
 }
