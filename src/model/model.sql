@@ -21,6 +21,8 @@ CREATE TABLE millrace.model_version (
     trained_by regrole NOT NULL,
     trained_at timestamptz NOT NULL,
     seconds double precision NOT NULL,
+    compute_seconds double precision NOT NULL,
+    write_seconds double precision NOT NULL,
     rows bigint NOT NULL,
     rows_skipped bigint NOT NULL,
     pairs bigint NOT NULL,
@@ -202,7 +204,7 @@ COMMENT ON FUNCTION millrace.drop_model(regclass, boolean) IS 'drops a model wit
 -- ---- training ----------------------------------------------------------------------------------------------
 
 CREATE FUNCTION millrace_internal.model_train(model_id integer, version integer, owner regrole, relation regclass, similarity text, k integer, shrink double precision,
-    OUT rows bigint, OUT skipped bigint, OUT pairs bigint, OUT users integer, OUT items integer, OUT neighbours bigint, OUT input_hash text)
+    OUT rows bigint, OUT skipped bigint, OUT pairs bigint, OUT users integer, OUT items integer, OUT neighbours bigint, OUT input_hash text, OUT compute_seconds double precision, OUT write_seconds double precision)
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_model_train';
 COMMENT ON FUNCTION millrace_internal.model_train(integer, integer, regrole, regclass, text, integer, double precision) IS
     'reads the query of a model as its owner, finds the neighbours of each item and writes them as a version';
@@ -236,9 +238,9 @@ DECLARE
     result record;
 BEGIN
     result := millrace_internal.model_train(trained.id, version, trained.owner, trained.relation, params.similarity, params.k, params.shrink);
-    INSERT INTO millrace.model_version (model_id, version, params, trained_by, trained_at, seconds, rows, rows_skipped, pairs, users, items, neighbours, input_hash)
+    INSERT INTO millrace.model_version (model_id, version, params, trained_by, trained_at, seconds, compute_seconds, write_seconds, rows, rows_skipped, pairs, users, items, neighbours, input_hash)
     VALUES (trained.id, version, json_build_object('similarity', params.similarity, 'k', params.k, 'shrink', params.shrink), caller, started,
-            extract(epoch FROM clock_timestamp() - started), result.rows, result.skipped, result.pairs, result.users, result.items, result.neighbours, result.input_hash);
+            extract(epoch FROM clock_timestamp() - started), result.compute_seconds, result.write_seconds, result.rows, result.skipped, result.pairs, result.users, result.items, result.neighbours, result.input_hash);
     INSERT INTO millrace.model_alias (model_id, alias, version) VALUES (trained.id, 'production', version) ON CONFLICT ON CONSTRAINT model_alias_pkey DO NOTHING;
     IF FOUND THEN
         INSERT INTO millrace.model_promotion (model_id, alias, to_version, is_rollback, promoted_by, reason)
@@ -405,12 +407,14 @@ COMMENT ON COLUMN millrace.model_status.version IS 'the version that is served: 
 
 CREATE VIEW millrace.model_version_status WITH (security_barrier) AS
 SELECT m.relation::text AS model, v.version, (SELECT string_agg(a.alias, ', ' ORDER BY a.alias) FROM millrace.model_alias a WHERE a.model_id = m.id AND a.version = v.version) AS aliases,
-       v.params::text AS params, v.rows, v.rows_skipped, v.pairs, v.users, v.items, v.neighbours, v.input_hash, v.trained_at, v.seconds, v.trained_by::text AS trained_by
+       v.params::text AS params, v.rows, v.rows_skipped, v.pairs, v.users, v.items, v.neighbours, v.input_hash, v.trained_at, v.seconds, v.compute_seconds, v.write_seconds, v.trained_by::text AS trained_by
 FROM millrace.model_version v JOIN millrace.model m ON m.id = v.model_id
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_version_status IS 'versions of models: what they were trained on, and what names them';
 COMMENT ON COLUMN millrace.model_version_status.rows_skipped IS 'rows of the query with a NULL';
 COMMENT ON COLUMN millrace.model_version_status.pairs IS 'of a user and an item, after weights were summed';
+COMMENT ON COLUMN millrace.model_version_status.compute_seconds IS 'of seconds: from the matrix to the neighbours';
+COMMENT ON COLUMN millrace.model_version_status.write_seconds IS 'of seconds: from the neighbours to the tables';
 COMMENT ON COLUMN millrace.model_version_status.input_hash IS 'the same when, and but for chance only when, the query gave the same';
 
 CREATE VIEW millrace.model_alias_history WITH (security_barrier) AS

@@ -17,6 +17,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 #define BM25_K1 1.2
 #define BM25_B 0.75
@@ -196,8 +197,10 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	MrInput *input;
 	MrKnn knn;
 	Size size;
-	Datum values[7];
-	bool nulls[7] = {false};
+	Datum values[9];
+	bool nulls[9] = {false};
+	TimestampTz begun;
+	TimestampTz computed;
 	TupleDesc desc;
 	Datum result;
 
@@ -227,7 +230,9 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	fill_matrix(&knn, input, sort_labels(input));
 	mr_knn_measure(&knn);
 	mr_progress_phase(MR_TRAINING_COMPUTING, shape.items);
+	begun = GetCurrentTimestamp();
 	mr_knn_run(&knn, segment, workers);
+	computed = GetCurrentTimestamp();
 
 	mr_store_version(model_id, version, input, &knn);
 	for (uint32 i = 0; i < shape.items; i++)
@@ -238,6 +243,8 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	values[3] = Int32GetDatum(input->nusers);
 	values[4] = Int32GetDatum(input->nitems);
 	values[5] = Int64GetDatum(stored);
+	values[7] = Float8GetDatum((computed - begun) / (double) USECS_PER_SEC);
+	values[8] = Float8GetDatum((GetCurrentTimestamp() - computed) / (double) USECS_PER_SEC);
 	MemoryContextSwitchTo(old);
 	values[6] = CStringGetTextDatum(psprintf("%016llx", (unsigned long long) input->digest));
 	result = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
