@@ -5,14 +5,14 @@ MODULE_big = millrace
 MILLRACE_VERSION = 0.1
 
 # One folder a stage, in the order of the flow; flow/ includes all of them and is included by none.
-STAGES = core source decode stage vault mart alert sink flow
+STAGES = core source decode stage vault mart alert sink model flow
 
 OBJS = $(patsubst %.c,%.o,$(sort $(foreach s,$(STAGES),$(wildcard src/$(s)/*.c))))
 
 # The install script is the SQL parts beside the C, in this order.
 SQL_PARTS = src/core/core.sql src/core/declare.sql src/source/server.sql src/source/stream.sql src/source/postgres.sql \
 	src/stage/staging.sql src/stage/erasure.sql src/stage/dictionary.sql src/vault/vault.sql src/vault/satellite.sql src/vault/source.sql src/vault/pit.sql src/mart/mart.sql \
-	src/alert/outbox.sql src/alert/rule.sql src/alert/alert.sql src/alert/threshold.sql src/alert/absence.sql src/sink/text.sql src/sink/delivery.sql src/sink/validate.sql src/sink/sink.sql \
+	src/alert/outbox.sql src/alert/rule.sql src/alert/alert.sql src/alert/threshold.sql src/alert/absence.sql src/sink/text.sql src/sink/delivery.sql src/sink/validate.sql src/sink/sink.sql src/model/model.sql \
 	src/flow/letter.sql src/flow/flow.sql src/flow/backfill.sql src/flow/verify.sql src/flow/rebuild.sql src/flow/test_rule.sql src/flow/run.sql src/flow/maintain.sql src/flow/erase.sql src/flow/trace.sql src/flow/describe.sql src/flow/preview.sql src/flow/status.sql
 
 DATA_built = $(EXTENSION)--$(MILLRACE_VERSION).sql
@@ -26,7 +26,7 @@ WITH_REDIS ?= 1
 
 # PostgreSQL 15 does not define PGDLLEXPORT as visible yet.
 PG_CPPFLAGS = -I$(CURDIR)/src -I$(libpq_srcdir) '-DPGDLLEXPORT=__attribute__((visibility("default")))'
-PG_CFLAGS = -std=gnu99 -fvisibility=hidden -Wdeclaration-after-statement $(if $(WERROR),-Werror) $(if $(DEBUG_POINTS),-DMR_DEBUG_POINTS) $(if $(filter 1,$(WITH_REDIS)),-DMR_WITH_REDIS)
+PG_CFLAGS = -std=gnu99 -fvisibility=hidden -ffp-contract=off -Wdeclaration-after-statement $(if $(WERROR),-Werror) $(if $(DEBUG_POINTS),-DMR_DEBUG_POINTS) $(if $(filter 1,$(WITH_REDIS)),-DMR_WITH_REDIS)
 SHLIB_LINK_INTERNAL = $(libpq)
 SHLIB_LINK = -lrdkafka -lcurl -lssl -lcrypto $(if $(filter 1,$(WITH_REDIS)),-lhiredis)
 

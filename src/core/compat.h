@@ -186,4 +186,11 @@
 #define mr_collate_is_c(collation) lc_collate_is_c(collation)
 #endif
 
+/* 16 has backends known by number, and another name for reading their entries one after the other. */
+#if PG_VERSION_NUM >= 160000
+#define mr_backend_status(index) pgstat_get_local_beentry_by_index(index)
+#else
+#define mr_backend_status(index) pgstat_fetch_stat_local_beentry(index)
+#endif
+
 #endif /* MR_CORE_COMPAT_H */

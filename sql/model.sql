@@ -1,0 +1,157 @@
+-- Models: item-item neighbours, their versions and their answers.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS millrace;
+\set VERBOSITY default
+\set SHOW_CONTEXT never
+SET client_min_messages = notice;
+CREATE SCHEMA ml;
+CREATE TABLE ml.bought (u text, i text, w double precision);
+INSERT INTO ml.bought VALUES ('u1', 'a', 1), ('u1', 'b', 1), ('u2', 'a', 1), ('u2', 'b', 1), ('u2', 'c', 1), ('u3', 'a', 1), ('u3', 'a', 1), ('u3', NULL, 1), (NULL, 'a', 1);
+
+-- By hand: cos(a,b) .8165, cos(a,c) .5774, cos(b,c) .7071.
+SELECT millrace.create_model('ml.also', kind => 'item_knn', query => 'SELECT u, i FROM ml.bought', params => '{"similarity": "cosine", "k": 2}');
+SELECT * FROM millrace.recommend('ml.also', 'u1', 10);
+SELECT millrace.train('ml.also');
+SELECT version, item, rank, neighbour, round(score::numeric, 4) AS score FROM ml.also ORDER BY item, rank;
+SELECT model, version, newest_version, versions FROM millrace.model_status;
+SELECT version, aliases, params, rows, rows_skipped, pairs, users, items, neighbours FROM millrace.model_version_status;
+SELECT count(*) FROM millrace.training_progress;
+
+-- Answers.
+SELECT * FROM millrace.similar('ml.also', 'b', 10);
+SELECT * FROM millrace.similar('ml.also', 'b', 1);
+SELECT * FROM millrace.similar('ml.also', 'nothing', 10);
+SELECT rank, item, round(score::numeric, 4) AS score, reason, version FROM millrace.recommend('ml.also', 'u1', 10);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.also', 'u3', 10, explain => true);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.also', 'u1', 10, exclude_seen => false);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.also', 'nobody', 2);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.also', NULL, 2);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.also', 'nobody', 2, fallback => false);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.also', items => '{b, b, nothing}', n => 10);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.also', items => '{nothing}', n => 1);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.also', items => '{}', n => 1);
+SELECT count(*) FROM millrace.recommend('ml.also', 'u1', 0);
+SELECT count(*) FROM millrace.similar('ml.also', 'a', 0);
+SELECT * FROM millrace.recommend('ml.also', 'u1', -1);
+SELECT * FROM millrace.similar('ml.also', 'a', -1);
+SELECT * FROM millrace.recommend('ml.also', 'u1', NULL::integer);
+SELECT * FROM millrace.similar('ml.bought', 'a', 1);
+-- For many users.
+SELECT x.u, r.rank, r.item FROM (SELECT DISTINCT u FROM ml.bought WHERE u IS NOT NULL) AS x CROSS JOIN LATERAL millrace.recommend('ml.also', x.u, 1) AS r ORDER BY x.u;
+
+-- What is trained later is served when it is promoted.
+INSERT INTO ml.bought VALUES ('u4', 'c', 1), ('u4', 'd', 1);
+BEGIN;
+SELECT millrace.train('ml.also');
+ROLLBACK;
+SELECT millrace.train('ml.also');
+SELECT version FROM millrace.similar('ml.also', 'a', 1);
+SELECT item FROM millrace.similar('ml.also', 'd', 9);
+SELECT millrace.promote('ml.also', version => 3, reason => 'has d');
+SELECT item, version FROM millrace.similar('ml.also', 'd', 9);
+SELECT millrace.drop_version('ml.also', 3);
+SELECT millrace.promote('ml.also', version => 2);
+SELECT millrace.rollback('ml.also', reason => 'complaints');
+SELECT millrace.rollback('ml.also');
+SELECT alias, from_version, to_version, is_rollback, reason FROM millrace.model_alias_history ORDER BY promoted_at;
+SELECT millrace.drop_version('ml.also', 3);
+SELECT DISTINCT version FROM ml.also;
+-- The same data give the same hash.
+SELECT millrace.train('ml.also');
+SELECT millrace.train('ml.also');
+SELECT count(DISTINCT input_hash) FROM millrace.model_version_status WHERE version > 1;
+-- The query follows renames.
+ALTER TABLE ml.bought RENAME TO renamed;
+INSERT INTO ml.renamed SELECT 'u5', 'e', 1;
+SELECT millrace.train('ml.also');
+ALTER TABLE ml.renamed RENAME TO bought;
+
+-- Weights are summed.
+TRUNCATE ml.bought;
+INSERT INTO ml.bought VALUES ('u1', 'a', 1), ('u1', 'a', 1), ('u1', 'b', 3), ('u2', 'a', 4), ('u2', 'b', 1), ('u2', 'c', 0), ('u3', 'c', 5), ('u3', 'b', NULL);
+SELECT millrace.create_model('ml.weighted', 'item_knn', 'SELECT u, i, w::numeric FROM ml.bought');
+SELECT millrace.train('ml.weighted');
+SELECT item, rank, neighbour, round(score::numeric, 6) AS score FROM ml.weighted ORDER BY item, rank;
+SELECT round(10 / (sqrt(2 * 2 + 4 * 4) * sqrt(3 * 3 + 1))::numeric, 6) AS expected;
+SELECT rank, item, score, reason FROM millrace.recommend('ml.weighted', 'u2', 9);
+INSERT INTO ml.bought VALUES ('u2', 'a', -5);
+SELECT millrace.train('ml.weighted');
+UPDATE ml.bought SET w = 'Infinity' WHERE w = -5;
+SELECT millrace.train('ml.weighted');
+UPDATE ml.bought SET w = 'NaN' WHERE w = 'Infinity';
+SELECT millrace.train('ml.weighted');
+SELECT version FROM millrace.similar('ml.weighted', 'a', 1);
+
+-- Nothing, one user, one item, all the same.
+SELECT millrace.create_model('ml.edge', 'item_knn', 'SELECT u, i FROM ml.bought');
+TRUNCATE ml.bought;
+SELECT millrace.train('ml.edge');
+SELECT count(*) FROM millrace.recommend('ml.edge', 'u1', 5);
+INSERT INTO ml.bought VALUES ('u1', 'a');
+SELECT millrace.promote('ml.edge', millrace.train('ml.edge'));
+SELECT rank, item, score, reason FROM millrace.recommend('ml.edge', 'u1', 5);
+SELECT rank, item, score, reason FROM millrace.recommend('ml.edge', 'u2', 5);
+INSERT INTO ml.bought VALUES ('u1', 'b'), ('u2', 'a'), ('u2', 'b');
+SELECT millrace.promote('ml.edge', millrace.train('ml.edge'));
+SELECT item, neighbour, score FROM ml.edge WHERE version = 3 ORDER BY 1;
+
+-- Ids of other types.
+CREATE TABLE ml.numbered (customer bigint, product uuid);
+INSERT INTO ml.numbered SELECT c, ('00000000-0000-0000-0000-00000000000' || p)::uuid FROM generate_series(1, 12) c, generate_series(1, 4) p WHERE c % p = 0;
+SELECT millrace.create_model('ml.typed', 'item_knn', 'SELECT customer, product FROM ml.numbered', params => '{"similarity": "jaccard", "k": 1}');
+SELECT millrace.train('ml.typed');
+SELECT r.* FROM (VALUES (2::bigint)) AS v (customer) CROSS JOIN LATERAL millrace.recommend('ml.typed', v.customer::text, 1) AS r;
+SELECT * FROM millrace.recommend('ml.typed', 'x', 1);
+
+-- What is refused.
+SELECT millrace.create_model('ml.also', 'item_knn', 'SELECT u, i FROM ml.bought');
+SELECT millrace.create_model('ml.x', 'item_nn', 'SELECT u, i FROM ml.bought');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u FROM ml.bought');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i, u AS w FROM ml.bought');
+SELECT millrace.create_model('ml.x', 'item_knn', 'DELETE FROM ml.bought RETURNING u, i');
+SELECT millrace.create_model('ml.x', 'item_knn', 'WITH d AS (DELETE FROM ml.bought RETURNING u, i) SELECT u, i FROM d');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', '{"similarity": "cosin"}');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', '{"K": 5}');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', '{"k": 0}');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', '{"shrink": -1}');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, point(1, 2) AS i FROM ml.bought');
+SELECT millrace.promote('ml.also', 99);
+SELECT millrace.train('ml.bought');
+-- A query that would change something, by a function.
+CREATE FUNCTION ml.meddle(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ml.bought VALUES ('meddled', 'x'); RETURN $1; END $$;
+SELECT millrace.create_model('ml.meddling', 'item_knn', 'SELECT u, ml.meddle(i) FROM ml.bought');
+SELECT millrace.train('ml.meddling');
+SELECT count(*) FROM ml.bought WHERE u = 'meddled';
+
+-- Who may ask.
+CREATE ROLE regress_reader;
+SET client_min_messages = warning;
+GRANT USAGE ON SCHEMA ml TO regress_reader;
+SET client_min_messages = notice;
+SET ROLE regress_reader;
+SELECT * FROM millrace.similar('ml.edge', 'a', 1);
+RESET ROLE;
+GRANT SELECT ON ml.edge TO regress_reader;
+SET ROLE regress_reader;
+SELECT * FROM millrace.similar('ml.edge', 'a', 1);
+SELECT item FROM millrace.recommend('ml.edge', items => '{a}', n => 1);
+SELECT item FROM millrace.recommend('ml.edge', 'u1', 1);
+SELECT millrace.train('ml.edge');
+RESET ROLE;
+SELECT millrace.grant_profiles('ml.edge', 'regress_reader');
+SET ROLE regress_reader;
+SELECT count(*) FROM millrace.recommend('ml.edge', 'u1', 1);
+RESET ROLE;
+SELECT millrace.revoke_profiles('ml.edge', 'regress_reader');
+SET ROLE regress_reader;
+SELECT item FROM millrace.recommend('ml.edge', 'u1', 1);
+RESET ROLE;
+
+-- Nothing stays.
+SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.weighted'), millrace.drop_model('ml.edge'), millrace.drop_model('ml.typed'), millrace.drop_model('ml.meddling');
+SELECT count(*) FROM pg_class WHERE relname ~ '^model_[0-9]' AND relnamespace IN ('millrace_state'::regnamespace, 'millrace_def'::regnamespace);
+SELECT count(*) FROM millrace.model_alias_history;
+SELECT * FROM millrace.similar('ml.edge', 'a', 1);
+SET client_min_messages = warning;
+DROP SCHEMA ml CASCADE;
+DROP ROLE regress_reader;

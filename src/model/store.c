@@ -1,0 +1,239 @@
+/*
+ * store.c
+ *	  Writing a version of item-item neighbours.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "core/compat.h"
+#include "core/writer.h"
+#include "miscadmin.h"
+#include "model/store.h"
+#include "utils/array.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/* Rows that are written at once. */
+#define CHUNK 1000
+
+/* A table that is being written. */
+typedef struct Writing
+{
+	MrTable *table;
+	MrRows *rows;
+	MemoryContext context; /* of the values of a chunk */
+	int32 version;
+} Writing;
+
+Oid
+mr_store_table(int32 model_id, const char *name)
+{
+	char relation[NAMEDATALEN];
+	Oid relid;
+
+	snprintf(relation, sizeof(relation), "model_%d_%s", model_id, name);
+	relid = get_relname_relid(relation, get_namespace_oid("millrace_state", false));
+	if (!OidIsValid(relid))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table millrace_state.%s does not exist", relation)));
+	return relid;
+}
+
+/* Begins to write all columns of a table. */
+static void
+writing_begin(Writing *writing, int32 model_id, const char *name, int32 version, int ncolumns,
+			  int nkeys)
+{
+	AttrNumber attnums[8];
+
+	for (int i = 0; i < ncolumns; i++)
+		attnums[i] = i + 1;
+	writing->table = mr_table_create(mr_store_table(model_id, name), GetUserId(), ncolumns, attnums,
+									 nkeys);
+	writing->rows = mr_rows_create(writing->table, CHUNK);
+	writing->rows->nrows = 0;
+	writing->version = version;
+	writing->context = AllocSetContextCreate(CurrentMemoryContext, "millrace rows",
+											 ALLOCSET_DEFAULT_SIZES);
+}
+
+/* Writes the chunk. */
+static void
+writing_flush(Writing *writing)
+{
+	CHECK_FOR_INTERRUPTS();
+	mr_table_append(writing->table, writing->rows);
+	writing->rows->nrows = 0;
+	MemoryContextReset(writing->context);
+}
+
+/* The next row, with its version; the last column is NULL until it is set. */
+static Datum **
+writing_row(Writing *writing, int *row)
+{
+	if (writing->rows->nrows == CHUNK)
+		writing_flush(writing);
+	*row = writing->rows->nrows++;
+	writing->rows->values[0][*row] = Int32GetDatum(writing->version);
+	return writing->rows->values;
+}
+
+/* An array without NULLs of a type of fixed width. */
+static Datum
+make_array(MemoryContext context, Oid type, int width, const void *values, int n)
+{
+	Size size = ARR_OVERHEAD_NONULLS(1) + (Size) n * width;
+	ArrayType *array = MemoryContextAllocZero(context, size);
+
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->elemtype = type;
+	ARR_DIMS(array)[0] = n;
+	ARR_LBOUND(array)[0] = 1;
+	memcpy(ARR_DATA_PTR(array), values, (Size) n * width);
+	return PointerGetDatum(array);
+}
+
+static void
+write_items(int32 model_id, int32 version, const MrInput *input, const MrKnn *knn)
+{
+	uint32 *labels = MemoryContextAllocHuge(CurrentMemoryContext,
+											Max(input->nitems, 1) * sizeof(uint32));
+	Writing writing;
+	int row;
+
+	for (uint32 i = 0; i < input->nitems; i++)
+		labels[knn->numbers[i]] = i;
+	writing_begin(&writing, model_id, "item", version, 5, 2);
+	for (uint32 i = 0; i < input->nitems; i++)
+	{
+		Datum **values = writing_row(&writing, &row);
+
+		values[1][row] = Int32GetDatum(i);
+		values[2][row] = mr_ids_value(input->items, i);
+		values[3][row] = Int32GetDatum(input->item_users[i]);
+		values[4][row] = Int32GetDatum(labels[i]);
+	}
+	writing_flush(&writing);
+	pfree(labels);
+}
+
+static void
+write_users(int32 model_id, int32 version, const MrInput *input)
+{
+	uint32 most = input->weighted ? MR_WEIGHTS_BLOCK : MR_ITEMS_BLOCK;
+	Writing writing;
+	int row;
+
+	writing_begin(&writing, model_id, "user", version, 5, 3);
+	for (uint32 user = 0; user < input->nusers; user++)
+	{
+		uint32 first = input->user_start[user];
+
+		for (int32 block = 0; first < input->user_start[user + 1]; block++)
+		{
+			Datum **values = writing_row(&writing, &row);
+			uint32 n = Min(input->user_start[user + 1] - first, most);
+
+			values[1][row] = mr_ids_value(input->users, user);
+			values[2][row] = Int32GetDatum(block);
+			values[3][row] = make_array(writing.context, INT4OID, 4, input->user_items + first, n);
+			writing.rows->nulls[4][row] = !input->weighted;
+			if (input->weighted)
+				values[4][row] = make_array(writing.context, FLOAT8OID, 8, input->weights + first,
+											n);
+			first += n;
+		}
+	}
+	writing_flush(&writing);
+}
+
+/* Writes the list of one item. */
+static void
+write_list(Writing *writing, uint32 item, const int32 *neighbours, const float *scores,
+		   uint32 length)
+{
+	int row;
+
+	for (int32 block = 0; length > 0; block++)
+	{
+		Datum **values = writing_row(writing, &row);
+		uint32 n = Min(length, MR_NEIGHBOURS_BLOCK);
+
+		values[1][row] = Int32GetDatum(item);
+		values[2][row] = Int32GetDatum(block);
+		values[3][row] = make_array(writing->context, INT4OID, 4, neighbours, n);
+		values[4][row] = make_array(writing->context, FLOAT4OID, 4, scores, n);
+		neighbours += n;
+		scores += n;
+		length -= n;
+	}
+}
+
+static void
+write_targets(int32 model_id, int32 version, const MrKnn *knn)
+{
+	Size k = knn->shape.params.k;
+	Writing writing;
+
+	writing_begin(&writing, model_id, "target", version, 5, 3);
+	for (uint32 i = 0; i < knn->shape.items; i++)
+		write_list(&writing, i, knn->neighbours + i * k, knn->scores + i * k, knn->found[i]);
+	writing_flush(&writing);
+}
+
+/* The same the other way round: targets are visited in ascending order, so that they are in each list. */
+static void
+write_sources(int32 model_id, int32 version, const MrKnn *knn)
+{
+	Size k = knn->shape.params.k;
+	uint32 items = knn->shape.items;
+	Size *start = MemoryContextAllocExtended(
+		CurrentMemoryContext, ((Size) items + 2) * sizeof(Size), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	Size total = 0;
+	int32 *targets;
+	float *scores;
+	Writing writing;
+
+	for (uint32 i = 0; i < items; i++)
+	{
+		for (uint32 n = 0; n < knn->found[i]; n++)
+			start[knn->neighbours[i * k + n] + 2]++;
+		total += knn->found[i];
+	}
+	for (uint32 i = 0; i < items; i++)
+		start[i + 2] += start[i + 1];
+	targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
+	scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
+	for (uint32 i = 0; i < items; i++)
+		for (uint32 n = 0; n < knn->found[i]; n++)
+		{
+			Size at = start[knn->neighbours[i * k + n] + 1]++;
+
+			targets[at] = i;
+			scores[at] = knn->scores[i * k + n];
+		}
+
+	writing_begin(&writing, model_id, "source", version, 5, 3);
+	for (uint32 i = 0; i < items; i++)
+		write_list(&writing, i, targets + start[i], scores + start[i],
+				   (uint32) (start[i + 1] - start[i]));
+	writing_flush(&writing);
+	pfree(start);
+	pfree(targets);
+	pfree(scores);
+}
+
+void
+mr_store_version(int32 model_id, int32 version, const MrInput *input, const MrKnn *knn)
+{
+	mr_progress_phase(MR_TRAINING_WRITING, 4);
+	write_items(model_id, version, input, knn);
+	mr_progress_done(1);
+	write_users(model_id, version, input);
+	mr_progress_done(2);
+	write_targets(model_id, version, knn);
+	mr_progress_done(3);
+	write_sources(model_id, version, knn);
+}

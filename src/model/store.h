@@ -1,0 +1,28 @@
+/*
+ * store.h
+ *	  How a version of item-item neighbours lies in tables.
+ *
+ * Four tables for each model, all of them led by the version:
+ *	  millrace_state.model_<id>_item     number by the ids' order, the id, its users, its place by popularity
+ *	  millrace_state.model_<id>_user     the id, block, items and, of a weighted model, weights
+ *	  millrace_state.model_<id>_target   the neighbours of an item, best first
+ *	  millrace_state.model_<id>_source   of what items it is a neighbour of, ascending
+ * Lists are cut into blocks so that a row stays on a page of its table.
+ */
+#ifndef MR_MODEL_STORE_H
+#define MR_MODEL_STORE_H
+
+#include "model/input.h"
+#include "model/knn.h"
+
+/* Entries of a block: TOAST would begin at 2,032 bytes. */
+#define MR_NEIGHBOURS_BLOCK 220
+#define MR_ITEMS_BLOCK 440
+#define MR_WEIGHTS_BLOCK 150
+
+extern void mr_store_version(int32 model_id, int32 version, const MrInput *input, const MrKnn *knn);
+
+/* A table of a model, or an index of one. */
+extern Oid mr_store_table(int32 model_id, const char *name);
+
+#endif /* MR_MODEL_STORE_H */
