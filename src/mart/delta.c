@@ -448,7 +448,7 @@ find_group(Counting *counting)
 	if (found)
 		return entry->group;
 
-	group = palloc(sizeof(Tally));
+	group = palloc0(sizeof(Tally));
 	group->hash = probe.hash;
 	group->keys = palloc(sizeof(Datum) * delta->nkeys);
 	group->nulls = palloc(delta->nkeys);

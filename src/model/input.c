@@ -100,14 +100,23 @@ run_query(Reader *reader, int32 model_id, Oid owner)
 	SPIExecuteOptions options = {.read_only = true, .dest = &reader->receiver};
 	char *sql = psprintf("SELECT * FROM millrace_def.model_%d", model_id);
 	int nest_level = mr_settings_pin("UTC");
+	bool read_only = XactReadOnly;
 	MrRunAs saved;
 	int result;
 
 	mr_run_as_restricted(&saved, owner);
-	(void) set_config_option("transaction_read_only", "on", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
-	result = SPI_execute_extended(sql, &options);
+	/* As the setting would do, which cannot be made for a part of a transaction. */
+	PG_TRY();
+	{
+		XactReadOnly = true;
+		result = SPI_execute_extended(sql, &options);
+	}
+	PG_FINALLY();
+	{
+		XactReadOnly = read_only;
+	}
+	PG_END_TRY();
 	if (result < 0)
 		elog(ERROR, "cannot run \"%s\": %s", sql, SPI_result_code_string(result));
 	SPI_finish();

@@ -299,15 +299,15 @@ sink_apply(MrTarget *target, MrBatch *batch)
 		known = mr_mart_touched(sink->mart, &groups);
 		if (known && (groups == NULL || groups->nrows == 0))
 			return;
-		if (sink->nkeys == 0)
-			mr_sink_add_key(&keys, NULL, NULL);
-		else if (known)
-			collect_groups(sink, groups, &keys);
-		else
+		if (!known)
 		{
 			look_at_mart(sink);
 			return;
 		}
+		if (sink->nkeys == 0)
+			mr_sink_add_key(&keys, NULL, NULL);
+		else
+			collect_groups(sink, groups, &keys);
 	}
 	if (keys.n == 0)
 		return;
