@@ -74,6 +74,23 @@ SELECT millrace.unsilence(id) FROM millrace.alert_silence WHERE rule = 'rt lasti
 SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
 SELECT key, suppressed FROM rt.alerts WHERE rule = 'rt lasting';
 
+-- what a silence suppressed is counted in what comes after it
+SELECT millrace.create_channel('rt_channel', options => '{"channel": "rt"}');
+SELECT millrace.create_rule('rt counted', kind => 'threshold', source => 'rt.user_category', predicate => 'total > 1000', channels => '{rt_channel}', send_resolved => true);
+SELECT millrace.silence(clock_timestamp() + interval '1 hour', rule => 'rt counted') > 0 AS silenced;
+SELECT rt.say('{"id": 30, "user": "e", "category": "x", "total": 2000}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 30, "user": "e", "category": "x", "total": 1}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 30, "user": "e", "category": "x", "total": 3000}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT count(*) FROM millrace.outbox WHERE channel = 'rt_channel';
+SELECT millrace.unsilence(id) FROM millrace.alert_silence WHERE rule = 'rt counted';
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 30, "op": "D"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT message::json ->> 'state' AS state, message::json ->> 'suppressed' AS suppressed FROM millrace.outbox WHERE channel = 'rt_channel' ORDER BY id;
+
 -- what is refused
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.orders', predicate => 'true');
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.hidden', predicate => 'n > 1');

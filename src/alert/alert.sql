@@ -69,6 +69,17 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.silenced(millrace.rule, regrole, text, timestamptz) IS 'whether an alert of a rule and key is not to be sent at a time';
 
+-- How many alerts of a rule and key were suppressed since the last one that was sent, but for the one that is told of.
+CREATE FUNCTION millrace_internal.suppressed_since(rule_id integer, key text, told bigint DEFAULT NULL) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(*) FROM millrace.rule_alert a
+    WHERE a.rule_id = suppressed_since.rule_id AND a.key = suppressed_since.key AND a.suppressed IS NOT NULL AND a.id IS DISTINCT FROM told
+      AND a.id > coalesce((SELECT max(l.id) FROM millrace.rule_alert l
+                           WHERE l.rule_id = suppressed_since.rule_id AND l.key = suppressed_since.key AND l.suppressed IS NULL), 0)
+$$;
+COMMENT ON FUNCTION millrace_internal.suppressed_since(integer, text, bigint) IS 'how many alerts of a rule and key were suppressed since the last one that was sent';
+
 -- Writes what a rule has found as alerts, and returns the messages to be sent.  Each of the first five arrays has one element for an occurrence.
 CREATE FUNCTION millrace_internal.fire(id integer, keys text[], occurrences text[], times timestamptz[], details text[], groups text[], history boolean[])
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
@@ -103,12 +114,9 @@ BEGIN
     )
     SELECT c.channel_id, w.key, j.group_by, w.id,
            json_build_object('rule', rule.name, 'kind', rule.kind, 'severity', rule.severity, 'state', 'firing', 'key', w.key, 'occurrence', w.occurrence,
-               'event_time', j.event_time, 'details', j.details::json, 'suppressed', s.suppressed)::text,
+               'event_time', j.event_time, 'details', j.details::json, 'suppressed', millrace_internal.suppressed_since(fire.id, w.key))::text,
            coalesce(j.event_time + rule.max_age, 'infinity')
     FROM written w JOIN judged j ON j.occurrence = w.occurrence
-    -- How many of the rule and key have come since the last one that was sent.
-    CROSS JOIN LATERAL (SELECT count(*) AS suppressed FROM millrace.rule_alert a WHERE a.rule_id = fire.id AND a.key = w.key AND a.suppressed IS NOT NULL
-                          AND a.id > coalesce((SELECT max(l.id) FROM millrace.rule_alert l WHERE l.rule_id = fire.id AND l.key = w.key AND l.suppressed IS NULL), 0)) AS s
     CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel h ON h.id = c.channel_id
     WHERE w.suppressed IS NULL
     ORDER BY j.n;

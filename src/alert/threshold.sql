@@ -79,7 +79,7 @@ CREATE FUNCTION millrace_internal.rule_message(rule millrace.rule, alert millrac
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT json_build_object('rule', rule.name, 'kind', rule.kind, 'severity', rule.severity, 'state', state, 'key', alert.key, 'occurrence', alert.occurrence,
-        'event_time', alert.event_time, 'details', details, 'suppressed', 0)::text
+        'event_time', alert.event_time, 'details', details, 'suppressed', millrace_internal.suppressed_since(alert.rule_id, alert.key, alert.id))::text
 $$;
 COMMENT ON FUNCTION millrace_internal.rule_message(millrace.rule, millrace.rule_alert, text, json) IS 'the message of an alert that goes on or is over';
 

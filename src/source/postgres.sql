@@ -302,8 +302,8 @@ BEGIN
     FOREACH added IN ARRAY tables LOOP
         INSERT INTO millrace.stream_incident (stream_id, kind, detail)
         SELECT add_tables.stream_id, CASE WHEN reason IS NULL THEN 'table_replaced' ELSE 'publication_changed' END,
-               coalesce(format('changes of table %s are missing: %s; ', added, reason),
-                        format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added))
+               CASE WHEN reason IS NULL THEN format('table %s was not in the publication any more: it was dropped, exchanged for another one, or taken out; ', added)
+                    ELSE format('changes of table %s are missing: %s; ', added, reason) END
                || CASE WHEN copied THEN 'it is copied again' ELSE 'its changes meanwhile are missing' END
         WHERE EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = add_tables.stream_id AND starts_with(t.description, added || ', '))
           AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = add_tables.stream_id AND s.source_table = added AND s.state <> 'done');

@@ -351,8 +351,9 @@ mr_pg_check_publication(MrPgSource *source)
 		/* What has happened to them before they are added is not sent: it is noted first that they are copied. */
 		if (ready && any_other(found.missing, source->added))
 			return note_added(source, found.missing, NULL);
-		return change_publication(
-			source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name, table_list(found.missing)));
+		if (!change_publication(source, psprintf("ALTER PUBLICATION %s ADD TABLE %s", name,
+												 table_list(found.missing))))
+			return false;
 	}
 	/* One that is missing once more is copied once more. */
 	source->added = NIL;
