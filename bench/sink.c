@@ -2,7 +2,9 @@
  * sink.c
  *	  An HTTP sink without delay: answers every POST with 200 as soon as it has come.
  *
- *	  sink REQUESTS		prints its port, and after so many requests "SECONDS" from the first to the last
+ *	  sink REQUESTS [LOG]	prints its port, and after so many requests "SECONDS" from the first to the last
+ *
+ * LOG gets a line "time in microseconds, tab, body" for each request.
  *
  * Connections stay open.  It knows as much of HTTP as libcurl speaks to it: a Content-Length, no chunks.
  */
@@ -26,6 +28,7 @@ static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 /* What has come of the next request of a connection. */
 static char *buffers[CONNECTIONS];
 static size_t lengths[CONNECTIONS];
+static FILE *request_log = NULL;
 
 static double
 now(void)
@@ -58,6 +61,18 @@ request_length(const char *buffer, size_t length)
 	return total <= length ? total : 0;
 }
 
+/* Writes when a request has come, and its body. */
+static void
+log_request(const char *request, size_t length)
+{
+	const char *body = (const char *) memmem(request, length, "\r\n\r\n", 4) + 4;
+	struct timespec time;
+
+	clock_gettime(CLOCK_REALTIME, &time);
+	fprintf(request_log, "%lld\t%.*s\n", time.tv_sec * 1000000LL + time.tv_nsec / 1000,
+			(int) (request + length - body), body);
+}
+
 /* Takes what has come; returns how many requests that were, -1 at the end of the connection. */
 static int
 serve(int fd)
@@ -71,6 +86,8 @@ serve(int fd)
 	lengths[fd] += got;
 	while ((length = request_length(buffers[fd], lengths[fd])) > 0)
 	{
+		if (request_log != NULL)
+			log_request(buffers[fd], length);
 		memmove(buffers[fd], buffers[fd] + length, lengths[fd] - length);
 		lengths[fd] -= length;
 		if (write(fd, answer, sizeof(answer) - 1) < 0)
@@ -94,6 +111,8 @@ main(int argc, char **argv)
 	long requests = 0;
 	int one = 1;
 
+	if (argc > 2 && (request_log = fopen(argv[2], "w")) == NULL)
+		fail(argv[2]);
 	if (listener < 0 || epoll < 0 || bind(listener, (struct sockaddr *) &address, size) != 0 ||
 		listen(listener, 512) != 0 ||
 		getsockname(listener, (struct sockaddr *) &address, &size) != 0)
@@ -135,6 +154,8 @@ main(int argc, char **argv)
 			}
 		}
 	}
+	if (request_log != NULL)
+		fclose(request_log);
 	printf("%.6f\n", now() - first);
 	return 0;
 }
