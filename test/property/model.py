@@ -10,6 +10,7 @@ The server is that of PG*.
 
 import argparse
 import hashlib
+import math
 import random
 import sys
 import threading
@@ -42,7 +43,7 @@ def expected(x, had, weighted, measure, k, shrink):
         w = x.copy() if weighted else had.astype(float)
     else:
         df = had.sum(axis=1)
-        rarity = numpy.array([float(numpy.log(items / (1 + float(d)))) for d in df])
+        rarity = numpy.array([math.log(items / (1 + float(d))) for d in df])
         if measure == "tfidf":
             w = numpy.sqrt(x) * rarity[:, None]
         else:
