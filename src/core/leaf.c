@@ -278,7 +278,6 @@ descend_from_root(MrLeaf *leaf, int access)
 	leaf->above_block = stack != NULL ? stack->bts_blkno : InvalidBlockNumber;
 	leaf->has_above = false;
 	_bt_freestack(stack);
-	/* To readers, an empty index has no page. */
 	return BufferIsValid(leaf->buffer) && is_before_next(leaf);
 }
 
@@ -286,12 +285,16 @@ descend_from_root(MrLeaf *leaf, int access)
 static bool
 descend(MrLeaf *leaf, int access)
 {
+	bool is_its_leaf;
 	Page page;
 
 	mr_leaf_release(leaf);
 	leaf->access = access;
-	if (!descend_from_above(leaf, access) && !descend_from_root(leaf, access))
+	is_its_leaf = descend_from_above(leaf, access) || descend_from_root(leaf, access);
+	/* To readers, an empty index has no page. */
+	if (!BufferIsValid(leaf->buffer))
 		return false;
+	/* The page stays, whatever we say of this key: what is remembered has to be of it. */
 	page = BufferGetPage(leaf->buffer);
 	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
 	leaf->from = 0;
@@ -301,7 +304,7 @@ descend(MrLeaf *leaf, int access)
 		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
 		leaf->to = number_at(leaf, page, PageGetMaxOffsetNumber(page));
 	}
-	return true;
+	return is_its_leaf;
 }
 
 /* Goes to the place of a key. */
