@@ -12,16 +12,21 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#include <unistd.h>
 
+#include "core/memory.h"
 #include "core/millrace.h"
-#include "core/worker.h"
+#include "storage/fd.h"
 
 /* The largest piece that the library may take from memory that was used before. */
 #define LARGEST_KEPT (32 * 1024 * 1024)
 
+static bool keeps_memory;
+
 void
 mr_worker_keep_memory(void)
 {
+	keeps_memory = true;
 #ifdef __GLIBC__
 	(void) mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT);
 	(void) mallopt(M_TRIM_THRESHOLD, (int) Min((Size) mr_worker_memory * 1024, (Size) INT_MAX));
@@ -34,4 +39,19 @@ mr_worker_release_memory(void)
 #ifdef __GLIBC__
 	(void) malloc_trim(0);
 #endif
+}
+
+Size
+mr_worker_memory_taken(void)
+{
+	unsigned long resident;
+	unsigned long shared;
+	FILE *file = keeps_memory ? AllocateFile("/proc/self/statm", "r") : NULL;
+	bool told;
+
+	if (file == NULL)
+		return 0;
+	told = fscanf(file, "%*u %lu %lu", &resident, &shared) == 2;
+	FreeFile(file);
+	return told && resident > shared ? (Size) (resident - shared) * sysconf(_SC_PAGESIZE) : 0;
 }

@@ -97,10 +97,6 @@ extern void mr_worker_pin_settings(void);
 extern List *mr_worker_databases(void);
 extern int mr_worker_backoff(int failures);
 
-/* From now on this process keeps memory that was freed, up to millrace.worker_memory; and it gives back what it has kept. */
-extern void mr_worker_keep_memory(void);
-extern void mr_worker_release_memory(void);
-
 extern PGDLLEXPORT void mr_launcher_main(Datum arg);
 extern PGDLLEXPORT void mr_manager_main(Datum slot);
 

@@ -7,6 +7,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "core/memory.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "flow/backfill.h"
@@ -24,9 +25,12 @@
 
 /*
  * A batch may take this part of a worker's memory as raw messages.  Parsed, mapped, hashed and on their way
- * into tables they take about ten times that much.
+ * into tables they take about ten times that much, more where much is declared: see size_next_batch().
  */
 #define BATCH_SHARE 26
+/* The first batch is a quarter of that, and none has to be smaller than a sixteenth. */
+#define FIRST_BATCH 4
+#define SMALLEST_BATCH 16
 
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
@@ -165,6 +169,7 @@ mr_flow_create(int32 stream_id, int worker, int workers)
 	flow->stream_id = stream_id;
 	flow->worker = worker;
 	flow->workers = workers;
+	flow->batch_bytes = mr_flow_batch_bytes() / FIRST_BATCH;
 	flow->waiting_place.context = context;
 	return flow;
 }
@@ -324,10 +329,28 @@ fetch(MrFlow *flow, int max_messages, int wait_ms)
 	instr_time start;
 
 	INSTR_TIME_SET_CURRENT(start);
-	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, mr_flow_batch_bytes(),
-							 wait_ms);
+	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, flow->batch_bytes, wait_ms);
 	if (flow->batch->nmessages > 0)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
+}
+
+/*
+ * What a message becomes depends on what is declared: the next batch is as large as the memory that this one has taken
+ * allows, an eighth of the setting left free, as messages differ.
+ */
+static void
+size_next_batch(MrFlow *flow)
+{
+	Size most = mr_flow_batch_bytes();
+	Size target = (Size) mr_worker_memory * 1024 / 8 * 7;
+	Size taken = mr_worker_memory_taken();
+	double fits = taken == 0 ? 2.0 : Min(2.0, (double) target / taken);
+
+	if (taken > target)
+		mr_worker_release_memory();
+	else if (flow->batch->bytes < flow->batch_bytes)
+		return;
+	flow->batch_bytes = Max(most / SMALLEST_BATCH, Min(most, (Size) (flow->batch->bytes * fits)));
 }
 
 /* Does the batch end within a transaction of the source? */
@@ -352,6 +375,7 @@ process_and_advance(MrFlow *flow, int64 *letters)
 	{
 		mr_flow_prepare(flow->stream, flow->batch);
 		mr_flow_process(flow->stream, flow->extraction, flow->batch);
+		size_next_batch(flow);
 		consumed += flow->batch->nmessages;
 		*letters += mr_flow_count_letters(flow->batch);
 		/* The next part may hold no message of ours. */

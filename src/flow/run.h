@@ -21,6 +21,7 @@ struct MrFlow
 	const MrSourceKind *kind;
 	MrSource *source;
 	MrBatch *batch;
+	Size batch_bytes; /* the next batch may hold so many of raw messages */
 	bool idle; /* there was nothing to fetch the last time */
 	TimestampTz ticked_at;
 	TimestampTz fill_at; /* not before, look for something to fill */
@@ -48,7 +49,7 @@ extern void mr_flow_require_read_committed(const char *what);
 /* Deferred constraints are checked by the statements that break them, to the end of the transaction. */
 extern void mr_flow_check_constraints(void);
 
-/* A batch may hold so many bytes of raw messages. */
+/* No batch may hold more bytes of raw messages. */
 extern Size mr_flow_batch_bytes(void);
 
 /*

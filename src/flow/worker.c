@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "core/memory.h"
 #include "core/millrace.h"
 #include "core/record.h"
 #include "core/worker.h"
