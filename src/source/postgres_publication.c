@@ -24,8 +24,9 @@ typedef struct Publication
 	List *tables; /* char *: of those that the stream reads, what it has */
 	List *missing; /* and what it has not, but could */
 	List *partial; /* what it sends only in part */
-	char *problem; /* NULL: nothing has to be mended */
+	char *problem; /* the first; NULL: nothing has to be mended */
 	char *help;
+	bool gone; /* it is that a table does not exist */
 } Publication;
 
 /* Columns of what is asked for each table. */
@@ -176,6 +177,7 @@ examine_table(const MrPgOptions *options, char **row, bool viaroot, Publication 
 
 	if (row[TABLE_EXISTS][0] != 't')
 	{
+		found->gone = found->problem == NULL;
 		note_problem(found, psprintf("table %s does not exist at the source", table), NULL);
 		return;
 	}
@@ -323,7 +325,7 @@ tell_problem(MrPgSource *source, const Publication *found)
 		return note_added(source, found->partial, found->problem);
 	if (help != NULL)
 		help = psprintf("run at the source: %s", help);
-	else if (ready && strstr(found->problem, "does not exist") != NULL)
+	else if (ready && found->gone)
 		help = psprintf("it was dropped or renamed: create it again, or declare the stream without "
 						"it (millrace.create_stream(%s, …, replace => true))",
 						quote_literal_cstr(source->base.stream->name));
@@ -408,7 +410,7 @@ mr_pg_validate_publication(MrReport *to, MrPgClient *client, const MrPgOptions *
 						   "administrator runs: CREATE PUBLICATION %s FOR TABLE %s WITH "
 						   "(publish_via_partition_root = true)",
 						   quote_identifier(options->publication), table_list(options->tables)));
-	else if (found.problem != NULL && strstr(found.problem, "does not exist") == NULL)
+	else if (found.problem != NULL && !found.gone)
 		mr_report(to, "error", found.problem,
 				  found.help == NULL ? NULL : psprintf("Run at the source: %s", found.help));
 }
