@@ -125,13 +125,14 @@ DECLARE
     rise_groups text[] := '{}';
     occurrences text[] := '{}';
     ends text[] := '{}';
+    pending json;
     touched text[] := '{}';
 BEGIN
     SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = follow_groups.id;
     SELECT t.definition INTO STRICT definition FROM millrace.target t WHERE t.id = follow_groups.id;
     FOR g IN
         SELECT coalesce(u.name, s.key) AS name, coalesce(u.there, false) AS there, coalesce(u.truth, false) AS truth, u.key, u.resolve, u.details, u.group_by, s.key IS NOT NULL AS known,
-               s.state ->> 'occurrence' AS occurrence, s.about, s.state -> 'details' AS old_details, s.state
+               s.state ->> 'occurrence' AS occurrence, s.about, s.state ->> 'details' AS old_details, s.state
         FROM unnest(groups, there, truths, keys, resolves, details, group_bys) AS u (name, there, truth, key, resolve, details, group_by)
         FULL JOIN (SELECT * FROM millrace.rule_state x WHERE x.rule_id = follow_groups.id AND (whole OR x.key = ANY (groups))) AS s ON s.key = u.name
         WHERE coalesce(u.truth, false) OR s.key IS NOT NULL ORDER BY 1
@@ -140,16 +141,19 @@ BEGIN
             IF NOT g.there OR (CASE WHEN definition ->> 'resolve_when' IS NULL THEN NOT g.truth ELSE coalesce(g.resolve, false) END) THEN
                 ends := ends || g.name;
                 touched := touched || g.about;
-            ELSIF g.details IS DISTINCT FROM g.old_details::text THEN
+            ELSIF g.details IS DISTINCT FROM g.old_details THEN
                 UPDATE millrace.rule_state s SET state = json_build_object('occurrence', g.occurrence, 'details', g.details::json) WHERE s.rule_id = follow_groups.id AND s.key = g.name;
             END IF;
         ELSIF NOT g.truth THEN
             DELETE FROM millrace.rule_state s WHERE s.rule_id = follow_groups.id AND s.key = g.name;
         ELSIF definition ->> 'for_interval' IS NOT NULL AND NOT history THEN
             -- Not before it has held for so long; see rule_tick.
-            INSERT INTO millrace.rule_state AS s (rule_id, key, about, state, at)
-            VALUES (follow_groups.id, g.name, g.key, json_build_object('details', g.details::json, 'group_by', g.group_by), now + (definition ->> 'for_interval')::bigint * interval '1 microsecond')
-            ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state;
+            pending := json_build_object('details', g.details::json, 'group_by', g.group_by);
+            IF pending::text IS DISTINCT FROM g.state::text THEN
+                INSERT INTO millrace.rule_state AS s (rule_id, key, about, state, at)
+                VALUES (follow_groups.id, g.name, g.key, pending, now + (definition ->> 'for_interval')::bigint * interval '1 microsecond')
+                ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state;
+            END IF;
         ELSE
             rises := rises || g.name;
             rise_keys := rise_keys || g.key;
