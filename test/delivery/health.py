@@ -26,14 +26,14 @@ def rule(db, name, predicate, **arguments):
     db.query(f"SELECT millrace.create_rule(%s, kind => 'health', predicate => %s{more})", name, predicate, *arguments.values())
 
 
-def goes_on(sink, what, more=2):
+def goes_on(sink, what, more=2, where='/alive'):
     """So many more heartbeats arrive."""
-    before = len(sink.got('/alive'))
+    before = len(sink.got(where))
     try:
-        wait_for('heartbeats', lambda: len(sink.got('/alive')) >= before + more, 60)
+        wait_for('heartbeats', lambda: len(sink.got(where)) >= before + more, 60)
     except TimeoutError:
         pass
-    return is_(what, len(sink.got('/alive')) >= before + more, True)
+    return is_(what, len(sink.got(where)) >= before + more, True)
 
 
 def ends(db, sink, what):
@@ -94,11 +94,13 @@ def nothing_stops(db, sink):
     finally:
         os.kill(pid, signal.SIGCONT)
     goes_on(sink, 'and goes on with it')
-    db.query("UPDATE millrace.channel SET fence = 'another' WHERE name = 'alive'")
-    before = db.one("SELECT count(*) FROM millrace.outbox WHERE channel = 'alive'")
-    is_('a copy of the database has none', holds_for(QUIET, lambda: db.one("SELECT count(*) FROM millrace.outbox WHERE channel = 'alive'") <= before + 1), True)
-    db.query("UPDATE millrace.channel SET fence = millrace_internal.fence() WHERE name = 'alive'")
-    goes_on(sink, 'the original has')
+    rule(db, 'machinery', 'true', repeat_every='1 second', channels='{own}')
+    goes_on(sink, 'one on the machinery alone', where='/own')
+    db.query("UPDATE millrace.channel SET fence = 'another' WHERE name = 'own'")
+    before = db.one("SELECT count(*) FROM millrace.outbox WHERE channel = 'own'")
+    is_('a copy of the database has none', holds_for(QUIET, lambda: db.one("SELECT count(*) FROM millrace.outbox WHERE channel = 'own'") <= before + 1), True)
+    db.query("UPDATE millrace.channel SET fence = millrace_internal.fence() WHERE name = 'own'")
+    db.query("SELECT millrace.drop_rule('machinery')")
 
 
 def suspended(db, sink, shell):
