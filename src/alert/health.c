@@ -61,7 +61,7 @@ load(int32 id, char **reason)
 static void
 judge(MrRule *rule)
 {
-	ErrorData *error = NULL;
+	ErrorData *error;
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(rule->base.owner)))
 	{
