@@ -59,6 +59,14 @@ WHERE millrace_internal.may_watch(s.owner);
 COMMENT ON VIEW millrace.alert_silence IS 'silences: which alerts are not sent, until when and why';
 GRANT SELECT ON millrace.alert, millrace.alert_silence TO PUBLIC;
 
+-- Rules on millrace.health are for who misses them: nothing may keep them from being sent but what they are about.
+CREATE FUNCTION millrace_internal.is_heartbeat(rule_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM millrace.target t WHERE t.id = rule_id AND t.definition ->> 'source' = 'millrace.health')
+$$;
+COMMENT ON FUNCTION millrace_internal.is_heartbeat(integer) IS 'whether a rule is one that is neither silenced nor acknowledged';
+
 -- Is an alert silenced now?
 CREATE FUNCTION millrace_internal.silenced(rule millrace.rule, owner regrole, key text, now timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
@@ -66,6 +74,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT FROM millrace.rule_silence s
                    WHERE s.until > now AND (s.rule IS NULL OR s.rule = rule.name) AND (s.severity IS NULL OR s.severity = rule.severity) AND (s.key IS NULL OR s.key = silenced.key)
                      AND pg_has_role(s.owner, silenced.owner, 'USAGE'))
+           AND NOT millrace_internal.is_heartbeat(rule.target_id)
 $$;
 COMMENT ON FUNCTION millrace_internal.silenced(millrace.rule, regrole, text, timestamptz) IS 'whether an alert of a rule and key is not to be sent at a time';
 
@@ -172,7 +181,9 @@ BEGIN
         RAISE EXCEPTION 'a silence must end in the future, not at %', coalesce(until::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF rule IS NOT NULL THEN
-        PERFORM millrace_internal.own_rule(caller, rule);
+        IF millrace_internal.is_heartbeat((millrace_internal.own_rule(caller, rule)).target_id) THEN
+            RAISE EXCEPTION 'rule "%" is on millrace.health and cannot be silenced', rule USING ERRCODE = 'invalid_parameter_value', HINT = 'millrace.drop_rule() ends it.';
+        END IF;
     END IF;
     IF severity IS NOT NULL THEN
         PERFORM millrace_internal.check_word('severity', severity, '{info, warning, critical}');
@@ -209,6 +220,9 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
+    IF EXISTS (SELECT FROM millrace.rule_alert a WHERE a.id = id AND millrace_internal.is_heartbeat(a.rule_id)) THEN
+        RAISE EXCEPTION 'alert % is of a rule on millrace.health and cannot be acknowledged', id USING ERRCODE = 'invalid_parameter_value', HINT = 'millrace.drop_rule() ends it.';
+    END IF;
     UPDATE millrace.rule_alert a SET acknowledged_at = clock_timestamp(), acknowledged_by = caller::text, comment = comment
     FROM millrace.target t WHERE a.id = id AND t.id = a.rule_id AND pg_has_role(caller, t.owner, 'USAGE');
     IF NOT FOUND THEN

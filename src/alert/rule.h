@@ -170,6 +170,8 @@ extern ErrorData *mr_rule_check_privileges(MrRule *rule);
 extern const MrTargetKind mr_absence_kind;
 extern const MrTargetKind mr_threshold_kind;
 extern void mr_threshold_load(MrRule *rule);
+/* Reads all groups and follows them, for a rule of kind health. */
+extern void mr_threshold_look(MrRule *rule);
 /* The statements that read groups; as the extension's owner, under SPI. */
 extern void mr_threshold_prepare(MrRule *rule);
 /* The mart, among the targets of the stream. */

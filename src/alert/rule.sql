@@ -7,7 +7,7 @@
 CREATE TABLE millrace.rule (
     target_id integer PRIMARY KEY REFERENCES millrace.target ON DELETE CASCADE,
     name text NOT NULL UNIQUE,
-    kind text NOT NULL CHECK (kind IN ('match', 'frequency', 'threshold', 'absence')),
+    kind text NOT NULL CHECK (kind IN ('match', 'frequency', 'threshold', 'absence', 'health')),
     severity text NOT NULL CHECK (severity IN ('info', 'warning', 'critical')),
     rule_group text,
     ordinal integer,
@@ -37,13 +37,13 @@ CREATE TABLE millrace.rule_state (
     rule_id integer NOT NULL REFERENCES millrace.rule ON DELETE CASCADE,
     key text NOT NULL COLLATE "C",
     -- match: {"fired": version, "ended": version}
-    -- threshold, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
+    -- threshold, health, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
     -- absence: {"occurrence": of the alert, "details": {"last": when the key was heard of last}}
     -- frequency: {"watermark": time, "alerted": [ends of windows], "events": [[time, object, element, value], …]}, times in microseconds
     state json NOT NULL,
-    -- frequency: the watermark; threshold, absence: when it is to be looked at again.
+    -- frequency: the watermark; threshold, absence, health: when it is to be looked at again.
     at timestamptz,
-    -- threshold, absence: the key of its alerts.
+    -- threshold, absence, health: the key of its alerts.
     about text COLLATE "C",
     PRIMARY KEY (rule_id, key)
 ) WITH (fillfactor = 80);
@@ -142,11 +142,11 @@ BEGIN
                  (5, 'object', CASE WHEN definition ->> 'kind' = 'frequency' THEN millrace_internal.rule_key(source, label, objects) END),
                  (6, 'value', coalesce(definition ->> 'sum', definition ->> 'distinct_values')),
                  (7, 'resolve', definition ->> 'resolve_when'),
-                 (8, 'here', CASE WHEN definition ->> 'kind' = 'threshold' THEN 'true' END),
+                 (8, 'here', CASE WHEN definition ->> 'kind' IN ('threshold', 'health') THEN 'true' END),
                  (9, 'group', CASE WHEN definition -> 'group_by' IS NOT NULL
                                    THEN millrace_internal.rule_key(source, label, ARRAY(SELECT json_array_elements_text(definition -> 'group_by'))) END)) AS e (n, name, expression)
     WHERE e.expression IS NOT NULL;
-    IF definition ->> 'kind' = 'threshold' THEN
+    IF definition ->> 'kind' IN ('threshold', 'health') THEN
         SELECT concat_ws(', ', selected, string_agg(format('%I.%I AS %I', label, o, ':g' || n), ', ' ORDER BY n)) INTO selected FROM unnest(objects) WITH ORDINALITY AS u (o, n);
     END IF;
     RETURN millrace_internal.qualified_query(owner, format('SELECT %s FROM %s AS %I', selected, source, label));
@@ -199,10 +199,11 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.own_rule(regrole, text) IS 'the rule of that name, locked, after checking that the role may change it';
 
--- The workers of all streams that a rule is judged in look again.
+-- The workers of all streams that a rule is judged in look again, or the manager.
 CREATE FUNCTION millrace_internal.rule_changed(target_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
+    SELECT millrace_internal.wake_delivery() FROM millrace.rule r WHERE r.target_id = rule_changed.target_id AND r.kind = 'health';
     SELECT millrace_internal.changed(g.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = rule_changed.target_id) AS g
 $$;
@@ -257,16 +258,17 @@ BEGIN
     IF name IS NULL OR name = '' THEN
         RAISE EXCEPTION 'a rule needs a name' USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency, threshold, absence}');
+    PERFORM millrace_internal.check_word('kind', kind, '{match, frequency, threshold, absence, health}');
     PERFORM millrace_internal.check_word('severity', severity, '{info, warning, critical}');
+    source := coalesce(source, CASE kind WHEN 'health' THEN 'millrace.health'::regclass END);
     again := coalesce(again, false);
     send_resolved := coalesce(send_resolved, false);
-    IF kind IN ('match', 'threshold') AND predicate IS NULL THEN
+    IF kind IN ('match', 'threshold', 'health') AND predicate IS NULL THEN
         RAISE EXCEPTION 'a rule of kind % needs a predicate', kind USING ERRCODE = 'null_value_not_allowed';
     END IF;
     PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
     FROM (VALUES ('resolve_when', resolve_when IS NOT NULL), ('for_interval', for_interval IS NOT NULL), ('tag', tag IS NOT NULL), ('forget', forget IS NOT NULL AND kind <> 'absence')) AS a (name, given)
-    WHERE kind <> 'threshold' OR a.name = 'forget';
+    WHERE kind NOT IN ('threshold', 'health') OR a.name = 'forget' OR (kind = 'health' AND a.name = 'tag');
     PERFORM millrace_internal.rule_refuse(kind, a.name, a.given) FROM (VALUES ('repeat_every', repeat_every IS NOT NULL), ('send_resolved', send_resolved)) AS a (name, given)
     WHERE kind IN ('match', 'frequency');
     IF kind <> 'frequency' THEN
@@ -309,9 +311,9 @@ BEGIN
         PERFORM millrace_internal.rule_positive('within', within);
         PERFORM millrace_internal.rule_positive('forget', forget);
     END IF;
-    IF kind IN ('threshold', 'absence') THEN
+    IF kind IN ('threshold', 'absence', 'health') THEN
         PERFORM millrace_internal.rule_refuse(kind, a.name, a.given)
-        FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again), ('event_time', event_time IS NOT NULL AND kind = 'threshold'),
+        FROM (VALUES ('rule_group', rule_group IS NOT NULL), ('again', again), ('event_time', event_time IS NOT NULL AND kind <> 'absence'),
                      ('details', details IS NOT NULL AND kind = 'absence'), ('group_by', group_by IS NOT NULL AND kind = 'absence')) AS a (name, given);
         PERFORM millrace_internal.rule_positive('for_interval', for_interval);
         PERFORM millrace_internal.rule_positive('repeat_every', repeat_every);
@@ -343,14 +345,16 @@ BEGIN
         END IF;
         SELECT g.* INTO STRICT staging FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = mart.id;
         objects := millrace_internal.mart_groups(mart.id, mart.owner);
+    ELSIF kind = 'health' THEN
+        objects := millrace_internal.health_key(source);
     ELSE
         staging := millrace_internal.vault_source(owner, source);
         objects := millrace_internal.staging_key(staging);
     END IF;
     key := coalesce(key, CASE WHEN kind = 'absence' THEN '{}' ELSE objects END);
     PERFORM millrace_internal.rule_columns(source, 'key', key) WHERE key <> '{}';
-    IF kind = 'threshold' AND NOT key <@ objects THEN
-        RAISE EXCEPTION 'the key of a rule on a mart is of the columns by which the mart groups' USING ERRCODE = 'invalid_parameter_value', HINT = format('These are: %s.', array_to_string(objects, ', '));
+    IF kind IN ('threshold', 'health') AND NOT key <@ objects THEN
+        RAISE EXCEPTION 'the key of a rule on % is of the columns that tell its rows apart', source USING ERRCODE = 'invalid_parameter_value', HINT = format('These are: %s.', array_to_string(objects, ', '));
     END IF;
     PERFORM millrace_internal.check_expression('resolve_when', resolve_when) WHERE resolve_when IS NOT NULL;
     PERFORM millrace_internal.rule_columns(source, 'details', details);
@@ -379,9 +383,9 @@ BEGIN
     IF old.target_id IS NULL THEN
         id := nextval('millrace.target_id_seq');
         PERFORM millrace_internal.rule_define(id, owner, query);
-        INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon)
-        VALUES (id, 'rule', to_regclass(format('millrace_def.rule_%s', id)), owner, definition, '-infinity');
-        INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (id, staging.id, 1);
+        INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon, state)
+        VALUES (id, 'rule', to_regclass(format('millrace_def.rule_%s', id)), owner, definition, '-infinity', CASE kind WHEN 'health' THEN 'active' ELSE 'new' END);
+        INSERT INTO millrace.target_source (target_id, staging_id, ordinal) SELECT id, staging.id, 1 WHERE kind <> 'health';
         INSERT INTO millrace.rule (target_id, name, kind, severity, rule_group, ordinal, channels, max_age, cooldown, repeat_every, send_resolved, send_history, retention)
         VALUES (id, name, kind, severity, rule_group, ordinal, channel_ids, max_age, cooldown, repeat_every, send_resolved, coalesce(send_history, false), retention);
         PERFORM millrace_internal.rule_changed(id);
@@ -409,8 +413,8 @@ BEGIN
         PERFORM millrace_internal.rule_define(id, owner, query);
         PERFORM millrace_internal.rule_changed(id);
         DELETE FROM millrace.target_source s WHERE s.target_id = id;
-        INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (id, staging.id, 1);
-        UPDATE millrace.target t SET relation = to_regclass(format('millrace_def.rule_%s', id)), definition = definition, definition_no = t.definition_no + 1, state = 'new'
+        INSERT INTO millrace.target_source (target_id, staging_id, ordinal) SELECT id, staging.id, 1 WHERE kind <> 'health';
+        UPDATE millrace.target t SET relation = to_regclass(format('millrace_def.rule_%s', id)), definition = definition, definition_no = t.definition_no + 1, state = CASE kind WHEN 'health' THEN 'active' ELSE 'new' END
         WHERE t.id = id;
         UPDATE millrace.rule r SET since = clock_timestamp(), suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = id;
     END IF;
@@ -485,7 +489,7 @@ BEGIN
         RAISE EXCEPTION 'rule "%" is not suspended', name USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     UPDATE millrace.rule r SET since = r.suspended_at, suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = retried.target_id;
-    UPDATE millrace.target t SET state = 'new' WHERE t.id = retried.target_id;
+    UPDATE millrace.target t SET state = 'new' WHERE t.id = retried.target_id AND retried.kind <> 'health';
     PERFORM millrace_internal.rule_changed(retried.target_id);
 END
 $$;

@@ -1,6 +1,6 @@
 /*
  * threshold.c
- *	  Rules of kind "threshold": on groups of marts, at the edges.
+ *	  Rules of kind "threshold": on groups of marts, at the edges; and what those of kind "health" share with them.
  *
  * The mart says which groups a batch has touched; how they are now is read from its view as the rule's owner, in one statement.
  * What is known of a group is whether it holds: so a batch makes at most one edge of it, whatever came and went between.  The row of a
@@ -32,7 +32,7 @@ enum
 
 typedef struct MrThreshold
 {
-	int32 mart_id;
+	int32 mart_id; /* 0: of kind health */
 	MrTarget *mart; /* NULL: its stream does not keep it */
 	int ngroups; /* columns; 0: a mart without GROUP BY */
 	Oid *types;
@@ -212,16 +212,22 @@ follow_step(void *argument)
 								TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 								TEXTARRAYOID, TEXTARRAYOID, BOOLOID};
 	static MrStatement *statement = NULL;
+	static MrStatement *on_health = NULL;
 	Datum arguments[lengthof(types)];
 
 	if (statement == NULL)
 	{
 		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
 
+		on_health = mr_statement_create(
+			"SELECT channel_id, key, group_by, alert_id, message, not_after FROM "
+			"millrace_internal.follow_health($1, $2, $3::boolean[], $4::boolean[], $5, "
+			"$6::boolean[], $7, $8)",
+			lengthof(types) - 1, types);
 		statement = mr_statement_create(
 			"SELECT channel_id, key, group_by, alert_id, message, not_after FROM "
 			"millrace_internal.follow_groups($1, $2, $3::boolean[], $4::boolean[], $5, "
-			"$6::boolean[], $7, $8, $9)",
+			"$6::boolean[], $7, $8, $9, $9)",
 			lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
@@ -229,7 +235,7 @@ follow_step(void *argument)
 	for (int c = GROUP; c <= GROUP_BY; c++)
 		arguments[c] = mr_rule_text_array(found->texts[c], found->n);
 	arguments[lengthof(types) - 1] = BoolGetDatum(following->whole);
-	mr_rule_send(statement, arguments);
+	mr_rule_send(following->rule->threshold->mart_id == 0 ? on_health : statement, arguments);
 	following->rule->base.written += found->n;
 }
 
@@ -265,7 +271,7 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 		(void) mr_rule_is_judged(rule);
 }
 
-/* All groups: what is true of them now was so before. */
+/* All groups: what is true of them now was so before, but for a rule of kind health. */
 static char *
 threshold_fill(MrTarget *target, const char *after, int limit, int64 *nkeys)
 {
@@ -321,16 +327,26 @@ threshold_tick(MrTarget *target, bool caught_up)
 		mr_rule_write(rule, tick_step, target);
 }
 
+void
+mr_threshold_look(MrRule *rule)
+{
+	int64 nkeys;
+
+	(void) threshold_fill(&rule->base, NULL, 0, &nkeys);
+}
+
 /* ---- loading ------------------------------------------------------------------------------------------- */
 
 void
 mr_threshold_load(MrRule *rule)
 {
 	MrThreshold *threshold = palloc0(sizeof(MrThreshold));
+	char *mart = mr_rule_text(rule, "mart");
 
 	rule->base.kind = &mr_threshold_kind;
 	rule->threshold = threshold;
-	threshold->mart_id = (int32) strtol(mr_rule_text(rule, "mart"), NULL, 10);
+	if (mart != NULL)
+		threshold->mart_id = (int32) strtol(mart, NULL, 10);
 }
 
 void

@@ -107,9 +107,9 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.resolve(integer, text[], timestamptz) IS 'ends what a rule has found of groups';
 
--- Follows the groups that a batch has touched: each element of the arrays is one of them as it is now, `there` false when it is gone.  With `whole` they are all that there are.
--- Returns messages.
-CREATE FUNCTION millrace_internal.follow_groups(id integer, groups text[], there boolean[], truths boolean[], keys text[], resolves boolean[], details text[], group_bys text[], whole boolean)
+-- Follows the groups that a batch has touched: each element of the arrays is one of them as it is now, `there` false when it is gone.  With `whole` they are all that there are;
+-- `history`: what holds of them did so before.  Returns messages.
+CREATE FUNCTION millrace_internal.follow_groups(id integer, groups text[], there boolean[], truths boolean[], keys text[], resolves boolean[], details text[], group_bys text[], whole boolean, history boolean)
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -125,13 +125,14 @@ DECLARE
     rise_groups text[] := '{}';
     occurrences text[] := '{}';
     ends text[] := '{}';
+    pending json;
     touched text[] := '{}';
 BEGIN
     SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = follow_groups.id;
     SELECT t.definition INTO STRICT definition FROM millrace.target t WHERE t.id = follow_groups.id;
     FOR g IN
         SELECT coalesce(u.name, s.key) AS name, coalesce(u.there, false) AS there, coalesce(u.truth, false) AS truth, u.key, u.resolve, u.details, u.group_by, s.key IS NOT NULL AS known,
-               s.state ->> 'occurrence' AS occurrence, s.about, s.state -> 'details' AS old_details, s.state
+               s.state ->> 'occurrence' AS occurrence, s.about, s.state ->> 'details' AS old_details, s.state
         FROM unnest(groups, there, truths, keys, resolves, details, group_bys) AS u (name, there, truth, key, resolve, details, group_by)
         FULL JOIN (SELECT * FROM millrace.rule_state x WHERE x.rule_id = follow_groups.id AND (whole OR x.key = ANY (groups))) AS s ON s.key = u.name
         WHERE coalesce(u.truth, false) OR s.key IS NOT NULL ORDER BY 1
@@ -140,16 +141,19 @@ BEGIN
             IF NOT g.there OR (CASE WHEN definition ->> 'resolve_when' IS NULL THEN NOT g.truth ELSE coalesce(g.resolve, false) END) THEN
                 ends := ends || g.name;
                 touched := touched || g.about;
-            ELSIF g.details IS DISTINCT FROM g.old_details::text THEN
+            ELSIF g.details IS DISTINCT FROM g.old_details THEN
                 UPDATE millrace.rule_state s SET state = json_build_object('occurrence', g.occurrence, 'details', g.details::json) WHERE s.rule_id = follow_groups.id AND s.key = g.name;
             END IF;
         ELSIF NOT g.truth THEN
             DELETE FROM millrace.rule_state s WHERE s.rule_id = follow_groups.id AND s.key = g.name;
-        ELSIF definition ->> 'for_interval' IS NOT NULL AND NOT whole THEN
+        ELSIF definition ->> 'for_interval' IS NOT NULL AND NOT history THEN
             -- Not before it has held for so long; see rule_tick.
-            INSERT INTO millrace.rule_state AS s (rule_id, key, about, state, at)
-            VALUES (follow_groups.id, g.name, g.key, json_build_object('details', g.details::json, 'group_by', g.group_by), now + (definition ->> 'for_interval')::bigint * interval '1 microsecond')
-            ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state;
+            pending := json_build_object('details', g.details::json, 'group_by', g.group_by);
+            IF pending::text IS DISTINCT FROM g.state::text THEN
+                INSERT INTO millrace.rule_state AS s (rule_id, key, about, state, at)
+                VALUES (follow_groups.id, g.name, g.key, pending, now + (definition ->> 'for_interval')::bigint * interval '1 microsecond')
+                ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state;
+            END IF;
         ELSE
             rises := rises || g.name;
             rise_keys := rise_keys || g.key;
@@ -160,13 +164,13 @@ BEGIN
         END IF;
     END LOOP;
     RETURN QUERY SELECT * FROM millrace_internal.resolve(follow_groups.id, ends, now) WHERE ends <> '{}';
-    RETURN QUERY SELECT * FROM millrace_internal.rise(follow_groups.id, rises, rise_keys, occurrences, rise_details, rise_groups, whole, now) WHERE rises <> '{}';
+    RETURN QUERY SELECT * FROM millrace_internal.rise(follow_groups.id, rises, rise_keys, occurrences, rise_details, rise_groups, history, now) WHERE rises <> '{}';
     IF definition ->> 'tag' IS NOT NULL AND touched <> '{}' THEN
         PERFORM millrace_internal.tag_keys(follow_groups.id, touched, now);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.follow_groups(integer, text[], boolean[], boolean[], text[], boolean[], text[], text[], boolean) IS
+COMMENT ON FUNCTION millrace_internal.follow_groups(integer, text[], boolean[], boolean[], text[], boolean[], text[], text[], boolean, boolean) IS
     'finds the edges of a rule among groups, writes alerts, states and tags, and returns what is to be sent';
 
 -- Groups begin to hold.

@@ -43,6 +43,7 @@
 #define STARTING_PATIENCE 30000 /* ms until a process that was registered counts as lost */
 #define STOPPING_PATIENCE 10000 /* ms until a process that was asked to end is terminated */
 #define SHUTDOWN_GRACE 200 /* ms between our worker's end and ours when the server goes down */
+#define HEALTH 1000 /* ms between looks at the rules on millrace itself */
 #define STABLE 60000 /* ms of running after which earlier failures are forgotten */
 
 /* A worker that should run, and what its row says of the last one. */
@@ -65,6 +66,7 @@ typedef struct Wanted
 static Oid my_database;
 static bool said_no_extension = false;
 static bool said_no_worker = false;
+static bool health_failed = false; /* at the last look */
 
 static const char *const wanted_sql =
 	"SELECT s.id, s.name, n, s.workers, s.owner::oid, w.pid,"
@@ -437,6 +439,82 @@ take_turn(MemoryContext context)
 	return stopping ? Min(wait, 1000) : wait;
 }
 
+/* Judges one of the rules on millrace itself; false: it could not be judged this time. */
+static bool
+judge_rule(MemoryContext context, Datum id)
+{
+	Oid type = INT4OID;
+
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (SPI_execute_with_args("SELECT millrace_internal.health_tick($1)", 1, &type, &id, NULL,
+								  false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not judge millrace's health");
+		PopActiveSnapshot();
+		SPI_finish();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (!health_failed)
+			EmitErrorReport();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		MemoryContextSwitchTo(context);
+		return false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return true;
+}
+
+/*
+ * Judges the rules on millrace itself; returns how long to wait for the next time.  What they read may be slow: that does not
+ * take more than a tenth of the time.
+ */
+static long
+judge_health(MemoryContext context, long wait)
+{
+	static TimestampTz next_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	Datum *rules = NULL;
+	int nrules = 0;
+	bool failed = false;
+
+	if (now < next_at)
+		return Min(wait, TimestampDifferenceMilliseconds(now, next_at) + 1);
+	StartTransactionCommand();
+	if (mr_extension_exists())
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (SPI_execute("SELECT millrace_internal.health_rules()", true, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not read millrace.rule");
+		nrules = (int) SPI_processed;
+		rules = MemoryContextAlloc(context, sizeof(Datum) * Max(nrules, 1));
+		for (int i = 0; i < nrules; i++)
+			rules[i] = column_of(i, 1);
+		PopActiveSnapshot();
+		SPI_finish();
+	}
+	CommitTransactionCommand();
+	for (int i = 0; i < nrules; i++)
+		failed |= !judge_rule(context, rules[i]);
+	health_failed = failed;
+	MemoryContextSwitchTo(context);
+	if (nrules == 0)
+		return wait;
+	pgstat_report_stat(false);
+	next_at = GetCurrentTimestamp();
+	next_at = TimestampTzPlusMilliseconds(
+		next_at, Max(HEALTH, 10 * TimestampDifferenceMilliseconds(now, next_at)));
+	return Min(wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_at) + 1);
+}
+
 /* Asks the workers of a kind to end; returns how many still run. */
 static int
 stop_kind(MrSlotKind kind)
@@ -508,7 +586,7 @@ mr_manager_main(Datum index)
 		}
 		MemoryContextReset(context);
 		pgstat_report_activity(STATE_RUNNING, "looking after the workers");
-		wait = take_turn(context);
+		wait = judge_health(context, take_turn(context));
 		pgstat_report_activity(STATE_IDLE, NULL);
 		MemoryContextSwitchTo(context);
 

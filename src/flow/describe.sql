@@ -546,7 +546,8 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'kind => ' || millrace_internal.readable_literal(r.kind),
                'source => ' || millrace_internal.readable_literal(d ->> 'source'),
                'predicate => ' || millrace_internal.readable_literal(d ->> 'predicate'),
-               CASE WHEN (d ->> 'of_objects' = 'false' OR r.kind IN ('frequency', 'absence')) AND d ->> 'key' <> '[]' THEN 'key => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'key'))) END,
+               CASE WHEN d ->> 'of_objects' = 'false' AND d ->> 'key' = '[]' AND r.kind <> 'absence' THEN 'key => ''{}'''
+                    WHEN (d ->> 'of_objects' = 'false' OR r.kind IN ('frequency', 'absence')) AND d ->> 'key' <> '[]' THEN 'key => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'key'))) END,
                'details => ' || millrace_internal.readable_list(ARRAY(SELECT json_array_elements_text(d -> 'details'))),
                'channels => ' || millrace_internal.readable_list(ARRAY(SELECT c.name FROM unnest(r.channels) WITH ORDINALITY AS u (id, n) JOIN millrace.channel c ON c.id = u.id ORDER BY n)),
                'severity => ' || millrace_internal.readable_literal(nullif(r.severity, 'warning')),

@@ -148,7 +148,21 @@ COMMENT ON COLUMN millrace.channel_status.sending IS 'messages that are being se
 COMMENT ON COLUMN millrace.channel_status.failures IS 'in a row';
 COMMENT ON COLUMN millrace.channel_status.next_at IS 'when it is tried again';
 
-GRANT SELECT ON millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status, millrace.channel_status TO PUBLIC;
+CREATE VIEW millrace.health WITH (security_barrier) AS
+SELECT s.failing + c.failing + r.suspended + k.suspended = 0 AS healthy, s.failing AS streams_failing, c.failing AS channels_failing, r.suspended AS rules_suspended, k.suspended AS sinks_suspended
+FROM (SELECT count(*) AS failing FROM millrace.stream_status v
+      WHERE v.state IN ('waiting', 'failed', 'fenced') OR EXISTS (SELECT FROM millrace.stream f WHERE f.name = v.stream AND NOT f.enabled AND f.stop_reason IS NOT NULL)) AS s,
+     -- A channel over which nothing is to be sent any more is no trouble, and may have nothing else to show that it works again.
+     (SELECT count(*) AS failing FROM millrace.channel_status v
+      WHERE v.state IN ('failed', 'fenced', 'stopped') OR (v.state = 'failing' AND v.waiting + v.sending > 0)) AS c,
+     (SELECT count(*) AS suspended FROM millrace.rule_status v WHERE v.state = 'suspended') AS r,
+     (SELECT count(*) AS suspended FROM millrace.sink_status v WHERE v.state = 'suspended') AS k;
+COMMENT ON VIEW millrace.health IS 'one row that says whether all works of what one may watch';
+COMMENT ON COLUMN millrace.health.healthy IS 'no stream and no channel fails, and no rule and no sink is suspended';
+COMMENT ON COLUMN millrace.health.streams_failing IS 'streams that wait for their source or after an error, have failed, are fenced, or have stopped themselves';
+COMMENT ON COLUMN millrace.health.channels_failing IS 'channels over which something is to be sent that could not be sent at the last attempt, or nothing can be';
+
+GRANT SELECT ON millrace.health, millrace.worker_status, millrace.stream_status, millrace.stage_stats, millrace.target_status, millrace.channel_status TO PUBLIC;
 
 -- millrace.reset_stage_stats()
 CREATE FUNCTION millrace_internal.reset_stage_stats(caller regrole, stream text) RETURNS void
@@ -173,4 +187,4 @@ GRANT EXECUTE ON FUNCTION millrace.reset_stage_stats(text) TO millrace_admin;
 
 -- The other halves are for nobody but the extension's owner; what its views call is for those who read them.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA millrace_internal FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace_internal.fence(), millrace_internal.may_watch(regrole), millrace_internal.background() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace_internal.fence(), millrace_internal.may_watch(regrole), millrace_internal.background(), millrace_internal.may_send(millrace.channel), millrace_internal.timeline() TO PUBLIC;

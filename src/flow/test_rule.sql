@@ -13,7 +13,9 @@ DECLARE
     found json;
 BEGIN
     SELECT g.log, g.log_since, g.relation INTO log FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = rule.target_id;
-    IF rule.kind = 'threshold' THEN
+    IF rule.kind = 'health' THEN
+        RAISE EXCEPTION 'a rule of kind health is about now' USING ERRCODE = 'feature_not_supported', HINT = format('SELECT * FROM %s WHERE %s tells what it would find.', definition ->> 'source', definition ->> 'predicate');
+    ELSIF rule.kind = 'threshold' THEN
         RAISE NOTICE 'groups are judged as they are now';
     ELSIF rule.kind = 'frequency' OR definition ->> 'again' = 'true' OR log.log IS NULL THEN
         RAISE NOTICE 'only the newest version of each object of % is seen', log.relation;

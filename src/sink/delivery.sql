@@ -61,9 +61,8 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.sender_pause', '');
 -- May this instance send over the channel (C15)?
 CREATE FUNCTION millrace_internal.may_send(channel millrace.channel) RETURNS boolean
 LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp AS $$
-    SELECT channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send' OR channel.timeline = millrace_internal.timeline())
-$$;
+SET search_path = pg_catalog, pg_temp
+RETURN channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send' OR channel.timeline = millrace_internal.timeline());
 COMMENT ON FUNCTION millrace_internal.may_send(millrace.channel) IS 'whether a channel belongs to this instance';
 
 -- What has waited for too long is not sent any more; of messages to Redis only the newest of each key is.

@@ -15,6 +15,7 @@ $node->safe_psql('postgres', "SELECT millrace.stop_stream('events')");
 push_rows($node, 'postgres', 101, 105);
 $node->safe_psql('postgres', "SELECT millrace.start_stream('events')");
 ok(poll_rows($node, 'postgres', 105), 'goes on');
+$node->safe_psql('postgres', "SELECT millrace.create_rule('copy', kind => 'health', source => 'millrace.stream_status', predicate => \$\$ state = 'fenced' \$\$)");
 my $positions = $node->safe_psql('postgres', 'SELECT topic, partition, epoch, position FROM millrace.stream_position');
 
 my $dump = $node->basedir . '/dump';
@@ -26,6 +27,7 @@ $node->append_conf('postgresql.conf', "millrace.databases = 'postgres, restored'
 $node->reload;
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('restored'), $dump ], 'pg_restore');
 is($node->safe_psql('restored', 'SELECT state FROM millrace.stream_status'), 'fenced', 'a restored stream is fenced');
+ok($node->poll_query_until('restored', "SELECT count(*) = 1 FROM millrace.alert WHERE rule = 'copy' AND key = 'events' AND resolved_at IS NULL"), 'which a restored rule tells');
 is($node->safe_psql('restored', 'SELECT topic, partition, epoch, position FROM millrace.stream_position'), $positions, 'its position came with it');
 my ($code, $out, $err) = $node->psql('restored', "SELECT millrace.start_stream('events')");
 like($err, qr/belongs to another instance/, 'it does not start');
