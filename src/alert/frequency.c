@@ -83,6 +83,7 @@ typedef struct Object
 typedef struct Told
 {
 	Event event;
+	bool timed; /* else it is the event that is known of its object already, or none */
 	char *key;
 	char *details;
 	char *group_by;
@@ -197,7 +198,7 @@ read_row(Looking *looking, const MrVersion *version, const MrRow *row)
 	told->event.value = mr_rule_evaluate_text(rule->value, context);
 	if (rule->value != NULL && told->event.value == NULL)
 		return NULL;
-	told->event.time = mr_rule_row_time(rule, version, context);
+	told->event.time = mr_rule_row_time(rule, version, context, &told->timed);
 	told->event.element = row->element;
 	told->details = mr_rule_evaluate_text(rule->details, context);
 	told->group_by = mr_rule_evaluate_text(rule->group_by, context);
@@ -702,6 +703,22 @@ remove_object(Looking *looking, const Object *object)
 	}
 }
 
+/* What a snapshot has read of an object happened when its event did that is known. */
+static void
+find_time(Looking *looking, Told *told)
+{
+	const KeyState *state = get_key(looking, told->key);
+
+	for (int i = 0; i < state->nevents && !told->timed; i++)
+	{
+		if (state->events[i].element != told->event.element ||
+			strcmp(state->events[i].object, told->event.object) != 0)
+			continue;
+		told->event.time = state->events[i].time;
+		told->timed = true;
+	}
+}
+
 /* Takes the versions one by one, as if each were a batch of its own. */
 static void
 take_versions(Looking *looking)
@@ -718,11 +735,18 @@ take_versions(Looking *looking)
 			(object->last != NULL &&
 			 mr_version_compare(staging, telling->version, object->last) <= 0))
 			continue;
+		foreach(lc, telling->told)
+			find_time(looking, lfirst(lc));
 		if (object->known || object->last != NULL)
 			remove_object(looking, object);
 		object->last = telling->version;
 		foreach(lc, telling->told)
-			add_event(looking, telling, lfirst(lc));
+		{
+			Told *told = lfirst(lc);
+
+			if (told->timed)
+				add_event(looking, telling, told);
+		}
 	}
 }
 

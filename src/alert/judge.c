@@ -231,7 +231,7 @@ note_hit(Pass *pass, MrRule *rule, MrFound *found, const MrVersion *version, boo
 	hit->history = mr_rule_is_history(rule, pass->batch, version);
 	if (!deleted)
 	{
-		hit->time = mr_rule_row_time(rule, version, context);
+		hit->time = mr_rule_row_time(rule, version, context, NULL);
 		hit->details = mr_rule_evaluate_text(rule->details, context);
 		hit->group_by = mr_rule_evaluate_text(rule->group_by, context);
 	}

@@ -269,17 +269,23 @@ mr_rule_hide_row(MrRule *rule)
 }
 
 TimestampTz
-mr_rule_row_time(const MrRule *rule, const MrVersion *version, ExprContext *context)
+mr_rule_row_time(const MrRule *rule, const MrVersion *version, ExprContext *context, bool *known)
 {
 	bool isnull = true;
 	TimestampTz time = version->message->time;
 
+	if (known != NULL)
+		*known = !version->read;
 	if (rule->time != NULL)
 	{
 		Datum value = ExecEvalExprSwitchContext(rule->time->state, context, &isnull);
 
 		if (!isnull && !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
+		{
 			time = DatumGetTimestampTz(value);
+			if (known != NULL)
+				*known = true;
+		}
 	}
 	/* Lengths of time are added to it. */
 	return Min(Max(time, -FARTHEST_TIME), FARTHEST_TIME);
@@ -306,9 +312,8 @@ mr_rule_short_text(char *text)
 bool
 mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version)
 {
-	if (batch->again)
-		return version->loaded_at < rule->since;
-	return version->message->op == MR_OP_READ || version->message->time < rule->since;
+	return version->read ||
+		   (batch->again ? version->loaded_at : version->message->time) < rule->since;
 }
 
 void

@@ -158,9 +158,9 @@ extern void mr_frequency_load(MrRule *rule);
 
 /* Was a version there before the rule, or does it come from a snapshot? */
 extern bool mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version);
-/* The time of what a row tells; the row stands in `context`. */
+/* The time of what a row tells; the row stands in `context`.  *known (or NULL): it is not when that of a snapshot. */
 extern TimestampTz mr_rule_row_time(const MrRule *rule, const MrVersion *version,
-									ExprContext *context);
+									ExprContext *context, bool *known);
 /* Puts a row where expressions see it, and takes it away again. */
 extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *values,
 							 bool *nulls);

@@ -25,6 +25,8 @@
 #define OBJECT_DELETED 1
 /* Its newest version lacks what a dictionary does not know yet. */
 #define OBJECT_INCOMPLETE 2
+/* A snapshot has read it. */
+#define OBJECT_READ 4
 /*
  * Of a row on its way in, which is taken when it equals what is there, too: a dead letter that is tried again, or a row
  * that was copied, which a sweep then does not find old.
@@ -141,9 +143,9 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 					 "EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
 					 "EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
 					 "EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
-					 own_order ? "EXCLUDED.flags & 3 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
+					 own_order ? "EXCLUDED.flags & 7 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
 								 "o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
-							   : "EXCLUDED.flags & 3",
+							   : "EXCLUDED.flags & 7",
 					 own_order ? ", partition = EXCLUDED.partition, "
 								 "message_time = EXCLUDED.message_time"
 							   : "",
@@ -252,10 +254,10 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 		values[c++][i] = version->version;
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);
-		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
-									   (version->incomplete ? OBJECT_INCOMPLETE : 0) |
-									   (version->always ? OBJECT_ALWAYS : 0) |
-									   (again(staging, message) ? OBJECT_RETRIED : 0));
+		values[c++][i] = Int16GetDatum(
+			(version->deleted ? OBJECT_DELETED : 0) |
+			(version->incomplete ? OBJECT_INCOMPLETE : 0) | (version->read ? OBJECT_READ : 0) |
+			(version->always ? OBJECT_ALWAYS : 0) | (again(staging, message) ? OBJECT_RETRIED : 0));
 		if (plan->version == NULL)
 		{
 			values[c++][i] = Int32GetDatum(message->partition);
