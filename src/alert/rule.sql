@@ -39,8 +39,9 @@ CREATE TABLE millrace.rule_state (
     -- match: {"fired": version, "ended": version}
     -- threshold, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
     -- absence: {"occurrence": of the alert, "details": {"last": when the key was heard of last}}
-    -- frequency: {"watermark": time, "alerted": [ends of windows], "events": [[time, object, element, value], …]}, times in microseconds
-    state json NOT NULL,
+    state json NOT NULL DEFAULT '{}',
+    -- frequency: packed, see window.c and millrace_internal.rule_events().
+    events bytea,
     -- frequency: the watermark; threshold, absence: when it is to be looked at again.
     at timestamptz,
     -- threshold, absence: the key of its alerts.
@@ -48,6 +49,7 @@ CREATE TABLE millrace.rule_state (
     PRIMARY KEY (rule_id, key)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE millrace.rule_state IS 'what rules know of keys';
+ALTER TABLE millrace.rule_state ALTER COLUMN events SET STORAGE EXTERNAL;
 CREATE INDEX ON millrace.rule_state (rule_id, at) WHERE at IS NOT NULL;
 CREATE INDEX ON millrace.rule_state (rule_id, about) WHERE about IS NOT NULL;
 
@@ -65,6 +67,13 @@ CREATE TABLE millrace.rule_failure (
     PRIMARY KEY (rule_id, epoch, partition, position, element)
 );
 COMMENT ON TABLE millrace.rule_failure IS 'rows that rules could not judge; see the view millrace.rule_error';
+
+CREATE FUNCTION millrace_internal.rule_events(events bytea) RETURNS TABLE ("time" timestamptz, object text, element integer, value text)
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_rule_events';
+COMMENT ON FUNCTION millrace_internal.rule_events(bytea) IS 'what stands in millrace.rule_state.events';
+CREATE FUNCTION millrace_internal.events_without(events bytea, objects text[]) RETURNS bytea
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_events_without';
+COMMENT ON FUNCTION millrace_internal.events_without(bytea, text[]) IS 'what is left of millrace.rule_state.events without the events of these objects';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule_state', '');
