@@ -77,7 +77,7 @@ typedef struct MrVersion
 	bool event_time_null;
 	TimestampTz loaded_at;
 	bool deleted;
-	bool read; /* by a snapshot: it says what is there, not since when; see MrStaging.each_version */
+	bool read; /* by a snapshot: it says what is there; see MrStaging.each_version */
 	bool incomplete; /* it lacks what a dictionary does not know yet */
 	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
