@@ -31,7 +31,7 @@
 #include "vault/vault.h"
 
 /* So many keys are taken at once, and fewer when more than so many bytes are known of them. */
-#define KEYS_AT_ONCE 1000
+#define KEYS_AT_ONCE 100
 #define BYTES_AT_ONCE (1024 * 1024)
 
 typedef enum Measure
@@ -49,6 +49,7 @@ typedef struct MrWindow
 	int64 within; /* microseconds */
 	int64 lateness;
 	int64 max_ahead;
+	int keys_at_once; /* as many as have been right so far */
 } MrWindow;
 
 /* A key of the batch. */
@@ -332,28 +333,21 @@ read_states(Looking *looking, KeyState *states, int n)
 	uint64 found;
 	int i = 0;
 
-	if (insert == NULL)
-	{
-		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
-
-		insert = mr_statement_create("INSERT INTO millrace.rule_state (rule_id, key) "
-									 "SELECT $1, k FROM unnest($2) AS u (k) "
-									 "ON CONFLICT DO NOTHING",
-									 lengthof(types), types);
-		select = mr_statement_create("SELECT key, events, at FROM millrace.rule_state "
-									 "WHERE rule_id = $1 AND key = ANY ($2) "
-									 "ORDER BY key FOR NO KEY UPDATE",
-									 lengthof(types), types);
-		MemoryContextSwitchTo(previous);
-	}
 	for (int k = 0; k < n; k++)
 		mr_array_add_text(keys, states[k].key->name);
 	arguments[0] = Int32GetDatum(looking->rule->base.id);
 	arguments[1] = mr_array_datum(keys);
 	/* One worker alone need not hold the place of a new key. */
 	if (looking->batch->stream->workers > 1)
-		(void) mr_statement_run(insert, arguments, NULL);
-	found = mr_statement_run(select, arguments, NULL);
+		(void) mr_statement_by_index(&insert,
+									 "INSERT INTO millrace.rule_state (rule_id, key) "
+									 "SELECT $1, k FROM unnest($2) AS u (k) ON CONFLICT DO NOTHING",
+									 lengthof(types), types, arguments);
+	found = mr_statement_by_index(&select,
+								  "SELECT key, events, at FROM millrace.rule_state "
+								  "WHERE rule_id = $1 AND key = ANY ($2) "
+								  "ORDER BY key FOR NO KEY UPDATE",
+								  lengthof(types), types, arguments);
 	for (uint64 r = 0; r < found; r++, i++)
 	{
 		char *key = mr_sql_text(r, 1);
@@ -384,17 +378,6 @@ write_states(const Looking *looking, const KeyState *states, int n)
 	MrArray *times = mr_array_create(TIMESTAMPTZOID, n);
 	Datum arguments[lengthof(types)];
 
-	if (upsert == NULL)
-	{
-		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
-
-		upsert = mr_statement_create(
-			"INSERT INTO millrace.rule_state AS r (rule_id, key, events, at) SELECT $1, u.* "
-			"FROM unnest($2, $3, $4) AS u "
-			"ON CONFLICT (rule_id, key) DO UPDATE SET events = EXCLUDED.events, at = EXCLUDED.at",
-			lengthof(types), types);
-		MemoryContextSwitchTo(previous);
-	}
 	for (int k = 0; k < n; k++)
 	{
 		if (!states[k].changed)
@@ -409,7 +392,12 @@ write_states(const Looking *looking, const KeyState *states, int n)
 	arguments[1] = mr_array_datum(keys);
 	arguments[2] = mr_array_datum(events);
 	arguments[3] = mr_array_datum(times);
-	(void) mr_statement_run(upsert, arguments, NULL);
+	(void) mr_statement_by_index(
+		&upsert,
+		"INSERT INTO millrace.rule_state AS r (rule_id, key, events, at) "
+		"SELECT $1, u.* FROM unnest($2, $3, $4) AS u "
+		"ON CONFLICT (rule_id, key) DO UPDATE SET events = EXCLUDED.events, at = EXCLUDED.at",
+		lengthof(types), types, arguments);
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------- */
@@ -425,6 +413,7 @@ static bool
 is_enough(const MrWindow *window, const MrEvents *known, int first, int last, char **measured)
 {
 	int n = last - first + 1;
+	bool enough;
 
 	if (window->measure == COUNT_EVENTS)
 	{
@@ -440,17 +429,21 @@ is_enough(const MrWindow *window, const MrEvents *known, int first, int last, ch
 		for (int i = first; i <= last; i++)
 		{
 			MrEvent *event = &known->events[i];
+			Datum before = sum;
 
 			if (event->amount == NULL)
 				event->amount = DatumGetNumeric(
 					DirectFunctionCall3(numeric_in, CStringGetDatum(event->value),
 										ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-			sum = DirectFunctionCall2(numeric_add, sum, NumericGetDatum(event->amount));
+			sum = DirectFunctionCall2(numeric_add, before, NumericGetDatum(event->amount));
+			pfree(DatumGetPointer(before));
 		}
-		if (!DatumGetBool(DirectFunctionCall2(numeric_ge, sum, window->at_least)))
-			return false;
-		*measured = psprintf("\"sum\": %s", DatumGetCString(DirectFunctionCall1(numeric_out, sum)));
-		return true;
+		enough = DatumGetBool(DirectFunctionCall2(numeric_ge, sum, window->at_least));
+		if (enough)
+			*measured = psprintf("\"sum\": %s",
+								 DatumGetCString(DirectFunctionCall1(numeric_out, sum)));
+		pfree(DatumGetPointer(sum));
+		return enough;
 	}
 	else
 	{
@@ -466,8 +459,10 @@ is_enough(const MrWindow *window, const MrEvents *known, int first, int last, ch
 		for (int i = 0; i < n; i++)
 			distinct += i == 0 || strcmp(values[i - 1], values[i]) != 0;
 		pfree(values);
-		*measured = psprintf("\"distinct\": %d", distinct);
-		return distinct >= window->count;
+		enough = distinct >= window->count;
+		if (enough)
+			*measured = psprintf("\"distinct\": %d", distinct);
+		return enough;
 	}
 }
 
@@ -517,10 +512,8 @@ look_at_windows(Looking *looking, KeyState *state, int place, const Change *chan
 	const MrWindow *window = looking->rule->window;
 	MrEvents *known = &state->known;
 	TimestampTz time = known->events[place].time;
-	int first = place;
+	int first = mr_events_after(known, time - window->within);
 
-	while (first > 0 && known->events[first - 1].time > time - window->within)
-		first--;
 	for (int last = place; last < known->count && known->events[last].time < time + window->within;
 		 last++)
 	{
@@ -717,7 +710,7 @@ take_batch(void *argument)
 {
 	Looking *looking = argument;
 	MemoryContext portion;
-	int at_once = KEYS_AT_ONCE;
+	int *at_once = &looking->rule->window->keys_at_once;
 	int nkeys;
 	Key **keys;
 	MrHit **hits;
@@ -734,11 +727,11 @@ take_batch(void *argument)
 	MemoryContextSwitchTo(portion);
 	for (int k = 0; k < nkeys; k += n)
 	{
-		n = Min(at_once, nkeys - k);
+		n = Min(*at_once, nkeys - k);
 		if (change_keys(looking, &keys[k], n) > BYTES_AT_ONCE)
-			at_once = Max(1, n / 2);
-		else
-			at_once = Min(KEYS_AT_ONCE, at_once * 2);
+			*at_once = Max(1, n / 2);
+		else if (n == *at_once)
+			*at_once = Min(KEYS_AT_ONCE, n * 2);
 		MemoryContextReset(portion);
 	}
 	count_late(looking);
@@ -810,6 +803,7 @@ mr_frequency_load(MrRule *rule)
 	if (at_least != NULL)
 		window->at_least = DirectFunctionCall3(numeric_in, CStringGetDatum(at_least),
 											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	window->keys_at_once = KEYS_AT_ONCE;
 	window->within = declared_time(rule, "within");
 	window->lateness = declared_time(rule, "lateness");
 	window->max_ahead = declared_time(rule, "max_ahead");

@@ -167,6 +167,24 @@ compare_events(const MrEvent *l, const MrEvent *r)
 }
 
 int
+mr_events_after(const MrEvents *events, TimestampTz time)
+{
+	int low = 0;
+	int high = events->count;
+
+	while (low < high)
+	{
+		int middle = low + (high - low) / 2;
+
+		if (events->events[middle].time <= time)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+int
 mr_events_insert(MrEvents *events, const MrEvent *event)
 {
 	int place;
@@ -211,11 +229,9 @@ mr_events_remove(MrEvents *events, const char *object)
 void
 mr_events_forget(MrEvents *events, TimestampTz horizon, TimestampTz end)
 {
-	int first = 0;
+	int first = mr_events_after(events, horizon);
 	int kept = 0;
 
-	while (first < events->count && events->events[first].time <= horizon)
-		first++;
 	if (first > 0)
 		memmove(events->events, &events->events[first], sizeof(MrEvent) * (events->count - first));
 	events->count -= first;

@@ -33,6 +33,9 @@ typedef struct MrEvents
 extern bytea *mr_events_pack(const MrEvents *events);
 extern void mr_events_unpack(MrEvents *events, const bytea *packed);
 
+/* The place of the first event after a time. */
+extern int mr_events_after(const MrEvents *events, TimestampTz time);
+
 /* Puts an event where it belongs; returns its place.  Strings are not copied. */
 extern int mr_events_insert(MrEvents *events, const MrEvent *event);
 
