@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
+#include "stage/mapping.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -234,12 +235,12 @@ bool
 mr_rule_note_failure(List **failures, const MrVersion *version, int32 element,
 					 const ErrorData *error)
 {
-	MrRuleFailure *failure;
+	MrFailure *failure;
 
 	if (!mr_rule_error_of_data(error) || list_length(*failures) >= MANY_FAILURES)
 		return false;
-	failure = palloc0(sizeof(MrRuleFailure));
-	failure->version = version;
+	failure = palloc0(sizeof(MrFailure));
+	failure->message = version->message;
 	failure->element = element;
 	failure->sqlstate = error->sqlerrcode;
 	failure->text = pstrdup(error->message != NULL ? error->message : "");

@@ -130,23 +130,14 @@ typedef struct MrFound
 	int nhits;
 	int capacity;
 	MrHit *hits;
-	List *failures; /* MrRuleFailure * */
+	List *failures; /* MrFailure * */
 } MrFound;
-
-/* A row that the rule could not judge. */
-typedef struct MrRuleFailure
-{
-	const MrVersion *version;
-	int32 element;
-	int sqlstate;
-	char *text;
-} MrRuleFailure;
 
 /* Judges every version that the batch holds for the rule's staging table; with others, unless they are being filled. */
 extern MrFound *mr_rule_judge(MrRule *rule, MrBatch *batch);
 
-/* Notes rows that could not be judged. */
-extern void mr_rule_write_failures(const MrRule *rule, const List *failures);
+/* Makes dead letters of rows that could not be judged. */
+extern void mr_rule_write_failures(const MrRule *rule, List *failures);
 
 /* ---- kinds --------------------------------------------------------------------------------------------- */
 

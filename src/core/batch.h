@@ -54,6 +54,8 @@ typedef struct MrMessage
 	int64 letter; /* its id */
 	bool late; /* it leaves out what is not known any more: its object has gone on */
 	bool erased; /* it speaks of something that was erased: it never came */
+	int32 rule_id; /* the letter is of that rule, which is to judge it; else 0 */
+	bool unjudged; /* it could not, or it came without what was sent */
 	bool waits; /* a staging table lacks what a dictionary does not know yet */
 	struct MrFailure *failures; /* what in it cannot be taken, the last first */
 } MrMessage;

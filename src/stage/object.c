@@ -423,23 +423,12 @@ upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *
 							 staging->name));
 }
 
-/*
- * Marks versions that were not accepted because they are what is there already: dictionaries may say something else of
- * them now, but what they said when the version was complete for the first time stays.
- */
+/* Marks those versions that are what is there already, and complete. */
 static void
-mark_repeated(MrStaged *staged)
+mark_staged(const MrStaging *staging, MrVersion **versions, int count, Size flag)
 {
-	const MrStaging *staging = staged->staging;
 	MrStagingPlan *plan = staging->plan;
-	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
-	int count = 0;
 
-	for (int i = 0; i < staged->nversions; i++)
-	{
-		if (!staged->versions[i].accepted && !staged->versions[i].incomplete)
-			refused[count++] = &staged->versions[i];
-	}
 	if (count == 0)
 		return;
 	if (plan->repeated == NULL)
@@ -450,7 +439,52 @@ mark_repeated(MrStaged *staged)
 							  plan->version == NULL ? " AND excluded.epoch = o.epoch AND "
 													  "excluded.partition = o.partition"
 													: ""));
-	compare_versions(staging, plan->repeated, refused, count, offsetof(MrVersion, repeated));
+	compare_versions(staging, plan->repeated, versions, count, flag);
+}
+
+/*
+ * Marks versions that were not accepted because they are what is there already: dictionaries may say something else of
+ * them now, but what they said when the version was complete for the first time stays.
+ */
+static void
+mark_repeated(MrStaged *staged)
+{
+	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
+	int count = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (!staged->versions[i].accepted && !staged->versions[i].incomplete)
+			refused[count++] = &staged->versions[i];
+	}
+	mark_staged(staged->staging, refused, count, offsetof(MrVersion, repeated));
+}
+
+void
+mr_object_accept_staged(MrStaged *staged)
+{
+	MrVersion **versions = palloc(sizeof(MrVersion *) * Max(staged->nversions, 1));
+	int nrows = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		versions[i] = &staged->versions[i];
+		nrows += versions[i]->nrows;
+	}
+	mark_staged(staged->staging, versions, staged->nversions, offsetof(MrVersion, accepted));
+	staged->accepted = versions;
+	staged->new_rows = palloc(sizeof(MrRow *) * Max(nrows, 1));
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		MrVersion *version = &staged->versions[i];
+
+		if (!version->accepted)
+			continue;
+		version->known = true;
+		staged->accepted[staged->naccepted++] = version;
+		for (int r = 0; r < version->nrows; r++)
+			staged->new_rows[staged->nnew++] = &version->rows[r];
+	}
 }
 
 /*
