@@ -82,6 +82,7 @@ SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key
 -- ---- what does not come
 SELECT millrace.create_rule('rf silent', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, send_resolved => true);
 SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 hour');
+SELECT millrace.create_rule('rf forgotten', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, forget => '1 second');
 SELECT millrace.describe('rule', 'rf silent');
 SELECT millrace.describe('rule', 'rf gone');
 SELECT messages FROM millrace.run_stream('rf_orders');
@@ -100,6 +101,8 @@ SELECT pg_sleep(2.1);
 SELECT messages FROM millrace.run_stream('rf_orders');
 SELECT key, count(*) FROM rf.alerts WHERE rule = 'rf silent' GROUP BY key ORDER BY key;
 SELECT count(*) FROM rf.alerts WHERE rule = 'rf gone';
+-- keys that are forgotten before that are not missed
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf forgotten';
 SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 second', replace => true);
 SELECT pg_sleep(1.1);
 SELECT messages FROM millrace.run_stream('rf_orders');
@@ -107,6 +110,13 @@ SELECT key FROM rf.alerts WHERE rule = 'rf gone';
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders');
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', count => 3);
 SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', forget => '1 s');
+
+-- a clock that is wrong forgets nothing: only max_ahead of it counts
+SELECT rf.say('{"id": 30, "v": 1, "customer": "h", "at": "2100-01-01"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say(VARIADIC array_agg(json_build_object('id', i, 'v', 1, 'customer', 'h', 'at', now())) || '{"id": 30, "v": 2, "op": "D"}'::json) FROM generate_series(31, 34) i;
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE key = 'h';
 
 -- ---- what a snapshot has read is there, and nobody knows since when
 SELECT millrace.create_stream('rf_copied', format => 'debezium');
