@@ -135,6 +135,39 @@ SELECT millrace.retry_rule('good');
 SELECT messages, dead_letters FROM millrace.run_stream('ra_orders');
 SELECT rule, key, suppressed FROM ra.alerts WHERE rule = 'writes';
 
+-- what could not be judged is a dead letter, which the rule as it is now judges again
+CREATE FUNCTION ra.inverse(n integer) RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT 100 / n $$;
+SELECT millrace.create_rule('inverse', kind => 'match', source => 'ra.orders', predicate => 'ra.inverse(quantity) > 10');
+SELECT millrace.create_rule('inverses', kind => 'frequency', source => 'ra.orders', key => '{op}', count => 3, within => '1 hour', predicate => 'ra.inverse(quantity) > 10');
+SELECT messages, dead_letters FROM millrace.run_stream('ra_orders');
+SELECT millrace.discard(filter => $$ kind = 'rule' AND rule LIKE 'inverse%' $$);
+SELECT ra.say('{"id": 61, "v": 1, "op": "z", "quantity": 0}', '{"id": 62, "v": 1, "op": "z", "quantity": 0}', '{"id": 63, "v": 1, "op": "z", "quantity": 0}', '{"id": 64, "v": 1, "op": "z", "quantity": 0}');
+SELECT ra.say('{"id": 62, "v": 2, "op": "z", "quantity": 50}', '{"id": 65, "v": 1, "op": "z", "quantity": 5}');
+SELECT messages, dead_letters FROM millrace.run_stream('ra_orders');
+SELECT rule, message, attempts, count(*) FROM millrace.rule_error WHERE rule LIKE 'inverse%' GROUP BY 1, 2, 3 ORDER BY 1;
+SELECT stream, staging, kind, state, rule, convert_from(value, 'UTF8') AS value FROM millrace.dead_letter WHERE rule = 'inverse' ORDER BY id;
+SELECT dead_letters FROM millrace.stream_status WHERE stream = 'ra_orders';
+SELECT * FROM millrace.retry(filter => $$ rule LIKE 'inverse%' $$);
+SELECT rule, attempts, count(*) FROM millrace.rule_error WHERE rule LIKE 'inverse%' GROUP BY 1, 2 ORDER BY 1;
+CREATE OR REPLACE FUNCTION ra.inverse(n integer) RETURNS integer LANGUAGE sql IMMUTABLE AS $$ SELECT CASE WHEN n = 0 THEN 100 ELSE 100 / n END $$;
+SELECT r.* FROM millrace.rule_error e, millrace.retry(e.id) r WHERE e.rule = 'inverse' AND e.id = (SELECT min(id) FROM millrace.rule_error WHERE rule = 'inverse');
+SELECT * FROM millrace.retry(filter => $$ kind = 'rule' AND rule LIKE 'inverse%' $$);
+SELECT rule, key, details ->> 'count' AS count FROM ra.alerts WHERE rule LIKE 'inverse%' AND suppressed IS NULL ORDER BY rule, key;
+SELECT count(*) FROM millrace.rule_error WHERE rule LIKE 'inverse%';
+SELECT rule, state FROM millrace.dead_letter WHERE rule LIKE 'inverse%';
+-- rows that were there before the rule came without their messages: they stay until the rule is filled again
+SELECT millrace.create_rule('by', kind => 'match', source => 'ra.orders', predicate => '1 / quantity > 1');
+SELECT messages, dead_letters FROM millrace.run_stream('ra_orders');
+SELECT * FROM millrace.retry(filter => $$ rule = 'by' $$);
+RESET ROLE;
+UPDATE millrace.letter SET at = at - interval '89 days' WHERE kind = 'rule';
+UPDATE millrace.letter SET at = at - interval '2 days' WHERE id = (SELECT min(id) FROM millrace.rule_error WHERE rule = 'by');
+SET ROLE rule_maker;
+SELECT subject, rows FROM millrace.maintain() WHERE subject = 'rule errors';
+SELECT count(*) FROM millrace.rule_error WHERE rule = 'by';
+SELECT millrace.drop_rule('by'), millrace.drop_rule('inverse'), millrace.drop_rule('inverses');
+SELECT count(*) FROM millrace.dead_letter WHERE rule IN ('by', 'inverse', 'inverses') OR rule IS NULL AND kind = 'rule';
+
 -- lost privileges
 RESET ROLE;
 CREATE ROLE rule_guest;

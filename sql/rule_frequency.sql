@@ -82,6 +82,7 @@ SELECT millrace.create_rule('x', kind => 'frequency', source => 'rf.orders', key
 -- ---- what does not come
 SELECT millrace.create_rule('rf silent', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, send_resolved => true);
 SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 hour');
+SELECT millrace.create_rule('rf forgotten', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '2 seconds', predicate => $$ status = 'beat' $$, forget => '1 second');
 SELECT millrace.describe('rule', 'rf silent');
 SELECT millrace.describe('rule', 'rf gone');
 SELECT messages FROM millrace.run_stream('rf_orders');
@@ -100,6 +101,8 @@ SELECT pg_sleep(2.1);
 SELECT messages FROM millrace.run_stream('rf_orders');
 SELECT key, count(*) FROM rf.alerts WHERE rule = 'rf silent' GROUP BY key ORDER BY key;
 SELECT count(*) FROM rf.alerts WHERE rule = 'rf gone';
+-- keys that are forgotten before that are not missed
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf forgotten';
 SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders', within => '1 second', replace => true);
 SELECT pg_sleep(1.1);
 SELECT messages FROM millrace.run_stream('rf_orders');
@@ -107,6 +110,50 @@ SELECT key FROM rf.alerts WHERE rule = 'rf gone';
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders');
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', count => 3);
 SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', forget => '1 s');
+
+-- a clock that is wrong forgets nothing: only max_ahead of it counts
+SELECT rf.say('{"id": 30, "v": 1, "customer": "h", "at": "2100-01-01"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say(VARIADIC array_agg(json_build_object('id', i, 'v', 1, 'customer', 'h', 'at', now())) || '{"id": 30, "v": 2, "op": "D"}'::json) FROM generate_series(31, 34) i;
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE key = 'h';
+
+-- ---- what a snapshot has read is there, and nobody knows since when
+SELECT millrace.create_stream('rf_copied', format => 'debezium');
+SELECT millrace.create_staging('rf.copied', stream => 'rf_copied', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]', tombstone => 'ignore', columns => '{"customer": "$.customer", "at": ["$.at", "timestamptz"]}');
+-- Rows of some customer that are read (r), or change (c, u).
+CREATE FUNCTION rf.change(op text, lsn bigint, first integer, last integer, customer text) RETURNS bigint LANGUAGE sql AS $$
+  SELECT count(millrace.push('rf_copied', json_build_object('op', op, 'before', NULL, 'after', json_build_object('id', i, 'customer', customer, 'at', CASE WHEN customer = 'dated' THEN now() END),
+    'source', json_build_object('lsn', lsn)), key => json_build_object('id', i)::text)) FROM generate_series(first, last) i $$;
+SELECT millrace.create_rule('rf copied', kind => 'frequency', source => 'rf.copied', key => '{customer}', count => 3, within => '1 hour');
+SELECT millrace.create_rule('rf copied dated', kind => 'frequency', source => 'rf.copied', key => '{customer}', count => 3, within => '1 hour', event_time => 'at');
+SELECT messages FROM millrace.run_stream('rf_copied');
+SELECT rf.change('r', 1, 1, 9, 'a'), rf.change('r', 1, 11, 13, 'dated');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rule, key, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE rule LIKE 'rf copied%' ORDER BY 1, 2;
+-- a row that changes is an event, and stays one when it is read again, in the same batch or later
+SELECT rf.change('u', 2, 1, 1, 'a');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rf.change('u', 3, 2, 2, 'a'), rf.change('r', 4, 1, 9, 'a');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rf.change('u', 5, 3, 3, 'a');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rule, key, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE rule LIKE 'rf copied%' AND key = 'a' ORDER BY 1, 2;
+-- it is none any more when what is read says something else
+SELECT rf.change('c', 6, 21, 22, 'b');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rf.change('r', 7, 21, 21, 'c'), rf.change('c', 8, 23, 23, 'b');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rf.change('c', 9, 24, 24, 'b');
+SELECT rule, key FROM rf.alerts WHERE rule = 'rf copied' AND key <> 'a';
+SELECT messages, dead_letters FROM millrace.run_stream('rf_copied');
+SELECT rule, key, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE rule = 'rf copied' AND key <> 'a';
+-- a rule that is made later is filled with events only
+SELECT millrace.create_rule('rf copied later', kind => 'frequency', source => 'rf.copied', key => '{customer}', count => 2, within => '1 hour');
+SELECT messages FROM millrace.run_stream('rf_copied');
+SELECT rule, key, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE rule = 'rf copied later';
+SELECT millrace.drop_table('rf.copied', cascade => true);
+SELECT millrace.drop_stream('rf_copied');
 
 SELECT millrace.drop_table('rf.orders', cascade => true);
 SELECT millrace.drop_stream('rf_orders');

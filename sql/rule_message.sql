@@ -58,6 +58,47 @@ SELECT messages FROM millrace.run_stream('rm_orders');
 SELECT count(*) FROM rm.sent WHERE key = '5';
 ROLLBACK;
 SELECT count(*) FROM rm.sent WHERE key = '5';
+-- when a silence is over, what still holds is sent, and what has passed is counted in the next message
+SELECT millrace.create_rule('rm often', kind => 'frequency', source => 'rm.orders', key => '{city}', count => 2, within => '1 minute', event_time => $$ '2026-01-01 00:00+00'::timestamptz + total * interval '1 minute' $$,
+  channels => '{rm ops}', max_age => NULL);
+SELECT millrace.create_rule('rm quiet', kind => 'absence', source => 'rm.orders', key => '{city}', within => '2 seconds', predicate => $$ city = 'Bern' $$, channels => '{rm ops}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT rm.say('{"id": 11, "v": 1, "total": 200, "city": "Bern"}', '{"id": 12, "v": 1, "total": 200, "city": "Bern"}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT millrace.silence(now() + interval '1 hour') > 0 AS silenced;
+SELECT rm.say('{"id": 13, "v": 1, "total": 210, "city": "Bern"}', '{"id": 14, "v": 1, "total": 210, "city": "Bern"}', '{"id": 15, "v": 1, "total": 1, "city": "Lima"}', '{"id": 16, "v": 1, "total": 2, "city": "Lima"}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT pg_sleep(2.1);
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT rule, key FROM millrace.alert WHERE suppressed = 'silence' ORDER BY id;
+SELECT count(*) AS sent FROM rm.sent \gset
+SELECT millrace.unsilence(id) FROM millrace.alert_silence WHERE in_force;
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT rule, key, state FROM rm.sent OFFSET :sent;
+SELECT rm.say('{"id": 17, "v": 1, "total": 220, "city": "Bern"}', '{"id": 18, "v": 1, "total": 220, "city": "Bern"}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT details ->> 'count' AS count, suppressed FROM rm.sent WHERE rule = 'rm often' ORDER BY suppressed;
+SELECT millrace.drop_rule('rm often'), millrace.drop_rule('rm quiet');
+-- one key is silent
+SELECT millrace.silence(now() + interval '1 hour', rule => 'rm high', key => '19') > 0 AS silenced;
+SELECT rm.say('{"id": 19, "v": 1, "total": 300}', '{"id": 20, "v": 1, "total": 300}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT key, suppressed FROM millrace.alert WHERE rule = 'rm high' AND key IN ('19', '20') ORDER BY key;
+-- history is sent when a rule says so
+SELECT millrace.create_rule('rm history', kind => 'match', source => 'rm.orders', predicate => 'total = 300', channels => '{rm ops}', send_history => true);
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT key, state FROM rm.sent WHERE rule = 'rm history' ORDER BY key;
+SELECT millrace.drop_rule('rm history');
+-- alerts that are removed are not made again
+RESET ROLE;
+UPDATE millrace.rule_alert SET at = at - interval '91 days' WHERE key IN ('19', '20');
+SET ROLE message_maker;
+SELECT subject, rows FROM millrace.maintain() WHERE subject = 'alerts';
+SELECT rm.say('{"id": 19, "v": 2, "total": 301}');
+SELECT messages FROM millrace.run_stream('rm_orders');
+SELECT count(*) FROM millrace.alert WHERE key IN ('19', '20');
+-- a group may be that of NULL
+SELECT rule, key, details FROM millrace.alert WHERE rule = 'rm cities' AND resolved_at IS NULL ORDER BY key;
 -- what would be alerted
 SELECT layer, relation, change, after ->> 'key' AS key, after -> 'details' AS details FROM millrace.preview('rm_orders', '{"id": 6, "v": 1, "total": 102, "city": "Riga"}'::json, key => '6') WHERE layer = 'rule';
 SELECT count(*) FROM millrace.alert WHERE rule = 'rm high' AND key = '6';

@@ -68,7 +68,7 @@ hear_step(void *argument)
 			mr_rule_show_row(rule->row, rule->context, row->values, row->nulls);
 			if (rule->predicate != NULL && !mr_expression_true(rule->predicate, rule->context))
 				continue;
-			time = mr_rule_row_time(rule, version, rule->context);
+			time = mr_rule_row_time(rule, version, rule->context, NULL);
 			key = mr_rule_key_text(rule->key, rule->context);
 			if (key == NULL)
 				continue;

@@ -95,7 +95,7 @@ new_rows_step(void *argument)
 			continue;
 		hit->occurrence = psprintf("%s@%s", hit->key,
 								   mr_rule_version_text(rule->staging, hit->version));
-		hit->time = mr_rule_row_time(rule, hit->version, rule->context);
+		hit->time = mr_rule_row_time(rule, hit->version, rule->context, NULL);
 		hit->details = mr_rule_evaluate_text(rule->details, rule->context);
 		hit->group_by = mr_rule_evaluate_text(rule->group_by, rule->context);
 		hit->history = mr_rule_is_history(rule, comparing->batch, hit->version);

@@ -133,7 +133,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.fire(integer, text[], text[], timestamptz[], text[], text[], boolean[]) IS 'writes alerts of a rule, and returns what is to be sent';
 
--- Removes alerts and failures that are older than their rule keeps them, and what rules of kind frequency know of keys of which nothing has been heard for long.
+-- Removes alerts and rows that could not be judged that are older than their rule keeps them, and what rules of kind frequency know of keys of which nothing has been heard for long.
 CREATE FUNCTION millrace_internal.maintain_rules(caller regrole, OUT subject text, OUT rows bigint) RETURNS SETOF record
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -149,8 +149,8 @@ BEGIN
         RETURN NEXT;
     END IF;
     subject := 'rule errors';
-    DELETE FROM millrace.rule_failure f USING millrace.rule r, millrace.target t
-    WHERE r.target_id = f.rule_id AND t.id = f.rule_id AND f.at < clock_timestamp() - r.retention AND pg_has_role(caller, t.owner, 'USAGE');
+    DELETE FROM millrace.letter l USING millrace.rule r, millrace.target t
+    WHERE r.target_id = l.rule_id AND t.id = l.rule_id AND l.at < clock_timestamp() - r.retention AND pg_has_role(caller, t.owner, 'USAGE');
     GET DIAGNOSTICS rows = ROW_COUNT;
     IF rows > 0 THEN
         RETURN NEXT;

@@ -9,11 +9,15 @@
  * Versions are taken one by one as they come, also those that a later one of the same batch supersedes: so the borders of
  * batches change nothing.  Events that are older than the newest one of their key by more than within and lateness are forgotten; one that
  * comes later than that is counted, and changes nothing.  Two workers may hold events of one key: its row is locked first, and then read.
+ *
+ * What a version means for one key depends on that key only: first it is found which versions count, then keys are taken some at a
+ * time, so that what is known of them need not be in memory together.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "alert/rule.h"
+#include "alert/window.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "core/millrace.h"
@@ -22,13 +26,13 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
-#include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "vault/vault.h"
 
-/* What an event is in the state of its key: so many JSON values. */
-#define EVENT_VALUES 4
+/* So many keys are taken at once, and fewer when more than so many bytes are known of them. */
+#define KEYS_AT_ONCE 100
+#define BYTES_AT_ONCE (1024 * 1024)
 
 typedef enum Measure
 {
@@ -45,29 +49,15 @@ typedef struct MrWindow
 	int64 within; /* microseconds */
 	int64 lateness;
 	int64 max_ahead;
+	int keys_at_once; /* as many as have been right so far */
 } MrWindow;
 
-typedef struct Event
+/* A key of the batch. */
+typedef struct Key
 {
-	TimestampTz time;
-	char *object;
-	int element;
-	char *value; /* or NULL */
-} Event;
-
-/* What is known of a key. */
-typedef struct KeyState
-{
-	char *key; /* of the hash table */
-	int nevents;
-	int capacity;
-	Event *events; /* by time, object, element */
-	int nalerted;
-	int alerted_capacity;
-	TimestampTz *alerted; /* ends of windows */
-	TimestampTz watermark;
-	bool changed;
-} KeyState;
+	char *name; /* of the hash table */
+	List *changes; /* Change *, in the order in which they come */
+} Key;
 
 /* An object of the batch. */
 typedef struct Object
@@ -76,14 +66,15 @@ typedef struct Object
 	bool accepted; /* its newest version of the batch is newer than what was staged */
 	bool known; /* it may have events from before */
 	const MrVersion *last; /* the newest one that has been taken so far */
-	List *keys; /* char *: under which it may have events */
+	List *keys; /* Key *: under which it may have events */
 } Object;
 
 /* An event that a version tells. */
 typedef struct Told
 {
-	Event event;
-	char *key;
+	MrEvent event;
+	bool timed; /* else it is the event that is known of its object already, or none */
+	Key *key;
 	char *details;
 	char *group_by;
 } Told;
@@ -95,6 +86,22 @@ typedef struct Telling
 	Object *object;
 	List *told; /* Told * */
 } Telling;
+
+/* What a version changes of a key. */
+typedef struct Change
+{
+	const Telling *telling;
+	Told *told; /* an event that is added; NULL: those of the object are removed */
+} Change;
+
+/* What is known of a key while it is being changed. */
+typedef struct KeyState
+{
+	const Key *key;
+	MrEvents known;
+	TimestampTz watermark;
+	bool changed;
+} KeyState;
 
 /* A look at one batch. */
 typedef struct Looking
@@ -111,6 +118,7 @@ typedef struct Looking
 	List *failures;
 	List *hits; /* MrHit * */
 	int64 late;
+	MemoryContext context; /* of what is found */
 } Looking;
 
 /* ---- hash tables by text ------------------------------------------------------------------------------- */
@@ -142,19 +150,18 @@ make_table(const char *name, Size entry, MemoryContext context)
 					   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_CONTEXT);
 }
 
-static KeyState *
-get_key(Looking *looking, char *key)
+static Key *
+get_key(Looking *looking, char *name)
 {
 	bool found;
-	KeyState *state = hash_search(looking->keys, &key, HASH_ENTER, &found);
+	Key *key = hash_search(looking->keys, &name, HASH_ENTER, &found);
 
 	if (!found)
 	{
-		memset(state, 0, sizeof(KeyState));
-		state->key = key;
-		state->watermark = DT_NOBEGIN;
+		key->name = name;
+		key->changes = NIL;
 	}
-	return state;
+	return key;
 }
 
 static Object *
@@ -186,18 +193,20 @@ read_row(Looking *looking, const MrVersion *version, const MrRow *row)
 	MrRule *rule = looking->rule;
 	ExprContext *context = rule->context;
 	Told *told;
+	char *name;
 
 	if (rule->predicate != NULL && !mr_expression_true(rule->predicate, context))
 		return NULL;
-	told = palloc0(sizeof(Told));
-	told->key = mr_rule_key_text(rule->key, context);
+	name = mr_rule_key_text(rule->key, context);
 	/* Those who are not named are not one and the same. */
-	if (told->key == NULL)
+	if (name == NULL)
 		return NULL;
+	told = palloc0(sizeof(Told));
+	told->key = get_key(looking, name);
 	told->event.value = mr_rule_evaluate_text(rule->value, context);
 	if (rule->value != NULL && told->event.value == NULL)
 		return NULL;
-	told->event.time = mr_rule_row_time(rule, version, context);
+	told->event.time = mr_rule_row_time(rule, version, context, &told->timed);
 	told->event.element = row->element;
 	told->details = mr_rule_evaluate_text(rule->details, context);
 	told->group_by = mr_rule_evaluate_text(rule->group_by, context);
@@ -243,7 +252,7 @@ read_versions_step(void *argument)
 				continue;
 			told->event.object = telling->object->name;
 			telling->told = lappend(telling->told, told);
-			telling->object->keys = lappend(telling->object->keys, told->key);
+			telling->object->keys = list_append_unique_ptr(telling->object->keys, told->key);
 		}
 	}
 }
@@ -272,7 +281,7 @@ read_old_rows_step(void *argument)
 		name = mr_rule_key_text(looking->rule->object, context);
 		object = hash_search(looking->objects, &name, HASH_FIND, NULL);
 		if (key != NULL && object != NULL)
-			object->keys = lappend(object->keys, key);
+			object->keys = list_append_unique_ptr(object->keys, get_key(looking, key));
 	}
 }
 
@@ -311,271 +320,159 @@ read_batch(Looking *looking)
 
 /* ---- the state of keys --------------------------------------------------------------------------------- */
 
-static int
-compare_events(const Event *l, const Event *r)
-{
-	int order;
-
-	if (l->time != r->time)
-		return l->time < r->time ? -1 : 1;
-	order = strcmp(l->object, r->object);
-	return order != 0 ? order : l->element - r->element;
-}
-
-/* Puts an event where it belongs; returns its place. */
-static int
-insert_event(KeyState *state, const Event *event)
-{
-	int place = state->nevents;
-
-	if (state->nevents == state->capacity)
-	{
-		state->capacity = Max(8, state->capacity * 2);
-		state->events = state->events == NULL
-							? palloc(sizeof(Event) * state->capacity)
-							: repalloc_huge(state->events, sizeof(Event) * state->capacity);
-	}
-	while (place > 0 && compare_events(event, &state->events[place - 1]) < 0)
-		place--;
-	memmove(&state->events[place + 1], &state->events[place],
-			sizeof(Event) * (state->nevents - place));
-	state->events[place] = *event;
-	state->nevents++;
-	return place;
-}
-
-static void
-add_alerted(KeyState *state, TimestampTz end)
-{
-	if (state->nalerted == state->alerted_capacity)
-	{
-		state->alerted_capacity = Max(4, state->alerted_capacity * 2);
-		state->alerted = state->alerted == NULL
-							 ? palloc(sizeof(TimestampTz) * state->alerted_capacity)
-							 : repalloc(state->alerted,
-										sizeof(TimestampTz) * state->alerted_capacity);
-	}
-	state->alerted[state->nalerted++] = end;
-}
-
-static void
-read_state(KeyState *state, const char *text)
-{
-	Jsonb *json = mr_vault_json(text);
-	Jsonb *events = mr_vault_json_member(json, "events");
-	Jsonb *alerted = mr_vault_json_member(json, "alerted");
-	char *watermark = mr_vault_json_text(mr_vault_json_member(json, "watermark"));
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	char *values[EVENT_VALUES];
-	JsonbValue value;
-	int n = 0;
-
-	if (watermark != NULL)
-		state->watermark = strtoll(watermark, NULL, 10);
-	for (int i = 0; alerted != NULL && i < mr_vault_json_length(alerted); i++)
-		add_alerted(state,
-					strtoll(mr_vault_json_text(mr_vault_json_element(alerted, i)), NULL, 10));
-	if (events == NULL)
-		return;
-	iterator = JsonbIteratorInit(&events->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
-	{
-		Event event;
-
-		if (token != WJB_ELEM)
-			continue;
-		values[n++] = value.type == jbvString ? pnstrdup(value.val.string.val, value.val.string.len)
-					  : value.type == jbvNumeric
-						  ? DatumGetCString(DirectFunctionCall1(numeric_out,
-																NumericGetDatum(value.val.numeric)))
-						  : NULL;
-		if (n < EVENT_VALUES)
-			continue;
-		n = 0;
-		event.time = strtoll(values[0], NULL, 10);
-		event.object = values[1];
-		event.element = atoi(values[2]);
-		event.value = values[3];
-		(void) insert_event(state, &event);
-	}
-}
-
-static char *
-state_text(const KeyState *state)
-{
-	StringInfoData text;
-
-	initStringInfo(&text);
-	appendStringInfo(&text, "{\"watermark\": " INT64_FORMAT ", \"alerted\": [", state->watermark);
-	for (int i = 0; i < state->nalerted; i++)
-		appendStringInfo(&text, "%s" INT64_FORMAT, i > 0 ? ", " : "", state->alerted[i]);
-	appendStringInfoString(&text, "], \"events\": [");
-	for (int i = 0; i < state->nevents; i++)
-	{
-		const Event *event = &state->events[i];
-
-		appendStringInfo(&text, "%s[" INT64_FORMAT ", ", i > 0 ? ", " : "", event->time);
-		escape_json(&text, event->object);
-		appendStringInfo(&text, ", %d, ", event->element);
-		if (event->value != NULL)
-			escape_json(&text, event->value);
-		else
-			appendStringInfoString(&text, "null");
-		appendStringInfoChar(&text, ']');
-	}
-	appendStringInfoString(&text, "]}");
-	return text.data;
-}
-
-static int
-compare_keys(const void *left, const void *right)
-{
-	return strcmp(*(char *const *) left, *(char *const *) right);
-}
-
-/* Locks the rows of all keys, in their order, and reads what others have written there (C4). */
-static void
-lock_states(Looking *looking)
+/* Locks the rows of keys, which are in order, and reads what others have written there (C4); returns how many bytes that is. */
+static Size
+read_states(Looking *looking, KeyState *states, int n)
 {
 	static const Oid types[] = {INT4OID, TEXTARRAYOID};
 	static MrStatement *insert = NULL;
 	static MrStatement *select = NULL;
-	int n = (int) hash_get_num_entries(looking->keys);
-	char **keys = palloc(sizeof(char *) * Max(n, 1));
+	MrArray *keys = mr_array_create(TEXTOID, n);
 	Datum arguments[lengthof(types)];
-	HASH_SEQ_STATUS scan;
-	KeyState *state;
+	Size bytes = 0;
 	uint64 found;
 	int i = 0;
 
-	if (n == 0)
-		return;
-	if (insert == NULL)
-	{
-		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
-
-		insert = mr_statement_create("INSERT INTO millrace.rule_state (rule_id, key, state) "
-									 "SELECT $1, k, '{}' FROM unnest($2) AS u (k) "
-									 "ON CONFLICT DO NOTHING",
-									 lengthof(types), types);
-		select = mr_statement_create("SELECT key, state::text FROM millrace.rule_state "
-									 "WHERE rule_id = $1 AND key = ANY ($2) "
-									 "ORDER BY key FOR NO KEY UPDATE",
-									 lengthof(types), types);
-		MemoryContextSwitchTo(previous);
-	}
-	hash_seq_init(&scan, looking->keys);
-	while ((state = hash_seq_search(&scan)) != NULL)
-		keys[i++] = state->key;
-	qsort(keys, n, sizeof(char *), compare_keys);
+	for (int k = 0; k < n; k++)
+		mr_array_add_text(keys, states[k].key->name);
 	arguments[0] = Int32GetDatum(looking->rule->base.id);
-	arguments[1] = mr_rule_text_array(keys, n);
+	arguments[1] = mr_array_datum(keys);
 	/* One worker alone need not hold the place of a new key. */
 	if (looking->batch->stream->workers > 1)
-		(void) mr_statement_run(insert, arguments, NULL);
-	found = mr_statement_run(select, arguments, NULL);
-	for (uint64 r = 0; r < found; r++)
+		(void) mr_statement_by_index(&insert,
+									 "INSERT INTO millrace.rule_state (rule_id, key) "
+									 "SELECT $1, k FROM unnest($2) AS u (k) ON CONFLICT DO NOTHING",
+									 lengthof(types), types, arguments);
+	found = mr_statement_by_index(&select,
+								  "SELECT key, events, at FROM millrace.rule_state "
+								  "WHERE rule_id = $1 AND key = ANY ($2) "
+								  "ORDER BY key FOR NO KEY UPDATE",
+								  lengthof(types), types, arguments);
+	for (uint64 r = 0; r < found; r++, i++)
 	{
 		char *key = mr_sql_text(r, 1);
+		bytea *packed;
+		Datum value;
+		bool isnull;
 
-		read_state(hash_search(looking->keys, &key, HASH_FIND, NULL), mr_sql_text(r, 2));
+		while (strcmp(states[i].key->name, key) != 0)
+			i++;
+		value = mr_sql_value(r, 2, &isnull);
+		if (isnull)
+			continue;
+		packed = DatumGetByteaPP(value);
+		bytes += VARSIZE_ANY_EXHDR(packed);
+		mr_events_unpack(&states[i].known, packed);
+		states[i].watermark = DatumGetTimestampTz(mr_sql_value(r, 3, &isnull));
 	}
-	SPI_freetuptable(SPI_tuptable);
+	return bytes;
 }
 
 static void
-write_states(Looking *looking)
+write_states(const Looking *looking, const KeyState *states, int n)
 {
-	static const Oid types[] = {INT4OID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID};
+	static const Oid types[] = {INT4OID, TEXTARRAYOID, BYTEAARRAYOID, TIMESTAMPTZARRAYOID};
 	static MrStatement *upsert = NULL;
-	int n = (int) hash_get_num_entries(looking->keys);
-	char **keys = palloc(sizeof(char *) * Max(n, 1));
-	char **states = palloc(sizeof(char *) * Max(n, 1));
-	Datum *times = palloc(sizeof(Datum) * Max(n, 1));
+	MrArray *keys = mr_array_create(TEXTOID, n);
+	MrArray *events = mr_array_create(BYTEAOID, n);
+	MrArray *times = mr_array_create(TIMESTAMPTZOID, n);
 	Datum arguments[lengthof(types)];
-	HASH_SEQ_STATUS scan;
-	KeyState *state;
 
-	if (upsert == NULL)
+	for (int k = 0; k < n; k++)
 	{
-		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
-
-		upsert = mr_statement_create(
-			"INSERT INTO millrace.rule_state AS r (rule_id, key, state, at) SELECT $1, k, s::json, t "
-			"FROM unnest($2, $3, $4) AS u (k, s, t) ORDER BY k COLLATE \"C\" "
-			"ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state, at = EXCLUDED.at",
-			lengthof(types), types);
-		MemoryContextSwitchTo(previous);
-	}
-	n = 0;
-	hash_seq_init(&scan, looking->keys);
-	while ((state = hash_seq_search(&scan)) != NULL)
-	{
-		if (!state->changed)
+		if (!states[k].changed)
 			continue;
-		keys[n] = state->key;
-		states[n] = state_text(state);
-		times[n++] = TimestampTzGetDatum(state->watermark);
+		mr_array_add_text(keys, states[k].key->name);
+		mr_array_add(events, PointerGetDatum(mr_events_pack(&states[k].known)), false);
+		mr_array_add(times, TimestampTzGetDatum(states[k].watermark), false);
 	}
-	if (n == 0)
+	if (mr_array_length(keys) == 0)
 		return;
 	arguments[0] = Int32GetDatum(looking->rule->base.id);
-	arguments[1] = mr_rule_text_array(keys, n);
-	arguments[2] = mr_rule_text_array(states, n);
-	arguments[3] = PointerGetDatum(
-		construct_array(times, n, TIMESTAMPTZOID, sizeof(TimestampTz), true, TYPALIGN_DOUBLE));
-	(void) mr_statement_run(upsert, arguments, NULL);
+	arguments[1] = mr_array_datum(keys);
+	arguments[2] = mr_array_datum(events);
+	arguments[3] = mr_array_datum(times);
+	(void) mr_statement_by_index(
+		&upsert,
+		"INSERT INTO millrace.rule_state AS r (rule_id, key, events, at) "
+		"SELECT $1, u.* FROM unnest($2, $3, $4) AS u "
+		"ON CONFLICT (rule_id, key) DO UPDATE SET events = EXCLUDED.events, at = EXCLUDED.at",
+		lengthof(types), types, arguments);
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------- */
 
+static int
+compare_texts(const void *left, const void *right)
+{
+	return strcmp(*(const char *const *) left, *(const char *const *) right);
+}
+
 /* Does the window of the events [first, last] hold enough?  *measured says how much, as JSON. */
 static bool
-is_enough(const MrWindow *window, const KeyState *state, int first, int last, char **measured)
+is_enough(const MrWindow *window, const MrEvents *known, int first, int last, char **measured)
 {
 	int n = last - first + 1;
+	bool enough;
 
 	if (window->measure == COUNT_EVENTS)
 	{
+		if (n < window->count)
+			return false;
 		*measured = psprintf("\"count\": %d", n);
-		return n >= window->count;
+		return true;
 	}
 	if (window->measure == SUM)
 	{
 		Datum sum = NumericGetDatum(int64_to_numeric(0));
 
 		for (int i = first; i <= last; i++)
-			sum = DirectFunctionCall2(
-				numeric_add, sum,
-				DirectFunctionCall3(numeric_in, CStringGetDatum(state->events[i].value),
-									ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-		*measured = psprintf("\"sum\": %s", DatumGetCString(DirectFunctionCall1(numeric_out, sum)));
-		return DatumGetBool(DirectFunctionCall2(numeric_ge, sum, window->at_least));
+		{
+			MrEvent *event = &known->events[i];
+			Datum before = sum;
+
+			if (event->amount == NULL)
+				event->amount = DatumGetNumeric(
+					DirectFunctionCall3(numeric_in, CStringGetDatum(event->value),
+										ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+			sum = DirectFunctionCall2(numeric_add, before, NumericGetDatum(event->amount));
+			pfree(DatumGetPointer(before));
+		}
+		enough = DatumGetBool(DirectFunctionCall2(numeric_ge, sum, window->at_least));
+		if (enough)
+			*measured = psprintf("\"sum\": %s",
+								 DatumGetCString(DirectFunctionCall1(numeric_out, sum)));
+		pfree(DatumGetPointer(sum));
+		return enough;
 	}
 	else
 	{
-		char **values = palloc(sizeof(char *) * n);
+		const char **values;
 		int distinct = 0;
 
+		if (n < window->count)
+			return false;
+		values = palloc(sizeof(char *) * n);
 		for (int i = 0; i < n; i++)
-			values[i] = state->events[first + i].value;
-		qsort(values, n, sizeof(char *), compare_keys);
+			values[i] = known->events[first + i].value;
+		qsort(values, n, sizeof(char *), compare_texts);
 		for (int i = 0; i < n; i++)
 			distinct += i == 0 || strcmp(values[i - 1], values[i]) != 0;
 		pfree(values);
-		*measured = psprintf("\"distinct\": %d", distinct);
-		return distinct >= window->count;
+		enough = distinct >= window->count;
+		if (enough)
+			*measured = psprintf("\"distinct\": %d", distinct);
+		return enough;
 	}
 }
 
 /* Does a window that ends then overlap one that has fired? */
 static bool
-overlaps_alerted(const MrWindow *window, const KeyState *state, TimestampTz end)
+overlaps_alerted(const MrWindow *window, const MrEvents *known, TimestampTz end)
 {
-	for (int i = 0; i < state->nalerted; i++)
+	for (int i = 0; i < known->nalerted; i++)
 	{
-		if (end - state->alerted[i] < window->within && state->alerted[i] - end < window->within)
+		if (end - known->alerted[i] < window->within && known->alerted[i] - end < window->within)
 			return true;
 	}
 	return false;
@@ -583,16 +480,18 @@ overlaps_alerted(const MrWindow *window, const KeyState *state, TimestampTz end)
 
 static void
 fire(Looking *looking, KeyState *state, int first, int last, const char *measured,
-	 const Telling *telling, const Told *told)
+	 const Change *change)
 {
-	const Event *begin = &state->events[first];
-	TimestampTz end = state->events[last].time;
+	MemoryContext previous = MemoryContextSwitchTo(looking->context);
+	const MrEvent *begin = &state->known.events[first];
+	const Told *told = change->told;
+	TimestampTz end = state->known.events[last].time;
 	MrHit *hit = palloc0(sizeof(MrHit));
 
-	hit->version = telling->version;
-	hit->key = state->key;
+	hit->version = change->telling->version;
+	hit->key = state->key->name;
 	/* An object may come again at another time. */
-	hit->occurrence = psprintf("%s@%s/%d@%s", state->key, begin->object, begin->element,
+	hit->occurrence = psprintf("%s@%s/%d@%s", hit->key, begin->object, begin->element,
 							   timestamptz_to_str(begin->time));
 	hit->time = end;
 	hit->details = psprintf(
@@ -600,57 +499,36 @@ fire(Looking *looking, KeyState *state, int first, int last, const char *measure
 		pstrdup(timestamptz_to_str(begin->time)), pstrdup(timestamptz_to_str(end)),
 		told->details == NULL ? "" : ", \"last\": ", told->details == NULL ? "" : told->details);
 	hit->group_by = told->group_by;
-	hit->history = mr_rule_is_history(looking->rule, looking->batch, telling->version);
+	hit->history = mr_rule_is_history(looking->rule, looking->batch, hit->version);
 	looking->hits = lappend(looking->hits, hit);
-	add_alerted(state, end);
+	MemoryContextSwitchTo(previous);
+	mr_events_add_alerted(&state->known, end);
 }
 
 /* Looks at the windows in which the event at that place is. */
 static void
-look_at_windows(Looking *looking, KeyState *state, int place, const Telling *telling,
-				const Told *told)
+look_at_windows(Looking *looking, KeyState *state, int place, const Change *change)
 {
 	const MrWindow *window = looking->rule->window;
-	TimestampTz time = state->events[place].time;
-	int first = place;
+	MrEvents *known = &state->known;
+	TimestampTz time = known->events[place].time;
+	int first = mr_events_after(known, time - window->within);
 
-	while (first > 0 && state->events[first - 1].time > time - window->within)
-		first--;
-	for (int last = place;
-		 last < state->nevents && state->events[last].time < time + window->within; last++)
+	for (int last = place; last < known->count && known->events[last].time < time + window->within;
+		 last++)
 	{
-		TimestampTz end = state->events[last].time;
+		TimestampTz end = known->events[last].time;
 		char *measured;
 
 		/* All events of one time are in. */
-		if (last + 1 < state->nevents && state->events[last + 1].time == end)
+		if (last + 1 < known->count && known->events[last + 1].time == end)
 			continue;
-		while (state->events[first].time <= end - window->within)
+		while (known->events[first].time <= end - window->within)
 			first++;
-		if (!overlaps_alerted(window, state, end) &&
-			is_enough(window, state, first, last, &measured))
-			fire(looking, state, first, last, measured, telling, told);
+		if (!overlaps_alerted(window, known, end) &&
+			is_enough(window, known, first, last, &measured))
+			fire(looking, state, first, last, measured, change);
 	}
-}
-
-/* Forgets what is too old to matter. */
-static void
-forget_old(const MrWindow *window, KeyState *state, TimestampTz horizon)
-{
-	int first = 0;
-	int kept = 0;
-
-	while (first < state->nevents && state->events[first].time <= horizon)
-		first++;
-	if (first > 0)
-		memmove(state->events, &state->events[first], sizeof(Event) * (state->nevents - first));
-	state->nevents -= first;
-	for (int i = 0; i < state->nalerted; i++)
-	{
-		if (state->alerted[i] > horizon - window->within)
-			state->alerted[kept++] = state->alerted[i];
-	}
-	state->nalerted = kept;
 }
 
 static TimestampTz
@@ -662,47 +540,77 @@ horizon_of(const MrWindow *window, const KeyState *state)
 }
 
 static void
-add_event(Looking *looking, const Telling *telling, Told *told)
+add_event(Looking *looking, KeyState *state, const Change *change)
 {
 	const MrWindow *window = looking->rule->window;
-	KeyState *state = get_key(looking, told->key);
-	int place;
+	const MrEvent *event = &change->told->event;
+	TimestampTz horizon = horizon_of(window, state);
 
-	if (told->event.time <= horizon_of(window, state))
+	if (event->time <= horizon)
 	{
 		looking->late++;
 		return;
 	}
-	place = insert_event(state, &told->event);
 	state->changed = true;
-	look_at_windows(looking, state, place, telling, told);
+	look_at_windows(looking, state, mr_events_insert(&state->known, event), change);
 	state->watermark = Max(state->watermark,
-						   Min(told->event.time, GetCurrentTimestamp() + window->max_ahead));
-	forget_old(window, state, horizon_of(window, state));
+						   Min(event->time, GetCurrentTimestamp() + window->max_ahead));
+	horizon = horizon_of(window, state);
+	mr_events_forget(&state->known, horizon, horizon - window->within);
 }
 
 /* A newer version takes the place of what the object's older ones have told. */
 static void
-remove_object(Looking *looking, const Object *object)
+remove_object(KeyState *state, const Telling *telling)
 {
 	ListCell *lc;
 
-	foreach(lc, object->keys)
+	/* What a snapshot has read of it happened when its event did that is known. */
+	foreach(lc, telling->told)
 	{
-		KeyState *state = get_key(looking, lfirst(lc));
-		int kept = 0;
+		Told *told = lfirst(lc);
+		const MrEvent *event;
 
-		for (int i = 0; i < state->nevents; i++)
-		{
-			if (strcmp(state->events[i].object, object->name) != 0)
-				state->events[kept++] = state->events[i];
-		}
-		state->changed |= kept < state->nevents;
-		state->nevents = kept;
+		if (told->timed || told->key != state->key)
+			continue;
+		event = mr_events_find(&state->known, told->event.object, told->event.element);
+		if (event == NULL)
+			continue;
+		told->event.time = event->time;
+		told->timed = true;
+	}
+	state->changed |= mr_events_remove(&state->known, telling->object->name);
+}
+
+static void
+change_key(Looking *looking, KeyState *state)
+{
+	ListCell *lc;
+
+	foreach(lc, state->key->changes)
+	{
+		const Change *change = lfirst(lc);
+
+		if (change->told == NULL)
+			remove_object(state, change->telling);
+		else if (change->told->timed)
+			add_event(looking, state, change);
 	}
 }
 
-/* Takes the versions one by one, as if each were a batch of its own. */
+/* ---- a batch ------------------------------------------------------------------------------------------- */
+
+static void
+add_change(Key *key, const Telling *telling, Told *told)
+{
+	Change *change = palloc(sizeof(Change));
+
+	change->telling = telling;
+	change->told = told;
+	key->changes = lappend(key->changes, change);
+}
+
+/* Takes the versions one by one, as if each were a batch of its own: notes what they change of their keys. */
 static void
 take_versions(Looking *looking)
 {
@@ -719,11 +627,73 @@ take_versions(Looking *looking)
 			 mr_version_compare(staging, telling->version, object->last) <= 0))
 			continue;
 		if (object->known || object->last != NULL)
-			remove_object(looking, object);
+		{
+			foreach(lc, object->keys)
+				add_change(lfirst(lc), telling, NULL);
+		}
 		object->last = telling->version;
 		foreach(lc, telling->told)
-			add_event(looking, telling, lfirst(lc));
+			add_change(((Told *) lfirst(lc))->key, telling, lfirst(lc));
 	}
+}
+
+static int
+compare_keys(const void *left, const void *right)
+{
+	return strcmp((*(Key *const *) left)->name, (*(Key *const *) right)->name);
+}
+
+/* The keys of which something changes, in their order: in which all workers lock them. */
+static Key **
+changed_keys(const Looking *looking, int *n)
+{
+	Key **keys = palloc(sizeof(Key *) * Max(hash_get_num_entries(looking->keys), 1));
+	HASH_SEQ_STATUS scan;
+	Key *key;
+
+	*n = 0;
+	hash_seq_init(&scan, looking->keys);
+	while ((key = hash_seq_search(&scan)) != NULL)
+	{
+		if (key->changes != NIL)
+			keys[(*n)++] = key;
+	}
+	qsort(keys, *n, sizeof(Key *), compare_keys);
+	return keys;
+}
+
+/* Changes what is known of keys; returns how many bytes that was. */
+static Size
+change_keys(Looking *looking, Key *const *keys, int n)
+{
+	KeyState *states = palloc0(sizeof(KeyState) * n);
+	SPITupleTable *read;
+	Size bytes;
+
+	for (int k = 0; k < n; k++)
+	{
+		states[k].key = keys[k];
+		states[k].watermark = DT_NOBEGIN;
+	}
+	bytes = read_states(looking, states, n);
+	read = SPI_tuptable;
+	for (int k = 0; k < n; k++)
+		change_key(looking, &states[k]);
+	write_states(looking, states, n);
+	SPI_freetuptable(read);
+	return bytes;
+}
+
+/* In the order of versions. */
+static int
+compare_hits(const ListCell *left, const ListCell *right)
+{
+	const MrHit *l = lfirst(left);
+	const MrHit *r = lfirst(right);
+
+	if (l->version != r->version)
+		return l->version < r->version ? -1 : 1;
+	return strcmp(l->occurrence, r->occurrence);
 }
 
 static void
@@ -739,34 +709,40 @@ static void
 take_batch(void *argument)
 {
 	Looking *looking = argument;
-	MemoryContext context = CurrentMemoryContext;
-	HASH_SEQ_STATUS scan;
-	Object *object;
+	MemoryContext portion;
+	int *at_once = &looking->rule->window->keys_at_once;
+	int nkeys;
+	Key **keys;
 	MrHit **hits;
 	ListCell *lc;
 	MrRunAs saved;
 	int n = 0;
 
-	hash_seq_init(&scan, looking->objects);
-	while ((object = hash_seq_search(&scan)) != NULL)
-	{
-		if (!object->accepted)
-			continue;
-		foreach(lc, object->keys)
-			(void) get_key(looking, lfirst(lc));
-	}
+	looking->context = CurrentMemoryContext;
+	portion = AllocSetContextCreate(CurrentMemoryContext, "millrace keys", ALLOCSET_DEFAULT_SIZES);
+	take_versions(looking);
+	keys = changed_keys(looking, &nkeys);
 	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();
-	MemoryContextSwitchTo(context);
-	lock_states(looking);
-	take_versions(looking);
-	write_states(looking);
+	MemoryContextSwitchTo(portion);
+	for (int k = 0; k < nkeys; k += n)
+	{
+		n = Min(*at_once, nkeys - k);
+		if (change_keys(looking, &keys[k], n) > BYTES_AT_ONCE)
+			*at_once = Max(1, n / 2);
+		else if (n == *at_once)
+			*at_once = Min(KEYS_AT_ONCE, n * 2);
+		MemoryContextReset(portion);
+	}
 	count_late(looking);
 	SPI_finish();
 	mr_run_back(&saved);
-	MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(looking->context);
+	MemoryContextDelete(portion);
 
+	list_sort(looking->hits, compare_hits);
 	hits = palloc(sizeof(MrHit *) * Max(list_length(looking->hits), 1));
+	n = 0;
 	foreach(lc, looking->hits)
 		hits[n++] = lfirst(lc);
 	mr_rule_fire(looking->rule, hits, n);
@@ -786,7 +762,7 @@ frequency_apply(MrTarget *target, MrBatch *batch)
 	if (looking.staged->nversions == 0)
 		return;
 	looking.objects = make_table("millrace objects", sizeof(Object), CurrentMemoryContext);
-	looking.keys = make_table("millrace keys", sizeof(KeyState), CurrentMemoryContext);
+	looking.keys = make_table("millrace keys", sizeof(Key), CurrentMemoryContext);
 	looking.tellings = MemoryContextAllocHuge(CurrentMemoryContext,
 											  sizeof(Telling) * looking.staged->nversions);
 	memset(looking.tellings, 0, sizeof(Telling) * looking.staged->nversions);
@@ -827,6 +803,7 @@ mr_frequency_load(MrRule *rule)
 	if (at_least != NULL)
 		window->at_least = DirectFunctionCall3(numeric_in, CStringGetDatum(at_least),
 											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	window->keys_at_once = KEYS_AT_ONCE;
 	window->within = declared_time(rule, "within");
 	window->lateness = declared_time(rule, "lateness");
 	window->max_ahead = declared_time(rule, "max_ahead");

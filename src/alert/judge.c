@@ -231,7 +231,7 @@ note_hit(Pass *pass, MrRule *rule, MrFound *found, const MrVersion *version, boo
 	hit->history = mr_rule_is_history(rule, pass->batch, version);
 	if (!deleted)
 	{
-		hit->time = mr_rule_row_time(rule, version, context);
+		hit->time = mr_rule_row_time(rule, version, context, NULL);
 		hit->details = mr_rule_evaluate_text(rule->details, context);
 		hit->group_by = mr_rule_evaluate_text(rule->group_by, context);
 	}
@@ -441,38 +441,23 @@ mr_rule_judge(MrRule *rule, MrBatch *batch)
 }
 
 void
-mr_rule_write_failures(const MrRule *rule, const List *failures)
+mr_rule_write_failures(const MrRule *rule, List *failures)
 {
-	static Oid types[] = {INT4OID, INT4OID,        INT4OID, INT8OID,
-						  INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID};
+	MemoryContext context = CurrentMemoryContext;
 	ListCell *lc;
-	MrRunAs saved;
 
 	if (failures == NIL)
 		return;
-	mr_run_as(&saved, mr_extension_owner());
-	SPI_connect();
 	foreach(lc, failures)
 	{
-		const MrRuleFailure *failure = lfirst(lc);
-		const MrMessage *message = failure->version->message;
-		Datum values[lengthof(types)] = {Int32GetDatum(rule->base.id),
-										 Int32GetDatum(message->epoch),
-										 Int32GetDatum(message->partition),
-										 Int64GetDatum(message->position),
-										 Int32GetDatum(failure->element),
-										 TimestampTzGetDatum(message->time),
-										 CStringGetTextDatum(unpack_sql_state(failure->sqlstate)),
-										 CStringGetTextDatum(failure->text)};
+		MrFailure *failure = lfirst(lc);
 
-		if (SPI_execute_with_args(
-				"INSERT INTO millrace.rule_failure AS f (rule_id, epoch, partition, position, "
-				"element, message_time, sqlstate, message) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) "
-				"ON CONFLICT (rule_id, epoch, partition, position, element) DO UPDATE "
-				"SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, at = EXCLUDED.at",
-				lengthof(types), types, values, NULL, false, 0) != SPI_OK_INSERT)
-			elog(ERROR, "cannot note what rule %s could not judge", rule->rule_name);
+		failure->staging = rule->staging;
+		failure->rule_id = rule->base.id;
+		failure->message->unjudged |= failure->message->rule_id == rule->base.id;
 	}
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	(void) mr_letter_write(NULL, failures);
 	SPI_finish();
-	mr_run_back(&saved);
 }

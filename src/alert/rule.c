@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
+#include "stage/mapping.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -234,12 +235,12 @@ bool
 mr_rule_note_failure(List **failures, const MrVersion *version, int32 element,
 					 const ErrorData *error)
 {
-	MrRuleFailure *failure;
+	MrFailure *failure;
 
 	if (!mr_rule_error_of_data(error) || list_length(*failures) >= MANY_FAILURES)
 		return false;
-	failure = palloc0(sizeof(MrRuleFailure));
-	failure->version = version;
+	failure = palloc0(sizeof(MrFailure));
+	failure->message = version->message;
 	failure->element = element;
 	failure->sqlstate = error->sqlerrcode;
 	failure->text = pstrdup(error->message != NULL ? error->message : "");
@@ -269,17 +270,23 @@ mr_rule_hide_row(MrRule *rule)
 }
 
 TimestampTz
-mr_rule_row_time(const MrRule *rule, const MrVersion *version, ExprContext *context)
+mr_rule_row_time(const MrRule *rule, const MrVersion *version, ExprContext *context, bool *known)
 {
 	bool isnull = true;
 	TimestampTz time = version->message->time;
 
+	if (known != NULL)
+		*known = !version->read;
 	if (rule->time != NULL)
 	{
 		Datum value = ExecEvalExprSwitchContext(rule->time->state, context, &isnull);
 
 		if (!isnull && !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
+		{
 			time = DatumGetTimestampTz(value);
+			if (known != NULL)
+				*known = true;
+		}
 	}
 	/* Lengths of time are added to it. */
 	return Min(Max(time, -FARTHEST_TIME), FARTHEST_TIME);
@@ -306,9 +313,8 @@ mr_rule_short_text(char *text)
 bool
 mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version)
 {
-	if (batch->again)
-		return version->loaded_at < rule->since;
-	return version->message->op == MR_OP_READ || version->message->time < rule->since;
+	return version->read ||
+		   (batch->again ? version->loaded_at : version->message->time) < rule->since;
 }
 
 void

@@ -130,23 +130,14 @@ typedef struct MrFound
 	int nhits;
 	int capacity;
 	MrHit *hits;
-	List *failures; /* MrRuleFailure * */
+	List *failures; /* MrFailure * */
 } MrFound;
-
-/* A row that the rule could not judge. */
-typedef struct MrRuleFailure
-{
-	const MrVersion *version;
-	int32 element;
-	int sqlstate;
-	char *text;
-} MrRuleFailure;
 
 /* Judges every version that the batch holds for the rule's staging table; with others, unless they are being filled. */
 extern MrFound *mr_rule_judge(MrRule *rule, MrBatch *batch);
 
-/* Notes rows that could not be judged. */
-extern void mr_rule_write_failures(const MrRule *rule, const List *failures);
+/* Makes dead letters of rows that could not be judged. */
+extern void mr_rule_write_failures(const MrRule *rule, List *failures);
 
 /* ---- kinds --------------------------------------------------------------------------------------------- */
 
@@ -158,9 +149,9 @@ extern void mr_frequency_load(MrRule *rule);
 
 /* Was a version there before the rule, or does it come from a snapshot? */
 extern bool mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version);
-/* The time of what a row tells; the row stands in `context`. */
+/* The time of what a row tells; the row stands in `context`.  *known (or NULL): it is not when that of a snapshot. */
 extern TimestampTz mr_rule_row_time(const MrRule *rule, const MrVersion *version,
-									ExprContext *context);
+									ExprContext *context, bool *known);
 /* Puts a row where expressions see it, and takes it away again. */
 extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *values,
 							 bool *nulls);

@@ -39,8 +39,9 @@ CREATE TABLE millrace.rule_state (
     -- match: {"fired": version, "ended": version}
     -- threshold, health, of a group: {"occurrence": of its alert, "details": the last ones}; without occurrence: it does not hold long enough yet
     -- absence: {"occurrence": of the alert, "details": {"last": when the key was heard of last}}
-    -- frequency: {"watermark": time, "alerted": [ends of windows], "events": [[time, object, element, value], …]}, times in microseconds
-    state json NOT NULL,
+    state json NOT NULL DEFAULT '{}',
+    -- frequency: packed, see window.c and millrace_internal.rule_events().
+    events bytea,
     -- frequency: the watermark; threshold, absence, health: when it is to be looked at again.
     at timestamptz,
     -- threshold, absence, health: the key of its alerts.
@@ -48,27 +49,21 @@ CREATE TABLE millrace.rule_state (
     PRIMARY KEY (rule_id, key)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE millrace.rule_state IS 'what rules know of keys';
+ALTER TABLE millrace.rule_state ALTER COLUMN events SET STORAGE EXTERNAL;
 CREATE INDEX ON millrace.rule_state (rule_id, at) WHERE at IS NOT NULL;
 CREATE INDEX ON millrace.rule_state (rule_id, about) WHERE about IS NOT NULL;
 
--- Rows that a rule could not judge.
-CREATE TABLE millrace.rule_failure (
-    rule_id integer NOT NULL REFERENCES millrace.rule ON DELETE CASCADE,
-    epoch integer NOT NULL,
-    partition integer NOT NULL,
-    position bigint NOT NULL,
-    element integer NOT NULL,
-    message_time timestamptz NOT NULL,
-    sqlstate text NOT NULL,
-    message text NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (rule_id, epoch, partition, position, element)
-);
-COMMENT ON TABLE millrace.rule_failure IS 'rows that rules could not judge; see the view millrace.rule_error';
+ALTER TABLE millrace.letter ADD FOREIGN KEY (rule_id) REFERENCES millrace.rule ON DELETE CASCADE;
+
+CREATE FUNCTION millrace_internal.rule_events(events bytea) RETURNS TABLE ("time" timestamptz, object text, element integer, value text)
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_rule_events';
+COMMENT ON FUNCTION millrace_internal.rule_events(bytea) IS 'what stands in millrace.rule_state.events';
+CREATE FUNCTION millrace_internal.events_without(events bytea, objects text[]) RETURNS bytea
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_events_without';
+COMMENT ON FUNCTION millrace_internal.events_without(bytea, text[]) IS 'what is left of millrace.rule_state.events without the events of these objects';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule_state', '');
-SELECT pg_catalog.pg_extension_config_dump('millrace.rule_failure', '');
 
 -- ---- declaring ---------------------------------------------------------------------------------------------
 
@@ -508,7 +503,7 @@ GRANT EXECUTE ON FUNCTION millrace.create_rule(text, text, regclass, text, text[
 CREATE VIEW millrace.rule_status WITH (security_barrier) AS
 SELECT r.name AS rule, r.kind, t.definition ->> 'source' AS source, r.severity, r.rule_group, r.ordinal,
        CASE WHEN r.suspended_at IS NOT NULL THEN 'suspended' ELSE t.state END AS state, r.reason, r.sqlstate, r.suspended_at, r.since,
-       (SELECT count(*) FROM millrace.rule_failure f WHERE f.rule_id = r.target_id) AS errors, r.late_dropped, t.owner::text AS owner
+       (SELECT count(*) FROM millrace.letter l WHERE l.rule_id = r.target_id AND l.state = 'open') AS errors, r.late_dropped, t.owner::text AS owner
 FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id
 WHERE millrace_internal.may_watch(t.owner);
 COMMENT ON VIEW millrace.rule_status IS 'rules: whether they are judged, and why not';
@@ -518,8 +513,8 @@ COMMENT ON COLUMN millrace.rule_status.late_dropped IS 'frequency: events that c
 COMMENT ON COLUMN millrace.rule_status.errors IS 'rows that it could not judge; see rule_error';
 
 CREATE VIEW millrace.rule_error WITH (security_barrier) AS
-SELECT r.name AS rule, f.partition, f.position, nullif(f.element, 0) AS element, f.message_time, f.sqlstate, f.message, f.at
-FROM millrace.rule_failure f JOIN millrace.rule r ON r.target_id = f.rule_id JOIN millrace.target t ON t.id = r.target_id
-WHERE millrace_internal.may_watch(t.owner);
-COMMENT ON VIEW millrace.rule_error IS 'rows that rules could not judge, with the reason; the stream has gone on without these pairs';
+SELECT l.id, r.name AS rule, l.partition, l.position, nullif(l.element, 0) AS element, l.message_time, l.sqlstate, l.message, l.attempts, l.at
+FROM millrace.letter l JOIN millrace.rule r ON r.target_id = l.rule_id JOIN millrace.target t ON t.id = r.target_id
+WHERE l.state = 'open' AND millrace_internal.may_watch(t.owner);
+COMMENT ON VIEW millrace.rule_error IS 'rows that rules could not judge, with the reason; the stream has gone on without these pairs, which are dead letters of kind rule';
 GRANT SELECT ON millrace.rule_status, millrace.rule_error TO PUBLIC;

@@ -131,7 +131,7 @@ BEGIN
     SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = follow_groups.id;
     SELECT t.definition INTO STRICT definition FROM millrace.target t WHERE t.id = follow_groups.id;
     FOR g IN
-        SELECT coalesce(u.name, s.key) AS name, coalesce(u.there, false) AS there, coalesce(u.truth, false) AS truth, u.key, u.resolve, u.details, u.group_by, s.key IS NOT NULL AS known,
+        SELECT coalesce(u.name, s.key) AS name, coalesce(u.there, false) AS there, coalesce(u.truth, false) AS truth, coalesce(u.key, '[null]') AS key, u.resolve, u.details, u.group_by, s.key IS NOT NULL AS known,
                s.state ->> 'occurrence' AS occurrence, s.about, s.state ->> 'details' AS old_details, s.state
         FROM unnest(groups, there, truths, keys, resolves, details, group_bys) AS u (name, there, truth, key, resolve, details, group_by)
         FULL JOIN (SELECT * FROM millrace.rule_state x WHERE x.rule_id = follow_groups.id AND (whole OR x.key = ANY (groups))) AS s ON s.key = u.name

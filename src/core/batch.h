@@ -54,6 +54,8 @@ typedef struct MrMessage
 	int64 letter; /* its id */
 	bool late; /* it leaves out what is not known any more: its object has gone on */
 	bool erased; /* it speaks of something that was erased: it never came */
+	int32 rule_id; /* the letter is of that rule, which is to judge it; else 0 */
+	bool unjudged; /* it could not, or it came without what was sent */
 	bool waits; /* a staging table lacks what a dictionary does not know yet */
 	struct MrFailure *failures; /* what in it cannot be taken, the last first */
 } MrMessage;
@@ -77,6 +79,7 @@ typedef struct MrVersion
 	bool event_time_null;
 	TimestampTz loaded_at;
 	bool deleted;
+	bool read; /* by a snapshot: it says what is there; see MrStaging.each_version */
 	bool incomplete; /* it lacks what a dictionary does not know yet */
 	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */

@@ -45,7 +45,7 @@ mr_flow_complete_known(MrFlow *flow, const MrWaitingIds *ids)
 	if (letters != NULL)
 	{
 		mr_flow_prepare(flow->stream, flow->batch);
-		mr_letter_read(flow->batch, letters, true);
+		mr_letter_read(flow->batch, letters, true, 0);
 		mr_flow_process(flow->stream, flow->extraction, flow->batch);
 		mr_letter_close(flow->batch, &taken, &superseded);
 	}

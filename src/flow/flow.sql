@@ -233,9 +233,9 @@ BEGIN
     WHERE stream.stop_reason IS NOT NULL
     UNION ALL
     SELECT 'warning', 'stream ' || stream.name, format('%s dead letter%s open, of %s', count(*), CASE count(*) WHEN 1 THEN ' is' ELSE 's are' END,
-                  coalesce(string_agg(DISTINCT g.relation::text, ', '), 'the stream itself')),
+                  coalesce(string_agg(DISTINCT coalesce('rule ' || r.name, g.relation::text), ', '), 'the stream itself')),
            'See millrace.dead_letter, and millrace.retry() or millrace.discard().'
-    FROM millrace.letter l LEFT JOIN millrace.staging g ON g.id = l.staging_id WHERE l.stream_id = stream.id AND l.state = 'open' HAVING count(*) > 0
+    FROM millrace.letter l LEFT JOIN millrace.staging g ON g.id = l.staging_id LEFT JOIN millrace.rule r ON r.target_id = l.rule_id WHERE l.stream_id = stream.id AND l.state = 'open' HAVING count(*) > 0
     UNION ALL
     SELECT 'warning', 'stream ' || stream.name, format('%s incident%s in the last day, the last one: %s', count(*), CASE count(*) WHEN 1 THEN '' ELSE 's' END,
                   (array_agg(i.detail ORDER BY i.at DESC, i.id DESC))[1]), 'See millrace.incident.'

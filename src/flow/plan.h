@@ -26,6 +26,9 @@ extern void mr_flow_activate(MrStream *stream);
 /* Decodes, maps, stages and applies what the batch holds, leaving bad data out; writes dead letters. */
 extern void mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch);
 
+/* Decodes and maps what the batch holds, all of it staged before, and applies it to one target only. */
+extern void mr_flow_judge(MrStream *stream, MrPlan *extraction, MrBatch *batch, MrTarget *target);
+
 /*
  * What enrichment does before that where a Redis may be waited for outside the batch's transaction: collects the ids of a
  * batch, in a transaction of its own.

@@ -500,3 +500,25 @@ mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
 		mr_waiting_write(stream, batch);
 	MemoryContextSwitchTo(previous);
 }
+
+void
+mr_flow_judge(MrStream *stream, MrPlan *extraction, MrBatch *batch, MrTarget *target)
+{
+	MemoryContext previous = MemoryContextSwitchTo(batch->context);
+	MrBatch *part;
+
+	enrich_all(stream, batch);
+	map_all(batch, extraction);
+	part = sub_batch(batch, 0, batch->nmessages);
+	for (int s = 0; s < part->nstaged; s++)
+		mr_object_accept_staged(&part->staged[s]);
+	target->kind->apply(target, part);
+	/* Others are too old for what is made from the newest ones only. */
+	for (int s = 0; s < part->nstaged && target->kind->filled_from == MR_FILLED_FROM_VERSIONS; s++)
+	{
+		for (int v = 0; v < part->staged[s].nversions; v++)
+			part->staged[s].versions[v].accepted = true;
+	}
+	copy_decisions(batch, part);
+	MemoryContextSwitchTo(previous);
+}

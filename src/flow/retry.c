@@ -2,12 +2,15 @@
  * retry.c
  *	  Dead letters tried again, or discarded: by their ids, or those that a filter finds.
  *
+ * What a rule could not judge was taken all the same: it is mapped once more, and only the rule sees it.
+ *
  * A filter is the caller's own SQL over millrace.dead_letter and runs as he; what it finds is gone through in
  * portions, so that any number of letters needs no more memory than a batch.  A letter that fails again keeps
  * its id, and the cursor's snapshot is from before: none is tried twice.
  */
 #include "postgres.h"
 
+#include "alert/rule.h"
 #include "catalog/pg_type.h"
 #include "core/expression.h"
 #include "core/millrace.h"
@@ -34,12 +37,30 @@ PG_FUNCTION_INFO_V1(millrace_retry);
 PG_FUNCTION_INFO_V1(millrace_retry_filter);
 PG_FUNCTION_INFO_V1(millrace_discard_filter);
 
-/* Tries dead letters of one stream again, in the caller's transaction. */
+/* The rule, among the targets of the stream, if it is judged and knows what was there before; else NULL. */
+static MrTarget *
+find_rule(const MrStream *stream, int32 rule_id)
+{
+	ListCell *lc;
+
+	foreach(lc, stream->targets)
+	{
+		MrTarget *target = lfirst(lc);
+
+		if (target->id == rule_id && !target->filling && mr_rule_is_judged((MrRule *) target))
+			return target;
+	}
+	return NULL;
+}
+
+/* Tries dead letters of one stream again, in the caller's transaction: those of one rule, or (0) of no rule. */
 static void
-retry_letters(int32 stream_id, ArrayType *ids, Outcome *outcome)
+retry_letters(int32 stream_id, int32 rule_id, ArrayType *ids, Outcome *outcome)
 {
 	MrFlow *flow = mr_flow_create(stream_id, 0, 1);
 	MemoryContext previous = MemoryContextSwitchTo(flow->context);
+	int64 closed = outcome->taken + outcome->superseded;
+	MrTarget *rule = NULL;
 	MrRunAs saved;
 
 	if (mr_flow_compile_active(flow))
@@ -48,12 +69,23 @@ retry_letters(int32 stream_id, ArrayType *ids, Outcome *outcome)
 		flow->batch = mr_batch_create(flow->context);
 		mr_flow_prepare(flow->stream, flow->batch);
 		MemoryContextSwitchTo(flow->batch->context);
-		mr_letter_read(flow->batch, ids, false);
+		mr_letter_read(flow->batch, ids, false, rule_id);
+		if (rule_id != 0)
+			rule = find_rule(flow->stream, rule_id);
 		mr_run_as(&saved, flow->stream->owner);
-		mr_flow_process(flow->stream, flow->extraction, flow->batch);
+		if (rule_id == 0)
+			mr_flow_process(flow->stream, flow->extraction, flow->batch);
+		else if (rule != NULL)
+			mr_flow_judge(flow->stream, flow->extraction, flow->batch, rule);
 		mr_run_back(&saved);
-		outcome->refused += mr_flow_count_letters(flow->batch);
-		mr_letter_close(flow->batch, &outcome->taken, &outcome->superseded);
+		/* A rule that was suspended by it has not judged. */
+		if (rule_id == 0 || (rule != NULL && mr_rule_is_judged((MrRule *) rule)))
+			mr_letter_close(flow->batch, &outcome->taken, &outcome->superseded);
+		if (rule_id == 0)
+			outcome->refused += mr_flow_count_letters(flow->batch);
+		else
+			outcome->refused += flow->batch->nmessages -
+								(outcome->taken + outcome->superseded - closed);
 	}
 	MemoryContextSwitchTo(previous);
 	mr_flow_close(flow);
@@ -90,27 +122,31 @@ retry_ids(ArrayType *ids, Outcome *outcome)
 	int nest_level = mr_settings_pin("UTC");
 	MrRunAs saved;
 	int32 *streams;
+	int32 *rules;
 	uint64 count;
 
 	mr_run_as(&saved, mr_extension_owner());
 	count = mr_statement_run(
-		mr_statement_create("SELECT DISTINCT l.stream_id FROM millrace.letter l "
+		mr_statement_create("SELECT DISTINCT l.stream_id, coalesce(l.rule_id, 0) "
+							"FROM millrace.letter l "
 							"JOIN millrace.stream s ON s.id = l.stream_id "
 							"WHERE l.id = ANY ($1) AND l.state = 'open' "
-							"AND pg_catalog.pg_has_role($2, s.owner, 'USAGE') ORDER BY 1",
+							"AND pg_catalog.pg_has_role($2, s.owner, 'USAGE') ORDER BY 1, 2",
 							2, types),
 		arguments, NULL);
 	mr_run_back(&saved);
 	streams = palloc(sizeof(int32) * Max(count, 1));
+	rules = palloc(sizeof(int32) * Max(count, 1));
 	for (uint64 i = 0; i < count; i++)
 	{
 		bool isnull;
 
 		streams[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
+		rules[i] = DatumGetInt32(mr_sql_value(i, 2, &isnull));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	for (uint64 i = 0; i < count; i++)
-		retry_letters(streams[i], ids, outcome);
+		retry_letters(streams[i], rules[i], ids, outcome);
 	outcome->taken += retry_deliveries(ids);
 	mr_settings_unpin(nest_level);
 }

@@ -69,7 +69,7 @@ SELECT s.name AS stream,
             ELSE e.last_error END AS last_error,
        e.last_error_at, e.sqlstate, lag.messages AS lag_messages, lag.seconds AS lag_seconds,
        (SELECT coalesce(sum(t.rows), 0)::bigint FROM millrace.stage_time t WHERE t.stream_id = s.id AND t.stage = 'fetch') AS messages,
-       (SELECT count(*) FROM millrace.letter l WHERE l.stream_id = s.id AND l.state = 'open') AS dead_letters,
+       (SELECT count(*) FROM millrace.letter l WHERE l.stream_id = s.id AND l.state = 'open' AND l.kind <> 'rule') AS dead_letters,
        s.workers, w.running::integer AS workers_running,
        pg_catalog.pg_get_userbyid(s.owner)::text AS owner, s.server::text AS server, s.epoch
 FROM millrace.stream s

@@ -193,7 +193,7 @@ BEGIN
     INSERT INTO millrace.letter AS l (channel_id, kind, topic, partition, epoch, position, message_time, key, value, sqlstate, message, attempts)
     SELECT d.channel_id, 'delivery', '', 0, 0, d.id, d.created_at, convert_to(d.key, 'UTF8'), convert_to(d.payloads[d.part], 'UTF8'), '08000', error, d.attempts
     FROM millrace.delivery d WHERE d.id = bury_delivery.id
-    ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, element)
+    ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, element, rule_id)
     DO UPDATE SET message = excluded.message, attempts = excluded.attempts, at = excluded.at, state = 'open';
 END
 $$;

@@ -14,6 +14,7 @@
 static const char *const kind_message = "message"; /* it cannot be decoded */
 static const char *const kind_object = "object"; /* one staging table cannot take it */
 static const char *const kind_row = "row"; /* one row fails an expectation */
+static const char *const kind_rule = "rule"; /* a rule could not judge it */
 
 /* Bytes as a bytea. */
 static Datum
@@ -81,7 +82,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 	static const Oid types[] = {INT4OID, INT4OID,  TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
 								INT4OID, INT4OID,  INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
 								TEXTOID, TEXTOID,  TEXTOID, TEXTOID,        TEXTOID,  UUIDOID,
-								TEXTOID, BYTEAOID, TEXTOID};
+								TEXTOID, BYTEAOID, TEXTOID, INT4OID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -96,15 +97,16 @@ mr_letter_write(MrStream *stream, const List *failures)
 		Datum values[lengthof(types)];
 		char nulls[lengthof(types) + 1];
 		int64 letter;
+		/* Nothing else is lost. */
+		bool taken = failure->lacks != NIL || failure->rule_id != 0;
 		bool isnull;
 
 		if (failure->silent)
 			continue;
-		if (stream->on_error == MR_ON_ERROR_STOP && failure->lacks == NIL &&
-			!failure->message->retried)
+		if (!taken && stream->on_error == MR_ON_ERROR_STOP && !failure->message->retried)
 			stop_at(stream, failure);
 		written++;
-		if (stream->on_error == MR_ON_ERROR_SKIP && failure->lacks == NIL)
+		if (!taken && stream->on_error == MR_ON_ERROR_SKIP)
 			continue;
 		readable = mr_message_readable(failure->message);
 
@@ -119,9 +121,10 @@ mr_letter_write(MrStream *stream, const List *failures)
 			values[n] = (value); \
 	} while (0)
 #define SET_TEXT(n, string) SET(n, (string) == NULL, CStringGetTextDatum(string))
-		SET(0, false, Int32GetDatum(stream->id));
+		SET(0, stream == NULL, Int32GetDatum(stream->id));
 		SET(1, failure->staging == NULL, Int32GetDatum(failure->staging->id));
-		SET_TEXT(2, failure->staging == NULL       ? kind_message
+		SET_TEXT(2, failure->rule_id != 0          ? kind_rule
+					: failure->staging == NULL     ? kind_message
 					: failure->expectation != NULL ? kind_row
 												   : kind_object);
 		SET(3, failure->element == 0, Int32GetDatum(failure->element));
@@ -142,6 +145,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET_TEXT(18, message->op ? pnstrdup(&message->op, 1) : NULL);
 		SET(19, message->before == NULL, bytes_value(message->before, message->before_length));
 		SET_TEXT(20, failure->lacks != NIL ? "waiting" : "open");
+		SET(21, failure->rule_id == 0, Int32GetDatum(failure->rule_id));
 #undef SET_TEXT
 #undef SET
 
@@ -149,11 +153,12 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint, place, op, before, state) "
-				"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17, $18, $19, $20, $21) "
+				"headers, sqlstate, message, detail, hint, place, op, before, state, rule_id) "
+				"VALUES (coalesce($1, (SELECT g.stream_id FROM millrace.staging g WHERE g.id = $2)), "
+				"$2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
+				"$16, $17, $18, $19, $20, $21, $22) "
 				"ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, "
-				"element) "
+				"element, rule_id) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
 				"detail = EXCLUDED.detail, hint = EXCLUDED.hint, attempts = l.attempts + 1, "
 				"expectation = EXCLUDED.expectation, kind = EXCLUDED.kind, "
@@ -229,15 +234,15 @@ only_for(MrBatch *batch, MrMessage *message, int32 staging_id)
 }
 
 void
-mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
+mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting, int32 rule_id)
 {
-	static const Oid types[] = {INT4OID, INT8ARRAYOID, TEXTOID};
+	static const Oid types[] = {INT4OID, INT8ARRAYOID, TEXTOID, INT4OID};
 	Datum values[] = {Int32GetDatum(((MrStream *) batch->stream)->id), PointerGetDatum(ids),
-					  CStringGetTextDatum(waiting ? "waiting" : "open")};
+					  CStringGetTextDatum(waiting ? "waiting" : "open"), Int32GetDatum(rule_id)};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
 		"headers::text, place, op, before FROM millrace.letter "
-		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 "
+		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 AND coalesce(rule_id, 0) = $4 "
 		"ORDER BY topic, epoch, partition, position, place, staging_id, element FOR UPDATE",
 		lengthof(types), types);
 	MrRunAs saved;
@@ -272,7 +277,12 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting)
 		message->op = op != NULL ? op[0] : 0;
 		message->before = read_bytes(batch, i, 13, &message->before_length);
 		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
-		if (!isnull)
+		/* What was judged as it was staged came without its message. */
+		message->rule_id = rule_id;
+		message->unjudged = rule_id != 0 && message->value == NULL;
+		if (message->unjudged)
+			only_for(batch, message, 0);
+		else if (!isnull)
 			only_for(batch, message, staging_id);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -363,7 +373,7 @@ mr_letter_close(MrBatch *batch, int64 *taken, int64 *closed)
 		{
 			const MrMessage *message = &batch->messages[m];
 
-			if (failed_again(message) || message->waits)
+			if (failed_again(message) || message->waits || message->unjudged)
 				continue;
 			/* A newer version of its object had come in the meantime. */
 			if ((outcome == OUTCOME_MAPPED || message->late) && message->retried)

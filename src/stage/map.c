@@ -595,6 +595,7 @@ map_message(Evaluation *e, MrStaged *staged, MrMessage *message)
 	}
 
 	version->event_time = message->time;
+	version->read = e->document->op != NULL && e->document->op[0] == MR_OP_READ;
 	if (e->document->deleted)
 	{
 		version->deleted = true;

@@ -136,6 +136,7 @@ typedef struct MrFailure
 	char *detail;
 	char *hint;
 	List *lacks; /* MrLack *: nothing is wrong, the message waits for them */
+	int32 rule_id; /* of a row that was taken: that could not judge it; else 0 */
 } MrFailure;
 
 /*
@@ -225,11 +226,13 @@ extern void mr_stage_apply(MrBatch *batch, MrStaging **writing_for);
 
 /* Marks MrVersion.newest of each object, then .accepted and .known by the table of objects. */
 extern void mr_object_fence(MrBatch *batch, MrStaged *staged);
+/* Accepts those versions that are what is staged now, as if they had come first. */
+extern void mr_object_accept_staged(MrStaged *staged);
 extern void mr_object_prepare(const MrStaging *staging);
 
 /*
  * Writes what failed as dead letters, or as the stream's on_error says.  Returns how many.  The caller is
- * connected to SPI.
+ * connected to SPI.  stream may be NULL for what rules could not judge.
  */
 extern int64 mr_letter_write(MrStream *stream, const List *failures);
 
@@ -239,9 +242,9 @@ extern void mr_letter_sweep(const MrStream *stream, const MrStaging *staging,
 
 /*
  * Fills the batch with the messages of those letters of the stream that are still open (or waiting), to be tried
- * again by the staging tables that had refused them, and locks them.
+ * again by the staging tables that had refused them, and locks them.  Of a rule (0: of none): to be judged again.
  */
-extern void mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting);
+extern void mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting, int32 rule_id);
 
 /* Where asking again for ids has come to. */
 typedef struct MrWaitingPlace

@@ -25,6 +25,8 @@
 #define OBJECT_DELETED 1
 /* Its newest version lacks what a dictionary does not know yet. */
 #define OBJECT_INCOMPLETE 2
+/* A snapshot has read it. */
+#define OBJECT_READ 4
 /*
  * Of a row on its way in, which is taken when it equals what is there, too: a dead letter that is tried again, or a row
  * that was copied, which a sweep then does not find old.
@@ -141,9 +143,9 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 					 "EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
 					 "EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
 					 "EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
-					 own_order ? "EXCLUDED.flags & 3 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
+					 own_order ? "EXCLUDED.flags & 7 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
 								 "o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
-							   : "EXCLUDED.flags & 3",
+							   : "EXCLUDED.flags & 7",
 					 own_order ? ", partition = EXCLUDED.partition, "
 								 "message_time = EXCLUDED.message_time"
 							   : "",
@@ -252,10 +254,10 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 		values[c++][i] = version->version;
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);
-		values[c++][i] = Int16GetDatum((version->deleted ? OBJECT_DELETED : 0) |
-									   (version->incomplete ? OBJECT_INCOMPLETE : 0) |
-									   (version->always ? OBJECT_ALWAYS : 0) |
-									   (again(staging, message) ? OBJECT_RETRIED : 0));
+		values[c++][i] = Int16GetDatum(
+			(version->deleted ? OBJECT_DELETED : 0) |
+			(version->incomplete ? OBJECT_INCOMPLETE : 0) | (version->read ? OBJECT_READ : 0) |
+			(version->always ? OBJECT_ALWAYS : 0) | (again(staging, message) ? OBJECT_RETRIED : 0));
 		if (plan->version == NULL)
 		{
 			values[c++][i] = Int32GetDatum(message->partition);
@@ -421,23 +423,12 @@ upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *
 							 staging->name));
 }
 
-/*
- * Marks versions that were not accepted because they are what is there already: dictionaries may say something else of
- * them now, but what they said when the version was complete for the first time stays.
- */
+/* Marks those versions that are what is there already, and complete. */
 static void
-mark_repeated(MrStaged *staged)
+mark_staged(const MrStaging *staging, MrVersion **versions, int count, Size flag)
 {
-	const MrStaging *staging = staged->staging;
 	MrStagingPlan *plan = staging->plan;
-	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
-	int count = 0;
 
-	for (int i = 0; i < staged->nversions; i++)
-	{
-		if (!staged->versions[i].accepted && !staged->versions[i].incomplete)
-			refused[count++] = &staged->versions[i];
-	}
 	if (count == 0)
 		return;
 	if (plan->repeated == NULL)
@@ -448,7 +439,52 @@ mark_repeated(MrStaged *staged)
 							  plan->version == NULL ? " AND excluded.epoch = o.epoch AND "
 													  "excluded.partition = o.partition"
 													: ""));
-	compare_versions(staging, plan->repeated, refused, count, offsetof(MrVersion, repeated));
+	compare_versions(staging, plan->repeated, versions, count, flag);
+}
+
+/*
+ * Marks versions that were not accepted because they are what is there already: dictionaries may say something else of
+ * them now, but what they said when the version was complete for the first time stays.
+ */
+static void
+mark_repeated(MrStaged *staged)
+{
+	MrVersion **refused = palloc(sizeof(MrVersion *) * staged->nversions);
+	int count = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (!staged->versions[i].accepted && !staged->versions[i].incomplete)
+			refused[count++] = &staged->versions[i];
+	}
+	mark_staged(staged->staging, refused, count, offsetof(MrVersion, repeated));
+}
+
+void
+mr_object_accept_staged(MrStaged *staged)
+{
+	MrVersion **versions = palloc(sizeof(MrVersion *) * Max(staged->nversions, 1));
+	int nrows = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		versions[i] = &staged->versions[i];
+		nrows += versions[i]->nrows;
+	}
+	mark_staged(staged->staging, versions, staged->nversions, offsetof(MrVersion, accepted));
+	staged->accepted = versions;
+	staged->new_rows = palloc(sizeof(MrRow *) * Max(nrows, 1));
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		MrVersion *version = &staged->versions[i];
+
+		if (!version->accepted)
+			continue;
+		version->known = true;
+		staged->accepted[staged->naccepted++] = version;
+		for (int r = 0; r < version->nrows; r++)
+			staged->new_rows[staged->nnew++] = &version->rows[r];
+	}
 }
 
 /*

@@ -119,11 +119,11 @@ make_version(const MrStaging *staging, MrRow *rows, int nrows, MrVersion *versio
 }
 
 /*
- * Leaves out versions that lack what a dictionary does not know: whoever only appends takes them when they are
- * complete.  They stay among the new rows, which others count.
+ * Marks versions that a snapshot has read, and leaves out those that lack what a dictionary does not know: whoever only
+ * appends takes them when they are complete.  They stay among the new rows, which others count.
  */
 static void
-leave_out_incomplete(MrStaged *staged)
+read_flags(MrStaged *staged)
 {
 	const MrStaging *staging = staged->staging;
 	Oid *types = palloc(sizeof(Oid) * staging->nkeys);
@@ -132,10 +132,11 @@ leave_out_incomplete(MrStaged *staged)
 	int kept = 0;
 	MrRunAs saved;
 
-	if (staging->plan->enriched == NULL)
+	if (staging->plan->enriched == NULL && !staging->each_version)
 		return;
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT FROM millrace_state.object_%d WHERE flags & 2 <> 0",
+	appendStringInfo(&sql,
+					 "SELECT flags & 2 <> 0 FROM millrace_state.object_%d WHERE flags & 6 <> 0",
 					 staging->id);
 	for (int k = 0; k < staging->nkeys; k++)
 	{
@@ -146,7 +147,10 @@ leave_out_incomplete(MrStaged *staged)
 	mr_run_as(&saved, mr_extension_owner());
 	for (int i = 0; i < staged->nversions; i++)
 	{
-		if (mr_statement_run(select, staged->versions[i].key, NULL) == 0)
+		bool isnull;
+
+		staged->versions[i].read = mr_statement_run(select, staged->versions[i].key, NULL) > 0;
+		if (!staged->versions[i].read || !DatumGetBool(mr_sql_value(0, 1, &isnull)))
 			staged->versions[kept++] = staged->versions[i];
 		SPI_freetuptable(SPI_tuptable);
 	}
@@ -217,7 +221,7 @@ mr_rows_read(MrStaged *staged, MrKeyPlace *place, Oid role, const char *conditio
 	{
 		place->beginning = false;
 		place->values = staged->versions[staged->nversions - 1].key;
-		leave_out_incomplete(staged);
+		read_flags(staged);
 	}
 	*nrows = (int64) taken;
 	/* The rows' values live in SPI's memory until the caller disconnects. */

@@ -30,7 +30,7 @@ typedef struct MrStaging
 	AttrNumber element; /* of _element, or 0 */
 	AttrNumber version; /* of _version */
 	AttrNumber event_time;
-	bool each_version; /* something asks of each version of a batch whether it is stale */
+	bool each_version; /* something asks whether a version is stale, or read by a snapshot */
 	bool version_is_time; /* _version is a timestamptz: satellites' applied_at is it */
 	int nnames;
 	MrDeclaredName *names; /* of all columns that millrace knows */

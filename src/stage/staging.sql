@@ -854,7 +854,9 @@ CREATE TABLE millrace.letter (
     channel_id integer,
     -- NULL: the message cannot be decoded, for nobody.
     staging_id integer,
-    kind text NOT NULL CHECK (kind IN ('message', 'object', 'row', 'delivery')),
+    -- Of a row that a rule could not judge, and that was taken all the same.
+    rule_id integer,
+    kind text NOT NULL CHECK (kind IN ('message', 'object', 'row', 'delivery', 'rule')),
     element integer,
     expectation text,
     topic text NOT NULL,
@@ -878,10 +880,11 @@ CREATE TABLE millrace.letter (
     state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'superseded', 'waiting')),
     attempts integer NOT NULL DEFAULT 1,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CHECK ((kind = 'delivery') = (channel_id IS NOT NULL) AND (channel_id IS NULL) = (stream_id IS NOT NULL)),
-    UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, place, staging_id, element)
+    CHECK ((kind = 'delivery') = (channel_id IS NOT NULL) AND (channel_id IS NULL) = (stream_id IS NOT NULL) AND (kind = 'rule') = (rule_id IS NOT NULL)),
+    UNIQUE NULLS NOT DISTINCT (stream_id, topic, epoch, partition, position, place, staging_id, element, rule_id)
 );
 COMMENT ON TABLE millrace.letter IS 'dead letters; see the view millrace.dead_letter';
 CREATE INDEX ON millrace.letter (channel_id, position) WHERE channel_id IS NOT NULL;
+CREATE INDEX ON millrace.letter (rule_id) WHERE rule_id IS NOT NULL;
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.letter_id_seq', '');

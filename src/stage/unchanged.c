@@ -184,13 +184,13 @@ prepare(MrUnchanged *objects)
 	appendStringInfoString(&sql, " LIMIT 1");
 	objects->staged_row = mr_statement_create(sql.data, staging->nkeys, types);
 	objects->waiting = mr_statement_create(
-		"SELECT FROM millrace.letter l WHERE l.stream_id = $1 AND l.state = 'open' "
+		"SELECT FROM millrace.letter l WHERE l.stream_id = $1 AND l.state = 'open' AND l.kind <> 'rule' "
 		"AND (l.staging_id = $2 OR l.staging_id IS NULL) AND l.topic = $3 AND l.epoch = $4 "
 		"AND l.key = $5 AND l.position > $6 AND (l.position, l.place) < ($7, $8) LIMIT 1",
 		lengthof(waiting_types), waiting_types);
 	mr_run_as(&saved, mr_extension_owner());
 	objects->letters = mr_sql("SELECT FROM millrace.letter WHERE stream_id = %d AND "
-							  "state = 'open' LIMIT 1",
+							  "state = 'open' AND kind <> 'rule' LIMIT 1",
 							  objects->batch->stream->id) > 0;
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);

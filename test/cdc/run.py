@@ -43,7 +43,19 @@ def main():
         is_('which it says when it is asked', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 0)
         target.query("SELECT millrace.pause_snapshot('away'); SELECT millrace.resnapshot('away', 'public.away')")
         is_('a copy that pauses is not waited for', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 0)
-        target.query("SELECT millrace.resume_snapshot('away')")
+        target.query("SELECT millrace.resume_snapshot('away'); SELECT millrace.run_stream('away')")
+
+        # A rule that is not told when rows happened: those that are copied are no events, and what changes stays one when it is copied again.
+        target.query("SELECT millrace.create_rule('often', kind => 'frequency', source => 'bronze.away', key => '{v}', count => 8, within => '1 hour')")
+        sources['away'].query('UPDATE public.away SET v = 5 WHERE id BETWEEN 100 AND 106')
+        target.query("SELECT millrace.run_stream('away')")
+        target.query("SELECT millrace.resnapshot('away', 'public.away')")
+        is_('all are copied again', target.one("SELECT messages::int FROM millrace.run_stream('away')") >= 999, True)
+        alerts = "SELECT key, details ->> 'count', suppressed FROM millrace.alert WHERE rule = 'often'"
+        is_('which is no alert', target.query(alerts), [])
+        sources['away'].query('UPDATE public.away SET v = 5 WHERE id = 107')
+        target.query("SELECT millrace.run_stream('away')")
+        is_('the last of as many changes makes one', target.query(alerts), [('5', '8', None)])
 
         # This one.
         target.fails('this server cannot make a slot for a transaction of its own', "SELECT millrace.run_stream('here')", 'call start_stream(), which lets a worker make it')

@@ -53,7 +53,7 @@ is($node->safe_psql('postgres', "SELECT deadlocks FROM pg_stat_database WHERE da
 none("SELECT DISTINCT id::text FROM stg.visit_log WHERE v = 3 EXCEPT SELECT key FROM millrace.alert WHERE rule = 'once'", 'each object that was true has an alert');
 none("SELECT key FROM millrace.alert WHERE rule = 'once' EXCEPT SELECT id::text FROM stg.visit_log WHERE v = 3", 'no other has');
 none("SELECT key FROM millrace.alert WHERE rule = 'once' GROUP BY key HAVING count(*) > 1", 'and each once');
-my $events = "SELECT s.key AS who, e ->> 1 AS id FROM millrace.rule r JOIN millrace.rule_state s ON s.rule_id = r.target_id, json_array_elements(s.state -> 'events') e WHERE r.name = 'rapid'";
+my $events = "SELECT s.key AS who, e.object AS id FROM millrace.rule r JOIN millrace.rule_state s ON s.rule_id = r.target_id, millrace_internal.rule_events(s.events) e WHERE r.name = 'rapid'";
 none("SELECT who, id::text FROM stg.click EXCEPT ALL $events", 'windows have all events');
 none("$events EXCEPT ALL SELECT who, id::text FROM stg.click", 'and no others');
 none("SELECT who FROM stg.click GROUP BY who HAVING count(*) >= 4 EXCEPT SELECT key FROM millrace.alert WHERE rule = 'rapid'", 'full ones have fired');
@@ -68,7 +68,7 @@ is($node->safe_psql('postgres', "SELECT errors FROM millrace.rule_status WHERE r
 is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT state, ',') FROM millrace.rule_status"), 'active', 'all rules go on');
 
 # What rules know comes with a dump.
-my $known = 'SELECT rule_id, key, state::text FROM millrace.rule_state ORDER BY 1, 2';
+my $known = 'SELECT rule_id, key, state::text, events FROM millrace.rule_state ORDER BY 1, 2';
 my $dump = $node->basedir . '/dump';
 command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('postgres') ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE restored');
