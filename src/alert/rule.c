@@ -306,6 +306,9 @@ mr_rule_short_text(char *text)
 bool
 mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version)
 {
+	/* What an erasure makes visible was told of before, together with what is erased. */
+	if (batch->erasing)
+		return true;
 	if (batch->again)
 		return version->loaded_at < rule->since;
 	return version->message->op == MR_OP_READ || version->message->time < rule->since;
