@@ -212,8 +212,11 @@ ALTER TABLE sk.orders DROP COLUMN total;
 SELECT relation, kind, state FROM millrace.target_status WHERE kind = 'sink' ORDER BY relation;
 SELECT relation, change, before, after FROM millrace.preview('sk_orders', payload => '{"id": 15, "user": "p", "total": 3}'::json) WHERE layer = 'sink';
 SELECT millrace.drop_table('sk.by_user', cascade => true);
+-- It is gone when it has been sent.
+BEGIN;
 SELECT millrace.erase('sk_orders', '{"order_id": 15}');
 SELECT * FROM sk.sent WHERE key = '15';
+COMMIT;
 SELECT millrace.drop_sink('sk hourly');
 SELECT sk.say('{"id": 50, "total": 3}');
 SELECT messages, dead_letters FROM millrace.run_stream('sk_orders');

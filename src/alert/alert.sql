@@ -10,6 +10,8 @@ CREATE TABLE millrace.rule_alert (
     event_time timestamptz NOT NULL,
     at timestamptz NOT NULL,
     details json,
+    -- The objects that it tells of, as a list; NULL: it is of a group, or of what was not heard.
+    objects json,
     suppressed text CHECK (suppressed IN ('history', 'max_age', 'silence', 'cooldown')),
     acknowledged_at timestamptz,
     acknowledged_by text,
@@ -89,8 +91,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.suppressed_since(integer, text, bigint) IS 'how many alerts of a rule and key were suppressed since the last one that was sent';
 
--- Writes what a rule has found as alerts, and returns the messages to be sent.  Each of the first five arrays has one element for an occurrence.
-CREATE FUNCTION millrace_internal.fire(id integer, keys text[], occurrences text[], times timestamptz[], details text[], groups text[], history boolean[])
+-- Writes what a rule has found as alerts, and returns the messages to be sent.  Each array has one element for an occurrence.
+CREATE FUNCTION millrace_internal.fire(id integer, keys text[], occurrences text[], times timestamptz[], details text[], groups text[], history boolean[], objects text[])
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -108,7 +110,7 @@ BEGIN
         SELECT g.*, CASE WHEN g.history AND NOT rule.send_history THEN 'history'
                          WHEN g.event_time < now - rule.max_age THEN 'max_age'
                          WHEN any_silence AND millrace_internal.silenced(rule, owner, g.key, now) THEN 'silence' END AS why
-        FROM unnest(keys, occurrences, times, details, groups, history) WITH ORDINALITY AS g (key, occurrence, event_time, details, group_by, history, n)
+        FROM unnest(keys, occurrences, times, details, groups, history, objects) WITH ORDINALITY AS g (key, occurrence, event_time, details, group_by, history, objects, n)
         WHERE NOT EXISTS (SELECT FROM millrace.rule_alert a WHERE a.rule_id = fire.id AND a.occurrence = g.occurrence)
     ), judged AS (
         SELECT g.*, CASE WHEN g.why IS NULL AND rule.cooldown IS NOT NULL
@@ -117,8 +119,8 @@ BEGIN
                          THEN 'cooldown' ELSE g.why END AS suppressed
         FROM given g
     ), written AS (
-        INSERT INTO millrace.rule_alert (rule_id, key, occurrence, severity, event_time, at, details, suppressed)
-        SELECT fire.id, j.key, j.occurrence, rule.severity, j.event_time, now, j.details::json, j.suppressed FROM judged j ORDER BY j.occurrence, j.n
+        INSERT INTO millrace.rule_alert (rule_id, key, occurrence, severity, event_time, at, details, objects, suppressed)
+        SELECT fire.id, j.key, j.occurrence, rule.severity, j.event_time, now, j.details::json, j.objects::json, j.suppressed FROM judged j ORDER BY j.occurrence, j.n
         ON CONFLICT (rule_id, occurrence) DO NOTHING RETURNING id, key, occurrence, suppressed
     )
     SELECT c.channel_id, w.key, j.group_by, w.id,
@@ -131,7 +133,7 @@ BEGIN
     ORDER BY j.n;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.fire(integer, text[], text[], timestamptz[], text[], text[], boolean[]) IS 'writes alerts of a rule, and returns what is to be sent';
+COMMENT ON FUNCTION millrace_internal.fire(integer, text[], text[], timestamptz[], text[], text[], boolean[], text[]) IS 'writes alerts of a rule, and returns what is to be sent';
 
 -- Removes alerts and rows that could not be judged that are older than their rule keeps them, and what rules of kind frequency know of keys of which nothing has been heard for long.
 CREATE FUNCTION millrace_internal.maintain_rules(caller regrole, OUT subject text, OUT rows bigint) RETURNS SETOF record

@@ -11,9 +11,10 @@
 #include "core/statement.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/json.h"
 #include "utils/memutils.h"
 
-#define ARGUMENTS 7
+#define ARGUMENTS 8
 
 Datum
 mr_rule_text_array(char **texts, int n)
@@ -32,6 +33,23 @@ mr_rule_text_array(char **texts, int n)
 		construct_md_array(values, nulls, 1, &dims, &lower, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
+char *
+mr_rule_add_object(char *list, const char *object)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, list == NULL ? "[" : list);
+	if (list != NULL)
+	{
+		text.data[text.len - 1] = ',';
+		appendStringInfoChar(&text, ' ');
+	}
+	escape_json(&text, object);
+	appendStringInfoChar(&text, ']');
+	return text.data;
+}
+
 /* The arguments of millrace_internal.fire(). */
 static void
 make_arguments(const MrRule *rule, MrHit *const *hits, int n, Datum *arguments)
@@ -40,6 +58,7 @@ make_arguments(const MrRule *rule, MrHit *const *hits, int n, Datum *arguments)
 	char **occurrences = palloc(sizeof(char *) * n);
 	char **details = palloc(sizeof(char *) * n);
 	char **groups = palloc(sizeof(char *) * n);
+	char **objects = palloc(sizeof(char *) * n);
 	Datum *times = palloc(sizeof(Datum) * n);
 	Datum *history = palloc(sizeof(Datum) * n);
 
@@ -49,6 +68,7 @@ make_arguments(const MrRule *rule, MrHit *const *hits, int n, Datum *arguments)
 		occurrences[i] = hits[i]->occurrence;
 		details[i] = hits[i]->details;
 		groups[i] = hits[i]->group_by;
+		objects[i] = hits[i]->objects;
 		times[i] = TimestampTzGetDatum(hits[i]->time);
 		history[i] = BoolGetDatum(hits[i]->history);
 	}
@@ -61,6 +81,7 @@ make_arguments(const MrRule *rule, MrHit *const *hits, int n, Datum *arguments)
 	arguments[5] = mr_rule_text_array(groups, n);
 	arguments[6] =
 		PointerGetDatum(construct_array(history, n, BOOLOID, sizeof(bool), true, TYPALIGN_CHAR));
+	arguments[7] = mr_rule_text_array(objects, n);
 }
 
 /* The messages that stand in SPI_tuptable. */
@@ -68,6 +89,7 @@ static MrOutboxRow *
 read_messages(int n)
 {
 	MrOutboxRow *rows = palloc0(sizeof(MrOutboxRow) * Max(n, 1));
+	bool of_sink = SPI_tuptable->tupdesc->natts > 6;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -79,6 +101,11 @@ read_messages(int n)
 		rows[i].alert_id = DatumGetInt64(mr_sql_value(i, 4, &isnull));
 		rows[i].message = mr_sql_text(i, 5);
 		rows[i].not_after = DatumGetTimestampTz(mr_sql_value(i, 6, &isnull));
+		if (of_sink)
+		{
+			rows[i].sink_id = DatumGetInt32(mr_sql_value(i, 7, &isnull));
+			rows[i].object = mr_sql_text(i, 8);
+		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return rows;
@@ -108,7 +135,7 @@ mr_rule_fire(MrRule *rule, MrHit *const *hits, int nhits)
 {
 	static const Oid types[ARGUMENTS] = {
 		INT4OID,      TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID};
+		TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID};
 	static MrStatement *fire = NULL;
 	Datum arguments[ARGUMENTS];
 
@@ -119,7 +146,7 @@ mr_rule_fire(MrRule *rule, MrHit *const *hits, int nhits)
 		MemoryContext previous = MemoryContextSwitchTo(TopMemoryContext);
 
 		fire = mr_statement_create("SELECT channel_id, key, group_by, alert_id, message, not_after "
-								   "FROM millrace_internal.fire($1, $2, $3, $4, $5, $6, $7)",
+								   "FROM millrace_internal.fire($1, $2, $3, $4, $5, $6, $7, $8)",
 								   ARGUMENTS, types);
 		MemoryContextSwitchTo(previous);
 	}

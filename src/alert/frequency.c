@@ -499,6 +499,13 @@ fire(Looking *looking, KeyState *state, int first, int last, const char *measure
 		pstrdup(timestamptz_to_str(begin->time)), pstrdup(timestamptz_to_str(end)),
 		told->details == NULL ? "" : ", \"last\": ", told->details == NULL ? "" : told->details);
 	hit->group_by = told->group_by;
+	for (int i = first; i <= last; i++)
+	{
+		const MrEvent *events = state->known.events;
+
+		if (i == first || strcmp(events[i].object, events[i - 1].object) != 0)
+			hit->objects = mr_rule_add_object(hit->objects, events[i].object);
+	}
 	hit->history = mr_rule_is_history(looking->rule, looking->batch, hit->version);
 	looking->hits = lappend(looking->hits, hit);
 	MemoryContextSwitchTo(previous);

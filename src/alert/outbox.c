@@ -15,7 +15,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
-#define COLUMNS 6 /* of each row; its time is that of all */
+#define COLUMNS 8 /* of each row; its time is that of all */
 
 PG_FUNCTION_INFO_V1(millrace_timeline);
 PG_FUNCTION_INFO_V1(millrace_wake_delivery);
@@ -75,9 +75,9 @@ make_array(Datum *values, bool *nulls, int n, Oid type)
 void
 mr_outbox_add(const MrOutboxRow *rows, int nrows)
 {
-	static const Oid types[COLUMNS + 1] = {INT4ARRAYOID,  TEXTARRAYOID, TEXTARRAYOID,
-										   INT8ARRAYOID,  TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-										   TIMESTAMPTZOID};
+	static const Oid types[COLUMNS + 1] = {INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+										   INT8ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+										   INT4ARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID};
 	static MrStatement *insert = NULL;
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext work;
@@ -94,9 +94,9 @@ mr_outbox_add(const MrOutboxRow *rows, int nrows)
 		MemoryContextSwitchTo(TopMemoryContext);
 		insert = mr_statement_create(
 			"INSERT INTO millrace.outbox_message (channel_id, key, group_by, alert_id, message, "
-			"not_after, created_at) "
-			"SELECT c, k, g, a, m::json, t, $7 "
-			"FROM unnest($1, $2, $3, $4, $5, $6) AS u (c, k, g, a, m, t)",
+			"not_after, sink_id, object, created_at) "
+			"SELECT c, k, g, a, m::json, t, s, o, $9 "
+			"FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS u (c, k, g, a, m, t, s, o)",
 			lengthof(types), types);
 	}
 	work = AllocSetContextCreate(context, "millrace outbox", ALLOCSET_DEFAULT_SIZES);
@@ -123,6 +123,9 @@ mr_outbox_add(const MrOutboxRow *rows, int nrows)
 		values[4][i] = text_or_null(row->message, &nulls[4][i]);
 		values[5][i] = TimestampTzGetDatum(row->not_after);
 		nulls[5][i] = TIMESTAMP_IS_NOEND(row->not_after);
+		values[6][i] = Int32GetDatum(row->sink_id);
+		nulls[6][i] = row->sink_id == 0;
+		values[7][i] = text_or_null(row->object, &nulls[7][i]);
 	}
 	arguments[0] = make_array(values[0], nulls[0], nrows, INT4OID);
 	arguments[1] = make_array(values[1], nulls[1], nrows, TEXTOID);
@@ -130,7 +133,9 @@ mr_outbox_add(const MrOutboxRow *rows, int nrows)
 	arguments[3] = make_array(values[3], nulls[3], nrows, INT8OID);
 	arguments[4] = make_array(values[4], nulls[4], nrows, TEXTOID);
 	arguments[5] = make_array(values[5], nulls[5], nrows, TIMESTAMPTZOID);
-	arguments[6] = TimestampTzGetDatum(GetCurrentTimestamp());
+	arguments[6] = make_array(values[6], nulls[6], nrows, INT4OID);
+	arguments[7] = make_array(values[7], nulls[7], nrows, TEXTOID);
+	arguments[8] = TimestampTzGetDatum(GetCurrentTimestamp());
 
 	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();

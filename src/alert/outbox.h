@@ -18,6 +18,8 @@ typedef struct MrOutboxRow
 	int64 alert_id; /* millrace.alert.id, or 0: of a sink */
 	const char *message; /* JSON text; NULL: the row was deleted */
 	TimestampTz not_after; /* older than that it is not sent any more, or DT_NOEND */
+	int32 sink_id; /* 0: of an alert */
+	const char *object; /* the sink's row, or NULL */
 } MrOutboxRow;
 
 /*

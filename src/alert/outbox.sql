@@ -46,6 +46,11 @@ CREATE TABLE millrace.outbox_message (
     key text NOT NULL COLLATE "C",
     group_by text COLLATE "C",
     alert_id bigint,
+    -- Of a sink: its row.
+    sink_id integer,
+    object text COLLATE "C",
+    -- It says that somebody was erased, and is gone itself when it is sent.
+    erased boolean NOT NULL DEFAULT false,
     -- NULL: what the key names was deleted.
     message json,
     created_at timestamptz NOT NULL,
@@ -62,6 +67,7 @@ CREATE INDEX outbox_message_claimed ON millrace.outbox_message (channel_id, key)
 CREATE INDEX outbox_message_group ON millrace.outbox_message (channel_id, group_by) WHERE state = 'waiting' AND group_by IS NOT NULL;
 CREATE INDEX outbox_message_expiry ON millrace.outbox_message (channel_id, not_after) WHERE state = 'waiting' AND not_after IS NOT NULL;
 CREATE INDEX outbox_message_left ON millrace.outbox_message (channel_id, created_at) WHERE state IN ('expired', 'superseded', 'discarded');
+CREATE INDEX outbox_message_erased ON millrace.outbox_message (channel_id) WHERE erased;
 CREATE INDEX outbox_message_delivery ON millrace.outbox_message (delivery_id) WHERE delivery_id IS NOT NULL;
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.channel', '');

@@ -313,7 +313,8 @@ mr_rule_short_text(char *text)
 bool
 mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *version)
 {
-	return version->read ||
+	/* What an erasure makes visible was told of before, together with what is erased. */
+	return batch->erasing || version->read ||
 		   (batch->again ? version->loaded_at : version->message->time) < rule->since;
 }
 

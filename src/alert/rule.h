@@ -33,7 +33,7 @@ typedef struct MrRule
 	MrExpression *time; /* or NULL: the message's */
 	MrExpression *details; /* or NULL */
 	MrExpression *group_by; /* of messages; or NULL */
-	MrExpression *object; /* frequency: tells objects apart; their elements with it */
+	MrExpression *object; /* tells objects apart; their elements with it */
 	MrExpression *value; /* frequency: what is summed up or counted; or NULL */
 	struct MrWindow *window; /* private to frequency.c */
 	struct MrThreshold *threshold; /* private to threshold.c */
@@ -110,12 +110,13 @@ typedef struct MrHit
 	TimestampTz time;
 	char *details; /* JSON text, or NULL */
 	char *group_by; /* or NULL */
+	char *objects; /* that it tells of, as a JSON list */
 	bool history;
 } MrHit;
 
 /*
  * Runs a statement as the extension's owner that returns what is to be sent (channel_id, key, group_by, alert_id, message,
- * not_after), and puts that into the outbox.
+ * not_after; of a sink also sink_id, object), and puts that into the outbox.
  */
 extern void mr_rule_send(MrStatement *statement, Datum *arguments);
 
@@ -153,6 +154,8 @@ extern bool mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const M
 extern TimestampTz mr_rule_row_time(const MrRule *rule, const MrVersion *version,
 									ExprContext *context, bool *known);
 /* Puts a row where expressions see it, and takes it away again. */
+/* Adds an object to a JSON list, which begins as NULL. */
+extern char *mr_rule_add_object(char *list, const char *object);
 extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *values,
 							 bool *nulls);
 extern void mr_rule_hide_row(MrRule *rule);

@@ -58,9 +58,9 @@ ALTER TABLE millrace.letter ADD FOREIGN KEY (rule_id) REFERENCES millrace.rule O
 CREATE FUNCTION millrace_internal.rule_events(events bytea) RETURNS TABLE ("time" timestamptz, object text, element integer, value text)
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_rule_events';
 COMMENT ON FUNCTION millrace_internal.rule_events(bytea) IS 'what stands in millrace.rule_state.events';
-CREATE FUNCTION millrace_internal.events_without(events bytea, objects text[]) RETURNS bytea
+CREATE FUNCTION millrace_internal.events_without(events bytea, objects text[], ends bigint[] DEFAULT '{}') RETURNS bytea
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_events_without';
-COMMENT ON FUNCTION millrace_internal.events_without(bytea, text[]) IS 'what is left of millrace.rule_state.events without the events of these objects';
+COMMENT ON FUNCTION millrace_internal.events_without(bytea, text[], bigint[]) IS 'what is left of millrace.rule_state.events without the events of these objects and the windows that have fired and ended then (in microseconds since 2000)';
 
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule', '');
 SELECT pg_catalog.pg_extension_config_dump('millrace.rule_state', '');
@@ -134,7 +134,7 @@ BEGIN
                  (3, 'time', definition ->> 'event_time'),
                  (4, 'details', (SELECT 'pg_catalog.json_build_object(' || string_agg(format('%L::pg_catalog.text, %I.%I', d, label, d), ', ' ORDER BY n) || ')'
                                  FROM json_array_elements_text(definition -> 'details') WITH ORDINALITY AS u (d, n))),
-                 (5, 'object', CASE WHEN definition ->> 'kind' = 'frequency' THEN millrace_internal.rule_key(source, label, objects) END),
+                 (5, 'object', CASE WHEN definition ->> 'kind' <> 'threshold' THEN millrace_internal.rule_key(source, label, objects) END),
                  (6, 'value', coalesce(definition ->> 'sum', definition ->> 'distinct_values')),
                  (7, 'resolve', definition ->> 'resolve_when'),
                  (8, 'here', CASE WHEN definition ->> 'kind' IN ('threshold', 'health') THEN 'true' END),

@@ -247,6 +247,24 @@ follow(MrRule *rule, Found *found, bool whole)
 	mr_rule_write(rule, follow_step, &following);
 }
 
+/* Of groups that an erasure has touched nothing stays that was said of them until now. */
+static void
+erase_groups(MrRule *rule, const Found *found)
+{
+	static const Oid types[] = {INT4OID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum arguments[] = {Int32GetDatum(rule->base.id),
+						 mr_rule_text_array(found->texts[GROUP], found->n),
+						 mr_rule_text_array(found->texts[THERE], found->n)};
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	(void) mr_sql_with("SELECT millrace_internal.erase_groups($1, $2, $3::boolean[])",
+					   lengthof(types), types, arguments, NULL);
+	SPI_finish();
+	mr_run_back(&saved);
+}
+
 static void
 threshold_apply(MrTarget *target, MrBatch *batch)
 {
@@ -265,10 +283,14 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 		return;
 	if (threshold->ngroups == 0)
 		known = false;
-	if (read_groups(rule, known ? groups : NULL, 0, known ? groups->nrows : 1, &found))
-		follow(rule, &found, false);
-	else
+	if (!read_groups(rule, known ? groups : NULL, 0, known ? groups->nrows : 1, &found))
+	{
 		(void) mr_rule_is_judged(rule);
+		return;
+	}
+	if (batch->erasing)
+		erase_groups(rule, &found);
+	follow(rule, &found, false);
 }
 
 /* All groups: what is true of them now was so before, but for a rule of kind health. */

@@ -184,7 +184,7 @@ BEGIN
     SELECT rise.id, u.name, u.key, json_build_object('occurrence', u.occurrence, 'details', u.details::json), now + r.repeat_every
     FROM unnest(groups, keys, occurrences, details) AS u (name, key, occurrence, details), millrace.rule r WHERE r.target_id = rise.id ORDER BY u.name
     ON CONFLICT (rule_id, key) DO UPDATE SET about = EXCLUDED.about, state = EXCLUDED.state, at = EXCLUDED.at;
-    RETURN QUERY SELECT * FROM millrace_internal.fire(rise.id, keys, occurrences, array_fill(now, ARRAY[cardinality(keys)]), details, group_bys, array_fill(history, ARRAY[cardinality(keys)]));
+    RETURN QUERY SELECT * FROM millrace_internal.fire(rise.id, keys, occurrences, array_fill(now, ARRAY[cardinality(keys)]), details, group_bys, array_fill(history, ARRAY[cardinality(keys)]), NULL);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.rise(integer, text[], text[], text[], text[], text[], boolean, timestamptz) IS 'notes that groups begin to hold, and writes their alerts';

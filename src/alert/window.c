@@ -282,14 +282,32 @@ millrace_rule_events(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* events_without(events bytea, objects text[]): bytea */
+/* Takes out the end of a window that has fired; false when there is none. */
+static bool
+remove_alerted(MrEvents *events, TimestampTz end)
+{
+	int kept = 0;
+	int all = events->nalerted;
+
+	for (int i = 0; i < all; i++)
+	{
+		if (events->alerted[i] != end)
+			events->alerted[kept++] = events->alerted[i];
+	}
+	events->nalerted = kept;
+	return kept < all;
+}
+
+/* events_without(events bytea, objects text[], ends bigint[]): bytea */
 Datum
 millrace_events_without(PG_FUNCTION_ARGS)
 {
 	bytea *packed = PG_GETARG_BYTEA_PP(0);
 	MrEvents events;
 	Datum *objects;
+	Datum *ends;
 	int nobjects;
+	int nends;
 	bool removed = false;
 
 	mr_events_unpack(&events, packed);
@@ -297,5 +315,9 @@ millrace_events_without(PG_FUNCTION_ARGS)
 					  &nobjects);
 	for (int i = 0; i < nobjects; i++)
 		removed |= mr_events_remove(&events, TextDatumGetCString(objects[i]));
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+					  TYPALIGN_DOUBLE, &ends, NULL, &nends);
+	for (int i = 0; i < nends; i++)
+		removed |= remove_alerted(&events, DatumGetInt64(ends[i]));
 	PG_RETURN_BYTEA_P(removed ? mr_events_pack(&events) : packed);
 }

@@ -10,6 +10,7 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "alert/rule.h"
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
 #include "core/statement.h"
@@ -137,12 +138,14 @@ millrace_erase_staged(PG_FUNCTION_ARGS)
 		mr_run_as(&saved, flow->stream->owner);
 		mr_backfill_refresh(flow->stream);
 		mr_stage_erase(staged);
+		flow->batch->erasing = true;
 		rows += staged->nold;
 		foreach(lc, flow->stream->targets)
 		{
 			MrTarget *target = lfirst(lc);
 
-			if (target->kind->filled_from == MR_FILLED_FROM_ROWS || target->kind == &mr_sink_kind)
+			if (target->kind->filled_from == MR_FILLED_FROM_ROWS || target->kind == &mr_sink_kind ||
+				target->kind == &mr_threshold_kind)
 				target->kind->apply(target, mr_backfill_restrict(target, flow->batch));
 		}
 		mr_run_back(&saved);
@@ -192,6 +195,8 @@ millrace_erase_reapply(PG_FUNCTION_ARGS)
 		int64 nrows;
 		MrRunAs saved;
 
+		/* Rules are judged as when they are filled. */
+		flow->batch->again = flow->batch->erasing = target->kind->phase == MR_PHASE_RULE;
 		MemoryContextSwitchTo(flow->batch->context);
 		more = mr_log_read(staged, versions, &place, pages, OBJECTS_AT_ONCE, &nrows);
 		mr_run_as(&saved, flow->stream->owner);

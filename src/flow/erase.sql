@@ -313,6 +313,13 @@ DECLARE
     ids integer[];
     tables regclass[];
     staged bigint;
+    texts text[];
+    last bigint;
+    alerts boolean;
+    known bigint := 0;
+    called record;
+    bearing bigint[] := '{}';
+    quoted text[];
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'erase() needs isolation level READ COMMITTED'
@@ -340,6 +347,9 @@ BEGIN
     END IF;
     matched := millrace_internal.erase_named(feed, named, wanted);
     owners := ARRAY(SELECT DISTINCT g.owner FROM millrace.staging g WHERE g.stream_id = feed.id);
+
+    alerts := EXISTS (SELECT FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id JOIN millrace.staging g ON g.id = s.staging_id
+                      WHERE t.kind IN ('rule', 'sink') AND g.stream_id = feed.id);
 
     -- What waits here and speaks of something erased before never came: it must not say whose an object is, whenever it would have been read.
     earlier := millrace_internal.erase_messages(feed.id, '{}', '{}');
@@ -429,6 +439,16 @@ BEGIN
     rows := rows + staged;
     RETURN NEXT;
 
+    -- Rules find the keys of these objects in their rows.
+    IF alerts THEN
+        PERFORM millrace_internal.erase_begin_alerts(owners);
+        last := nextval('millrace.outbox_message_id_seq');
+        quoted := ARRAY(SELECT e.value::text FROM json_each(key) e WHERE json_typeof(e.value) = 'string');
+        texts := millrace_internal.erase_texts(g, wanted, key) FROM millrace.staging g WHERE g.id = matched[1];
+        PERFORM millrace_internal.erase_rule_keys(g, (objects ->> millrace_internal.erase_identity(g.definition))::regclass, wanted, texts)
+        FROM millrace.staging g WHERE g.stream_id = feed.id AND objects ? millrace_internal.erase_identity(g.definition);
+    END IF;
+
     -- Staging tables, their marts, their logs, their tables of objects.
     FOR staging IN SELECT g.* FROM millrace.staging g WHERE g.stream_id = feed.id AND objects ? millrace_internal.erase_identity(g.definition) ORDER BY g.id LOOP
         identity := millrace_internal.erase_identity(staging.definition);
@@ -478,6 +498,24 @@ BEGIN
         rows := millrace_internal.erase_spans(target, ARRAY(SELECT keys ->> s FROM json_array_elements_text(target.definition -> 'satellites') s WHERE keys ? s));
         RETURN NEXT;
     END LOOP;
+
+    IF alerts THEN
+        FOR staging IN SELECT g.* FROM millrace.staging g WHERE g.stream_id = feed.id AND objects ? millrace_internal.erase_identity(g.definition) ORDER BY g.id LOOP
+            identity := millrace_internal.erase_identity(staging.definition);
+            called := millrace_internal.erase_called(staging, (objects ->> identity)::regclass, wanted, texts, quoted);
+            known := known + called.states + millrace_internal.erase_rules(staging, (objects ->> identity)::regclass);
+            bearing := bearing || called.messages;
+        END LOOP;
+        relation := 'rules';
+        rows := known;
+        RETURN NEXT;
+        relation := 'alerts';
+        SELECT count(*) INTO rows FROM millrace_state.erase_alert e WHERE NOT EXISTS (SELECT FROM millrace.rule_alert a WHERE a.id = e.id);
+        RETURN NEXT;
+        relation := 'outbox';
+        rows := millrace_internal.erase_outbox(last, bearing);
+        RETURN NEXT;
+    END IF;
 
     PERFORM millrace_internal.changed(l) FROM unnest(locked) l;
     FOR condition IN SELECT o.value FROM jsonb_each_text(objects || keys) o LOOP

@@ -80,7 +80,7 @@ BEGIN
     END IF;
     -- Delivery workers do the same, a little at a time.
     FOR channel IN SELECT c.* FROM millrace.channel c
-                   WHERE maintain.name IS NULL AND pg_has_role(caller, c.owner, 'USAGE') AND c.retention IS NOT NULL ORDER BY c.name LOOP
+                   WHERE maintain.name IS NULL AND pg_has_role(caller, c.owner, 'USAGE') ORDER BY c.name LOOP
         stream := NULL;
         subject := 'channel ' || channel.name;
         action := 'deleted';

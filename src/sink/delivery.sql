@@ -175,11 +175,20 @@ COMMENT ON FUNCTION millrace_internal.release_claims(bigint) IS 'gives back what
 CREATE FUNCTION millrace_internal.finish_deliveries(ids bigint[], ending text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    forgotten bigint[];
 BEGIN
     UPDATE millrace.delivery d
     SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL, attempts = d.attempts + CASE ending WHEN 'sent' THEN 1 ELSE 0 END
     WHERE d.id = ANY (ids);
-    UPDATE millrace.outbox_message m SET state = ending WHERE m.delivery_id = ANY (ids);
+    WITH ended AS (UPDATE millrace.outbox_message m SET state = ending WHERE m.delivery_id = ANY (ids) RETURNING m.delivery_id, m.erased)
+    SELECT array_agg(e.delivery_id) INTO forgotten FROM ended e WHERE e.erased AND ending = 'sent';
+    IF forgotten IS NOT NULL THEN
+        -- Each is a delivery of its own.
+        DELETE FROM millrace.outbox_message m WHERE m.delivery_id = ANY (forgotten);
+        DELETE FROM millrace.attempt a WHERE a.delivery_id = ANY (forgotten);
+        DELETE FROM millrace.delivery d WHERE d.id = ANY (forgotten);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent by one more attempt, or dead';
@@ -235,13 +244,18 @@ BEGIN
     old := ARRAY(SELECT d.id FROM millrace.delivery d
                  WHERE d.channel_id = channel.id AND d.done_at < until
                    AND NOT EXISTS (SELECT FROM millrace.letter l WHERE l.channel_id = channel.id AND l.position = d.id)
-                 ORDER BY d.done_at LIMIT at_most);
+                 ORDER BY d.done_at LIMIT at_most)
+           -- What says that somebody was erased goes when it is over.
+           || ARRAY(SELECT m.delivery_id FROM millrace.outbox_message m
+                    WHERE m.channel_id = channel.id AND m.erased AND m.state IN ('dead', 'discarded') AND m.delivery_id IS NOT NULL
+                      AND NOT EXISTS (SELECT FROM millrace.letter l WHERE l.channel_id = channel.id AND l.position = m.delivery_id));
     DELETE FROM millrace.attempt a WHERE a.delivery_id = ANY (old);
     DELETE FROM millrace.outbox_message m WHERE m.delivery_id = ANY (old);
     DELETE FROM millrace.delivery d WHERE d.id = ANY (old);
     DELETE FROM millrace.outbox_message m
     WHERE m.id = ANY (ARRAY(SELECT x.id FROM millrace.outbox_message x
-                            WHERE x.channel_id = channel.id AND x.state IN ('expired', 'superseded', 'discarded') AND x.delivery_id IS NULL AND x.created_at < until LIMIT at_most));
+                            WHERE x.channel_id = channel.id AND x.state IN ('expired', 'superseded', 'discarded') AND x.delivery_id IS NULL AND x.created_at < until LIMIT at_most))
+       OR m.id = ANY (ARRAY(SELECT x.id FROM millrace.outbox_message x WHERE x.channel_id = channel.id AND x.erased AND x.delivery_id IS NULL AND x.state <> 'waiting'));
     GET DIAGNOSTICS removed = ROW_COUNT;
     RETURN removed + cardinality(old);
 END

@@ -429,9 +429,10 @@ take_step(void *argument)
 	Datum arguments[lengthof(types)];
 
 	if (take == NULL)
-		take = mr_sink_statement("SELECT channel_id, key, group_by, alert_id, message, not_after "
-								 "FROM millrace_internal.sink_take($1, $2, $3, $4, $5, $6)",
-								 lengthof(types), types);
+		take = mr_sink_statement(
+			"SELECT channel_id, key, group_by, alert_id, message, not_after, sink_id, object "
+			"FROM millrace_internal.sink_take($1, $2, $3, $4, $5, $6)",
+			lengthof(types), types);
 	if (compare == NULL)
 		compare =
 			mr_sink_statement("SELECT millrace_internal.sink_compare($1, $2, $3, $4, $5) WHERE $6",
@@ -516,5 +517,24 @@ mr_sink_delay(const MrSink *sink, const MrSinkRow *rows, int n)
 	arguments[0] = Int32GetDatum(sink->base.id);
 	arguments[1] = mr_rule_text_array(objects, n);
 	arguments[2] = mr_rule_text_array(keys, n);
+	mr_sink_run(statement, arguments);
+}
+
+/* Notes what erase() is to take out of the outbox. */
+void
+mr_sink_erase(const MrSink *sink, const MrSinkRow *rows, int n)
+{
+	static const Oid types[] = {INT4OID, TEXTARRAYOID};
+	static MrStatement *statement = NULL;
+	char **objects = palloc(sizeof(char *) * n);
+	Datum arguments[lengthof(types)];
+
+	if (statement == NULL)
+		statement = mr_sink_statement("SELECT millrace_internal.erase_rows($1, $2)",
+									  lengthof(types), types);
+	for (int i = 0; i < n; i++)
+		objects[i] = rows[i].object;
+	arguments[0] = Int32GetDatum(sink->base.id);
+	arguments[1] = mr_rule_text_array(objects, n);
 	mr_sink_run(statement, arguments);
 }

@@ -103,6 +103,9 @@ extern void mr_sink_send(MrSink *sink, const MrSinkRow *rows, int n, MrSinkCause
 /* Notes that rows were changed, which are sent later. */
 extern void mr_sink_delay(const MrSink *sink, const MrSinkRow *rows, int n);
 
+/* Notes that nothing that was said of rows until now is to stay. */
+extern void mr_sink_erase(const MrSink *sink, const MrSinkRow *rows, int n);
+
 /* Adds those rows that are not there any more; an error is of the sink. */
 extern ErrorData *mr_sink_find_gone(MrSink *sink, const MrSinkRow *rows, int n, MrSinkFound *found);
 

@@ -312,7 +312,9 @@ sink_apply(MrTarget *target, MrBatch *batch)
 	if (keys.n == 0)
 		return;
 	n = mr_sink_name_rows(sink, &keys, &rows, NULL);
-	if (n > 0 && sink->delayed)
+	if (n > 0 && batch->erasing)
+		mr_sink_erase(sink, rows, n);
+	if (n > 0 && sink->delayed && !batch->erasing)
 		mr_sink_delay(sink, rows, n);
 	else if (n > 0)
 		mr_sink_send(sink, rows, n, MR_SINK_CHANGED);

@@ -342,7 +342,7 @@ COMMENT ON FUNCTION millrace_internal.sink_digest(text) IS 'by what a sink tells
 -- Takes rows as they are now (`there` false: deleted; without a message: not to be sent), and returns what is to be sent of them.  `changed`: each of them was changed, and is sent;
 -- else those are that differ from what was sent before.
 CREATE FUNCTION millrace_internal.sink_take(id integer, objects text[], keys text[], there boolean[], messages text[], changed boolean)
-    RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
+    RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz, sink_id integer, object text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -383,7 +383,7 @@ BEGIN
         UPDATE millrace.sink_row r SET digest = NULL, due_at = NULL, sent_at = now
         WHERE r.sink_id = sink_take.id AND sink.at_most_every IS NOT NULL AND r.object = ANY (ARRAY(SELECT j.object FROM judged j WHERE j.known AND j.message IS NULL))
     )
-    SELECT c.channel_id, j.key, NULL::text, NULL::bigint, j.message, 'infinity'::timestamptz
+    SELECT c.channel_id, j.key, NULL::text, NULL::bigint, j.message, 'infinity'::timestamptz, sink_take.id, j.object
     FROM judged j CROSS JOIN LATERAL unnest(sink.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id
     WHERE j.sent;
 END

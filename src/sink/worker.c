@@ -246,7 +246,7 @@ trim(MrDeliveryClass class)
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		(void) mr_sql("SELECT millrace_internal.trim_outbox(c, %d) FROM millrace.channel c "
-					  "WHERE c.retention IS NOT NULL AND (c.kind IN ('webhook', 'telegram')) = %s",
+					  "WHERE (c.kind IN ('webhook', 'telegram')) = %s",
 					  TRIM_AT_ONCE, class == MR_DELIVERY_HTTP ? "true" : "false");
 		(void) mr_sql("DELETE FROM millrace.sender_pause p WHERE p.not_before < clock_timestamp()");
 		PopActiveSnapshot();
