@@ -189,7 +189,7 @@ make_payloads(const MrChannel *channel, Unit *unit)
 	ResourceOwner owner = CurrentResourceOwner;
 	char *volatile body = NULL;
 
-	if (!channel->has_message)
+	if (!channel->has_message || unit->error)
 		body = default_body(channel, unit);
 	else
 	{
@@ -515,10 +515,11 @@ claim_group(const MrChannel *channel, char *key, const char *group, bool alert)
 }
 
 /*
- * Makes deliveries of messages: those that SPI has just found, as next_messages() returns them.
+ * Makes deliveries of messages: those that SPI has just found, as next_messages() returns them.  With
+ * an error they are dead letters.
  */
 static List *
-claim_found(MrChannel *channel, uint64 n, List *claimed)
+claim_found(MrChannel *channel, uint64 n, List *claimed, char *error)
 {
 	SPITupleTable *found = SPI_tuptable;
 	Unit **units = palloc(sizeof(Unit *) * Max(n, 1));
@@ -558,6 +559,8 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 									  DatumGetBool(mr_sql_value(grouped[i], 4, &isnull)));
 	}
 	SPI_freetuptable(found);
+	for (int i = 0; i < nunits; i++)
+		units[i]->error = error;
 	claimed = list_concat(claimed, add_deliveries(channel, units, nunits));
 	if (channel->kind == MR_CHANNEL_KAFKA)
 		(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
@@ -606,13 +609,13 @@ claim_new(MrChannel *channel, int at_most)
 			"SELECT m.id, m.key, NULL::text, NULL::boolean FROM millrace.outbox_message m "
 			"WHERE m.channel_id = $1 AND m.state = 'waiting' ORDER BY m.id LIMIT $2",
 			2, types, values);
-		return claim_found(channel, n, NIL);
+		return claim_found(channel, n, NIL, NULL);
 	}
 	among = Max(at_most * AMONG, 200);
 	values[2] = Int32GetDatum(among);
 	n = mr_statement_by_index(&next, "SELECT * FROM millrace_internal.next_messages($1, $2, $3)",
 							  lengthof(types), types, values);
-	claimed = claim_found(channel, n, NIL);
+	claimed = claim_found(channel, n, NIL, NULL);
 	if (n < at_most && find_waiting(channel, among) == among)
 	{
 		struct
@@ -635,9 +638,46 @@ claim_new(MrChannel *channel, int at_most)
 				   quote_literal_cstr(cursor->key), at_most - (int) n);
 		pfree(cursor->key);
 		cursor->key = MemoryContextStrdup(TopMemoryContext, n > 0 ? mr_sql_text(n - 1, 2) : "");
-		claimed = claim_found(channel, n, claimed);
+		claimed = claim_found(channel, n, claimed, NULL);
 	}
 	return claimed;
+}
+
+/*
+ * What has waited behind a channel that fails for longer than its give_up is a dead letter although
+ * nobody has tried it: an endpoint that is back after days gets what is new.  Not all at once; true
+ * when there may be more.
+ *
+ * To Kafka what was claimed may have been sent with what was tried, and keeps its place.
+ */
+static bool
+give_up(MrChannel *channel)
+{
+	static const Oid types[] = {INT4OID, TIMESTAMPTZOID, INT4OID, TEXTOID};
+	static MrStatement *waiting = NULL;
+	static MrStatement *ready = NULL;
+	char *error = "it has waited for longer than the channel's give_up, while the channel failed";
+	Datum values[] = {Int32GetDatum(channel->id),
+					  TimestampTzGetDatum(GetCurrentTimestamp() - channel->give_up),
+					  Int32GetDatum(BATCH), CStringGetTextDatum(error)};
+	uint64 n;
+
+	(void) mr_statement_by_index(
+		&ready,
+		"SELECT millrace_internal.bury_deliveries(array_agg(d.id), array_agg($4)) "
+		"FROM millrace.delivery d WHERE d.channel_id = $1 AND d.state = 'ready' "
+		"AND d.created_at < $2 AND d.attempts = 0 AND d.part = 1 AND d.send_no IS NULL "
+		"HAVING count(*) > 0",
+		lengthof(types), types, values);
+	SPI_freetuptable(SPI_tuptable);
+	n = mr_statement_by_index(
+		&waiting,
+		"SELECT o.id, o.key, NULL::text, NULL::boolean FROM (SELECT m.id, m.key, m.created_at "
+		"FROM millrace.outbox_message m WHERE m.channel_id = $1 AND m.state = 'waiting' "
+		"ORDER BY m.id LIMIT $3) AS o WHERE o.created_at < $2",
+		3, types, values);
+	(void) claim_found(channel, n, NIL, error);
+	return n == BATCH;
 }
 
 /* Takes out of the outbox what is not to be sent any more. */
@@ -693,6 +733,11 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 	if (is_paused(channel, wait))
 		return NIL;
 	thin_out(channel);
+	if (channel->failures > 0 && give_up(channel))
+	{
+		*wait = 0;
+		return NIL;
+	}
 
 	if (in_batches(channel))
 	{

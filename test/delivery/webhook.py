@@ -126,6 +126,38 @@ def answers(db, sink):
     is_('after give_up it is dead', (attempts(db, 'given_up')[-1][1], 2 <= sink.got('/given_up')[-1].at - sink.got('/given_up')[0].at <= 6), ('dead', True))
 
 
+def untried(db, sink):
+    """A channel that fails for days: what has waited for too long behind it is a dead letter, and what is newer is sent when it works again."""
+    sink.answers['/days'] = [500]
+    channel(db, 'days', '{"path": "/days", "connections": 1}')
+    db.query("SELECT add('days', 'k' || n, json_build_object('n', n)) FROM generate_series(1, 20) n")
+    db.becomes('the channel fails', "SELECT state FROM millrace.channel_status WHERE channel = 'days'", 'failing')
+
+    def days_go_by():
+        """What nobody has tried is as old as if the clock had gone on; returns what was tried, or None while something is on its way."""
+        db.query("BEGIN; SELECT FROM millrace.channel_state s JOIN millrace.channel c ON c.id = s.channel_id WHERE c.name = 'days' FOR UPDATE")
+        if db.one("SELECT count(*) FROM millrace.delivery d JOIN millrace.channel c ON c.id = d.channel_id WHERE c.name = 'days' AND d.state = 'claimed'") > 0:
+            db.query('ROLLBACK')
+            return None
+        untried = "FROM millrace.channel c WHERE c.name = 'days' AND {0}.channel_id = c.id AND NOT EXISTS (SELECT FROM millrace.attempt a WHERE a.delivery_id = {1})"
+        db.query("UPDATE millrace.outbox_message m SET created_at = m.created_at - interval '25 hours' " + untried.format('m', 'm.delivery_id'))
+        db.query("UPDATE millrace.delivery d SET created_at = d.created_at - interval '25 hours' " + untried.format('d', 'd.id'))
+        tried = db.query("SELECT (message ->> 'n')::integer FROM millrace.outbox WHERE channel = 'days' AND created_at > now() - interval '1 hour'")
+        db.query('COMMIT')
+        return {n for n, in tried}
+
+    tried = wait_for('a pause', days_go_by)
+    add(db, 'days', 'new', {'n': 21})
+    letters = "SELECT convert_from(value, 'UTF8')::json ->> 'n' FROM millrace.dead_letter WHERE channel = 'days' AND kind = 'delivery'"
+    db.becomes('those that nobody has tried are dead letters', f'SELECT count(*) FROM ({letters}) l', 20 - len(tried), 30)
+    is_('with a reason', db.query("SELECT DISTINCT attempts, message FROM millrace.dead_letter WHERE channel = 'days'"),
+        [(0, "it has waited for longer than the channel's give_up, while the channel failed")])
+    sink.answers['/days'] = [200]
+    settled(db, 'days')
+    arrived = {body['n'] for body in sink.bodies('/days')}
+    is_('and are not sent when it works again; the others are', (arrived, {int(n) for n, in db.query(letters)}), (tried | {21}, set(range(1, 21)) - tried))
+
+
 def longest(db, sink):
     """However often it has failed, it is tried again within five minutes: message and channel."""
     sink.answers['/longest'] = [500]
@@ -368,7 +400,7 @@ def main():
             url = sink.url if server != 'other' else sink.url + '/'
             db.query(f"CREATE SERVER {server} FOREIGN DATA WRAPPER millrace_http OPTIONS (url '{url}', {more})")
         db.query("CREATE USER MAPPING FOR CURRENT_USER SERVER other OPTIONS (token 'shared')")
-        for test in (bodies, answers, longest, pauses, probes, ordered, many):
+        for test in (bodies, answers, untried, longest, pauses, probes, ordered, many):
             test(db, sink)
         endpoints(db, sink, shell)
         late_commits(db, sink)
