@@ -60,9 +60,11 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.sender_pause', '');
 
 -- May this instance send over the channel (C15)?
 CREATE FUNCTION millrace_internal.may_send(channel millrace.channel) RETURNS boolean
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send' OR channel.timeline = millrace_internal.timeline())
+BEGIN
+    RETURN channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send' OR channel.timeline = millrace_internal.timeline());
+END
 $$;
 COMMENT ON FUNCTION millrace_internal.may_send(millrace.channel) IS 'whether a channel belongs to this instance';
 
