@@ -167,7 +167,7 @@ def longest(db, sink):
     wait_for('a failure', lambda: db.query(f"""WITH waiting AS (SELECT channel_id, d.id {waits} FOR UPDATE),
         channel AS (UPDATE millrace.channel_state s SET failures = 40, not_before = NULL FROM waiting w WHERE s.channel_id = w.channel_id)
         UPDATE millrace.delivery d SET attempts = 40, next_at = now() FROM waiting w WHERE d.id = w.id RETURNING millrace_internal.wake_delivery()"""))
-    wait_for('the next failure', lambda: db.one(f"SELECT d.attempts {waits}") == 41)
+    wait_for('the next failure', lambda: db.query(f"SELECT d.attempts {waits}") == [(41,)])
     is_('the 41st back-off is between half and all of 300 s', db.query(f"""SELECT s.failures, d.next_at - a.at >= interval '150 s', d.next_at <= s.last_error_at + interval '300 s',
         s.not_before - a.at >= interval '150 s', s.not_before <= s.last_error_at + interval '300 s'
         {waits.replace('WHERE', 'JOIN millrace.attempt a ON a.delivery_id = d.id AND a.no = 41 WHERE')}"""), [(41, True, True, True, True)])
