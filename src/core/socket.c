@@ -5,6 +5,9 @@
  * The descriptor does not block; whoever would have to wait sleeps on the latch and the descriptor together, so that
  * a peer that never answers holds up neither a shutdown nor a cancel.  A wake-up that was meant for the process's
  * main loop is given back when the waiting is over.
+ *
+ * Whoever has other things to do waits in slices: a call whose slice is over fails, says that it waits, and goes on
+ * where it was when it is made again.
  */
 #include "postgres.h"
 
@@ -29,7 +32,13 @@
 struct MrSocket
 {
 	int descriptor; /* -1: not open */
-	int timeout_ms;
+	int timeout_ms; /* that one wait may last */
+	int slice_ms; /* that one call may wait; 0: as long as it has to */
+	bool waits; /* the last call has to be made again */
+	TimestampTz since; /* when the wait began that goes on; 0: none */
+	struct addrinfo *addresses; /* while it is connecting */
+	struct addrinfo *next; /* of them that is tried */
+	Size sent; /* bytes of what is being sent */
 	SSL_CTX *tls_context;
 	SSL *tls; /* NULL: plain */
 	MemoryContextCallback callback;
@@ -94,7 +103,20 @@ mr_socket_problem(const MrSocket *s)
 }
 
 void
-mr_socket_close(MrSocket *s)
+mr_socket_slice(MrSocket *s, int slice_ms)
+{
+	s->slice_ms = slice_ms;
+}
+
+bool
+mr_socket_waits(const MrSocket *s)
+{
+	return s->waits;
+}
+
+/* Closes the descriptor; what is known of other addresses stays. */
+static void
+close_descriptor(MrSocket *s)
 {
 	if (s->tls != NULL)
 		SSL_free(s->tls);
@@ -102,6 +124,8 @@ mr_socket_close(MrSocket *s)
 		SSL_CTX_free(s->tls_context);
 	s->tls = NULL;
 	s->tls_context = NULL;
+	s->since = 0;
+	s->sent = 0;
 	if (s->descriptor < 0)
 		return;
 	close(s->descriptor);
@@ -109,20 +133,42 @@ mr_socket_close(MrSocket *s)
 	ReleaseExternalFD();
 }
 
-/* Waits until the descriptor is ready, or the time is over. */
+/* Forgets the addresses of a host. */
+static void
+forget_addresses(MrSocket *s)
+{
+	if (s->addresses != NULL)
+		freeaddrinfo(s->addresses);
+	s->addresses = s->next = NULL;
+}
+
+void
+mr_socket_close(MrSocket *s)
+{
+	close_descriptor(s);
+	forget_addresses(s);
+	s->waits = false;
+}
+
+/* Waits until the descriptor is ready, or the time is over, or the slice. */
 static bool
 wait_until(MrSocket *s, int event)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), s->timeout_ms);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz deadline;
+	TimestampTz until;
 	bool woken = false;
 	int ready = 0;
+	long left;
 
-	while ((ready & event) == 0)
+	if (s->since == 0)
+		s->since = now;
+	until = deadline = TimestampTzPlusMilliseconds(s->since, s->timeout_ms);
+	if (s->slice_ms > 0)
+		until = Min(deadline, TimestampTzPlusMilliseconds(now, s->slice_ms));
+	do
 	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-
-		if (left <= 0)
-			break;
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 		ready = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH | event,
 								  s->descriptor, left, PG_WAIT_EXTENSION);
 		if (ready & WL_LATCH_SET)
@@ -131,9 +177,13 @@ wait_until(MrSocket *s, int event)
 			woken = true;
 			CHECK_FOR_INTERRUPTS();
 		}
-	}
+	} while ((ready & event) == 0 && left > 0);
 	if (woken)
 		SetLatch(MyLatch);
+	s->waits = (ready & event) == 0 && until < deadline;
+	if (s->waits)
+		return false;
+	s->since = 0;
 	if (ready & event)
 		return true;
 	snprintf(s->problem, sizeof(s->problem), "no answer within %d ms", s->timeout_ms);
@@ -148,22 +198,25 @@ connect_to(MrSocket *s, const struct addrinfo *address)
 	socklen_t length = sizeof(error);
 	int one = 1;
 
-	if (!AcquireExternalFD())
-		return fail_errno(s, "too many files are open");
-	s->descriptor = socket(address->ai_family, address->ai_socktype, address->ai_protocol);
 	if (s->descriptor < 0)
 	{
-		ReleaseExternalFD();
-		return fail_errno(s, "cannot make a socket");
+		if (!AcquireExternalFD())
+			return fail_errno(s, "too many files are open");
+		s->descriptor = socket(address->ai_family, address->ai_socktype, address->ai_protocol);
+		if (s->descriptor < 0)
+		{
+			ReleaseExternalFD();
+			return fail_errno(s, "cannot make a socket");
+		}
+		if (fcntl(s->descriptor, F_SETFL, O_NONBLOCK) < 0 ||
+			fcntl(s->descriptor, F_SETFD, FD_CLOEXEC) < 0)
+			return fail_errno(s, "cannot set up a socket");
+		(void) setsockopt(s->descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		if (connect(s->descriptor, address->ai_addr, address->ai_addrlen) == 0)
+			return true;
+		if (errno != EINPROGRESS)
+			return fail_errno(s, "cannot connect");
 	}
-	if (fcntl(s->descriptor, F_SETFL, O_NONBLOCK) < 0 ||
-		fcntl(s->descriptor, F_SETFD, FD_CLOEXEC) < 0)
-		return fail_errno(s, "cannot set up a socket");
-	(void) setsockopt(s->descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (connect(s->descriptor, address->ai_addr, address->ai_addrlen) == 0)
-		return true;
-	if (errno != EINPROGRESS)
-		return fail_errno(s, "cannot connect");
 	if (!wait_until(s, WL_SOCKET_WRITEABLE))
 		return false;
 	if (getsockopt(s->descriptor, SOL_SOCKET, SO_ERROR, &error, &length) < 0)
@@ -172,40 +225,53 @@ connect_to(MrSocket *s, const struct addrinfo *address)
 	return error == 0 ? true : fail_errno(s, "cannot connect");
 }
 
-bool
-mr_socket_open(MrSocket *s, const char *host, int port, int timeout_ms)
+/* Finds the addresses of a host. */
+static bool
+find_addresses(MrSocket *s, const char *host, int port)
 {
 	struct addrinfo hints = {0};
-	struct addrinfo *addresses;
 	char service[16];
-	bool connected = false;
 	int error;
 
-	mr_socket_close(s);
-	s->timeout_ms = timeout_ms;
 	hints.ai_socktype = SOCK_STREAM;
 	snprintf(service, sizeof(service), "%d", port);
-	error = getaddrinfo(host, service, &hints, &addresses);
+	error = getaddrinfo(host, service, &hints, &s->addresses);
 	if (error != 0)
 	{
+		s->addresses = NULL;
 		snprintf(s->problem, sizeof(s->problem), "host \"%s\" is not known: %s", host,
 				 gai_strerror(error));
 		return false;
 	}
-	PG_TRY();
+	s->next = s->addresses;
+	return true;
+}
+
+bool
+mr_socket_open(MrSocket *s, const char *host, int port, int timeout_ms)
+{
+	bool connected = false;
+
+	if (!s->waits)
 	{
-		for (struct addrinfo *a = addresses; a != NULL && !connected; a = a->ai_next)
+		mr_socket_close(s);
+		s->timeout_ms = timeout_ms;
+		if (!find_addresses(s, host, port))
+			return false;
+	}
+	s->waits = false;
+	while (!connected && s->next != NULL)
+	{
+		connected = connect_to(s, s->next);
+		if (s->waits)
+			return false;
+		if (!connected)
 		{
-			connected = connect_to(s, a);
-			if (!connected)
-				mr_socket_close(s);
+			close_descriptor(s);
+			s->next = s->next->ai_next;
 		}
 	}
-	PG_FINALLY();
-	{
-		freeaddrinfo(addresses);
-	}
-	PG_END_TRY();
+	forget_addresses(s);
 	return connected;
 }
 
@@ -236,12 +302,10 @@ expect_peer(MrSocket *s, const char *host)
 	return SSL_set_tlsext_host_name(s->tls, host) == 1 && SSL_set1_host(s->tls, host) == 1;
 }
 
-bool
-mr_socket_secure(MrSocket *s, const char *host, const char *ca_file)
+/* Prepares TLS. */
+static bool
+make_tls(MrSocket *s, const char *host, const char *ca_file)
 {
-	bool failed;
-	int result;
-
 	s->tls_context = SSL_CTX_new(TLS_client_method());
 	if (s->tls_context == NULL)
 		return fail(s, "cannot prepare TLS");
@@ -255,6 +319,18 @@ mr_socket_secure(MrSocket *s, const char *host, const char *ca_file)
 	s->tls = SSL_new(s->tls_context);
 	if (s->tls == NULL || SSL_set_fd(s->tls, s->descriptor) != 1 || !expect_peer(s, host))
 		return fail(s, "cannot prepare TLS");
+	return true;
+}
+
+bool
+mr_socket_secure(MrSocket *s, const char *host, const char *ca_file)
+{
+	bool failed;
+	int result;
+
+	s->waits = false;
+	if (s->tls_context == NULL && !make_tls(s, host, ca_file))
+		return false;
 	while ((result = SSL_connect(s->tls)) != 1)
 	{
 		if (!wait_for_tls(s, result, &failed))
@@ -268,13 +344,14 @@ mr_socket_send(MrSocket *s, const char *bytes, Size length)
 {
 	bool failed;
 
-	while (length > 0)
+	s->waits = false;
+	while (s->sent < length)
 	{
 		ssize_t sent;
 
 		if (s->tls != NULL)
 		{
-			sent = SSL_write(s->tls, bytes, (int) Min(length, PG_INT32_MAX));
+			sent = SSL_write(s->tls, bytes + s->sent, (int) Min(length - s->sent, PG_INT32_MAX));
 			if (sent <= 0)
 			{
 				if (wait_for_tls(s, (int) sent, &failed))
@@ -284,7 +361,7 @@ mr_socket_send(MrSocket *s, const char *bytes, Size length)
 		}
 		else
 		{
-			sent = send(s->descriptor, bytes, length, 0);
+			sent = send(s->descriptor, bytes + s->sent, length - s->sent, 0);
 			if (sent < 0)
 			{
 				if (errno == EINTR)
@@ -296,9 +373,9 @@ mr_socket_send(MrSocket *s, const char *bytes, Size length)
 				continue;
 			}
 		}
-		bytes += sent;
-		length -= sent;
+		s->sent += sent;
 	}
+	s->sent = 0;
 	return true;
 }
 
@@ -307,6 +384,7 @@ mr_socket_receive(MrSocket *s, char *buffer, int size)
 {
 	bool failed;
 
+	s->waits = false;
 	for (;;)
 	{
 		ssize_t received;

@@ -17,6 +17,13 @@ typedef struct MrSocket MrSocket;
  */
 extern MrSocket *mr_socket_create(void);
 
+/*
+ * From now on a call waits for no more than so many ms (0: as long as it has to).  One whose time is not over then
+ * fails, and the socket says that it waits: the same call goes on.
+ */
+extern void mr_socket_slice(MrSocket *socket, int slice_ms);
+extern bool mr_socket_waits(const MrSocket *socket);
+
 /* Connects within so many ms, which hold for each later wait, too.  False: see the problem. */
 extern bool mr_socket_open(MrSocket *socket, const char *host, int port, int timeout_ms);
 

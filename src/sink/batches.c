@@ -5,12 +5,16 @@
  * To Kafka a batch is one transaction that also keeps the number of its last message (send_no).
  * When it is not known whether a transaction was committed, the producer is thrown away; the next
  * one reads the number, and what lies at or below it has been sent.
+ *
+ * An endpoint that does not answer holds up no other channel: each that is sending has its slice of
+ * time, one after the other.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "commands/async.h"
 #include "core/millrace.h"
+#include "miscadmin.h"
 #include "sink/delivery.h"
 #include "source/kafka_producer.h"
 #include "source/server.h"
@@ -20,10 +24,14 @@
 #include "utils/snapmgr.h"
 
 #define NOTIFY_LIMIT 8000 /* bytes that a payload has to have less than */
-#define KAFKA_TIMEOUT 5000 /* ms to begin, and as many again to write a batch */
+#define KAFKA_TIMEOUT 5000 /* ms to begin, and twice as many to write a batch */
+#define SLICE 20 /* ms that a channel which waits holds up the others */
 #define KEY_PLACE "<key>"
 
-/* What is kept open to a channel, as long as the server's properties are the same. */
+/*
+ * What is kept open to a channel, as long as the server's properties are the same, and what is
+ * being sent over it.
+ */
 typedef struct Connection
 {
 	int32 channel_id;
@@ -31,7 +39,13 @@ typedef struct Connection
 	char *properties;
 	MrRedis *redis;
 	MrKafkaProducer *producer;
+	bool producing; /* the producer has begun */
 	int64 kept; /* send_no of the last message that Kafka has */
+
+	MemoryContext work; /* of what is being sent */
+	List *deliveries; /* all of it, NIL: nothing */
+	List *rest; /* what has no outcome yet: deliveries, of Kafka lists of them */
+	MrKafkaOut *messages; /* Kafka: the first of these lists, when it is being written */
 } Connection;
 
 static List *connections = NIL; /* Connection *, in TopMemoryContext */
@@ -51,7 +65,7 @@ properties_text(const MrChannel *channel)
 	ListCell *cell;
 
 	initStringInfo(&text);
-	appendStringInfo(&text, "%s\n%s\n%s", channel->server, channel->origin,
+	appendStringInfo(&text, "%s\n%s\n%s", channel->server ? channel->server : "", channel->origin,
 					 channel->topic ? channel->topic : "");
 	foreach(cell, channel->properties)
 	{
@@ -77,7 +91,8 @@ connection_of(const MrChannel *channel)
 		connection = lfirst(cell);
 		if (connection->channel_id != channel->id)
 			continue;
-		if (strcmp(connection->properties, properties) == 0)
+		/* One that an error has left in the middle is of no more use. */
+		if (strcmp(connection->properties, properties) == 0 && connection->deliveries == NIL)
 			return connection;
 		disconnect(connection);
 		break;
@@ -92,16 +107,6 @@ connection_of(const MrChannel *channel)
 	connections = lappend(connections, connection);
 	MemoryContextSwitchTo(old);
 	return connection;
-}
-
-/* An attempt of all of them begins. */
-static void
-begin_attempt(List *deliveries)
-{
-	ListCell *cell;
-
-	foreach(cell, deliveries)
-		((MrDelivery *) lfirst(cell))->at = GetCurrentTimestamp();
 }
 
 static void
@@ -181,9 +186,10 @@ deletion(const char *key)
 
 /*
  * Sets or deletes the keys, then publishes, in one transaction: whoever hears of it finds the keys.
+ * False while it waits.
  */
-static const char *
-send_to_redis(MrRedis *redis, const MrDelivery *delivery)
+static bool
+send_to_redis(MrRedis *redis, const MrDelivery *delivery, const char **problem)
 {
 	const MrChannel *channel = delivery->channel;
 	MrRedisCommand *commands = palloc0(sizeof(MrRedisCommand) * (list_length(channel->set) + 1));
@@ -212,17 +218,13 @@ send_to_redis(MrRedis *redis, const MrDelivery *delivery)
 		command->words[1] = channel->publish;
 		command->words[2] = delivery->payload ? delivery->payload : deletion(delivery->key);
 	}
-	return mr_redis_transact(redis, n, commands);
+	return mr_redis_transact(redis, n, commands, SLICE, problem);
 }
 
 /* One after the other; after the first that fails none is sent. */
-static void
-deliver_redis(List *deliveries)
+static bool
+go_on_with_redis(Connection *connection, const MrChannel *channel)
 {
-	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
-	Connection *connection = connection_of(channel);
-	ListCell *cell;
-
 	if (connection->redis == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(connection->context);
@@ -230,18 +232,22 @@ deliver_redis(List *deliveries)
 		connection->redis = mr_redis_create_with(channel->server, channel->properties);
 		MemoryContextSwitchTo(old);
 	}
-	foreach(cell, deliveries)
+	while (connection->rest != NIL)
 	{
-		MrDelivery *delivery = lfirst(cell);
+		MrDelivery *delivery = linitial(connection->rest);
 		const char *problem;
 
-		delivery->at = GetCurrentTimestamp();
-		problem = send_to_redis(connection->redis, delivery);
+		if (!send_to_redis(connection->redis, delivery, &problem))
+			return false;
 		end_attempt(delivery, problem ? MR_OUTCOME_RETRY : MR_OUTCOME_SENT, problem);
 		if (problem)
 			break;
 		mr_debug_point("delivery_sent");
+		connection->rest = list_delete_first(connection->rest);
+		if (connection->rest != NIL)
+			((MrDelivery *) linitial(connection->rest))->at = GetCurrentTimestamp();
 	}
+	return true;
 }
 
 /*
@@ -249,42 +255,43 @@ deliver_redis(List *deliveries)
  * ------------
  */
 
-/* Opens the producer, and learns what the last one has sent. */
-static bool
-be_producing(Connection *connection, const MrChannel *channel, const char **problem)
+/* The producer fails, or has done something it cannot go on from; returns why. */
+static char *
+give_up_producer(Connection *connection)
 {
-	MemoryContext old;
-	char *why = NULL;
+	char *problem = pstrdup(mr_kafka_producer_problem(connection->producer));
 
-	if (connection->producer)
-		return true;
-	old = MemoryContextSwitchTo(connection->context);
-	connection->producer = mr_kafka_producer_open(
-		channel->properties, psprintf("millrace-%s-%d", channel->origin, channel->id),
-		channel->topic, &why);
-	MemoryContextSwitchTo(old);
-	if (connection->producer == NULL)
-	{
-		*problem = why;
-		return false;
-	}
-	if (mr_kafka_producer_begin(connection->producer, KAFKA_TIMEOUT, &connection->kept))
-		return true;
-	*problem = pstrdup(mr_kafka_producer_problem(connection->producer));
 	mr_kafka_producer_close(connection->producer);
 	connection->producer = NULL;
-	return false;
+	connection->producing = false;
+	connection->messages = NULL;
+	return problem;
 }
 
-/* All that is left fails in one way; the first one is the attempt, the others were not tried. */
-static void
-fail_batch(List *deliveries, const char *problem)
+/* Opens the producer, and learns what the last one has sent. */
+static MrKafkaVerdict
+be_producing(Connection *connection, const MrChannel *channel, char **problem)
 {
-	ListCell *cell;
+	MrKafkaVerdict verdict;
 
-	foreach(cell, deliveries)
-		end_attempt(lfirst(cell),
-					cell == list_head(deliveries) ? MR_OUTCOME_RETRY : MR_OUTCOME_UNSENT, problem);
+	if (connection->producing)
+		return MR_KAFKA_DONE;
+	if (connection->producer == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(connection->context);
+
+		connection->producer = mr_kafka_producer_open(
+			channel->properties, psprintf("millrace-%s-%d", channel->origin, channel->id),
+			channel->topic, problem);
+		MemoryContextSwitchTo(old);
+		if (connection->producer == NULL)
+			return MR_KAFKA_FAILED;
+	}
+	verdict = mr_kafka_producer_begin(connection->producer, KAFKA_TIMEOUT, &connection->kept);
+	connection->producing = verdict == MR_KAFKA_DONE;
+	if (verdict == MR_KAFKA_FAILED)
+		*problem = give_up_producer(connection);
+	return verdict;
 }
 
 /* Leaves out what an earlier transaction has sent already. */
@@ -314,29 +321,13 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	return rest;
 }
 
-/*
- * Sends in one transaction.  A broker that refuses a message refuses those as well that came with
- * it: which one it is is found by halves.  False when the channel fails.
- */
-static bool
-write_to_kafka(Connection *connection, const MrChannel *channel, List *deliveries)
+/* Messages as the producer takes them. */
+static MrKafkaOut *
+make_messages(List *deliveries)
 {
-	const char *problem;
-	MrKafkaOut *messages;
-	bool refused = false;
+	MrKafkaOut *messages = palloc0(sizeof(MrKafkaOut) * list_length(deliveries));
 	ListCell *cell;
-	int n;
 
-	if (!be_producing(connection, channel, &problem))
-	{
-		fail_batch(deliveries, problem);
-		return false;
-	}
-	deliveries = leave_out_sent(deliveries, connection);
-	n = list_length(deliveries);
-	if (n == 0)
-		return true;
-	messages = palloc0(sizeof(MrKafkaOut) * n);
 	foreach(cell, deliveries)
 	{
 		const MrDelivery *delivery = lfirst(cell);
@@ -345,41 +336,92 @@ write_to_kafka(Connection *connection, const MrChannel *channel, List *deliverie
 		message->key = delivery->key;
 		message->value = delivery->payload;
 	}
-	if (mr_kafka_producer_write(connection->producer, messages, n,
-								((MrDelivery *) llast(deliveries))->send_no, KAFKA_TIMEOUT * 2))
-	{
-		connection->kept = ((MrDelivery *) llast(deliveries))->send_no;
-		foreach(cell, deliveries)
-			end_attempt(lfirst(cell), MR_OUTCOME_SENT, NULL);
-		mr_debug_point("delivery_sent");
-		return true;
-	}
-	problem = pstrdup(mr_kafka_producer_problem(connection->producer));
-	mr_kafka_producer_close(connection->producer);
-	connection->producer = NULL;
-	for (int i = 0; i < n; i++)
-		refused |= messages[i].refused;
-	if (!refused)
-	{
-		fail_batch(deliveries, problem);
-		return false;
-	}
-	if (n == 1)
-	{
-		end_attempt(linitial(deliveries), MR_OUTCOME_DEAD, messages[0].error);
-		return true;
-	}
-	return write_to_kafka(connection, channel, list_truncate(list_copy(deliveries), n / 2)) &&
-		   write_to_kafka(connection, channel, list_copy_tail(deliveries, n / 2));
+	return messages;
 }
 
+/* A transaction was committed. */
 static void
-deliver_kafka(List *deliveries)
+end_transaction(Connection *connection, List *deliveries)
 {
-	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
+	ListCell *cell;
 
-	begin_attempt(deliveries);
-	(void) write_to_kafka(connection_of(channel), channel, deliveries);
+	connection->kept = ((MrDelivery *) llast(deliveries))->send_no;
+	connection->messages = NULL;
+	connection->rest = list_delete_first(connection->rest);
+	foreach(cell, deliveries)
+		end_attempt(lfirst(cell), MR_OUTCOME_SENT, NULL);
+	mr_debug_point("delivery_sent");
+}
+
+/*
+ * A transaction has failed.  A broker that refuses a message refuses those as well that came with
+ * it: which one it is is found by halves.  False: it was not because of a message.
+ */
+static bool
+find_refused(Connection *connection, List *deliveries)
+{
+	int n = list_length(deliveries);
+	bool refused = false;
+
+	for (int i = 0; i < n; i++)
+		refused |= connection->messages[i].refused;
+	if (!refused)
+		return false;
+	connection->rest = list_delete_first(connection->rest);
+	if (n == 1)
+		end_attempt(linitial(deliveries), MR_OUTCOME_DEAD, connection->messages[0].error);
+	else
+	{
+		connection->rest = lcons(list_copy_tail(deliveries, n / 2), connection->rest);
+		connection->rest = lcons(list_truncate(deliveries, n / 2), connection->rest);
+	}
+	return true;
+}
+
+/* Sends in transactions; when the channel fails, that was an attempt of the first that is left. */
+static bool
+go_on_with_kafka(Connection *connection, const MrChannel *channel)
+{
+	while (connection->rest != NIL)
+	{
+		List *deliveries = linitial(connection->rest);
+		char *problem = NULL;
+		bool refused = false;
+		MrKafkaVerdict verdict = be_producing(connection, channel, &problem);
+
+		if (verdict == MR_KAFKA_DONE && connection->messages == NULL)
+		{
+			deliveries = leave_out_sent(deliveries, connection);
+			if (deliveries == NIL)
+			{
+				connection->rest = list_delete_first(connection->rest);
+				continue;
+			}
+			linitial(connection->rest) = deliveries;
+			connection->messages = make_messages(deliveries);
+		}
+		if (verdict == MR_KAFKA_DONE)
+		{
+			verdict = mr_kafka_producer_write(
+				connection->producer, connection->messages, list_length(deliveries),
+				((MrDelivery *) llast(deliveries))->send_no, KAFKA_TIMEOUT * 2);
+			if (verdict == MR_KAFKA_FAILED)
+			{
+				refused = find_refused(connection, deliveries);
+				problem = give_up_producer(connection);
+			}
+		}
+		if (verdict == MR_KAFKA_AGAIN)
+			return false;
+		if (verdict == MR_KAFKA_DONE)
+			end_transaction(connection, deliveries);
+		else if (!refused)
+		{
+			end_attempt(linitial(deliveries), MR_OUTCOME_RETRY, problem);
+			return true;
+		}
+	}
+	return true;
 }
 
 /*
@@ -387,39 +429,108 @@ deliver_kafka(List *deliveries)
  * ------------
  */
 
-/* Everything but NOTIFY. */
-static void
-send_batch(List *deliveries)
+/* Deliveries of one channel are to be sent, in CurrentMemoryContext. */
+static Connection *
+begin(List *deliveries)
 {
-	MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
+	const MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
+	Connection *connection = connection_of(channel);
+	ListCell *cell;
+
+	connection->work = CurrentMemoryContext;
+	connection->deliveries = deliveries;
+	connection->rest = channel->kind == MR_CHANNEL_KAFKA ? list_make1(list_copy(deliveries))
+														 : list_copy(deliveries);
+	foreach(cell, deliveries)
+		((MrDelivery *) lfirst(cell))->at = GetCurrentTimestamp();
+	return connection;
+}
+
+/* Goes on with what is being sent, for a while; true when it is over. */
+static bool
+go_on(Connection *connection)
+{
+	const MrChannel *channel = ((MrDelivery *) linitial(connection->deliveries))->channel;
 
 	if (channel->kind == MR_CHANNEL_KAFKA)
-		deliver_kafka(deliveries);
-	else if (channel->kind == MR_CHANNEL_REDIS)
-		deliver_redis(deliveries);
-	else
-		elog(ERROR, "channel \"%s\" is not sent in batches", channel->name);
+		return go_on_with_kafka(connection, channel);
+	if (channel->kind == MR_CHANNEL_REDIS)
+		return go_on_with_redis(connection, channel);
+	elog(ERROR, "channel \"%s\" is not sent in batches", channel->name);
+}
+
+/* It is over: returns the deliveries. */
+static List *
+end(Connection *connection)
+{
+	List *deliveries = connection->deliveries;
+
+	connection->deliveries = connection->rest = NIL;
+	return deliveries;
 }
 
 void
-mr_batch_deliver(List *deliveries)
+mr_batch_begin(List *deliveries)
 {
-	if (((MrDelivery *) linitial(deliveries))->channel->kind == MR_CHANNEL_NOTIFY)
+	(void) begin(deliveries);
+}
+
+bool
+mr_batch_under_way(void)
+{
+	ListCell *cell;
+
+	foreach(cell, connections)
 	{
-		begin_attempt(deliveries);
-		deliver_notify(deliveries);
-		return;
+		if (((Connection *) lfirst(cell))->deliveries != NIL)
+			return true;
 	}
-	send_batch(deliveries);
-	(void) mr_record(deliveries);
+	return false;
+}
+
+List *
+mr_batch_go_on(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List *over = NIL;
+	ListCell *cell;
+
+	foreach(cell, connections)
+	{
+		Connection *connection = lfirst(cell);
+		List *deliveries = connection->deliveries;
+		bool notifies;
+
+		if (deliveries == NIL)
+			continue;
+		notifies = ((MrDelivery *) linitial(deliveries))->channel->kind == MR_CHANNEL_NOTIFY;
+		MemoryContextSwitchTo(connection->work);
+		if (notifies)
+			deliver_notify(deliveries);
+		else if (!go_on(connection))
+			continue;
+		else
+			(void) mr_record(deliveries);
+		MemoryContextSwitchTo(context);
+		over = list_concat(over, list_copy(end(connection)));
+	}
+	MemoryContextSwitchTo(context);
+	return over;
 }
 
 void
 mr_batch_send_one(MrDelivery *delivery)
 {
-	begin_attempt(list_make1(delivery));
+	Connection *connection;
+
+	delivery->at = GetCurrentTimestamp();
 	if (delivery->channel->kind == MR_CHANNEL_NOTIFY)
+	{
 		notify(delivery);
-	else
-		send_batch(list_make1(delivery));
+		return;
+	}
+	connection = begin(list_make1(delivery));
+	while (!go_on(connection))
+		CHECK_FOR_INTERRUPTS();
+	(void) end(connection);
 }

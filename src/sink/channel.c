@@ -187,6 +187,7 @@ mr_channel_connect(MrChannel *channel)
 	Jsonb *options =
 		DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(channel->options)));
 	char *connections = option(options, "connections", false);
+	static MrStatement *origin = NULL;
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(channel->owner)))
 		ereport(ERROR,
@@ -195,7 +196,8 @@ mr_channel_connect(MrChannel *channel)
 				 errhint("Drop the channel and create it again as another role.")));
 	if (channel->server)
 		channel->properties = mr_server_properties(channel->server, channel->owner);
-	(void) mr_sql("SELECT left(md5(millrace_internal.fence()), 16)");
+	(void) mr_statement_by_index(&origin, "SELECT left(md5(millrace_internal.fence()), 16)", 0,
+								 NULL, NULL);
 	channel->origin = mr_sql_text(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	channel->connections = connections ? pg_strtoint32(connections) : WEBHOOK_CONNECTIONS;

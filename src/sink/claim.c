@@ -34,7 +34,6 @@
 #include "utils/uuid.h"
 
 #define AMONG 2 /* times as many messages are looked at as are wanted, at least 200 */
-#define AHEAD 16 /* deliveries for each connection that are claimed at once */
 #define BATCH 1000 /* deliveries that are sent in one batch */
 #define EXPRESSION_TIMEOUT 10000 /* ms that a channel's expression may take */
 #define CLAIM_LOCK 0x6d72 /* in the field by which advisory locks of users are told apart */
@@ -118,6 +117,7 @@ typedef struct Unit
 	TimestampTz created_at;
 	TimestampTz not_after;
 	bool expires;
+	char *error; /* it is a dead letter from the start: why */
 } Unit;
 
 /* The body as the channel's kind has it. */
@@ -180,17 +180,16 @@ own_body(const MrChannel *channel, const Unit *unit)
 
 /*
  * What a unit sends, in one or more parts as char *.  An expression that fails on its data fails
- * for this unit only: then *error says why, and the parts hold the message itself.
+ * for this unit only: then its error says why, and the parts hold the message itself.
  */
 static List *
-make_payloads(const MrChannel *channel, const Unit *unit, char **error)
+make_payloads(const MrChannel *channel, Unit *unit)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	char *volatile body = NULL;
 
-	*error = NULL;
-	if (!channel->has_message)
+	if (!channel->has_message || unit->error)
 		body = default_body(channel, unit);
 	else
 	{
@@ -214,16 +213,16 @@ make_payloads(const MrChannel *channel, const Unit *unit, char **error)
 			CurrentResourceOwner = owner;
 			if (mr_error_class(caught->sqlerrcode) != MR_ERROR_DATA)
 				ReThrowError(caught);
-			*error = psprintf("the channel's message expression fails: %s", caught->message);
+			unit->error = psprintf("the channel's message expression fails: %s", caught->message);
 		}
 		PG_END_TRY();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		if (*error)
+		if (unit->error)
 			body = default_body(channel, unit);
 		else if (body == NULL && channel->kind != MR_CHANNEL_KAFKA &&
 				 channel->kind != MR_CHANNEL_REDIS)
-			*error = pstrdup("the channel's message expression gives NULL");
+			unit->error = "the channel's message expression gives NULL";
 	}
 
 	return body != NULL && channel->kind == MR_CHANNEL_TELEGRAM ? mr_text_split(body)
@@ -366,7 +365,8 @@ add_deliveries(MrChannel *channel, Unit **units, int n)
 	MrArray *send_nos = mr_array_create(INT8OID, n);
 	MrArray *created = mr_array_create(TIMESTAMPTZOID, n);
 	MrArray *not_after = mr_array_create(TIMESTAMPTZOID, n);
-	char **errors = palloc0(sizeof(char *) * Max(n, 1));
+	MrArray *dead = mr_array_create(INT8OID, 0);
+	MrArray *errors = mr_array_create(TEXTOID, 0);
 	List *claimed = NIL;
 	Datum values[lengthof(types)];
 
@@ -374,9 +374,9 @@ add_deliveries(MrChannel *channel, Unit **units, int n)
 		return NIL;
 	for (int i = 0; i < n; i++)
 	{
-		const Unit *unit = units[i];
+		Unit *unit = units[i];
 		MrDelivery *delivery = palloc0(sizeof(MrDelivery));
-		List *payloads = make_payloads(channel, unit, &errors[i]);
+		List *payloads = make_payloads(channel, unit);
 		ListCell *cell;
 
 		delivery->channel = channel;
@@ -387,7 +387,7 @@ add_deliveries(MrChannel *channel, Unit **units, int n)
 		delivery->payload = linitial(payloads);
 		delivery->created_at = unit->created_at;
 		delivery->retry_after = -1;
-		if (channel->kind == MR_CHANNEL_KAFKA && errors[i] == NULL)
+		if (channel->kind == MR_CHANNEL_KAFKA && unit->error == NULL)
 			delivery->send_no = ++channel->send_no;
 
 		mr_array_add(ids, Int64GetDatum(unit->id), false);
@@ -400,8 +400,13 @@ add_deliveries(MrChannel *channel, Unit **units, int n)
 		mr_array_add(send_nos, Int64GetDatum(delivery->send_no), delivery->send_no == 0);
 		mr_array_add(created, TimestampTzGetDatum(unit->created_at), false);
 		mr_array_add(not_after, TimestampTzGetDatum(unit->not_after), !unit->expires);
-		if (errors[i] == NULL)
+		if (unit->error == NULL)
 			claimed = lappend(claimed, delivery);
+		else
+		{
+			mr_array_add(dead, Int64GetDatum(unit->id), false);
+			mr_array_add_text(errors, unit->error);
+		}
 	}
 	values[0] = Int32GetDatum(channel->id);
 	values[1] = Int64GetDatum(claimant);
@@ -421,11 +426,15 @@ add_deliveries(MrChannel *channel, Unit **units, int n)
 		"u.send_no, u.created_at, u.not_after FROM unnest($3, $4, $5, $6, $7, $9, $10, $11) "
 		"AS u (id, key, messages, first, last, send_no, created_at, not_after)",
 		lengthof(types), types, values);
-	for (int i = 0; i < n; i++)
+	if (mr_array_length(dead) > 0)
 	{
-		if (errors[i] != NULL)
-			(void) mr_sql("SELECT millrace_internal.bury_delivery(" INT64_FORMAT ", %s)",
-						  units[i]->id, quote_literal_cstr(errors[i]));
+		static const Oid bury_types[] = {INT8ARRAYOID, TEXTARRAYOID};
+		static MrStatement *bury = NULL;
+
+		values[0] = mr_array_datum(dead);
+		values[1] = mr_array_datum(errors);
+		(void) mr_statement_by_index(&bury, "SELECT millrace_internal.bury_deliveries($1, $2)",
+									 lengthof(bury_types), bury_types, values);
 	}
 	return claimed;
 }
@@ -506,10 +515,11 @@ claim_group(const MrChannel *channel, char *key, const char *group, bool alert)
 }
 
 /*
- * Makes deliveries of messages: those that SPI has just found, as next_messages() returns them.
+ * Makes deliveries of messages: those that SPI has just found, as next_messages() returns them.  With
+ * an error they are dead letters.
  */
 static List *
-claim_found(MrChannel *channel, uint64 n, List *claimed)
+claim_found(MrChannel *channel, uint64 n, List *claimed, char *error)
 {
 	SPITupleTable *found = SPI_tuptable;
 	Unit **units = palloc(sizeof(Unit *) * Max(n, 1));
@@ -549,6 +559,8 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 									  DatumGetBool(mr_sql_value(grouped[i], 4, &isnull)));
 	}
 	SPI_freetuptable(found);
+	for (int i = 0; i < nunits; i++)
+		units[i]->error = error;
 	claimed = list_concat(claimed, add_deliveries(channel, units, nunits));
 	if (channel->kind == MR_CHANNEL_KAFKA)
 		(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
@@ -557,13 +569,29 @@ claim_found(MrChannel *channel, uint64 n, List *claimed)
 	return claimed;
 }
 
+/* How many messages wait, at most so many. */
+static uint64
+find_waiting(const MrChannel *channel, int at_most)
+{
+	static const Oid types[] = {INT4OID, INT4OID};
+	static MrStatement *statement = NULL;
+	Datum values[] = {Int32GetDatum(channel->id), Int32GetDatum(at_most)};
+	uint64 n = mr_statement_by_index(&statement,
+									 "SELECT FROM millrace.outbox_message m "
+									 "WHERE m.channel_id = $1 AND m.state = 'waiting' "
+									 "ORDER BY m.id LIMIT $2",
+									 lengthof(types), types, values);
+
+	SPI_freetuptable(SPI_tuptable);
+	return n;
+}
+
 /* Claims new messages. */
 static List *
 claim_new(MrChannel *channel, int at_most)
 {
 	static const Oid types[] = {INT4OID, INT4OID, INT4OID};
 	static MrStatement *next = NULL;
-	static MrStatement *waiting = NULL;
 	static HTAB *cursors = NULL; /* where next_keys() goes on, by channel */
 	Datum values[] = {Int32GetDatum(channel->id), Int32GetDatum(at_most), 0};
 	List *claimed;
@@ -581,19 +609,14 @@ claim_new(MrChannel *channel, int at_most)
 			"SELECT m.id, m.key, NULL::text, NULL::boolean FROM millrace.outbox_message m "
 			"WHERE m.channel_id = $1 AND m.state = 'waiting' ORDER BY m.id LIMIT $2",
 			2, types, values);
-		return claim_found(channel, n, NIL);
+		return claim_found(channel, n, NIL, NULL);
 	}
 	among = Max(at_most * AMONG, 200);
 	values[2] = Int32GetDatum(among);
 	n = mr_statement_by_index(&next, "SELECT * FROM millrace_internal.next_messages($1, $2, $3)",
 							  lengthof(types), types, values);
-	claimed = claim_found(channel, n, NIL);
-	values[1] = values[2];
-	if (n < at_most &&
-		mr_statement_by_index(&waiting,
-							  "SELECT FROM millrace.outbox_message m WHERE m.channel_id = $1 "
-							  "AND m.state = 'waiting' ORDER BY m.id LIMIT $2",
-							  2, types, values) == among)
+	claimed = claim_found(channel, n, NIL, NULL);
+	if (n < at_most && find_waiting(channel, among) == among)
 	{
 		struct
 		{
@@ -615,9 +638,46 @@ claim_new(MrChannel *channel, int at_most)
 				   quote_literal_cstr(cursor->key), at_most - (int) n);
 		pfree(cursor->key);
 		cursor->key = MemoryContextStrdup(TopMemoryContext, n > 0 ? mr_sql_text(n - 1, 2) : "");
-		claimed = claim_found(channel, n, claimed);
+		claimed = claim_found(channel, n, claimed, NULL);
 	}
 	return claimed;
+}
+
+/*
+ * What has waited behind a channel that fails for longer than its give_up is a dead letter although
+ * nobody has tried it: an endpoint that is back after days gets what is new.  Not all at once; true
+ * when there may be more.
+ *
+ * To Kafka what was claimed may have been sent with what was tried, and keeps its place.
+ */
+static bool
+give_up(MrChannel *channel)
+{
+	static const Oid types[] = {INT4OID, TIMESTAMPTZOID, INT4OID, TEXTOID};
+	static MrStatement *waiting = NULL;
+	static MrStatement *ready = NULL;
+	char *error = "it has waited for longer than the channel's give_up, while the channel failed";
+	Datum values[] = {Int32GetDatum(channel->id),
+					  TimestampTzGetDatum(GetCurrentTimestamp() - channel->give_up),
+					  Int32GetDatum(BATCH), CStringGetTextDatum(error)};
+	uint64 n;
+
+	(void) mr_statement_by_index(
+		&ready,
+		"SELECT millrace_internal.bury_deliveries(array_agg(d.id), array_agg($4)) "
+		"FROM millrace.delivery d WHERE d.channel_id = $1 AND d.state = 'ready' "
+		"AND d.created_at < $2 AND d.attempts = 0 AND d.part = 1 AND d.send_no IS NULL "
+		"HAVING count(*) > 0",
+		lengthof(types), types, values);
+	SPI_freetuptable(SPI_tuptable);
+	n = mr_statement_by_index(
+		&waiting,
+		"SELECT o.id, o.key, NULL::text, NULL::boolean FROM (SELECT m.id, m.key, m.created_at "
+		"FROM millrace.outbox_message m WHERE m.channel_id = $1 AND m.state = 'waiting' "
+		"ORDER BY m.id LIMIT $3) AS o WHERE o.created_at < $2",
+		3, types, values);
+	(void) claim_found(channel, n, NIL, error);
+	return n == BATCH;
 }
 
 /* Takes out of the outbox what is not to be sent any more. */
@@ -631,6 +691,29 @@ thin_out(const MrChannel *channel)
 
 	(void) mr_statement_by_index(&statement, "SELECT millrace_internal.thin_out($1, $2)",
 								 lengthof(types), types, values);
+}
+
+/* Has the endpoint told all channels with this one's token to wait? */
+static bool
+is_paused(const MrChannel *channel, long *wait)
+{
+	static const Oid types[] = {INT4OID, UUIDOID};
+	static MrStatement *statement = NULL;
+	Datum values[] = {Int32GetDatum(channel->id), UUIDPGetDatum(&channel->sender)};
+	TimestampTz until;
+	bool isnull;
+
+	if (!channel->has_sender ||
+		mr_statement_by_index(&statement,
+							  "UPDATE millrace.channel_state s SET not_before = p.not_before "
+							  "FROM millrace.sender_pause p WHERE s.channel_id = $1 "
+							  "AND p.sender = $2 AND p.not_before > clock_timestamp() "
+							  "RETURNING s.not_before",
+							  lengthof(types), types, values) == 0)
+		return false;
+	until = DatumGetTimestampTz(mr_sql_value(0, 1, &isnull));
+	*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1);
+	return true;
 }
 
 /*
@@ -647,20 +730,14 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 	if (channel->problem)
 		(void) mr_sql("UPDATE millrace.channel_state s SET problem = NULL WHERE s.channel_id = %d",
 					  channel->id);
-	if (channel->has_sender &&
-		mr_sql("UPDATE millrace.channel_state s SET not_before = p.not_before "
-			   "FROM millrace.sender_pause p WHERE s.channel_id = %d AND p.sender = '%s' "
-			   "AND p.not_before > clock_timestamp() RETURNING s.not_before",
-			   channel->id,
-			   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&channel->sender)))) > 0)
+	if (is_paused(channel, wait))
+		return NIL;
+	thin_out(channel);
+	if (channel->failures > 0 && give_up(channel))
 	{
-		bool isnull;
-		TimestampTz until = DatumGetTimestampTz(mr_sql_value(0, 1, &isnull));
-
-		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until) + 1);
+		*wait = 0;
 		return NIL;
 	}
-	thin_out(channel);
 
 	if (in_batches(channel))
 	{
@@ -674,7 +751,7 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 		claimed = claim_again(channel, capacity);
 		return claimed != NIL ? claimed : claim_new(channel, capacity);
 	}
-	capacity = (channel->failures > 0 ? 1 : channel->connections * AHEAD) - in_flight;
+	capacity = (channel->failures > 0 ? 1 : channel->connections * MR_CLAIM_AHEAD) - in_flight;
 	if (capacity <= 0)
 		return NIL;
 	if (channel->failures > 0 && channel->failures % 2 == 0)
@@ -683,7 +760,9 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 		return claimed != NIL ? claimed : claim_again(channel, capacity);
 	}
 	claimed = claim_again(channel, capacity);
-	return list_concat(claimed, claim_new(channel, capacity - list_length(claimed)));
+	claimed = list_concat(claimed, claim_new(channel, capacity - list_length(claimed)));
+	channel->more = find_waiting(channel, 1) > 0;
+	return claimed;
 }
 
 /* Notes why a channel cannot be used, and says it once. */
@@ -835,16 +914,19 @@ mr_claim(MrDeliveryClass class, long *wait)
 												  : "{kafka, redis, notify}";
 	TimestampTz now = GetCurrentTimestamp();
 	bool warn = TimestampDifferenceExceeds(warned, now, 60000);
+	bool own_transaction = !IsTransactionState();
 	List *claimed = NIL;
 	List *channels = NIL;
 	ListCell *cell;
 	MrRunAs saved;
 	uint64 n;
 
-	StartTransactionCommand();
+	if (own_transaction)
+		StartTransactionCommand();
 	if (!mr_extension_exists())
 	{
-		CommitTransactionCommand();
+		if (own_transaction)
+			CommitTransactionCommand();
 		MemoryContextSwitchTo(context);
 		return NIL;
 	}
@@ -883,8 +965,11 @@ mr_claim(MrDeliveryClass class, long *wait)
 	PopActiveSnapshot();
 	SPI_finish();
 	mr_run_back(&saved);
-	CommitTransactionCommand();
+	if (own_transaction)
+	{
+		CommitTransactionCommand();
+		mr_debug_point("delivery_claimed");
+	}
 	MemoryContextSwitchTo(context);
-	mr_debug_point("delivery_claimed");
 	return claimed;
 }

@@ -55,6 +55,7 @@ typedef struct MrChannel
 	int failures;
 	char *problem; /* as recorded */
 	int64 send_no;
+	bool more; /* something waits that was not claimed with the others */
 } MrChannel;
 
 typedef struct MrRedisKey
@@ -92,6 +93,7 @@ typedef struct MrDelivery
 	double seconds;
 	int status; /* of HTTP; 0: none */
 	char *error;
+	bool ours; /* while it is recorded: it is claimed by us */
 	void *round; /* of the worker: with what it was claimed */
 	int retry_after; /* seconds that the endpoint asks for; -1: none */
 	bool not_allowed; /* unsent, because something has to be changed before: `error` says what */
@@ -126,13 +128,15 @@ extern MrChannel *mr_channel_by_name(const char *name);
  * ------------------------------------------------------------------------------------------------
  */
 
+#define MR_CLAIM_AHEAD 16 /* deliveries for each connection that are claimed at the most */
+
 /* Takes a number, and its lock for the life of the process, that says whose claims are ours. */
 extern void mr_claim_init(void);
 extern int64 mr_claimant(void);
 
 /*
- * Claims what can be sent now, in a transaction of its own, as MrDelivery * in
- * CurrentMemoryContext.  *wait is lowered to the time in ms until there may be more by itself.
+ * Claims what can be sent now, in a transaction of its own, or in the caller's when there is one, as
+ * MrDelivery * in CurrentMemoryContext.  *wait is lowered to the time in ms until there may be more by itself.
  */
 extern List *mr_claim(MrDeliveryClass class, long *wait);
 
@@ -175,8 +179,15 @@ extern List *mr_text_split(const char *text);
  * -------------------------------------------------------------------------
  */
 
-/* Sends deliveries of one channel in their order, and records them; outside any transaction. */
-extern void mr_batch_deliver(List *deliveries);
+/*
+ * Outside any transaction.  Deliveries of one channel, of which nothing else is under way, are to be
+ * sent in their order; they and CurrentMemoryContext stay until they are over.
+ */
+extern void mr_batch_begin(List *deliveries);
+extern bool mr_batch_under_way(void);
+
+/* Goes on with all channels, and returns the deliveries that are over and recorded. */
+extern List *mr_batch_go_on(void);
 
 /* Sends one without recording it; NOTIFY in the caller's transaction. */
 extern void mr_batch_send_one(MrDelivery *delivery);

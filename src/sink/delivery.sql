@@ -61,7 +61,6 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.sender_pause', '');
 -- May this instance send over the channel (C15)?
 CREATE FUNCTION millrace_internal.may_send(channel millrace.channel) RETURNS boolean
 LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
 RETURN channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send' OR channel.timeline = millrace_internal.timeline());
 COMMENT ON FUNCTION millrace_internal.may_send(millrace.channel) IS 'whether a channel belongs to this instance';
 
@@ -171,42 +170,31 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.release_claims(bigint) IS 'gives back what a worker has claimed that is gone';
 
--- The last step of a delivery: its messages have its end.
-CREATE FUNCTION millrace_internal.finish_deliveries(ids bigint[], ending text) RETURNS void
-LANGUAGE plpgsql
+-- What says that somebody was erased goes when it is sent: each is a delivery of its own.
+CREATE FUNCTION millrace_internal.forget_deliveries(ids bigint[]) RETURNS void
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    forgotten bigint[];
-BEGIN
-    UPDATE millrace.delivery d
-    SET state = ending, done_at = clock_timestamp(), claimant = NULL, next_at = NULL, attempts = d.attempts + CASE ending WHEN 'sent' THEN 1 ELSE 0 END
-    WHERE d.id = ANY (ids);
-    WITH ended AS (UPDATE millrace.outbox_message m SET state = ending WHERE m.delivery_id = ANY (ids) RETURNING m.delivery_id, m.erased)
-    SELECT array_agg(e.delivery_id) INTO forgotten FROM ended e WHERE e.erased AND ending = 'sent';
-    IF forgotten IS NOT NULL THEN
-        -- Each is a delivery of its own.
-        DELETE FROM millrace.outbox_message m WHERE m.delivery_id = ANY (forgotten);
-        DELETE FROM millrace.attempt a WHERE a.delivery_id = ANY (forgotten);
-        DELETE FROM millrace.delivery d WHERE d.id = ANY (forgotten);
-    END IF;
-END
+    DELETE FROM millrace.outbox_message m WHERE m.delivery_id = ANY (ids);
+    DELETE FROM millrace.attempt a WHERE a.delivery_id = ANY (ids);
+    DELETE FROM millrace.delivery d WHERE d.id = ANY (ids)
 $$;
-COMMENT ON FUNCTION millrace_internal.finish_deliveries(bigint[], text) IS 'ends deliveries and their messages: sent by one more attempt, or dead';
+COMMENT ON FUNCTION millrace_internal.forget_deliveries(bigint[]) IS 'removes deliveries, their attempts and messages';
 
--- A delivery that is given up is a dead letter.
-CREATE FUNCTION millrace_internal.bury_delivery(id bigint, error text) RETURNS void
+-- Deliveries that are given up are dead letters, each with its error.
+CREATE FUNCTION millrace_internal.bury_deliveries(ids bigint[], errors text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM millrace_internal.finish_deliveries(ARRAY[id], 'dead');
+    UPDATE millrace.delivery d SET state = 'dead', done_at = clock_timestamp(), claimant = NULL, next_at = NULL WHERE d.id = ANY (ids);
+    UPDATE millrace.outbox_message m SET state = 'dead' WHERE m.delivery_id = ANY (ids);
     INSERT INTO millrace.letter AS l (channel_id, kind, topic, partition, epoch, position, message_time, key, value, sqlstate, message, attempts)
-    SELECT d.channel_id, 'delivery', '', 0, 0, d.id, d.created_at, convert_to(d.key, 'UTF8'), convert_to(d.payloads[d.part], 'UTF8'), '08000', error, d.attempts
-    FROM millrace.delivery d WHERE d.id = bury_delivery.id
+    SELECT d.channel_id, 'delivery', '', 0, 0, d.id, d.created_at, convert_to(d.key, 'UTF8'), convert_to(d.payloads[d.part], 'UTF8'), '08000', u.error, d.attempts
+    FROM unnest(ids, errors) AS u (id, error) JOIN millrace.delivery d ON d.id = u.id
     ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, element, rule_id)
     DO UPDATE SET message = excluded.message, attempts = excluded.attempts, at = excluded.at, state = 'open';
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.bury_delivery(bigint, text) IS 'makes a delivery a dead letter';
+COMMENT ON FUNCTION millrace_internal.bury_deliveries(bigint[], text[]) IS 'makes dead letters of deliveries';
 
 -- Dead letters of deliveries tried again: they are sent when their turn comes, after what came later.
 CREATE FUNCTION millrace_internal.retry_deliveries(ids bigint[]) RETURNS bigint
@@ -270,13 +258,14 @@ DECLARE
     adopted millrace.channel;
 BEGIN
     FOR adopted IN SELECT c.* FROM millrace.channel c WHERE pg_has_role(caller, c.owner, 'USAGE') AND NOT millrace_internal.may_send(c) ORDER BY c.id FOR UPDATE LOOP
+        -- Whoever claims or records has the lock of this row first.
+        UPDATE millrace.channel_state s SET failures = 0, not_before = NULL, problem = NULL WHERE s.channel_id = adopted.id;
         IF outbox = 'discard' THEN
             UPDATE millrace.outbox_message m SET state = 'discarded' WHERE m.channel_id = adopted.id AND m.state IN ('waiting', 'claimed');
             UPDATE millrace.delivery d SET state = 'discarded', claimant = NULL, next_at = NULL, done_at = clock_timestamp()
             WHERE d.channel_id = adopted.id AND d.state IN ('claimed', 'ready');
         END IF;
         UPDATE millrace.channel c SET fence = millrace_internal.fence(), timeline = millrace_internal.timeline(), config_version = c.config_version + 1 WHERE c.id = adopted.id;
-        UPDATE millrace.channel_state s SET failures = 0, not_before = NULL, problem = NULL WHERE s.channel_id = adopted.id;
     END LOOP;
     PERFORM millrace_internal.wake_delivery();
 END

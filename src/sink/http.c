@@ -33,6 +33,7 @@
 
 #define CONNECT_TIMEOUT_MS 10000
 #define MAX_NETWORKS 64
+#define SPARE_HANDLES 64
 
 /* An address with so many bits that count, as IPv6; IPv4 is mapped into it. */
 typedef struct Network
@@ -49,6 +50,7 @@ static TimestampTz timer = 0; /* when libcurl wants to be called, 0: not */
 static MemoryContext allowed_context = NULL;
 static char *parsed_setting = NULL;
 static List *allowed_names = NIL; /* char * */
+static char *allowed_url = NULL; /* the last one that was looked at and is allowed */
 static Network networks[MAX_NETWORKS];
 static int nnetworks = 0;
 
@@ -129,6 +131,7 @@ read_allowed(void)
 												ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(allowed_context);
 	allowed_names = NIL;
+	allowed_url = NULL;
 	nnetworks = 0;
 	old = MemoryContextSwitchTo(allowed_context);
 	parsed_setting = pstrdup(setting);
@@ -200,12 +203,16 @@ name_listed(const char *name)
 const char *
 mr_http_refusal(const char *url)
 {
-	CURLU *parts = curl_url();
+	CURLU *parts;
 	char *host = NULL;
 	char *copy = NULL;
 	Network address;
 	size_t length;
 
+	read_allowed();
+	if (allowed_url != NULL && strcmp(allowed_url, url) == 0)
+		return NULL;
+	parts = curl_url();
 	if (parts && curl_url_set(parts, CURLUPART_URL, url, 0) == CURLUE_OK &&
 		curl_url_get(parts, CURLUPART_HOST, &host, 0) == CURLUE_OK)
 		copy = pstrdup(host);
@@ -213,7 +220,6 @@ mr_http_refusal(const char *url)
 	curl_url_cleanup(parts);
 	if (copy == NULL)
 		return psprintf("\"%s\" is no URL", url);
-	read_allowed();
 	length = strlen(copy);
 	if (length > 2 && copy[0] == '[' && copy[length - 1] == ']')
 	{
@@ -223,7 +229,12 @@ mr_http_refusal(const char *url)
 	if (parse_network(copy, &address) ? address_listed(address.address) ||
 											(name_listed("*") && !address_private(address.address))
 									  : name_listed(copy))
+	{
+		if (allowed_url != NULL)
+			pfree(allowed_url);
+		allowed_url = MemoryContextStrdup(allowed_context, url);
 		return NULL;
+	}
 	return psprintf("host \"%s\" is not listed in millrace.allowed_hosts", copy);
 }
 
@@ -338,6 +349,10 @@ be_ready(void)
 	}
 }
 
+/* Handles that wait to be used again. */
+static CURL *spare[SPARE_HANDLES];
+static int nspare = 0;
+
 /* Requests that ended before they began. */
 static List *unsent = NIL;
 
@@ -408,7 +423,13 @@ release(MrHttpRequest *request)
 	if (request->handle)
 	{
 		curl_multi_remove_handle(multi, request->handle);
-		curl_easy_cleanup(request->handle);
+		if (nspare < SPARE_HANDLES)
+		{
+			curl_easy_reset(request->handle);
+			spare[nspare++] = request->handle;
+		}
+		else
+			curl_easy_cleanup(request->handle);
 	}
 	curl_slist_free_all(request->list);
 	request->handle = NULL;
@@ -422,6 +443,7 @@ mr_http_start(MrHttpRequest *request)
 	sigset_t all;
 	sigset_t before;
 	bool begun = false;
+	int running;
 
 	request->status = 0;
 	request->error = NULL;
@@ -436,12 +458,15 @@ mr_http_start(MrHttpRequest *request)
 	be_ready();
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	request->handle = curl_easy_init();
+	request->handle = nspare > 0 ? spare[--nspare] : curl_easy_init();
 	if (request->handle)
 	{
 		begun = set_options(request->handle, request) &&
 				curl_multi_add_handle(multi, request->handle) == CURLM_OK;
-		if (!begun)
+		/* It is written at once, not when the caller waits for it. */
+		if (begun)
+			curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0, &running);
+		else
 			release(request);
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);

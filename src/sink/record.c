@@ -157,7 +157,8 @@ bury(const MrDelivery *delivery)
 {
 	(void) mr_sql("UPDATE millrace.delivery d SET attempts = %d WHERE d.id = " INT64_FORMAT,
 				  delivery->attempts, delivery->id);
-	(void) mr_sql("SELECT millrace_internal.bury_delivery(" INT64_FORMAT ", %s)", delivery->id,
+	(void) mr_sql("SELECT millrace_internal.bury_deliveries(ARRAY[" INT64_FORMAT "], ARRAY[%s])",
+				  delivery->id,
 				  quote_literal_cstr(delivery->error ? delivery->error : "it was refused"));
 }
 
@@ -294,64 +295,97 @@ by_channel(const ListCell *a, const ListCell *b)
 	return left < right ? -1 : left > right;
 }
 
-/*
- * Takes the locks in the order in which claims take them, and leaves out what is not ours any more:
- * its channel was dropped.
- */
-static List *
-lock_deliveries(List *deliveries, List *summaries)
+/* Is all of it sent? */
+static bool
+is_finished(const MrDelivery *delivery)
 {
-	static const Oid channel_types[] = {INT4OID};
-	static const Oid delivery_types[] = {INT8ARRAYOID, INT8OID};
-	static MrStatement *lock_channel = NULL;
-	static MrStatement *lock = NULL;
+	return delivery->outcome == MR_OUTCOME_SENT && delivery->part == delivery->parts;
+}
+
+static int
+by_number(const void *a, const void *b)
+{
+	int64 left = *(const int64 *) a;
+	int64 right = *(const int64 *) b;
+
+	return left < right ? -1 : left > right;
+}
+
+/*
+ * Runs a statement over the deliveries that are finished, or over the others, and notes which are
+ * ours still, because it returns them: the channel of the others was dropped.
+ */
+static void
+take_ours(MrStatement **statement, const char *sql, List *deliveries, bool finished)
+{
+	static const Oid types[] = {INT8ARRAYOID, INT8OID};
 	MrArray *ids = mr_array_create(INT8OID, list_length(deliveries));
 	Datum values[2];
-	List *ours = NIL;
+	int64 *ours;
 	ListCell *cell;
 	uint64 n;
 
-	foreach(cell, summaries)
-	{
-		values[0] = Int32GetDatum(((Summary *) lfirst(cell))->channel->id);
-		(void) mr_statement_by_index(
-			&lock_channel,
-			"SELECT FROM millrace.channel_state s WHERE s.channel_id = $1 FOR NO KEY UPDATE",
-			lengthof(channel_types), channel_types, values);
-	}
 	foreach(cell, deliveries)
-		mr_array_add(ids, Int64GetDatum(((MrDelivery *) lfirst(cell))->id), false);
+	{
+		const MrDelivery *delivery = lfirst(cell);
+
+		if (is_finished(delivery) == finished)
+			mr_array_add(ids, Int64GetDatum(delivery->id), false);
+	}
+	if (mr_array_length(ids) == 0)
+		return;
 	values[0] = mr_array_datum(ids);
 	values[1] = Int64GetDatum(mr_claimant());
-	n = mr_statement_by_index(&lock,
-							  "SELECT d.id FROM millrace.delivery d WHERE d.id = ANY ($1) "
-							  "AND d.claimant = $2 ORDER BY d.id FOR NO KEY UPDATE",
-							  lengthof(delivery_types), delivery_types, values);
+	n = mr_statement_by_index(statement, sql, lengthof(types), types, values);
+	ours = palloc(sizeof(int64) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		ours[i] = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	qsort(ours, n, sizeof(int64), by_number);
 	foreach(cell, deliveries)
 	{
 		MrDelivery *delivery = lfirst(cell);
-		uint64 low = 0;
-		uint64 high = n;
 
-		while (low < high)
-		{
-			uint64 middle = (low + high) / 2;
-			bool isnull;
-			int64 id = DatumGetInt64(mr_sql_value(middle, 1, &isnull));
-
-			if (id == delivery->id)
-			{
-				ours = lappend(ours, delivery);
-				break;
-			}
-			if (id < delivery->id)
-				low = middle + 1;
-			else
-				high = middle;
-		}
+		if (is_finished(delivery) == finished)
+			delivery->ours = bsearch(&delivery->id, ours, n, sizeof(int64), by_number) != NULL;
 	}
-	SPI_freetuptable(SPI_tuptable);
-	return ours;
+}
+
+/*
+ * Takes the locks in the order in which claims take them, ends what is finished, and notes which
+ * deliveries are ours.
+ */
+static void
+lock_deliveries(List *deliveries, List *summaries)
+{
+	static const Oid types[] = {INT4OID};
+	static MrStatement *lock_channel = NULL;
+	static MrStatement *finish = NULL;
+	static MrStatement *lock = NULL;
+	ListCell *cell;
+
+	foreach(cell, summaries)
+	{
+		Datum id = Int32GetDatum(((Summary *) lfirst(cell))->channel->id);
+
+		(void) mr_statement_by_index(
+			&lock_channel,
+			"SELECT FROM millrace.channel_state s WHERE s.channel_id = $1 FOR NO KEY UPDATE",
+			lengthof(types), types, &id);
+	}
+	take_ours(&finish,
+			  "UPDATE millrace.delivery d SET state = 'sent', done_at = clock_timestamp(), "
+			  "claimant = NULL, next_at = NULL, attempts = d.attempts + 1 "
+			  "WHERE d.id = ANY ($1) AND d.claimant = $2 RETURNING d.id",
+			  deliveries, true);
+	take_ours(&lock,
+			  "SELECT d.id FROM millrace.delivery d WHERE d.id = ANY ($1) AND d.claimant = $2 "
+			  "ORDER BY d.id FOR NO KEY UPDATE",
+			  deliveries, false);
 }
 
 /* Records one delivery; true when more of it is to be sent now. */
@@ -404,17 +438,26 @@ record_one(MrDelivery *delivery, Summary *summary, MrArray *sent, Attempts *atte
 	return false;
 }
 
-/* Ends deliveries that were sent. */
+/* Ends the messages of deliveries that were sent; of those about somebody who was erased nothing stays. */
 static void
-finish_sent(const MrArray *sent)
+finish_messages(const MrArray *sent)
 {
 	static const Oid types[] = {INT8ARRAYOID};
-	static MrStatement *statement = NULL;
+	static MrStatement *finish = NULL;
+	static MrStatement *forget = NULL;
 	Datum ids = mr_array_datum(sent);
+	bool isnull;
 
-	(void) mr_statement_by_index(&statement,
-								 "SELECT millrace_internal.finish_deliveries($1, 'sent')",
-								 lengthof(types), types, &ids);
+	(void) mr_statement_by_index(
+		&finish,
+		"WITH ended AS (UPDATE millrace.outbox_message m SET state = 'sent' "
+		"WHERE m.delivery_id = ANY ($1) RETURNING m.delivery_id, m.erased) "
+		"SELECT array_agg(e.delivery_id) FROM ended e WHERE e.erased",
+		lengthof(types), types, &ids);
+	ids = mr_sql_value(0, 1, &isnull);
+	if (!isnull)
+		(void) mr_statement_by_index(&forget, "SELECT millrace_internal.forget_deliveries($1)",
+									 lengthof(types), types, &ids);
 }
 
 List *
@@ -449,19 +492,20 @@ mr_record(List *deliveries)
 	foreach(cell, deliveries)
 		(void) find_summary(&summaries, ((MrDelivery *) lfirst(cell))->channel);
 	list_sort(summaries, by_channel);
-	deliveries = lock_deliveries(deliveries, summaries);
+	lock_deliveries(deliveries, summaries);
 	sent = mr_array_create(INT8OID, list_length(deliveries));
 	begin_attempts(&attempts, list_length(deliveries));
 	foreach(cell, deliveries)
 	{
 		MrDelivery *delivery = lfirst(cell);
 
-		if (record_one(delivery, find_summary(&summaries, delivery->channel), sent, &attempts, now))
+		if (delivery->ours &&
+			record_one(delivery, find_summary(&summaries, delivery->channel), sent, &attempts, now))
 			more = lappend(more, delivery);
 	}
 	write_attempts(&attempts);
 	if (mr_array_length(sent) > 0)
-		finish_sent(sent);
+		finish_messages(sent);
 	foreach(cell, summaries)
 		write_summary(lfirst(cell), now);
 

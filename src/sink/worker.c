@@ -36,6 +36,7 @@
 #include "utils/snapmgr.h"
 
 #define TICK 1000 /* ms: a safety net while there is nothing to do */
+#define RECORD_WITHIN 10 /* ms that an answer may wait for others to be recorded with it */
 #define TRIM_EVERY 60000 /* ms */
 #define TRIM_AT_ONCE 5000 /* rows */
 
@@ -50,14 +51,17 @@ typedef struct Round
 typedef struct Traffic
 {
 	int32 channel_id;
+	int connections;
+	List *queue; /* MrDelivery *, in the order of sending, that wait for a connection */
 	int active; /* requests */
-	int queued; /* deliveries that wait for a connection */
+	int answered; /* answers that are not recorded */
+	bool more; /* something waits that was not claimed with the others */
 	bool halted; /* it has failed: nothing more is sent of what was claimed before */
 } Traffic;
 
-static List *queue = NIL; /* MrDelivery *, in the order of sending */
-static List *done = NIL; /* MrDelivery *, to be recorded */
 static List *traffic = NIL; /* Traffic * */
+static List *done = NIL; /* MrDelivery *, to be recorded */
+static TimestampTz done_since; /* of the first of them that is an answer */
 static int active = 0; /* requests, of all channels */
 static MemoryContext worker_context;
 
@@ -108,12 +112,7 @@ claim(MrDeliveryClass class, List **claimed)
 	round->left = list_length(*claimed);
 	MemoryContextSwitchTo(worker_context);
 	foreach(cell, *claimed)
-	{
-		MrDelivery *delivery = lfirst(cell);
-
-		delivery->round = round;
-		find_traffic(delivery->channel->id)->queued++;
-	}
+		((MrDelivery *) lfirst(cell))->round = round;
 	if (*claimed == NIL)
 		MemoryContextDelete(context);
 	return wait;
@@ -129,41 +128,52 @@ leave(MrDelivery *delivery)
 		MemoryContextDelete(round->context);
 }
 
+/*
+ * Does the channel take another request?  With one connection each message is recorded before the
+ * next is sent, so that a kill repeats one at most.
+ */
+static bool
+has_room(const Traffic *channel)
+{
+	return channel->active < channel->connections &&
+		   (channel->connections > 1 || channel->answered == 0);
+}
+
+/* Begins a request. */
+static void
+start(MrDelivery *delivery, Traffic *channel)
+{
+	MemoryContext old = MemoryContextSwitchTo(((Round *) delivery->round)->context);
+
+	delivery->at = GetCurrentTimestamp();
+	mr_http_start(mr_request_build(delivery));
+	MemoryContextSwitchTo(old);
+	channel->active++;
+	active++;
+}
+
 /* Sends what the channels take now; what is queued for one that has failed is given back. */
 static void
 send_queued(bool stopping)
 {
-	List *rest = NIL;
 	ListCell *cell;
 
-	foreach(cell, queue)
+	foreach(cell, traffic)
 	{
-		MrDelivery *delivery = lfirst(cell);
-		Round *round = delivery->round;
-		Traffic *channel = find_traffic(delivery->channel->id);
-		MemoryContext old;
+		Traffic *channel = lfirst(cell);
 
 		if (channel->halted || stopping)
 		{
-			done = lappend(done, delivery);
-			channel->queued--;
-			continue;
+			done = list_concat(done, channel->queue);
+			list_free(channel->queue);
+			channel->queue = NIL;
 		}
-		if (channel->active >= delivery->channel->connections)
+		while (channel->queue != NIL && has_room(channel))
 		{
-			rest = lappend(rest, delivery);
-			continue;
+			start(linitial(channel->queue), channel);
+			channel->queue = list_delete_first(channel->queue);
 		}
-		old = MemoryContextSwitchTo(round->context);
-		delivery->at = GetCurrentTimestamp();
-		mr_http_start(mr_request_build(delivery));
-		MemoryContextSwitchTo(old);
-		channel->queued--;
-		channel->active++;
-		active++;
 	}
-	list_free(queue);
-	queue = rest;
 }
 
 /* Takes what has come back. */
@@ -185,11 +195,36 @@ take_answers(void)
 		MemoryContextSwitchTo(old);
 		active--;
 		channel->active--;
+		channel->answered++;
 		if (delivery->outcome == MR_OUTCOME_RETRY || delivery->not_allowed)
 			channel->halted = true;
+		if (done == NIL)
+			done_since = GetCurrentTimestamp();
 		done = lappend(done, delivery);
 		mr_debug_point("delivery_sent");
 	}
+}
+
+/*
+ * How long answers may wait for others, or for the next claim, to be recorded with them, in ms.  None
+ * waits when its channel has failed, or waits itself for what is recorded.
+ */
+static long
+record_wait(bool stopping)
+{
+	ListCell *cell;
+
+	foreach(cell, traffic)
+	{
+		const Traffic *channel = lfirst(cell);
+
+		if (stopping || channel->halted ||
+			(channel->answered > 0 && channel->active == 0 &&
+			 (channel->more || channel->connections == 1)))
+			return 0;
+	}
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(done_since, RECORD_WITHIN));
 }
 
 /* Records what is done, and queues what is to be sent on; true when a channel has room for more. */
@@ -211,20 +246,24 @@ record(void)
 		Round *round = delivery->round;
 		Traffic *channel = find_traffic(delivery->channel->id);
 
-		room |= channel->queued < delivery->channel->connections;
+		room |= list_length(channel->queue) < channel->connections * MR_CLAIM_AHEAD / 2;
 		if (!list_member_ptr(more, delivery))
 		{
 			leave(delivery);
 			continue;
 		}
-		channel->queued++;
 		delivery->payload = MemoryContextStrdup(round->context, delivery->payload);
-		queue = lcons(delivery, queue);
+		channel->queue = lcons(delivery, channel->queue);
 	}
 	list_free(done);
 	done = NIL;
 	foreach(cell, traffic)
-		((Traffic *) lfirst(cell))->halted = false;
+	{
+		Traffic *channel = lfirst(cell);
+
+		channel->halted = false;
+		channel->answered = 0;
+	}
 	MemoryContextDelete(context);
 	return room;
 }
@@ -270,13 +309,54 @@ sleep_until_something(long wait)
 		events |= WL_SOCKET_READABLE;
 	if (timeout >= 0)
 		wait = Min(wait, timeout);
-	if (active == 0)
+	if (active == 0 && wait > 0)
 		pgstat_report_activity(STATE_IDLE, NULL);
-	pgstat_report_stat(active == 0);
+	pgstat_report_stat(active == 0 && wait > 0);
 	ready = WaitLatchOrSocket(MyLatch, events, descriptor, wait, PG_WAIT_EXTENSION);
 	if (ready & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	return (ready & WL_LATCH_SET) != 0;
+}
+
+/*
+ * Records what is done and claims more, in one transaction, which waits for the disk once.  Returns
+ * when to claim again; 0 says at once.
+ */
+static TimestampTz
+exchange(bool stopping, TimestampTz next_claim)
+{
+	bool recorded = done != NIL;
+	List *claimed = NIL;
+	ListCell *cell;
+	bool claims;
+
+	pgstat_report_activity(STATE_RUNNING, "delivering");
+	StartTransactionCommand();
+	MemoryContextSwitchTo(worker_context);
+	claims = (recorded && record()) || next_claim <= GetCurrentTimestamp();
+	if (claims && !stopping)
+	{
+		long wait = claim(MR_DELIVERY_HTTP, &claimed);
+
+		next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(worker_context);
+	if (recorded)
+		mr_debug_point("delivery_recorded");
+	if (claims)
+		mr_debug_point("delivery_claimed");
+	foreach(cell, claimed)
+	{
+		MrDelivery *delivery = lfirst(cell);
+		Traffic *channel = find_traffic(delivery->channel->id);
+
+		channel->connections = delivery->channel->connections;
+		channel->more = delivery->channel->more;
+		channel->queue = lappend(channel->queue, delivery);
+	}
+	list_free(claimed);
+	return next_claim;
 }
 
 /* Delivers over HTTP. */
@@ -284,38 +364,59 @@ static void
 deliver_requests(void)
 {
 	TimestampTz next_claim = 0;
-	bool stopping = false;
 
 	for (;;)
 	{
-		obey();
-		stopping = mr_slot_stopping();
-		if (stopping && active == 0 && queue == NIL && done == NIL)
-			return;
-		if (!stopping && next_claim <= GetCurrentTimestamp())
-		{
-			List *claimed;
-			long wait;
+		bool stopping = mr_slot_stopping();
+		TimestampTz now;
+		long wait;
 
-			pgstat_report_activity(STATE_RUNNING, "delivering");
-			wait = claim(MR_DELIVERY_HTTP, &claimed);
-			queue = list_concat(queue, claimed);
-			next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
-		}
-		send_queued(stopping);
+		obey();
 		take_answers();
-		if (done != NIL)
+		/* While answers are recorded the next requests are on their way. */
+		send_queued(stopping);
+		if (stopping && active == 0 && done == NIL)
+			return;
+		now = GetCurrentTimestamp();
+		if ((done != NIL && record_wait(stopping) == 0) || (!stopping && next_claim <= now))
 		{
-			/* While these are recorded the next ones are on their way. */
-			send_queued(stopping);
-			if (record())
-				next_claim = 0;
+			next_claim = exchange(stopping, next_claim);
 			continue;
 		}
 		trim(MR_DELIVERY_HTTP);
-		if (sleep_until_something(
-				Max(0, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_claim))))
+		wait = stopping ? TICK : TimestampDifferenceMilliseconds(now, next_claim);
+		if (done != NIL)
+			wait = Min(wait, record_wait(stopping));
+		if (sleep_until_something(wait))
 			next_claim = 0;
+	}
+}
+
+/* Begins to send what was claimed, by channels. */
+static void
+begin_batches(List *claimed)
+{
+	while (claimed != NIL)
+	{
+		MrDelivery *first = linitial(claimed);
+		Round *round = first->round;
+		MemoryContext old = MemoryContextSwitchTo(round->context);
+		List *batch = NIL;
+		List *others = NIL;
+		ListCell *cell;
+
+		foreach(cell, claimed)
+		{
+			MrDelivery *delivery = lfirst(cell);
+
+			if (delivery->channel == first->channel)
+				batch = lappend(batch, delivery);
+			else
+				others = lappend(others, delivery);
+		}
+		mr_batch_begin(batch);
+		MemoryContextSwitchTo(old);
+		claimed = others;
 	}
 }
 
@@ -323,42 +424,37 @@ deliver_requests(void)
 static void
 deliver_batches(void)
 {
-	while (!mr_slot_stopping())
+	TimestampTz next_claim = 0;
+
+	for (;;)
 	{
-		List *claimed;
+		bool stopping = mr_slot_stopping();
+		List *over;
 		ListCell *cell;
 		long wait;
 
 		obey();
-		pgstat_report_activity(STATE_RUNNING, "delivering");
-		wait = claim(MR_DELIVERY_BATCHES, &claimed);
-		while (claimed != NIL)
+		if (stopping && !mr_batch_under_way())
+			return;
+		if (!stopping && next_claim <= GetCurrentTimestamp())
 		{
-			MrChannel *channel = ((MrDelivery *) linitial(claimed))->channel;
-			Round *round = ((MrDelivery *) linitial(claimed))->round;
-			List *batch = NIL;
-			List *others = NIL;
+			List *claimed;
 
-			MemoryContextSwitchTo(round->context);
-			foreach(cell, claimed)
-			{
-				if (((MrDelivery *) lfirst(cell))->channel == channel)
-					batch = lappend(batch, lfirst(cell));
-				else
-					others = lappend(others, lfirst(cell));
-			}
-			mr_batch_deliver(batch);
-			MemoryContextSwitchTo(worker_context);
-			round->left -= list_length(batch);
-			claimed = others;
-			if (others == NIL)
-				MemoryContextDelete(round->context);
-			wait = 0;
+			pgstat_report_activity(STATE_RUNNING, "delivering");
+			wait = claim(MR_DELIVERY_BATCHES, &claimed);
+			begin_batches(claimed);
+			next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait);
 		}
-		if (wait == 0)
-			continue;
+		over = mr_batch_go_on();
+		foreach(cell, over)
+			leave(lfirst(cell));
+		if (over != NIL)
+			next_claim = 0;
+		list_free(over);
 		trim(MR_DELIVERY_BATCHES);
-		(void) sleep_until_something(wait);
+		wait = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next_claim);
+		if (sleep_until_something(mr_batch_under_way() ? 0 : wait))
+			next_claim = 0;
 	}
 }
 

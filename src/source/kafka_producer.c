@@ -7,7 +7,8 @@
  * out it is not known whether that has happened.  Then another producer with the same id begins,
  * which ends the transaction one way or the other, and reads which.
  *
- * Calls that wait take their time in slices, between which interrupts are served.
+ * Calls that have to wait do so in slices, between which their callers may do other things; they
+ * remember in the producer how far they are.
  */
 #include "postgres.h"
 
@@ -22,8 +23,20 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
-#define SLICE_MS 250
+#define SLICE_MS 20 /* for what the library goes on with when it is asked again */
+#define REQUEST_MS 1000 /* for what it begins anew */
 #define PROBLEM_LENGTH 512
+
+/* What is under way. */
+typedef enum Phase
+{
+	PHASE_NONE,
+	PHASE_BEGIN,
+	PHASE_READ,
+	PHASE_HAND_OVER,
+	PHASE_KEEP,
+	PHASE_COMMIT
+} Phase;
 
 struct MrKafkaProducer
 {
@@ -34,7 +47,10 @@ struct MrKafkaProducer
 	rd_kafka_queue_t *queue;
 	char *id;
 	char *topic;
-	MrKafkaOut *messages; /* of the transaction */
+	Phase phase;
+	instr_time since; /* of what is under way */
+	int timeout_ms;
+	int handed_over; /* messages of the transaction */
 	char problem[PROBLEM_LENGTH];
 };
 
@@ -270,42 +286,38 @@ serve(MrKafkaProducer *producer)
 	CHECK_FOR_INTERRUPTS();
 }
 
-/* The end of the time for several calls. */
-typedef struct Deadline
+/* Something begins that may take so long. */
+static void
+enter(MrKafkaProducer *producer, Phase phase, int timeout_ms)
 {
-	instr_time begin;
-	int timeout_ms;
-} Deadline;
+	producer->phase = phase;
+	producer->timeout_ms = timeout_ms;
+	producer->problem[0] = '\0';
+	INSTR_TIME_SET_CURRENT(producer->since);
+}
 
 static bool
-time_left(const Deadline *deadline)
+time_left(const MrKafkaProducer *producer)
 {
 	instr_time now;
 
 	INSTR_TIME_SET_CURRENT(now);
-	INSTR_TIME_SUBTRACT(now, deadline->begin);
-	return INSTR_TIME_GET_MILLISEC(now) < deadline->timeout_ms;
+	INSTR_TIME_SUBTRACT(now, producer->since);
+	return INSTR_TIME_GET_MILLISEC(now) < producer->timeout_ms;
 }
 
 /* What to do after a call of the library's transactions. */
-typedef enum Verdict
+static MrKafkaVerdict
+judge(MrKafkaProducer *producer, rd_kafka_error_t *error)
 {
-	VERDICT_DONE,
-	VERDICT_AGAIN,
-	VERDICT_FAILED
-} Verdict;
-
-static Verdict
-judge(MrKafkaProducer *producer, rd_kafka_error_t *error, const Deadline *deadline)
-{
-	Verdict verdict;
+	MrKafkaVerdict verdict;
 
 	if (error == NULL)
-		return VERDICT_DONE;
+		return MR_KAFKA_DONE;
 	serve(producer);
-	verdict = rd_kafka_error_is_retriable(error) && time_left(deadline) ? VERDICT_AGAIN
-																		: VERDICT_FAILED;
-	if (verdict == VERDICT_FAILED &&
+	verdict = rd_kafka_error_is_retriable(error) && time_left(producer) ? MR_KAFKA_AGAIN
+																		: MR_KAFKA_FAILED;
+	if (verdict == MR_KAFKA_FAILED &&
 		(producer->problem[0] == '\0' || rd_kafka_error_is_fatal(error)))
 		set_problem(producer, words(rd_kafka_error_code(error), rd_kafka_error_string(error)));
 	rd_kafka_error_destroy(error);
@@ -313,117 +325,124 @@ judge(MrKafkaProducer *producer, rd_kafka_error_t *error, const Deadline *deadli
 }
 
 /* Reads the number that is kept. */
-static bool
-read_kept(MrKafkaProducer *producer, const Deadline *deadline, int64 *kept)
+static MrKafkaVerdict
+read_kept(MrKafkaProducer *producer, int64 *kept)
 {
-	rd_kafka_resp_err_t error;
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_topic_partition_t *partition = rd_kafka_topic_partition_list_add(list, producer->topic,
+																			  0);
+	rd_kafka_resp_err_t error = rd_kafka_committed(producer->reader, list, REQUEST_MS);
 
-	do
-	{
-		rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-		rd_kafka_topic_partition_t *partition =
-			rd_kafka_topic_partition_list_add(list, producer->topic, 0);
-
-		error = rd_kafka_committed(producer->reader, list, SLICE_MS);
-		if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
-			error = partition->err;
-		*kept = partition->offset < 0 ? -1 : partition->offset;
-		rd_kafka_topic_partition_list_destroy(list);
-		serve(producer);
-	} while (error != RD_KAFKA_RESP_ERR_NO_ERROR && time_left(deadline));
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
-		return true;
+		error = partition->err;
+	*kept = partition->offset < 0 ? -1 : partition->offset;
+	rd_kafka_topic_partition_list_destroy(list);
+	serve(producer);
+	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
+		return MR_KAFKA_DONE;
+	if (time_left(producer))
+		return MR_KAFKA_AGAIN;
 	set_problem(producer, rd_kafka_err2str(error));
-	return false;
+	return MR_KAFKA_FAILED;
 }
 
-bool
+MrKafkaVerdict
 mr_kafka_producer_begin(MrKafkaProducer *producer, int timeout_ms, int64 *kept)
 {
-	Deadline deadline = {.timeout_ms = timeout_ms};
-	Verdict verdict;
+	MrKafkaVerdict verdict;
 
-	INSTR_TIME_SET_CURRENT(deadline.begin);
-	do
+	if (producer->phase == PHASE_NONE)
+		enter(producer, PHASE_BEGIN, timeout_ms);
+	if (producer->phase == PHASE_BEGIN)
 	{
-		verdict = judge(producer, rd_kafka_init_transactions(producer->handle, SLICE_MS),
-						&deadline);
-	} while (verdict == VERDICT_AGAIN);
-	if (verdict == VERDICT_FAILED || !read_kept(producer, &deadline, kept))
-		return false;
+		verdict = judge(producer, rd_kafka_init_transactions(producer->handle, SLICE_MS));
+		if (verdict != MR_KAFKA_DONE)
+			return verdict;
+		producer->phase = PHASE_READ;
+	}
+	verdict = read_kept(producer, kept);
+	if (verdict != MR_KAFKA_DONE)
+		return verdict;
 	mr_kafka_end_handle(producer->reader);
 	producer->reader = NULL;
-	producer->problem[0] = '\0';
-	return true;
+	producer->phase = PHASE_NONE;
+	return MR_KAFKA_DONE;
 }
 
 /* Hands the messages to the library. */
-static bool
-hand_over(MrKafkaProducer *producer, MrKafkaOut *messages, int count, const Deadline *deadline)
+static MrKafkaVerdict
+hand_over(MrKafkaProducer *producer, MrKafkaOut *messages, int count)
 {
-	for (int i = 0; i < count; i++)
+	for (; producer->handed_over < count; producer->handed_over++)
 	{
-		MrKafkaOut *message = &messages[i];
-		rd_kafka_resp_err_t error;
+		MrKafkaOut *message = &messages[producer->handed_over];
+		rd_kafka_resp_err_t error = rd_kafka_producev(
+			producer->handle, RD_KAFKA_V_TOPIC(producer->topic),
+			RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+			RD_KAFKA_V_KEY(message->key, strlen(message->key)),
+			RD_KAFKA_V_VALUE((void *) message->value, message->value ? strlen(message->value) : 0),
+			RD_KAFKA_V_OPAQUE(message), RD_KAFKA_V_END);
 
-		do
+		serve(producer);
+		if (error == RD_KAFKA_RESP_ERR__QUEUE_FULL && time_left(producer))
 		{
-			error = rd_kafka_producev(producer->handle, RD_KAFKA_V_TOPIC(producer->topic),
-									  RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
-									  RD_KAFKA_V_KEY(message->key, strlen(message->key)),
-									  RD_KAFKA_V_VALUE((void *) message->value,
-													   message->value ? strlen(message->value) : 0),
-									  RD_KAFKA_V_OPAQUE(message), RD_KAFKA_V_END);
-			if (error == RD_KAFKA_RESP_ERR__QUEUE_FULL)
-				pg_usleep(1000);
-			serve(producer);
-		} while (error == RD_KAFKA_RESP_ERR__QUEUE_FULL && time_left(deadline));
+			pg_usleep(1000);
+			return MR_KAFKA_AGAIN;
+		}
 		note_message(producer, message, error);
 		if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-			return false;
+			return MR_KAFKA_FAILED;
 	}
-	return true;
+	return MR_KAFKA_DONE;
 }
 
 /* Keeps the number in the transaction. */
-static bool
-keep_number(MrKafkaProducer *producer, int64 number, const Deadline *deadline)
+static MrKafkaVerdict
+keep_number(MrKafkaProducer *producer, int64 number)
 {
 	rd_kafka_consumer_group_metadata_t *group = rd_kafka_consumer_group_metadata_new(producer->id);
-	Verdict verdict;
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_error_t *error;
 
-	do
-	{
-		rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-		rd_kafka_error_t *error;
-
-		rd_kafka_topic_partition_list_add(list, producer->topic, 0)->offset = number;
-		error = rd_kafka_send_offsets_to_transaction(producer->handle, list, group, SLICE_MS * 4);
-		rd_kafka_topic_partition_list_destroy(list);
-		verdict = judge(producer, error, deadline);
-	} while (verdict == VERDICT_AGAIN);
+	rd_kafka_topic_partition_list_add(list, producer->topic, 0)->offset = number;
+	error = rd_kafka_send_offsets_to_transaction(producer->handle, list, group, REQUEST_MS);
+	rd_kafka_topic_partition_list_destroy(list);
 	rd_kafka_consumer_group_metadata_destroy(group);
-	return verdict == VERDICT_DONE;
+	return judge(producer, error);
 }
 
-bool
+MrKafkaVerdict
 mr_kafka_producer_write(MrKafkaProducer *producer, MrKafkaOut *messages, int count, int64 keep,
 						int timeout_ms)
 {
-	Deadline deadline = {.timeout_ms = timeout_ms};
-	Verdict verdict;
+	MrKafkaVerdict verdict;
 
-	INSTR_TIME_SET_CURRENT(deadline.begin);
-	producer->problem[0] = '\0';
-	if (judge(producer, rd_kafka_begin_transaction(producer->handle), &deadline) != VERDICT_DONE ||
-		!hand_over(producer, messages, count, &deadline) || !keep_number(producer, keep, &deadline))
-		return false;
-	mr_debug_point("delivery_written");
-	do
+	if (producer->phase == PHASE_NONE)
 	{
-		verdict = judge(producer, rd_kafka_commit_transaction(producer->handle, SLICE_MS),
-						&deadline);
-	} while (verdict == VERDICT_AGAIN);
+		enter(producer, PHASE_HAND_OVER, timeout_ms);
+		producer->handed_over = 0;
+		if (judge(producer, rd_kafka_begin_transaction(producer->handle)) != MR_KAFKA_DONE)
+			return MR_KAFKA_FAILED;
+	}
+	if (producer->phase == PHASE_HAND_OVER)
+	{
+		verdict = hand_over(producer, messages, count);
+		if (verdict != MR_KAFKA_DONE)
+			return verdict;
+		producer->phase = PHASE_KEEP;
+	}
+	if (producer->phase == PHASE_KEEP)
+	{
+		verdict = keep_number(producer, keep);
+		if (verdict != MR_KAFKA_DONE)
+			return verdict;
+		mr_debug_point("delivery_written");
+		producer->phase = PHASE_COMMIT;
+	}
+	verdict = judge(producer, rd_kafka_commit_transaction(producer->handle, SLICE_MS));
+	if (verdict != MR_KAFKA_DONE)
+		return verdict;
+	producer->phase = PHASE_NONE;
 	serve(producer);
-	return verdict == VERDICT_DONE;
+	return MR_KAFKA_DONE;
 }

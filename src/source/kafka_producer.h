@@ -27,19 +27,28 @@ typedef struct MrKafkaOut
 extern MrKafkaProducer *mr_kafka_producer_open(List *properties, const char *id, const char *topic,
 											   char **problem);
 
+/* Calls that have to wait do so for a moment, and then are to be made again. */
+typedef enum MrKafkaVerdict
+{
+	MR_KAFKA_DONE,
+	MR_KAFKA_AGAIN,
+	MR_KAFKA_FAILED
+} MrKafkaVerdict;
+
 /*
  * Ends what another one has left open, and reads the number that the last transaction kept; -1:
  * none is there.
  */
-extern bool mr_kafka_producer_begin(MrKafkaProducer *producer, int timeout_ms, int64 *kept);
+extern MrKafkaVerdict mr_kafka_producer_begin(MrKafkaProducer *producer, int timeout_ms,
+											  int64 *kept);
 
 /*
- * Writes messages and keeps a number in one transaction.  False: nothing was written, or it is not
- * known; then the producer is of no more use.  A message that was refused says so, and nothing of
- * the transaction was written.
+ * Writes messages and keeps a number in one transaction.  When it has failed nothing was written,
+ * or it is not known; then the producer is of no more use.  A message that was refused says so, and
+ * nothing of the transaction was written.
  */
-extern bool mr_kafka_producer_write(MrKafkaProducer *producer, MrKafkaOut *messages, int count,
-									int64 keep, int timeout_ms);
+extern MrKafkaVerdict mr_kafka_producer_write(MrKafkaProducer *producer, MrKafkaOut *messages,
+											  int count, int64 keep, int timeout_ms);
 
 extern const char *mr_kafka_producer_problem(const MrKafkaProducer *producer);
 extern void mr_kafka_producer_close(MrKafkaProducer *producer);

@@ -28,6 +28,16 @@
 
 #define TIMEOUT_MS 5000
 
+/* How far a connection is. */
+typedef enum Step
+{
+	STEP_CLOSED,
+	STEP_CONNECTING,
+	STEP_SECURING,
+	STEP_GREETING,
+	STEP_READY
+} Step;
+
 struct MrRedis
 {
 	char *server;
@@ -41,7 +51,12 @@ struct MrRedis
 	int timeout_ms;
 	MrSocket *socket;
 	redisReader *reader;
-	bool busy; /* a pipeline is on its way: else somebody was interrupted */
+	Step step;
+	bool busy; /* a pipeline is on its way, or somebody was interrupted */
+	bool waits; /* whoever began it is to go on */
+	StringInfoData out; /* of the pipeline, what is to be sent */
+	int awaited; /* and the replies that have not come */
+	char *error; /* and the first of them that was one */
 	MemoryContextCallback callback;
 	char *problem; /* of the last request */
 	int sqlstate;
@@ -94,6 +109,7 @@ mr_redis_create_with(const char *server, List *options)
 	if (timeout != NULL)
 		(void) parse_int(timeout, &redis->timeout_ms, GUC_UNIT_MS, NULL);
 	redis->socket = mr_socket_create();
+	initStringInfo(&redis->out);
 	redis->callback.func = free_reader;
 	redis->callback.arg = redis;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &redis->callback);
@@ -112,8 +128,17 @@ give_up(MrRedis *redis, int sqlstate, const char *why)
 	redis->sqlstate = sqlstate;
 	mr_socket_close(redis->socket);
 	free_reader(redis);
-	redis->busy = false;
+	redis->step = STEP_CLOSED;
+	redis->busy = redis->waits = false;
 	return false;
+}
+
+/* The socket has failed, or it waits for what will be called again. */
+static bool
+socket_failed(MrRedis *redis, int sqlstate)
+{
+	redis->waits = mr_socket_waits(redis->socket);
+	return redis->waits ? false : give_up(redis, sqlstate, mr_socket_problem(redis->socket));
 }
 
 /* What Redis refuses: credentials and privileges somebody has to change, anything else passes. */
@@ -128,7 +153,7 @@ refused(MrRedis *redis, const char *error)
 		error);
 }
 
-/* The next reply, or NULL. */
+/* The next reply, or NULL: it has failed, or waits. */
 static redisReply *
 next_reply(MrRedis *redis)
 {
@@ -149,7 +174,7 @@ next_reply(MrRedis *redis)
 		received = mr_socket_receive(redis->socket, buffer, sizeof(buffer));
 		if (received == 0)
 		{
-			(void) give_up(redis, ERRCODE_CONNECTION_FAILURE, mr_socket_problem(redis->socket));
+			(void) socket_failed(redis, ERRCODE_CONNECTION_FAILURE);
 			return NULL;
 		}
 		if (redisReaderFeed(redis->reader, buffer, received) != REDIS_OK)
@@ -169,60 +194,113 @@ append_command(StringInfo out, int nwords, const char *const *words)
 		appendStringInfo(out, "$%zu\r\n%s\r\n", strlen(words[i]), words[i]);
 }
 
-/* Sends one command of the beginning and wants no more of it than that it is not refused. */
-static bool
-greet(MrRedis *redis, int nwords, const char *const *words)
+/* Begins a pipeline of which no more is wanted than that nothing is refused. */
+static void
+begin_pipeline(MrRedis *redis)
 {
-	StringInfoData command;
-	redisReply *reply;
-	char *error = NULL;
-
-	initStringInfo(&command);
-	append_command(&command, nwords, words);
-	if (!mr_socket_send(redis->socket, command.data, command.len))
-		return give_up(redis, ERRCODE_CONNECTION_FAILURE, mr_socket_problem(redis->socket));
-	reply = next_reply(redis);
-	if (reply == NULL)
-		return false;
-	if (reply->type == REDIS_REPLY_ERROR)
-		error = pstrdup(reply->str);
-	freeReplyObject(reply);
-	return error == NULL ? true : refused(redis, error);
+	resetStringInfo(&redis->out);
+	redis->awaited = 0;
+	if (redis->error != NULL)
+		pfree(redis->error);
+	redis->error = NULL;
+	redis->busy = true;
 }
 
-/* Connects, unless there is a connection in order. */
+static void
+add_command(MrRedis *redis, int nwords, const char *const *words)
+{
+	append_command(&redis->out, nwords, words);
+	redis->awaited++;
+}
+
+/* Notes the first error of a reply, or of what an EXEC has given. */
+static void
+note_error(MrRedis *redis, const redisReply *reply)
+{
+	if (redis->error == NULL && reply->type == REDIS_REPLY_ERROR)
+		redis->error = MemoryContextStrdup(redis->context, reply->str);
+	for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++)
+		note_error(redis, reply->element[i]);
+}
+
+/* Runs the pipeline; false: it has failed, or waits. */
+static bool
+run_pipeline(MrRedis *redis)
+{
+	if (redis->out.len > 0 && !mr_socket_send(redis->socket, redis->out.data, redis->out.len))
+		return socket_failed(redis, ERRCODE_CONNECTION_FAILURE);
+	resetStringInfo(&redis->out);
+	for (; redis->awaited > 0; redis->awaited--)
+	{
+		redisReply *reply = next_reply(redis);
+
+		if (reply == NULL)
+			return false;
+		note_error(redis, reply);
+		freeReplyObject(reply);
+	}
+	redis->busy = false;
+	return redis->error == NULL ? true : refused(redis, redis->error);
+}
+
+/* What comes first on a connection. */
+static void
+begin_greeting(MrRedis *redis)
+{
+	const char *with_name[] = {"AUTH", redis->username, redis->password};
+	const char *without[] = {"AUTH", redis->password};
+	const char *select[] = {"SELECT", redis->database};
+
+	begin_pipeline(redis);
+	if (redis->password != NULL && redis->username != NULL)
+		add_command(redis, lengthof(with_name), with_name);
+	else if (redis->password != NULL)
+		add_command(redis, lengthof(without), without);
+	if (redis->database != NULL)
+		add_command(redis, lengthof(select), select);
+}
+
+/* Connects, unless there is a connection in order; false: it has failed, or waits. */
 static bool
 be_connected(MrRedis *redis)
 {
-	if (redis->busy)
-		mr_socket_close(redis->socket);
-	if (mr_socket_is_open(redis->socket))
+	if (redis->step == STEP_READY && !redis->busy)
 		return true;
-	free_reader(redis);
-	if (!mr_socket_open(redis->socket, redis->host, redis->port, redis->timeout_ms) ||
-		(redis->tls && !mr_socket_secure(redis->socket, redis->host, redis->ca_file)))
-		return give_up(redis, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
-					   mr_socket_problem(redis->socket));
-	redis->reader = redisReaderCreate();
-	if (redis->reader == NULL)
-		return give_up(redis, ERRCODE_OUT_OF_MEMORY, "out of memory");
-	redis->busy = true;
-	if (redis->password != NULL)
+	if (!redis->waits)
 	{
-		const char *with_name[] = {"AUTH", redis->username, redis->password};
-		const char *without[] = {"AUTH", redis->password};
-
-		if (!(redis->username != NULL ? greet(redis, 3, with_name) : greet(redis, 2, without)))
-			return false;
+		mr_socket_close(redis->socket);
+		redis->step = STEP_CLOSED;
 	}
-	if (redis->database != NULL)
+	redis->waits = false;
+	switch (redis->step)
 	{
-		const char *words[] = {"SELECT", redis->database};
-
-		if (!greet(redis, 2, words))
-			return false;
+		case STEP_CLOSED:
+			free_reader(redis);
+			redis->reader = redisReaderCreate();
+			if (redis->reader == NULL)
+				return give_up(redis, ERRCODE_OUT_OF_MEMORY, "out of memory");
+			redis->busy = true;
+			redis->step = STEP_CONNECTING;
+			/* fall through */
+		case STEP_CONNECTING:
+			if (!mr_socket_open(redis->socket, redis->host, redis->port, redis->timeout_ms))
+				return socket_failed(redis, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION);
+			redis->step = STEP_SECURING;
+			/* fall through */
+		case STEP_SECURING:
+			if (redis->tls && !mr_socket_secure(redis->socket, redis->host, redis->ca_file))
+				return socket_failed(redis, ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION);
+			begin_greeting(redis);
+			redis->step = STEP_GREETING;
+			/* fall through */
+		case STEP_GREETING:
+			if (!run_pipeline(redis))
+				return false;
+			redis->step = STEP_READY;
+			break;
+		case STEP_READY:
+			break;
 	}
-	redis->busy = false;
 	return true;
 }
 
@@ -328,8 +406,10 @@ const char *
 mr_redis_ask(MrRedis *redis, bool hashes, int nkeys, char *const *keys, int limit,
 			 MrReplyReceiver receive, void *argument, int *sqlstate)
 {
-	bool answered = be_connected(redis);
+	bool answered;
 
+	mr_socket_slice(redis->socket, 0);
+	answered = be_connected(redis);
 	for (int from = 0; answered && from < nkeys; from += PIPELINE)
 		answered = ask_some(redis, hashes, from, Min(from + PIPELINE, nkeys), keys, limit, receive,
 							argument);
@@ -337,51 +417,30 @@ mr_redis_ask(MrRedis *redis, bool hashes, int nkeys, char *const *keys, int limi
 	return answered ? NULL : redis->problem;
 }
 
-const char *
-mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands)
+bool
+mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands, int slice_ms,
+				  const char **problem)
 {
 	static const char *const begin[] = {"MULTI"};
 	static const char *const end[] = {"EXEC"};
-	StringInfoData pipeline;
-	char *error = NULL;
-	bool sent;
 
-	if (!be_connected(redis))
-		return redis->problem;
-	initStringInfo(&pipeline);
-	append_command(&pipeline, 1, begin);
-	for (int i = 0; i < ncommands; i++)
-		append_command(&pipeline, commands[i].nwords, commands[i].words);
-	append_command(&pipeline, 1, end);
-	redis->busy = true;
-	sent = mr_socket_send(redis->socket, pipeline.data, pipeline.len);
-	pfree(pipeline.data);
-	if (!sent)
+	mr_socket_slice(redis->socket, slice_ms);
+	if (!redis->waits || redis->step != STEP_READY)
 	{
-		(void) give_up(redis, ERRCODE_CONNECTION_FAILURE, mr_socket_problem(redis->socket));
-		return redis->problem;
-	}
-	/* Of the errors the first one says what is wrong; the last reply holds what each command has given. */
-	for (int i = 0; i < ncommands + 2; i++)
-	{
-		redisReply *reply = next_reply(redis);
-
-		if (reply == NULL)
-			return redis->problem;
-		if (reply->type == REDIS_REPLY_ERROR && error == NULL)
-			error = pstrdup(reply->str);
-		for (size_t j = 0; reply->type == REDIS_REPLY_ARRAY && j < reply->elements; j++)
+		if (!be_connected(redis))
 		{
-			if (reply->element[j]->type == REDIS_REPLY_ERROR && error == NULL)
-				error = pstrdup(reply->element[j]->str);
+			*problem = redis->problem;
+			return !redis->waits;
 		}
-		freeReplyObject(reply);
+		begin_pipeline(redis);
+		add_command(redis, 1, begin);
+		for (int i = 0; i < ncommands; i++)
+			add_command(redis, commands[i].nwords, commands[i].words);
+		add_command(redis, 1, end);
 	}
-	redis->busy = false;
-	if (error == NULL)
-		return NULL;
-	(void) refused(redis, error);
-	return redis->problem;
+	redis->waits = false;
+	*problem = run_pipeline(redis) ? NULL : redis->problem;
+	return !redis->waits;
 }
 
 #else
@@ -395,11 +454,12 @@ mr_redis_create_with(const char *server, List *options)
 	return NULL;
 }
 
-const char *
-mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands)
+bool
+mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands, int slice_ms,
+				  const char **problem)
 {
 	elog(ERROR, "this build of millrace has no client for Redis");
-	return NULL;
+	return false;
 }
 
 MrRedis *

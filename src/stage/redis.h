@@ -54,7 +54,12 @@ typedef struct MrRedisCommand
 	const char *words[MR_REDIS_WORDS];
 } MrRedisCommand;
 
-/* Runs commands in one MULTI/EXEC.  NULL when all were run, else why not; then it is not known whether they were. */
-extern const char *mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands);
+/*
+ * Runs commands in one MULTI/EXEC.  False: it still waits after so many ms (0: as long as it has to), and the same call
+ * goes on.  True: it is over, and *problem says why not all were run, or NULL; in the first case it is not known
+ * whether they were.
+ */
+extern bool mr_redis_transact(MrRedis *redis, int ncommands, const MrRedisCommand *commands,
+							  int slice_ms, const char **problem);
 
 #endif /* MR_STAGE_REDIS_H */

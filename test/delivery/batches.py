@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import socket
 import subprocess
 
 from common import Database, Shell, attempts, finish, is_, setting, settled, start
@@ -153,11 +154,38 @@ def kafka(db, shell):
     is_('and the channel goes on', json.loads(consume(shell, 'out')[-1][1]), {'n': 20000})
 
 
+def silent(db):
+    """Endpoints that never answer or refuse: what is taken with their messages, and is after them, is sent before they have failed."""
+    hole, closed = socket.socket(), socket.socket()
+    for one in (hole, closed):
+        one.bind(('127.0.0.1', 0))
+    hole.listen()
+    names = []
+    for what, port in (('silent', hole.getsockname()[1]), ('refused', closed.getsockname()[1])):
+        db.query(f"CREATE SERVER redis_{what} FOREIGN DATA WRAPPER millrace_redis OPTIONS (host '127.0.0.1', port '{port}', timeout '3s')")
+        db.query(f"CREATE SERVER kafka_{what} FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers '127.0.0.1:{port}')")
+        for kind, options in (('redis', '{"publish": "x"}'), ('kafka', '{"topic": "x"}')):
+            names.append(f'{kind}_{what}')
+            db.query(f"SELECT millrace.create_channel('{kind}_{what}', server => '{kind}_{what}', options => '{options}')")
+    db.query("SELECT millrace.create_channel('meanwhile')")
+    db.query("SELECT add(name, 'k', '{}') FROM unnest(%s) name", names + ['meanwhile'])
+    settled(db, 'meanwhile')
+    for name in names:
+        db.becomes(f'{name} fails', f"SELECT state FROM millrace.channel_status WHERE channel = '{name}'", 'failing')
+    ends = "SELECT channel, min(at + make_interval(secs => seconds)) FROM millrace.delivery_attempt GROUP BY channel"
+    is_('what never answers holds up no other channel', db.query(f"""SELECT e.channel FROM ({ends}) e (channel, at) JOIN ({ends}) m (channel, at) ON m.channel = 'meanwhile'
+        WHERE e.channel IN ('redis_silent', 'kafka_silent', 'kafka_refused') AND e.at < m.at"""), [])
+    db.query("SELECT millrace.drop_channel(name) FROM unnest(%s) name", names)
+    hole.close()
+    closed.close()
+
+
 def main():
     with Shell() as shell:
         shell.run('redis_start "$work/redis"; kafka_start "$work/kafka"')
         db = start(shell)
         notify(db)
+        silent(db)
         redis(db, shell)
         kafka(db, shell)
         finish(shell)

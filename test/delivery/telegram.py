@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Telegram, with a sink in its place: what is escaped and split, and what its errors mean."""
 import json
+import time
 
 from common import Shell, Sink, attempts, finish, is_, settled, start
 
@@ -73,6 +74,21 @@ def main():
         add(db, {'text': 'busy'})
         first, second = sink.got(PATH)[before:]
         is_('retry_after in the answer is obeyed', 2 <= second.at - first.at <= 3.5, True)
+
+        # 100,000 alerts at once into one chat, which has enough of it.
+        before = len(sink.got(PATH))
+        sink.answers[PATH] = [BUSY, 200]
+        begin = time.time()
+        db.query("""SELECT millrace.create_stream('feed');
+            SELECT millrace.create_staging('things', stream => 'feed', payload => 'none', key => '{"id": ["$.id", "integer"]}', columns => '{"kind": "$.kind"}');
+            SELECT millrace.create_rule('every', kind => 'match', source => 'things', predicate => 'id > 0', details => '{id}', group_by => '{kind}', channels => '{ops}');
+            SELECT count(millrace.push('feed', json_build_object('id', n, 'kind', 'flood'))) FROM generate_series(1, 100000) n;
+            SELECT millrace.run_stream('feed')""")
+        settled(db, 'ops')
+        texts = [body['text'] for body in sink.bodies(PATH)[before:]]
+        is_('100,000 alerts at once are one digest, sent again after retry_after', (len(texts), len(set(texts)), texts[0].split(',')[0]), (2, 1, '100000 messages'))
+        is_('and all are recorded as sent', db.one("SELECT count(*) FROM millrace.outbox WHERE group_by IS NOT NULL AND state = 'sent'"), 100000)
+        print(f'# {time.time() - begin:.1f} s')
 
         everywhere = ' '.join(str(row) for row in db.query("SELECT c, a, o, l FROM millrace.channel_status c, millrace.delivery_attempt a, millrace.outbox o, millrace.dead_letter l"))
         log = open(shell.value('$work/pg/server.log')).read()

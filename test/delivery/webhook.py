@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from common import Shell, Sink, attempts, finish, holds_for, is_, setting, settled, start, wait_for
+from common import Database, Shell, Sink, attempts, finish, holds_for, is_, setting, settled, start, wait_for
 
 SLACK = 1.5         # seconds that a loaded machine may add to a delay
 
@@ -124,6 +124,54 @@ def answers(db, sink):
     add(db, 'given_up', 'k', {})
     settled(db, 'given_up')
     is_('after give_up it is dead', (attempts(db, 'given_up')[-1][1], 2 <= sink.got('/given_up')[-1].at - sink.got('/given_up')[0].at <= 6), ('dead', True))
+
+
+def untried(db, sink):
+    """A channel that fails for days: what has waited for too long behind it is a dead letter, and what is newer is sent when it works again."""
+    sink.answers['/days'] = [500]
+    channel(db, 'days', '{"path": "/days", "connections": 1}')
+    db.query("SELECT add('days', 'k' || n, json_build_object('n', n)) FROM generate_series(1, 20) n")
+    db.becomes('the channel fails', "SELECT state FROM millrace.channel_status WHERE channel = 'days'", 'failing')
+
+    def days_go_by():
+        """What nobody has tried is as old as if the clock had gone on; returns what was tried, or None while something is on its way."""
+        db.query("BEGIN; SELECT FROM millrace.channel_state s JOIN millrace.channel c ON c.id = s.channel_id WHERE c.name = 'days' FOR UPDATE")
+        if db.one("SELECT count(*) FROM millrace.delivery d JOIN millrace.channel c ON c.id = d.channel_id WHERE c.name = 'days' AND d.state = 'claimed'") > 0:
+            db.query('ROLLBACK')
+            return None
+        untried = "FROM millrace.channel c WHERE c.name = 'days' AND {0}.channel_id = c.id AND NOT EXISTS (SELECT FROM millrace.attempt a WHERE a.delivery_id = {1})"
+        db.query("UPDATE millrace.outbox_message m SET created_at = m.created_at - interval '25 hours' " + untried.format('m', 'm.delivery_id'))
+        db.query("UPDATE millrace.delivery d SET created_at = d.created_at - interval '25 hours' " + untried.format('d', 'd.id'))
+        tried = db.query("SELECT (message ->> 'n')::integer FROM millrace.outbox WHERE channel = 'days' AND created_at > now() - interval '1 hour'")
+        db.query('COMMIT')
+        return {n for n, in tried}
+
+    tried = wait_for('a pause', days_go_by)
+    add(db, 'days', 'new', {'n': 21})
+    letters = "SELECT convert_from(value, 'UTF8')::json ->> 'n' FROM millrace.dead_letter WHERE channel = 'days' AND kind = 'delivery'"
+    db.becomes('those that nobody has tried are dead letters', f'SELECT count(*) FROM ({letters}) l', 20 - len(tried), 30)
+    is_('with a reason', db.query("SELECT DISTINCT attempts, message FROM millrace.dead_letter WHERE channel = 'days'"),
+        [(0, "it has waited for longer than the channel's give_up, while the channel failed")])
+    sink.answers['/days'] = [200]
+    settled(db, 'days')
+    arrived = {body['n'] for body in sink.bodies('/days')}
+    is_('and are not sent when it works again; the others are', (arrived, {int(n) for n, in db.query(letters)}), (tried | {21}, set(range(1, 21)) - tried))
+
+
+def longest(db, sink):
+    """However often it has failed, it is tried again within five minutes: message and channel."""
+    sink.answers['/longest'] = [500]
+    path(db, 'longest')
+    add(db, 'longest', 'k', {})
+    waits = "FROM millrace.delivery d JOIN millrace.channel_state s USING (channel_id) JOIN millrace.channel c ON c.id = channel_id WHERE c.name = 'longest' AND d.state = 'ready'"
+    wait_for('a failure', lambda: db.query(f"""WITH waiting AS (SELECT channel_id, d.id {waits} FOR UPDATE),
+        channel AS (UPDATE millrace.channel_state s SET failures = 40, not_before = NULL FROM waiting w WHERE s.channel_id = w.channel_id)
+        UPDATE millrace.delivery d SET attempts = 40, next_at = now() FROM waiting w WHERE d.id = w.id RETURNING millrace_internal.wake_delivery()"""))
+    wait_for('the next failure', lambda: db.query(f"SELECT d.attempts {waits}") == [(41,)])
+    is_('the 41st back-off is between half and all of 300 s', db.query(f"""SELECT s.failures, d.next_at - a.at >= interval '150 s', d.next_at <= s.last_error_at + interval '300 s',
+        s.not_before - a.at >= interval '150 s', s.not_before <= s.last_error_at + interval '300 s'
+        {waits.replace('WHERE', 'JOIN millrace.attempt a ON a.delivery_id = d.id AND a.no = 41 WHERE')}"""), [(41, True, True, True, True)])
+    db.query("SELECT millrace.drop_channel('longest')")
 
 
 def pauses(db, sink):
@@ -312,6 +360,38 @@ def paused_worker(db, sink):
     is_('what a worker that is gone had claimed is sent once more, with the same key', (len(sent), len(set(sent))), (2, 1))
 
 
+def late_commits(db, sink):
+    """Two workers of one stream, of which the one that has taken its numbers first commits last."""
+    path(db, 'late_hook')
+    db.query("""SELECT millrace.create_channel('late_told', options => '{"channel": "late"}');
+        SELECT millrace.create_stream('late', workers => 2);
+        SELECT millrace.create_staging('late_things', stream => 'late', key => '{"id": "$.id"}', columns => '{"n": ["$.n", "integer"]}');
+        SELECT millrace.create_rule('late', kind => 'match', source => 'late_things', predicate => 'n > 0', details => '{id}', channels => '{late_hook, late_told}');
+        CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(77); RETURN NULL; END';
+        CREATE TRIGGER hold AFTER INSERT ON millrace.outbox_message FOR EACH ROW WHEN (new.message -> 'details' ->> 'id' = 'held') EXECUTE FUNCTION hold();
+        SELECT millrace.start_stream('late')""")
+    push = "SELECT count(millrace.push('late', json_build_object('id', id, 'n', 1), key => id)) FROM unnest(%s) id"
+    others = [f'k{n}' for n in range(50)]
+    gate = Database()
+    gate.query('SELECT pg_advisory_lock(77)')
+    db.query(push, ['held'])
+    wait_for('one worker to be held with its numbers', lambda: db.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"))
+    db.query(push, others)
+    wait_for('what the other one commits', lambda: sink.got('/late_hook'))
+    settled(db, 'late_hook')
+    settled(db, 'late_told')
+    early = db.query("SELECT min(id), count(DISTINCT key) FROM millrace.outbox WHERE channel ~ '^late_' AND state = 'sent'")[0]
+    is_('the other worker commits and its alerts are sent', 0 < early[1] <= len(others), True)
+    gate.query('SELECT pg_advisory_unlock(77)')
+    wanted = sorted([name, key] for name in ('late_hook', 'late_told') for key in ['held', *others])
+    sent = "SELECT channel, message -> 'details' ->> 'id' FROM millrace.outbox WHERE channel ~ '^late_' AND state = 'sent' ORDER BY 1, 2"
+    wait_for('all of them', lambda: len(db.query(sent)) >= len(wanted))
+    is_('what was committed last with the lowest numbers is sent, too', sorted(map(list, db.query(sent))), wanted)
+    is_('it had them', db.one("SELECT max(id) FROM millrace.outbox WHERE channel ~ '^late_' AND message -> 'details' ->> 'id' = 'held'") < early[0], True)
+    is_('and nothing twice', (len(sink.got('/late_hook')), len({got.key for got in sink.got('/late_hook')})), (51, 51))
+    db.query("SELECT millrace.stop_stream('late'); DROP TRIGGER hold ON millrace.outbox_message")
+
+
 def main():
     with Shell() as shell:
         db = start(shell)
@@ -320,9 +400,10 @@ def main():
             url = sink.url if server != 'other' else sink.url + '/'
             db.query(f"CREATE SERVER {server} FOREIGN DATA WRAPPER millrace_http OPTIONS (url '{url}', {more})")
         db.query("CREATE USER MAPPING FOR CURRENT_USER SERVER other OPTIONS (token 'shared')")
-        for test in (bodies, answers, pauses, probes, ordered, many):
+        for test in (bodies, answers, untried, longest, pauses, probes, ordered, many):
             test(db, sink)
         endpoints(db, sink, shell)
+        late_commits(db, sink)
         fenced(db, sink, shell)
         paused_worker(db, sink)
         sink.end()

@@ -67,6 +67,7 @@ def main():
         query(f"CREATE SERVER hook FOREIGN DATA WRAPPER millrace_http OPTIONS (url '{sink.url}')")
         query(f"CREATE SERVER broker FOREIGN DATA WRAPPER millrace_kafka OPTIONS (bootstrap_servers '{os.environ['KAFKA_BOOTSTRAP']}')")
         query("SELECT millrace.create_channel('hook', server => 'hook', options => '{\"path\": \"/k\", \"connections\": 1}')")
+        query("SELECT millrace.create_channel('hooks', server => 'hook', options => '{\"path\": \"/m\"}')")
         query("SELECT millrace.create_channel('topic', server => 'broker', options => '{\"topic\": \"out\"}')")
         def kills():
             return int(shell.value('$(grep -c "was terminated by signal 9" "$work/pg/server.log" || true)'))
@@ -81,6 +82,14 @@ def main():
             is_(f'{point}: at most one more for each kill', len(got) - MESSAGES <= kills() - before, True)
             firsts = [n for place, (n, key) in enumerate(got) if key not in [k for _, k in got[:place]]]
             is_(f'{point}: those of one key in order', all([n for n in firsts if n % 5 == k] == sorted(n for n in firsts if n % 5 == k) for k in range(5)), True)
+        # Over many connections answers are recorded together: a kill repeats several messages, each of them once.
+        for point in ('delivery_sent', 'delivery_before_record'):
+            before = kills()
+            kill_at(point, 'hooks')
+            got = [(json.loads(request.body)['n'], request.key) for request in sink.got('/m') if json.loads(request.body)['point'] == point]
+            most = max(got.count(one) for one in got)
+            is_(f'{point}, many connections: all arrive with one key each', (sorted({n for n, _ in got}), len(set(got))), (list(range(1, MESSAGES + 1)), MESSAGES))
+            is_(f'{point}, many connections: each at most once more for each kill', most <= 1 + kills() - before, True)
         for point in POINTS + ('delivery_written',):
             kill_at(point, 'topic')
             text = shell.value('$(kcat -b "$KAFKA_BOOTSTRAP" -C -t out -e -q -X isolation.level=read_committed)')
