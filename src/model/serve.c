@@ -21,6 +21,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
+#include "model/score.h"
 #include "model/store.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -378,7 +379,7 @@ add_up(Model *model, candidates_hash *candidates, const Profile *profile)
 
 			for (int i = 0; i < length; i++)
 			{
-				double part = had->weight * (double) scores[i];
+				double part = mr_score_part(had->weight, scores[i]);
 				bool found;
 				Candidate *candidate = candidates_insert(candidates, numbers[i], &found);
 

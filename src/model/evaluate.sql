@@ -1,0 +1,113 @@
+-- Judging versions: splits, metrics.
+
+CREATE TABLE millrace.model_metric (
+    model_id integer NOT NULL,
+    version integer NOT NULL,
+    metric text NOT NULL COLLATE "C",
+    -- NULL: there was nothing to judge by.
+    value double precision,
+    popularity double precision,
+    pairs bigint NOT NULL,
+    PRIMARY KEY (model_id, version, metric),
+    FOREIGN KEY (model_id, version) REFERENCES millrace.model_version ON DELETE CASCADE
+);
+COMMENT ON TABLE millrace.model_metric IS 'how well versions of models did when they were trained; see the view millrace.model_version_metric';
+SELECT pg_catalog.pg_extension_config_dump('millrace.model_metric', '');
+
+CREATE FUNCTION millrace_internal.default_metrics() RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT '{precision@10,recall@10,map@10,ndcg@10,hit_rate@10,mrr,user_coverage,item_coverage,coverage,catalog_coverage@10}'::text[]
+$$;
+COMMENT ON FUNCTION millrace_internal.default_metrics() IS 'the metrics of recommendations unless others are asked for';
+
+-- A query that the caller gives as a set of pairs of a model, as a statement with the model's types.
+CREATE FUNCTION millrace_internal.pairs_query(caller regrole, model millrace.model, what text, query text, columns text[]) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    PERFORM millrace_internal.check_query(what, query);
+    RETURN (SELECT format('SELECT %s FROM (%s) AS q (%s)', string_agg(format('q.%I::%s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum),
+                          rtrim(millrace_internal.qualified_query(caller, query), ';'), string_agg(a.attname, ', ' ORDER BY a.attnum))
+            FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = ANY (columns));
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.pairs_query(regrole, millrace.model, text, text, text[]) IS 'a statement that gives the columns of a model''s query by another query';
+
+CREATE FUNCTION millrace_internal.check_split(caller regrole, model millrace.model, split json,
+    OUT kind text, OUT share double precision, OUT seed bigint, OUT since timestamptz, OUT train_query text, OUT test_query text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    known text[];
+BEGIN
+    PERFORM millrace_internal.check_members('split', split, '{by,test,seed,since,train}');
+    kind := CASE WHEN split IS NULL THEN 'none' ELSE split ->> 'by' END;
+    share := 0.2;
+    seed := 0;
+    IF split IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM millrace_internal.check_word('by of split', kind, '{customer_rows,customers,time,leave_one_out,tables}');
+    known := CASE kind WHEN 'time' THEN '{by,test,since}' WHEN 'leave_one_out' THEN '{by,seed}' WHEN 'tables' THEN '{by,test,train}' ELSE '{by,test,seed}' END;
+    PERFORM millrace_internal.check_members(format('a split by %s', kind), split, known);
+    IF kind = 'time' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = 'at') THEN
+        RAISE EXCEPTION 'a split by time needs a query that gives times' USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Create the model with a query that gives user, item and time.';
+    END IF;
+    IF kind = 'tables' THEN
+        IF split ->> 'test' IS NULL THEN
+            RAISE EXCEPTION 'a split by tables needs a query "test"' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        test_query := millrace_internal.pairs_query(caller, model, 'test', split ->> 'test', '{user_id,item}');
+        train_query := CASE WHEN split ->> 'train' IS NOT NULL THEN millrace_internal.pairs_query(caller, model, 'train', split ->> 'train', '{user_id,item,weight}') END;
+        RETURN;
+    END IF;
+    share := coalesce((split ->> 'test')::double precision, share);
+    seed := coalesce((split ->> 'seed')::bigint, seed);
+    since := (split ->> 'since')::timestamptz;
+    IF NOT (share > 0 AND share < 1) THEN
+        RAISE EXCEPTION 'test of a split must be a share between 0 and 1, not %', share USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_split(regrole, millrace.model, json) IS 'what a split says, with its defaults, checked';
+
+CREATE FUNCTION millrace_internal.model_evaluate(model_id integer, versions integer[], owner regrole, test_query text, metrics text[],
+    OUT metric_values double precision[], OUT popularity double precision[], OUT pairs bigint, OUT skipped bigint)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_model_evaluate';
+COMMENT ON FUNCTION millrace_internal.model_evaluate(integer, integer[], regrole, text, text[]) IS 'metrics of stored versions, all by the same pairs: of a query, or of the evaluation set';
+
+CREATE FUNCTION millrace_internal.evaluate(caller regrole, model regclass, version integer, test text, metrics text[]) RETURNS TABLE (metric text, value double precision, popularity double precision, pairs bigint, skipped bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    of millrace.model := millrace_internal.own_model(caller, model);
+    names text[] := coalesce(metrics, millrace_internal.default_metrics());
+    result record;
+BEGIN
+    PERFORM millrace_internal.check_model_version(of, version);
+    result := millrace_internal.model_evaluate(of.id, ARRAY[version], of.owner, CASE WHEN test IS NOT NULL THEN millrace_internal.pairs_query(caller, of, 'test', test, '{user_id,item}') END, names);
+    RETURN QUERY SELECT m.metric, nullif(m.value, 'NaN'), nullif(m.popularity, 'NaN'), result.pairs, result.skipped
+                 FROM unnest(names, result.metric_values, result.popularity) WITH ORDINALITY AS m (metric, value, popularity, n) ORDER BY m.n;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.evaluate(regrole, regclass, integer, text, text[]) IS 'the other half of millrace.evaluate()';
+CREATE FUNCTION millrace.evaluate(model regclass, version integer, test text DEFAULT NULL, metrics text[] DEFAULT NULL)
+RETURNS TABLE (metric text, value double precision, popularity double precision, pairs bigint, skipped bigint)
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
+COMMENT ON FUNCTION millrace.evaluate(regclass, integer, text, text[]) IS 'metrics of a version by the pairs of user and item that a query gives, or by the model''s evaluation set';
+REVOKE ALL ON FUNCTION millrace.evaluate(regclass, integer, text, text[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION millrace.evaluate(regclass, integer, text, text[]) TO millrace_admin;
+
+CREATE VIEW millrace.model_version_metric WITH (security_barrier) AS
+SELECT m.relation::text AS model, v.version, x.metric, x.value, x.popularity, x.pairs
+FROM millrace.model_metric x JOIN millrace.model_version v ON v.model_id = x.model_id AND v.version = x.version JOIN millrace.model m ON m.id = v.model_id
+WHERE millrace_internal.may_watch(m.owner);
+COMMENT ON VIEW millrace.model_version_metric IS 'how well versions of models did when they were trained';
+COMMENT ON COLUMN millrace.model_version_metric.popularity IS 'the same of recommending what most users have';
+COMMENT ON COLUMN millrace.model_version_metric.pairs IS 'of users and items that were to be found';
+GRANT SELECT ON millrace.model_version_metric TO PUBLIC;
