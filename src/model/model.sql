@@ -11,6 +11,8 @@ CREATE TABLE millrace.model (
     owner regrole NOT NULL,
     query text NOT NULL,
     params json NOT NULL,
+    -- How many of the newest versions stay; NULL: all.
+    keep integer CHECK (keep >= 1),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE millrace.model IS 'models; see the view millrace.model_status';
@@ -37,6 +39,8 @@ CREATE TABLE millrace.model_version (
     input_hash text NOT NULL,
     first_time timestamptz,
     last_time timestamptz,
+    -- By stream and partition: what it was trained on has everything before.
+    source_positions json,
     PRIMARY KEY (model_id, version)
 );
 COMMENT ON TABLE millrace.model_version IS 'versions of models; see the view millrace.model_version_status';
@@ -60,7 +64,10 @@ CREATE TABLE millrace.model_promotion (
     is_rollback boolean NOT NULL,
     promoted_by regrole NOT NULL,
     promoted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    reason text
+    reason text,
+    -- The condition under which it was, and the metrics of both versions.
+    gate text,
+    judged json
 );
 CREATE INDEX ON millrace.model_promotion (model_id);
 COMMENT ON TABLE millrace.model_promotion IS 'what aliases of models named, from when on, who said so and why; see the view millrace.model_alias_history';
@@ -113,7 +120,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.knn_params(json) IS 'the parameters of item-item neighbours';
 
-CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json) RETURNS void
+CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json, keep integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -134,6 +141,9 @@ BEGIN
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, '{item_knn}');
     PERFORM millrace_internal.knn_params(params);
+    IF keep < 1 THEN
+        RAISE EXCEPTION 'keep must be at least 1, not %', keep USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     existing := millrace_internal.relation(name);
     IF existing IS NOT NULL THEN
         RAISE EXCEPTION 'relation % already exists', existing USING ERRCODE = 'duplicate_table';
@@ -182,14 +192,14 @@ BEGIN
         FROM %2$s_target AS t JOIN %2$s_item AS i ON i.version = t.version AND i.number = t.item
         CROSS JOIN LATERAL unnest(t.neighbours, t.scores) WITH ORDINALITY AS l (number, score, rank)
         JOIN %2$s_item AS n ON n.version = t.version AND n.number = l.number$view$, qualified, state));
-    INSERT INTO millrace.model (id, relation, kind, owner, query, params) VALUES (id, qualified::regclass, kind, caller, query, coalesce(params, '{}'));
+    INSERT INTO millrace.model (id, relation, kind, owner, query, params, keep) VALUES (id, qualified::regclass, kind, caller, query, coalesce(params, '{}'), keep);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json) IS 'the other half of millrace.create_model()';
+COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json, integer) IS 'the other half of millrace.create_model()';
 
-CREATE FUNCTION millrace.create_model(name text, kind text, query text, params json DEFAULT '{}') RETURNS void
+CREATE FUNCTION millrace.create_model(name text, kind text, query text, params json DEFAULT '{}', keep integer DEFAULT NULL) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_model(text, text, text, json) IS
+COMMENT ON FUNCTION millrace.create_model(text, text, text, json, integer) IS
     'declares a model that is trained on the rows of a query: item_knn, the most similar items of each item, from (user, item [, weight] [, time])';
 
 CREATE FUNCTION millrace_internal.drop_model(caller regrole, model regclass, cascade boolean) RETURNS void
@@ -226,58 +236,146 @@ LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_model_train';
 COMMENT ON FUNCTION millrace_internal.model_train(integer, integer, regrole, regclass, text[], integer[], double precision[], text, double precision, bigint, timestamptz, text, text, boolean, text[]) IS
     'reads the query of a model as its owner, finds the neighbours of each item, judges them and writes them as a version';
 
-CREATE FUNCTION millrace_internal.set_model_alias(caller regrole, model millrace.model, alias text, version integer, is_rollback boolean, reason text) RETURNS void
+-- What an alias names, locked until the transaction ends; NULL: nothing, and the first who gives it a version wins.
+CREATE FUNCTION millrace_internal.lock_model_alias(model millrace.model, alias text) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    -- Two that make the same alias wait for each other here: there is no row to be locked.
+    PERFORM pg_advisory_xact_lock(hashtextextended(format('millrace.model_alias.%s.%s', model.id, alias), 0));
+    RETURN (SELECT a.version FROM millrace.model_alias a WHERE a.model_id = model.id AND a.alias = alias FOR UPDATE);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.lock_model_alias(millrace.model, text) IS 'the version that an alias of a model names, locked';
+
+CREATE FUNCTION millrace_internal.set_model_alias(caller regrole, model millrace.model, alias text, before integer, version integer, is_rollback boolean, reason text, gate text, judged json) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    INSERT INTO millrace.model_alias AS a (model_id, alias, version) VALUES (model.id, alias, version)
+    ON CONFLICT ON CONSTRAINT model_alias_pkey DO UPDATE SET version = excluded.version;
+    INSERT INTO millrace.model_promotion (model_id, alias, from_version, to_version, is_rollback, promoted_by, reason, gate, judged)
+    VALUES (model.id, alias, before, version, is_rollback, caller, reason, gate, judged);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.set_model_alias(regrole, millrace.model, text, integer, integer, boolean, text, text, json) IS 'lets an alias of a model name another version, and notes it';
+
+-- How far the streams have been read of which the query of a model sees rows, through views and what is kept from staging tables.
+CREATE FUNCTION millrace_internal.model_positions(model_id integer) RETURNS json
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE seen (relation) AS (
+        SELECT format('millrace_def.model_%s', model_id)::regclass::oid
+        UNION
+        SELECT d.refobjid FROM seen s JOIN pg_rewrite r ON r.ev_class = s.relation
+        JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+        WHERE NOT EXISTS (SELECT FROM millrace.target t WHERE t.relation = s.relation)
+    ), staged (staging_id) AS (
+        SELECT g.id FROM millrace.staging g JOIN seen s ON s.relation IN (g.relation, g.log)
+        UNION
+        SELECT f.staging_id FROM millrace.target t JOIN seen s ON s.relation = t.relation JOIN millrace.target_source f ON f.target_id = t.id
+    )
+    SELECT json_object_agg(x.name, x.positions ORDER BY x.name)
+    FROM (SELECT m.name, json_object_agg(concat_ws(':', nullif(p.topic, ''), p.partition), p.position ORDER BY p.topic, p.partition) AS positions
+          FROM millrace.stream m JOIN millrace.stream_position p ON p.stream_id = m.id
+          WHERE m.id IN (SELECT g.stream_id FROM millrace.staging g JOIN staged d ON d.staging_id = g.id) GROUP BY m.name) AS x
+$$;
+COMMENT ON FUNCTION millrace_internal.model_positions(integer) IS 'how far the streams have been read of which the query of a model sees rows, by stream and partition';
+
+-- Drops what is stored of a version.
+CREATE FUNCTION millrace_internal.delete_version(model_id integer, version integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    before integer;
+    part text;
 BEGIN
-    SELECT a.version INTO before FROM millrace.model_alias a WHERE a.model_id = model.id AND a.alias = alias FOR UPDATE;
-    INSERT INTO millrace.model_alias AS a (model_id, alias, version) VALUES (model.id, alias, version)
-    ON CONFLICT ON CONSTRAINT model_alias_pkey DO UPDATE SET version = excluded.version;
-    INSERT INTO millrace.model_promotion (model_id, alias, from_version, to_version, is_rollback, promoted_by, reason)
-    VALUES (model.id, alias, before, version, is_rollback, caller, reason);
+    DELETE FROM millrace.model_version v WHERE v.model_id = model_id AND v.version = version;
+    FOREACH part IN ARRAY '{item,user,target,source}'::text[] LOOP
+        EXECUTE format('DELETE FROM millrace_state.model_%s_%s WHERE version = $1', model_id, part) USING version;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.set_model_alias(regrole, millrace.model, text, integer, boolean, text) IS 'lets an alias of a model name another version, and notes it';
+COMMENT ON FUNCTION millrace_internal.delete_version(integer, integer) IS 'drops what is stored of a version';
 
-CREATE FUNCTION millrace_internal.train(caller regrole, model regclass, split json, metrics text[], refit boolean) RETURNS integer
+-- Versions that are not among the newest ones to be kept, unless an alias names them or somebody is about to let it.
+CREATE FUNCTION millrace_internal.expire_versions(model millrace.model) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    expired integer;
+BEGIN
+    FOR expired IN SELECT v.version FROM millrace.model_version v
+                   WHERE v.model_id = model.id AND model.keep IS NOT NULL AND NOT EXISTS (SELECT FROM millrace.model_alias a WHERE a.model_id = v.model_id AND a.version = v.version)
+                   AND v.version <= (SELECT l.version FROM millrace.model_version l WHERE l.model_id = model.id ORDER BY l.version DESC OFFSET model.keep LIMIT 1)
+                   ORDER BY v.version FOR UPDATE SKIP LOCKED LOOP
+        PERFORM millrace_internal.delete_version(model.id, expired);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.expire_versions(millrace.model) IS 'drops versions beyond those that a model keeps';
+
+CREATE FUNCTION millrace_internal.train(caller regrole, model regclass, split json, metrics text[], refit boolean, like_version integer) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     trained millrace.model := millrace_internal.own_model(caller, model);
-    params record := millrace_internal.knn_params(trained.params);
-    part record := millrace_internal.check_split(caller, trained, split);
-    judged_by text[] := coalesce(metrics, CASE WHEN split IS NOT NULL THEN millrace_internal.default_metrics() END);
-    -- Taken for good: what is rolled back leaves its number unused.
-    version integer := nextval(format('millrace_state.model_%s_version', trained.id)::regclass);
+    pattern millrace.model_version;
+    params record;
+    part record;
+    -- Read before the query: what it sees has all of this.
+    positions json := millrace_internal.model_positions(trained.id);
+    version integer;
     started timestamptz := clock_timestamp();
     result record;
 BEGIN
+    params := millrace_internal.knn_params(trained.params);
+    IF like_version IS NOT NULL THEN
+        IF split IS NOT NULL OR metrics IS NOT NULL THEN
+            RAISE EXCEPTION 'like_version says how to split and to judge: split and metrics must be NULL' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        PERFORM millrace_internal.check_model_version(trained, like_version);
+        SELECT v.* INTO pattern FROM millrace.model_version v WHERE v.model_id = trained.id AND v.version = like_version;
+        params := millrace_internal.knn_params(pattern.params);
+        split := pattern.split;
+        metrics := pattern.metrics;
+        refit := pattern.refit;
+    END IF;
+    refit := coalesce(refit, true);
+    metrics := coalesce(metrics, CASE WHEN split IS NOT NULL THEN millrace_internal.default_metrics() END);
+    part := millrace_internal.check_split(caller, trained, split);
+    -- Taken for good: what is rolled back leaves its number unused.
+    version := nextval(format('millrace_state.model_%s_version', trained.id)::regclass);
     result := millrace_internal.model_train(trained.id, version, trained.owner, trained.relation, ARRAY[params.similarity], ARRAY[params.k], ARRAY[params.shrink],
-                                            part.kind, part.share, part.seed, part.since, part.train_query, part.test_query, coalesce(refit, true), judged_by);
+                                            part.kind, part.share, part.seed, part.since, part.train_query, part.test_query, refit, metrics);
     INSERT INTO millrace.model_version (model_id, version, params, split, refit, metrics, trained_by, trained_at, seconds, compute_seconds, write_seconds, rows, rows_skipped, pairs, users, items, neighbours,
-                                        input_hash, first_time, last_time)
-    VALUES (trained.id, version, json_build_object('similarity', params.similarity, 'k', params.k, 'shrink', params.shrink), split, coalesce(refit, true), judged_by, caller, started,
+                                        input_hash, first_time, last_time, source_positions)
+    VALUES (trained.id, version, json_build_object('similarity', params.similarity, 'k', params.k, 'shrink', params.shrink), split, refit, metrics, caller, started,
             extract(epoch FROM clock_timestamp() - started), result.compute_seconds, result.write_seconds, result.rows, result.skipped, result.pairs, result.users, result.items, result.neighbours,
-            result.input_hash, result.first_time, result.last_time);
+            result.input_hash, result.first_time, result.last_time, positions);
     INSERT INTO millrace.model_metric (model_id, version, metric, value, popularity, pairs)
     SELECT trained.id, version, m.metric, nullif(m.value, 'NaN'), nullif(m.popularity, 'NaN'), result.test_pairs
-    FROM unnest(judged_by, result.metric_values, result.popularity) AS m (metric, value, popularity);
+    FROM unnest(metrics, result.metric_values, result.popularity) AS m (metric, value, popularity);
+    IF result.input_hash <> pattern.input_hash THEN
+        RAISE WARNING 'what model % is trained on differs from what version % was', model, like_version;
+    END IF;
     INSERT INTO millrace.model_alias (model_id, alias, version) VALUES (trained.id, 'production', version) ON CONFLICT ON CONSTRAINT model_alias_pkey DO NOTHING;
     IF FOUND THEN
         INSERT INTO millrace.model_promotion (model_id, alias, to_version, is_rollback, promoted_by, reason)
         VALUES (trained.id, 'production', version, false, caller, 'the first version');
     END IF;
+    PERFORM millrace_internal.expire_versions(trained);
     RETURN version;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.train(regrole, regclass, json, text[], boolean) IS 'the other half of millrace.train()';
-CREATE FUNCTION millrace.train(model regclass, split json DEFAULT NULL, metrics text[] DEFAULT NULL, refit boolean DEFAULT true) RETURNS integer
+COMMENT ON FUNCTION millrace_internal.train(regrole, regclass, json, text[], boolean, integer) IS 'the other half of millrace.train()';
+CREATE FUNCTION millrace.train(model regclass, split json DEFAULT NULL, metrics text[] DEFAULT NULL, refit boolean DEFAULT true, like_version integer DEFAULT NULL) RETURNS integer
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.train(regclass, json, text[], boolean) IS
+COMMENT ON FUNCTION millrace.train(regclass, json, text[], boolean, integer) IS
     'trains a version of a model on what its query gives now, judged by a part of it if wanted, and returns its number; the first one is served, later ones when they are promoted';
 
 -- ---- versions ----------------------------------------------------------------------------------------------
@@ -296,24 +394,66 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_model_version(millrace.model, integer) IS 'raises an error unless a model has that version';
 
-CREATE FUNCTION millrace_internal.promote(caller regrole, model regclass, version integer, alias text, reason text) RETURNS void
+-- Does a version pass the gate against another?  Metrics that the gate speaks of are computed of both, by the same pairs.
+CREATE FUNCTION millrace_internal.passes_gate(caller regrole, model millrace.model, version integer, old_version integer, gate text, test text, OUT passes boolean, OUT judged json)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    names text[] := ARRAY(SELECT DISTINCT r[1] FROM regexp_matches(gate, '(?:new|old)\s*\.\s*"?([a-z_]+(?:@[0-9]+)?)', 'gi') AS r ORDER BY 1);
+    result record;
+BEGIN
+    result := millrace_internal.model_evaluate(model.id, ARRAY[version, old_version], model.owner, CASE WHEN test IS NOT NULL THEN millrace_internal.pairs_query(caller, model, 'test', test, '{user_id,item}') END, names);
+    SELECT json_object_agg(v.name, (SELECT json_object_agg(names[m], nullif(result.metric_values[(v.n - 1) * cardinality(names) + m], 'NaN')) FROM generate_subscripts(names, 1) AS m)) INTO judged
+    FROM unnest('{new,old}'::text[]) WITH ORDINALITY AS v (name, n);
+    -- As the owner, as all that is written for a model.
+    passes := millrace_internal.execute_as(model.owner, format('SELECT FROM %s WHERE (%s)',
+        (SELECT string_agg(format('(SELECT %s) AS %s', (SELECT string_agg(format('%L::double precision AS %I', judged -> v ->> names[m], names[m]), ', ') FROM generate_subscripts(names, 1) AS m), v), ', ')
+         FROM unnest('{new,old}'::text[]) AS v), gate)) > 0;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.passes_gate(regrole, millrace.model, integer, integer, text, text) IS 'whether a version passes a gate against another, and the metrics of both';
+
+CREATE FUNCTION millrace_internal.promote(caller regrole, model regclass, version integer, alias text, gate text, test text, reason text) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     promoted millrace.model := millrace_internal.own_model(caller, model);
+    before integer;
+    verdict record;
+    judged json;
 BEGIN
     IF alias IS NULL THEN
         RAISE EXCEPTION 'alias must not be NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    IF test IS NOT NULL AND gate IS NULL THEN
+        RAISE EXCEPTION 'a test needs a gate' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM millrace_internal.check_expression('gate', gate);
     PERFORM millrace_internal.check_model_version(promoted, version);
-    PERFORM millrace_internal.set_model_alias(caller, promoted, alias, version, false, reason);
+    before := millrace_internal.lock_model_alias(promoted, alias);
+    IF gate IS NOT NULL AND before IS NOT NULL THEN
+        IF version <= before THEN
+            RAISE NOTICE 'version % of model % is not promoted: alias "%" names version %, which is not older', version, model, alias, before;
+            RETURN false;
+        END IF;
+        verdict := millrace_internal.passes_gate(caller, promoted, version, before, gate, test);
+        judged := verdict.judged;
+        IF NOT verdict.passes THEN
+            RAISE NOTICE 'version % of model % is not promoted: it does not pass the gate', version, model USING DETAIL = format('The metrics of it and of version %s are %s.', before, judged);
+            RETURN false;
+        END IF;
+    END IF;
+    PERFORM millrace_internal.set_model_alias(caller, promoted, alias, before, version, false, reason, gate, judged);
+    RETURN true;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.promote(regrole, regclass, integer, text, text) IS 'the other half of millrace.promote()';
-CREATE FUNCTION millrace.promote(model regclass, version integer, alias text DEFAULT 'production', reason text DEFAULT NULL) RETURNS void
+COMMENT ON FUNCTION millrace_internal.promote(regrole, regclass, integer, text, text, text, text) IS 'the other half of millrace.promote()';
+CREATE FUNCTION millrace.promote(model regclass, version integer, alias text DEFAULT 'production', gate text DEFAULT NULL, test text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.promote(regclass, integer, text, text) IS 'lets an alias name a version of a model: production is what is served, from this transaction''s commit on';
+COMMENT ON FUNCTION millrace.promote(regclass, integer, text, text, text, text) IS
+    'lets an alias name a version of a model, if it passes a gate: production is what is served, from this transaction''s commit on; false: it did not pass';
 
 -- Back over what was rolled back already: to the version from which the present one was promoted.
 CREATE FUNCTION millrace_internal.rollback(caller regrole, model regclass, alias text, reason text) RETURNS integer
@@ -325,7 +465,7 @@ DECLARE
     current integer;
     back integer;
 BEGIN
-    SELECT a.version INTO current FROM millrace.model_alias a WHERE a.model_id = rolled.id AND a.alias = alias FOR UPDATE;
+    current := millrace_internal.lock_model_alias(rolled, alias);
     SELECT p.from_version INTO back FROM millrace.model_promotion p
     WHERE p.model_id = rolled.id AND p.alias = alias AND p.to_version = current AND NOT p.is_rollback AND p.from_version IS DISTINCT FROM p.to_version
     ORDER BY p.id DESC LIMIT 1;
@@ -333,7 +473,7 @@ BEGIN
         RAISE EXCEPTION 'alias "%" of model % has no earlier version', coalesce(alias, 'NULL'), model USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     PERFORM millrace_internal.check_model_version(rolled, back);
-    PERFORM millrace_internal.set_model_alias(caller, rolled, alias, back, true, reason);
+    PERFORM millrace_internal.set_model_alias(caller, rolled, alias, current, back, true, reason, NULL, NULL);
     RETURN back;
 END
 $$;
@@ -349,17 +489,13 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     of millrace.model := millrace_internal.own_model(caller, model);
     used_by text;
-    part text;
 BEGIN
     PERFORM millrace_internal.check_model_version(of, version);
     SELECT a.alias INTO used_by FROM millrace.model_alias a WHERE a.model_id = of.id AND a.version = version ORDER BY 1 LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'alias "%" names version % of model %', used_by, version, model USING ERRCODE = 'object_in_use', HINT = 'Promote another version first.';
     END IF;
-    DELETE FROM millrace.model_version v WHERE v.model_id = of.id AND v.version = version;
-    FOREACH part IN ARRAY '{item,user,target,source}'::text[] LOOP
-        EXECUTE format('DELETE FROM millrace_state.model_%s_%s WHERE version = $1', of.id, part) USING version;
-    END LOOP;
+    PERFORM millrace_internal.delete_version(of.id, version);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.drop_version(regrole, regclass, integer) IS 'the other half of millrace.drop_version()';
@@ -394,11 +530,11 @@ CREATE FUNCTION millrace.revoke_profiles(model regclass, role regrole) RETURNS v
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.revoke_profiles(regclass, regrole) IS 'takes back what grant_profiles() gave';
 
-REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean),
-    millrace.promote(regclass, integer, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
+REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer),
+    millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean),
-    millrace.promote(regclass, integer, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
+GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer),
+    millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) TO millrace_admin;
 
 -- ---- serving -----------------------------------------------------------------------------------------------
@@ -423,18 +559,19 @@ COMMENT ON FUNCTION millrace.recommend(regclass, text[], integer, boolean, boole
 CREATE VIEW millrace.model_status WITH (security_barrier) AS
 SELECT m.relation::text AS model, m.kind, v.version, v.trained_at, extract(epoch FROM clock_timestamp() - v.trained_at)::double precision AS age_seconds,
        (SELECT max(l.version) FROM millrace.model_version l WHERE l.model_id = m.id) AS newest_version,
-       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions, m.owner::text AS owner
+       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions, v.source_positions::text AS source_positions, m.keep, m.owner::text AS owner
 FROM millrace.model m
 LEFT JOIN millrace.model_alias a ON a.model_id = m.id AND a.alias = 'production'
 LEFT JOIN millrace.model_version v ON v.model_id = m.id AND v.version = a.version
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_status IS 'models, and the version of each that is served';
+COMMENT ON COLUMN millrace.model_status.source_positions IS 'by stream and partition, the next message when the version was trained: it has all before; NULL: the query reads no stream''s tables';
 COMMENT ON COLUMN millrace.model_status.version IS 'the version that is served: that of alias production; NULL: none has been trained';
 
 CREATE VIEW millrace.model_version_status WITH (security_barrier) AS
 SELECT m.relation::text AS model, v.version, (SELECT string_agg(a.alias, ', ' ORDER BY a.alias) FROM millrace.model_alias a WHERE a.model_id = m.id AND a.version = v.version) AS aliases,
        v.params::text AS params, v.split::text AS split, v.refit, array_to_string(v.metrics, ', ') AS metrics, v.first_time, v.last_time,
-       1 - v.pairs::double precision / nullif(v.users::double precision * v.items, 0) AS sparsity, v.rows, v.rows_skipped, v.pairs, v.users, v.items, v.neighbours, v.input_hash, v.trained_at, v.seconds, v.compute_seconds, v.write_seconds, v.trained_by::text AS trained_by
+       1 - v.pairs::double precision / nullif(v.users::double precision * v.items, 0) AS sparsity, v.rows, v.rows_skipped, v.pairs, v.users, v.items, v.neighbours, v.input_hash, v.source_positions::text AS source_positions, v.trained_at, v.seconds, v.compute_seconds, v.write_seconds, v.trained_by::text AS trained_by
 FROM millrace.model_version v JOIN millrace.model m ON m.id = v.model_id
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_version_status IS 'versions of models: what they were trained on, and what names them';
@@ -448,10 +585,20 @@ COMMENT ON COLUMN millrace.model_version_status.write_seconds IS 'of seconds: fr
 COMMENT ON COLUMN millrace.model_version_status.input_hash IS 'the same when, and but for chance only when, the query gave the same';
 
 CREATE VIEW millrace.model_alias_history WITH (security_barrier) AS
-SELECT m.relation::text AS model, p.alias, p.from_version, p.to_version, p.is_rollback, p.promoted_at, p.promoted_by::text AS promoted_by, p.reason
+SELECT m.relation::text AS model, p.alias, p.from_version, p.to_version, p.is_rollback, p.promoted_at, p.promoted_by::text AS promoted_by, p.reason, p.gate, p.judged::text AS judged
 FROM millrace.model_promotion p JOIN millrace.model m ON m.id = p.model_id
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_alias_history IS 'what aliases of models named, from when on, who said so and why';
+
+COMMENT ON COLUMN millrace.model_alias_history.judged IS 'the metrics by which the gate was passed';
+
+CREATE FUNCTION millrace.model_at(model regclass, alias text DEFAULT 'production', at timestamptz DEFAULT now()) RETURNS integer
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT h.to_version FROM millrace.model_alias_history h
+    WHERE h.model = model_at.model::text AND h.alias = model_at.alias AND h.promoted_at <= model_at.at ORDER BY h.promoted_at DESC LIMIT 1
+$$;
+COMMENT ON FUNCTION millrace.model_at(regclass, text, timestamptz) IS 'the version of a model that an alias named at a time; NULL: none';
 
 CREATE FUNCTION millrace_internal.training_progress(OUT pid integer, OUT model oid, OUT phase text, OUT done bigint, OUT total bigint) RETURNS SETOF record
 LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'millrace_training_progress';
