@@ -16,7 +16,7 @@ SELECT millrace.train('ml.also', split => '{"by": "time", "since": "2024-01-20"}
 SELECT millrace.train('ml.also', split => '{"by": "leave_one_out"}', metrics => '{hit_rate@2, ndcg@2, ndcg_untruncated@2}');
 SELECT millrace.train('ml.also', split => '{"by": "tables", "test": "SELECT u, i FROM ml.bought WHERE i = ''b''"}', metrics => '{precision@1, item_coverage}');
 SELECT version, metric, round(value::numeric, 6) AS value, round(popularity::numeric, 6) AS popularity, pairs FROM millrace.model_version_metric WHERE model = 'ml.also' ORDER BY version, metric COLLATE "C";
-SELECT version, split, refit, metrics, pairs, first_time AT TIME ZONE 'UTC' AS first_time, last_time AT TIME ZONE 'UTC' AS last_time FROM millrace.model_version_status ORDER BY version;
+SELECT version, split::json ->> 'by' AS split, refit, metrics, pairs, first_time AT TIME ZONE 'UTC' AS first_time, last_time AT TIME ZONE 'UTC' AS last_time FROM millrace.model_version_status ORDER BY version;
 
 -- Other pairs; those that were trained on do not count.
 CREATE VIEW ml.wanted AS SELECT u, 'f' AS i FROM ml.bought UNION SELECT 'nobody', 'a' UNION SELECT 'u1', 'nothing' UNION SELECT NULL, 'a';

@@ -64,7 +64,39 @@ SELECT messages FROM millrace.run_stream('orders');
 SELECT millrace.train('ml.streamed');
 SELECT s.source_positions::json -> 'orders' ->> '0' = p.position::text AS as_of_now FROM millrace.model_status s, millrace.stream_position p WHERE s.model = 'ml.streamed';
 
+-- A search: each trial is a row, the best is trained on all rows.
+CREATE TABLE ml.searched (u integer, i integer);
+INSERT INTO ml.searched SELECT u, i FROM generate_series(1, 150) u, generate_series(1, 30) i WHERE (u * 7 + i * 11) % 13 < 3 OR u % 5 = i % 5;
+SELECT millrace.create_model('ml.tuned', 'item_knn', 'SELECT u, i FROM ml.searched', '{"shrink": 1.5}');
+SELECT millrace.train('ml.tuned', split => '{"by": "customer_rows"}', metrics => '{ndcg@5, mrr}', search => '{"k": [1, 2, 5, 20], "similarity": ["cosine", "jaccard", "bm25"]}', trials => 9, seed => 3);
+SELECT count(*), count(DISTINCT params) > 3 AS differ, bool_and(params::json ->> 'shrink' = '1.5') AS rest_kept, bool_and(metric = 'ndcg@5' AND value BETWEEN 0 AND 1) AS judged FROM millrace.model_version_trial;
+SELECT (SELECT max(value) FROM millrace.model_version_trial) = (SELECT value FROM millrace.model_version_metric WHERE model = 'ml.tuned' AND metric = 'ndcg@5') AS best_is_noted,
+       (SELECT bool_or(t.params = v.params AND t.chosen AND t.value = (SELECT max(value) FROM millrace.model_version_trial)) FROM millrace.model_version_trial t, millrace.model_version_status v WHERE v.model = 'ml.tuned') AS best_is_trained;
+-- The same seed draws the same; numbers are drawn from ranges, too.
+SELECT millrace.train('ml.tuned', split => '{"by": "customer_rows"}', metrics => '{ndcg@5, mrr}', search => '{"k": [1, 2, 5, 20], "similarity": ["cosine", "jaccard", "bm25"]}', trials => 9, seed => 3);
+SELECT count(DISTINCT (trial, params, value)) FROM millrace.model_version_trial WHERE version <= 2;
+SELECT millrace.train('ml.tuned', split => '{"by": "leave_one_out"}', search => '{"k": {"log": [2, 50]}, "shrink": {"uniform": [0.5, 3]}}');
+SELECT count(*), bool_and((params::json ->> 'k')::integer BETWEEN 2 AND 50) AS whole, bool_and((params::json ->> 'shrink')::float BETWEEN 0.5 AND 3) AS within FROM millrace.model_version_trial WHERE version = 3;
+SELECT millrace.train('ml.tuned', like_version => 1);
+SELECT count(DISTINCT params), count(DISTINCT input_hash) FROM millrace.model_version_status WHERE model = 'ml.tuned' AND version IN (1, 4);
+
+-- In the background: test/t/011_trainer.pl has what happens then.
+SELECT millrace.train('ml.tuned', async => true);
+SELECT model, version, state, error FROM millrace.training;
+
 -- What is refused.
+SELECT millrace.train('ml.tuned', search => '{"k": [1, 2]}');
+SELECT millrace.train('ml.tuned', trials => 5);
+SELECT millrace.train('ml.tuned', search => '{"k": [1]}', trials => 0);
+SELECT millrace.train('ml.tuned', search => '{"K": [1]}');
+SELECT millrace.train('ml.tuned', search => '{"k": [0]}');
+SELECT millrace.train('ml.tuned', search => '{"k": 5}');
+SELECT millrace.train('ml.tuned', search => '{"k": []}');
+SELECT millrace.train('ml.tuned', search => '{"k": {"log": [0, 5]}}');
+SELECT millrace.train('ml.tuned', search => '{"k": {"log": [5, 1]}}');
+SELECT millrace.train('ml.tuned', search => '{"k": {"normal": [5, 1]}}');
+SELECT millrace.train('ml.tuned', like_version => 1, search => '{"k": [1]}');
+SELECT millrace.train('ml.tuned', split => '{"by": "customer"}', async => true);
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', keep => 0);
 SELECT millrace.train('ml.also', like_version => 99);
 SELECT millrace.train('ml.also', like_version => 1, metrics => '{mrr}');
@@ -75,7 +107,8 @@ SELECT millrace.promote('ml.also', 10, test => 'SELECT u, i FROM ml.bought');
 SELECT millrace.promote('ml.streamed', millrace.train('ml.streamed'), gate => 'new.mrr > old.mrr');
 SELECT millrace.promote('ml.also', 10, alias => NULL);
 
-SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.streamed');
+SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.streamed'), millrace.drop_model('ml.tuned');
+SELECT count(*) FROM millrace.training;
 SET client_min_messages = warning;
 DROP VIEW ml.seen;
 SELECT millrace.drop_table('ml.orders', cascade => true), millrace.drop_stream('orders');

@@ -75,6 +75,57 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_split(regrole, millrace.model, json) IS 'what a split says, with its defaults, checked';
 
+-- So that it means the same whoever reads it later.
+CREATE FUNCTION millrace_internal.qualified_split(caller regrole, split json) RETURNS json
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN split ->> 'by' = 'tables'
+                THEN (SELECT json_object_agg(e.key, CASE WHEN e.key = 'by' THEN e.value ELSE to_json(millrace_internal.qualified_query(caller, e.value #>> '{}')) END) FROM json_each(split) AS e)
+                ELSE split END
+$$;
+COMMENT ON FUNCTION millrace_internal.qualified_split(regrole, json) IS 'a split with every name of its queries qualified';
+
+-- Parameters of a trial: those of `base`, but for what is searched, each by a hash of its name and the trial's number.
+CREATE FUNCTION millrace_internal.draw_params(base json, search json, trial integer, seed bigint) RETURNS json
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    drawn jsonb := '{}';
+    range record;
+    share double precision;
+    scale text;
+    low double precision;
+    high double precision;
+    chosen jsonb;
+BEGIN
+    IF search IS NULL THEN
+        RETURN base;
+    END IF;
+    PERFORM millrace_internal.check_members('search', search, NULL);
+    FOR range IN SELECT e.key AS name, e.value::jsonb AS value FROM json_each(search) AS e LOOP
+        -- From 0 on, less than 1, with the 53 bits that a double has.
+        share := (hashtextextended(format('%s %s', range.name, trial), seed) & 9007199254740991) / 9007199254740992.0;
+        IF jsonb_typeof(range.value) = 'array' AND jsonb_array_length(range.value) > 0 THEN
+            chosen := range.value -> floor(share * jsonb_array_length(range.value))::integer;
+        ELSE
+            PERFORM millrace_internal.check_members(format('search of %s', range.name), range.value::json, '{uniform,log}');
+            SELECT e.key, (e.value ->> 0)::double precision, (e.value ->> 1)::double precision INTO scale, low, high FROM jsonb_each(range.value) AS e;
+            IF (low <= high AND (scale = 'uniform' OR low > 0)) IS NOT TRUE THEN
+                RAISE EXCEPTION 'search of % must be a list of values, or an object such as {"uniform": [1, 2]} or {"log": [0.1, 10]}', range.name USING ERRCODE = 'invalid_parameter_value';
+            END IF;
+            chosen := to_jsonb(CASE scale WHEN 'log' THEN low * (high / low) ^ share ELSE low + (high - low) * share END);
+            IF (range.value -> scale)::text !~ '[.eE]' THEN
+                chosen := to_jsonb(round(chosen::numeric));
+            END IF;
+        END IF;
+        drawn := drawn || jsonb_build_object(range.name, chosen);
+    END LOOP;
+    RETURN (coalesce(base, '{}')::jsonb || drawn)::json;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.draw_params(json, json, integer, bigint) IS 'the parameters of a trial of a search';
+
 CREATE FUNCTION millrace_internal.model_evaluate(model_id integer, versions integer[], owner regrole, test_query text, metrics text[],
     OUT metric_values double precision[], OUT popularity double precision[], OUT pairs bigint, OUT skipped bigint)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_model_evaluate';
@@ -111,3 +162,55 @@ COMMENT ON VIEW millrace.model_version_metric IS 'how well versions of models di
 COMMENT ON COLUMN millrace.model_version_metric.popularity IS 'the same of recommending what most users have';
 COMMENT ON COLUMN millrace.model_version_metric.pairs IS 'of users and items that were to be found';
 GRANT SELECT ON millrace.model_version_metric TO PUBLIC;
+
+CREATE VIEW millrace.model_version_trial WITH (security_barrier) AS
+SELECT m.relation::text AS model, t.version, t.trial, t.params::text AS params, v.metrics[1] AS metric, (t.metrics ->> v.metrics[1])::double precision AS value, t.metrics::text AS metrics,
+       t.params::jsonb = v.params::jsonb AS chosen, t.seconds
+FROM millrace.model_trial t JOIN millrace.model_version v ON v.model_id = t.model_id AND v.version = t.version JOIN millrace.model m ON m.id = v.model_id
+WHERE millrace_internal.may_watch(m.owner);
+COMMENT ON VIEW millrace.model_version_trial IS 'parameters that were tried for versions of models';
+COMMENT ON COLUMN millrace.model_version_trial.value IS 'of the first metric, which decides';
+
+-- ---- in the background -------------------------------------------------------------------------------------
+
+-- Trainings that were running when their process ended without a word, and the next that waits: its id, or NULL.
+CREATE FUNCTION millrace_internal.claim_training() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    claimed bigint;
+BEGIN
+    -- One process trains at a time, and it is this one.
+    UPDATE millrace.model_training t SET state = 'failed', ended_at = clock_timestamp(), sqlstate = '57P02', error = format('process %s ended before the training did', t.pid), pid = NULL
+    WHERE t.state = 'running';
+    UPDATE millrace.model_training t SET state = 'running', started_at = clock_timestamp(), pid = pg_backend_pid()
+    WHERE t.id = (SELECT w.id FROM millrace.model_training w WHERE w.state = 'waiting' ORDER BY w.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING t.id INTO claimed;
+    RETURN claimed;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.claim_training() IS 'the next training that is done in the background';
+
+CREATE FUNCTION millrace_internal.run_training(id bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    asked millrace.model_training;
+BEGIN
+    SELECT t.* INTO asked FROM millrace.model_training t WHERE t.id = id;
+    IF FOUND THEN
+        PERFORM millrace_internal.train_version(millrace_internal.own_model(asked.requested_by, m.relation), asked) FROM millrace.model m WHERE m.id = asked.model_id;
+        UPDATE millrace.model_training t SET state = 'done', ended_at = clock_timestamp(), pid = NULL WHERE t.id = id;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.run_training(bigint) IS 'trains what was asked for';
+
+CREATE VIEW millrace.training WITH (security_barrier) AS
+SELECT m.relation::text AS model, t.version, t.state, t.requested_at, t.requested_by::text AS requested_by, t.started_at, t.ended_at, t.pid, t.error, t.sqlstate
+FROM millrace.model_training t JOIN millrace.model m ON m.id = t.model_id
+WHERE millrace_internal.may_watch(m.owner);
+COMMENT ON VIEW millrace.training IS 'trainings in the background: those that wait, the one that runs, how others ended';
+COMMENT ON COLUMN millrace.training.version IS 'the number that its version has when it is done';
+GRANT SELECT ON millrace.model_version_trial, millrace.training TO PUBLIC;
