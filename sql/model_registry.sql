@@ -79,14 +79,24 @@ SELECT millrace.train('ml.tuned', split => '{"by": "leave_one_out"}', search => 
 SELECT count(*), bool_and((params::json ->> 'k')::integer BETWEEN 2 AND 50) AS whole, bool_and((params::json ->> 'shrink')::float BETWEEN 0.5 AND 3) AS within FROM millrace.model_version_trial WHERE version = 3;
 SELECT millrace.train('ml.tuned', like_version => 1);
 SELECT count(DISTINCT params), count(DISTINCT input_hash) FROM millrace.model_version_status WHERE model = 'ml.tuned' AND version IN (1, 4);
+-- Halving: of 9, 5, 3, 2, 1 are left; the last one is judged by all.
+INSERT INTO ml.searched SELECT u, i FROM generate_series(151, 1600) u, generate_series(1, 30) i WHERE (u * 7 + i * 11) % 13 < 3 OR u % 5 = i % 5;
+SELECT millrace.train('ml.tuned', split => '{"by": "customer_rows"}', metrics => '{ndcg@5}', search => '{"k": [1, 2, 5, 20], "similarity": ["cosine", "jaccard", "bm25"]}', trials => 9, halving => true);
+SELECT rung, count(*), count(*) FILTER (WHERE chosen AND value = (SELECT x.value FROM millrace.model_version_metric x WHERE x.model = 'ml.tuned' AND x.version = 5)) > 0 AS chosen FROM millrace.model_version_trial WHERE version = 5 GROUP BY 1 ORDER BY 1;
+SELECT pairs FROM millrace.model_version_metric WHERE model = 'ml.tuned' AND version = 5;
+SELECT count(*) FROM (SELECT u, count(*) AS n FROM ml.searched GROUP BY u) s, generate_series(1, round(0.2 * n)::integer);
+SELECT millrace.train('ml.tuned', split => '{"by": "customers"}', metrics => '{ndcg@5}', search => '{"k": [1, 2]}', trials => 1, halving => true);
 
 -- In the background: test/t/011_trainer.pl has what happens then.
+BEGIN;
 SELECT millrace.train('ml.tuned', async => true);
 SELECT model, version, state, error FROM millrace.training;
+ROLLBACK;
 
 -- What is refused.
 SELECT millrace.train('ml.tuned', search => '{"k": [1, 2]}');
 SELECT millrace.train('ml.tuned', trials => 5);
+SELECT millrace.train('ml.tuned', halving => true);
 SELECT millrace.train('ml.tuned', search => '{"k": [1]}', trials => 0);
 SELECT millrace.train('ml.tuned', search => '{"K": [1]}');
 SELECT millrace.train('ml.tuned', search => '{"k": [0]}');

@@ -79,11 +79,11 @@ COMMENT ON FUNCTION millrace_internal.check_split(regrole, millrace.model, json)
 CREATE FUNCTION millrace_internal.qualified_split(caller regrole, split json) RETURNS json
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN split ->> 'by' = 'tables'
-                THEN (SELECT json_object_agg(e.key, CASE WHEN e.key = 'by' THEN e.value ELSE to_json(millrace_internal.qualified_query(caller, e.value #>> '{}')) END) FROM json_each(split) AS e)
-                ELSE split END
+    SELECT json_object_agg(e.key, CASE WHEN split ->> 'by' = 'tables' AND e.key <> 'by' THEN to_json(millrace_internal.qualified_query(caller, e.value #>> '{}'))
+                                       WHEN e.key = 'since' THEN to_json((e.value #>> '{}')::timestamptz) ELSE e.value END)
+    FROM json_each(split) AS e
 $$;
-COMMENT ON FUNCTION millrace_internal.qualified_split(regrole, json) IS 'a split with every name of its queries qualified';
+COMMENT ON FUNCTION millrace_internal.qualified_split(regrole, json) IS 'a split with every name of its queries qualified, and its time with a zone';
 
 -- Parameters of a trial: those of `base`, but for what is searched, each by a hash of its name and the trial's number.
 CREATE FUNCTION millrace_internal.draw_params(base json, search json, trial integer, seed bigint) RETURNS json
@@ -165,10 +165,11 @@ GRANT SELECT ON millrace.model_version_metric TO PUBLIC;
 
 CREATE VIEW millrace.model_version_trial WITH (security_barrier) AS
 SELECT m.relation::text AS model, t.version, t.trial, t.params::text AS params, v.metrics[1] AS metric, (t.metrics ->> v.metrics[1])::double precision AS value, t.metrics::text AS metrics,
-       t.params::jsonb = v.params::jsonb AS chosen, t.seconds
+       t.params::jsonb = v.params::jsonb AS chosen, t.rung, t.seconds
 FROM millrace.model_trial t JOIN millrace.model_version v ON v.model_id = t.model_id AND v.version = t.version JOIN millrace.model m ON m.id = v.model_id
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_version_trial IS 'parameters that were tried for versions of models';
+COMMENT ON COLUMN millrace.model_version_trial.rung IS 'how far it came with halving; metrics are those of that rung';
 COMMENT ON COLUMN millrace.model_version_trial.value IS 'of the first metric, which decides';
 
 -- ---- in the background -------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ CREATE TABLE millrace.model_training (
     search json,
     trials integer,
     seed bigint NOT NULL,
+    halving boolean NOT NULL,
     requested_by regrole NOT NULL,
     requested_at timestamptz NOT NULL,
     state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'running', 'done', 'failed')),
@@ -75,6 +76,7 @@ CREATE TABLE millrace.model_trial (
     version integer NOT NULL,
     trial integer NOT NULL,
     params json NOT NULL,
+    rung integer NOT NULL,
     metrics json NOT NULL,
     seconds double precision NOT NULL,
     PRIMARY KEY (model_id, version, trial),
@@ -247,10 +249,14 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    dropped millrace.model := millrace_internal.own_model(caller, model);
-    state text := format('millrace_state.model_%s', dropped.id);
+    dropped millrace.model;
+    state text;
     name text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = model);
 BEGIN
+    -- First of all, so that trainings and promotions that go on end before anything is taken from them.
+    PERFORM FROM millrace.model m WHERE m.relation = model FOR UPDATE;
+    dropped := millrace_internal.own_model(caller, model);
+    state := format('millrace_state.model_%s', dropped.id);
     DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
     DELETE FROM millrace.model m WHERE m.id = dropped.id;
     EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
@@ -268,12 +274,12 @@ COMMENT ON FUNCTION millrace.drop_model(regclass, boolean) IS 'drops a model wit
 
 -- Parameters by trial; of a split what check_split() gives.  The values of metrics are by trial and metric.
 CREATE FUNCTION millrace_internal.model_train(model_id integer, version integer, owner regrole, relation regclass, similarity text[], k integer[], shrink double precision[],
-    split text, share double precision, seed bigint, since timestamptz, train_query text, test_query text, refit boolean, metrics text[],
+    split text, share double precision, seed bigint, since timestamptz, train_query text, test_query text, refit boolean, metrics text[], halving boolean,
     OUT rows bigint, OUT skipped bigint, OUT pairs bigint, OUT users integer, OUT items integer, OUT neighbours bigint, OUT input_hash text, OUT first_time timestamptz, OUT last_time timestamptz,
-    OUT compute_seconds double precision, OUT write_seconds double precision, OUT best integer, OUT test_pairs bigint, OUT metric_values double precision[], OUT popularity double precision[],
-    OUT trial_seconds double precision[])
+    OUT compute_seconds double precision, OUT write_seconds double precision, OUT best integer, OUT test_pairs bigint, OUT metric_values double precision[], OUT trial_rungs integer[],
+    OUT trial_seconds double precision[], OUT popularity double precision[])
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_model_train';
-COMMENT ON FUNCTION millrace_internal.model_train(integer, integer, regrole, regclass, text[], integer[], double precision[], text, double precision, bigint, timestamptz, text, text, boolean, text[]) IS
+COMMENT ON FUNCTION millrace_internal.model_train(integer, integer, regrole, regclass, text[], integer[], double precision[], text, double precision, bigint, timestamptz, text, text, boolean, text[], boolean) IS
     'reads the query of a model as its owner, finds the neighbours of each item, judges them and writes them as a version';
 
 -- What an alias names, locked until the transaction ends; NULL: nothing, and the first who gives it a version wins.
@@ -384,6 +390,10 @@ BEGIN
         asked.metrics := pattern.metrics;
         asked.refit := pattern.refit;
     END IF;
+    -- Those that add to the evaluation set wait for each other; each then sees what the one before has added.
+    IF asked.split IS NOT NULL AND NOT asked.refit THEN
+        PERFORM FROM millrace.model m WHERE m.id = model.id FOR NO KEY UPDATE;
+    END IF;
     asked.metrics := coalesce(asked.metrics, CASE WHEN asked.split IS NOT NULL OR asked.search IS NOT NULL THEN millrace_internal.default_metrics() END);
     split := millrace_internal.check_split(asked.requested_by, model, asked.split);
     drawn := ARRAY(SELECT millrace_internal.draw_params(base, asked.search, t, asked.seed) FROM generate_series(1, coalesce(asked.trials, 1)) AS t ORDER BY t);
@@ -391,7 +401,7 @@ BEGIN
     FROM unnest(drawn) WITH ORDINALITY AS d (params, n) CROSS JOIN LATERAL millrace_internal.knn_params(d.params) AS p;
 
     result := millrace_internal.model_train(model.id, asked.version, model.owner, model.relation, similarity, k, shrink,
-                                            split.kind, split.share, split.seed, split.since, split.train_query, split.test_query, asked.refit, asked.metrics);
+                                            split.kind, split.share, split.seed, split.since, split.train_query, split.test_query, asked.refit, asked.metrics, asked.halving);
     INSERT INTO millrace.model_version (model_id, version, params, split, refit, metrics, trained_by, trained_at, seconds, compute_seconds, write_seconds, rows, rows_skipped, pairs, users, items, neighbours,
                                         input_hash, first_time, last_time, source_positions)
     VALUES (model.id, asked.version, json_build_object('similarity', similarity[result.best], 'k', k[result.best], 'shrink', shrink[result.best]), asked.split, asked.refit, asked.metrics, asked.requested_by,
@@ -401,8 +411,8 @@ BEGIN
     SELECT model.id, asked.version, m.metric, nullif(result.metric_values[(result.best - 1) * cardinality(asked.metrics) + m.n], 'NaN'), nullif(m.popularity, 'NaN'), result.test_pairs
     FROM unnest(asked.metrics, result.popularity) WITH ORDINALITY AS m (metric, popularity, n);
     IF asked.search IS NOT NULL THEN
-        INSERT INTO millrace.model_trial (model_id, version, trial, params, metrics, seconds)
-        SELECT model.id, asked.version, t, json_build_object('similarity', similarity[t], 'k', k[t], 'shrink', shrink[t]),
+        INSERT INTO millrace.model_trial (model_id, version, trial, params, rung, metrics, seconds)
+        SELECT model.id, asked.version, t, json_build_object('similarity', similarity[t], 'k', k[t], 'shrink', shrink[t]), result.trial_rungs[t],
                (SELECT json_object_agg(m.metric, nullif(result.metric_values[(t - 1) * cardinality(asked.metrics) + m.n], 'NaN') ORDER BY m.n) FROM unnest(asked.metrics) WITH ORDINALITY AS m (metric, n)),
                result.trial_seconds[t]
         FROM generate_series(1, asked.trials) AS t;
@@ -420,7 +430,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.train_version(millrace.model, millrace.model_training) IS 'trains a version';
 
-CREATE FUNCTION millrace_internal.train(caller regrole, model regclass, split json, metrics text[], refit boolean, like_version integer, search json, trials integer, seed bigint, async boolean) RETURNS integer
+CREATE FUNCTION millrace_internal.train(caller regrole, model regclass, split json, metrics text[], refit boolean, like_version integer, search json, trials integer, seed bigint, halving boolean, async boolean) RETURNS integer
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -432,8 +442,8 @@ BEGIN
     IF like_version IS NOT NULL AND (split IS NOT NULL OR metrics IS NOT NULL OR search IS NOT NULL) THEN
         RAISE EXCEPTION 'like_version says how to split and to judge: split, metrics and search must be NULL' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF search IS NULL AND trials IS NOT NULL THEN
-        RAISE EXCEPTION 'trials need a search' USING ERRCODE = 'invalid_parameter_value';
+    IF search IS NULL AND (trials IS NOT NULL OR halving) THEN
+        RAISE EXCEPTION 'trials and halving need a search' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF trials NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'trials must be a number from 1 to 10000, not %', trials USING ERRCODE = 'invalid_parameter_value';
@@ -450,14 +460,15 @@ BEGIN
     asked.search := search;
     asked.trials := CASE WHEN search IS NOT NULL THEN coalesce(trials, 20) END;
     asked.seed := coalesce(seed, 0);
+    asked.halving := coalesce(halving, false);
     -- Taken for good: what is rolled back leaves its number unused.
     asked.version := nextval(format('millrace_state.model_%s_version', trained.id)::regclass);
     IF NOT coalesce(async, false) THEN
         PERFORM millrace_internal.train_version(trained, asked);
         RETURN asked.version;
     END IF;
-    INSERT INTO millrace.model_training (model_id, version, split, metrics, refit, like_version, search, trials, seed, requested_by, requested_at)
-    VALUES (asked.model_id, asked.version, asked.split, asked.metrics, asked.refit, asked.like_version, asked.search, asked.trials, asked.seed, asked.requested_by, asked.requested_at);
+    INSERT INTO millrace.model_training (model_id, version, split, metrics, refit, like_version, search, trials, seed, halving, requested_by, requested_at)
+    VALUES (asked.model_id, asked.version, asked.split, asked.metrics, asked.refit, asked.like_version, asked.search, asked.trials, asked.seed, asked.halving, asked.requested_by, asked.requested_at);
     PERFORM millrace_internal.wake(0);
     SELECT * INTO problem FROM millrace_internal.background_problem() p WHERE p.message IS NOT NULL;
     IF FOUND THEN
@@ -466,11 +477,11 @@ BEGIN
     RETURN asked.version;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.train(regrole, regclass, json, text[], boolean, integer, json, integer, bigint, boolean) IS 'the other half of millrace.train()';
+COMMENT ON FUNCTION millrace_internal.train(regrole, regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean) IS 'the other half of millrace.train()';
 CREATE FUNCTION millrace.train(model regclass, split json DEFAULT NULL, metrics text[] DEFAULT NULL, refit boolean DEFAULT true, like_version integer DEFAULT NULL, search json DEFAULT NULL,
-    trials integer DEFAULT NULL, seed bigint DEFAULT 0, async boolean DEFAULT false) RETURNS integer
+    trials integer DEFAULT NULL, seed bigint DEFAULT 0, halving boolean DEFAULT false, async boolean DEFAULT false) RETURNS integer
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean) IS
+COMMENT ON FUNCTION millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean) IS
     'trains a version of a model on what its query gives now, judged by a part of it if wanted, and returns its number, at once when it is trained in the background; the first one is served, later ones when they are promoted';
 
 -- ---- versions ----------------------------------------------------------------------------------------------
@@ -625,10 +636,10 @@ CREATE FUNCTION millrace.revoke_profiles(model regclass, role regrole) RETURNS v
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.revoke_profiles(regclass, regrole) IS 'takes back what grant_profiles() gave';
 
-REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean),
+REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) TO millrace_admin;
 

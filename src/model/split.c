@@ -96,6 +96,52 @@ id_texts(const MrIds *ids)
 	return texts;
 }
 
+/* All users with their hashes. */
+static Drawn *
+draw_users(const MrInput *input, int64 seed)
+{
+	Drawn *people = MemoryContextAllocHuge(CurrentMemoryContext,
+										   Max((Size) input->nusers, 1) * sizeof(Drawn));
+	char **texts = id_texts(input->users);
+
+	for (uint32 user = 0; user < input->nusers; user++)
+	{
+		people[user].time = 0;
+		people[user].hash = hash_text(texts[user], seed);
+		people[user].number = user;
+	}
+	return people;
+}
+
+int64
+mr_split_bound(const MrInput *input, uint32 users)
+{
+	Drawn *people = draw_users(input, 0);
+	int64 bound;
+
+	qsort(people, input->nusers, sizeof(Drawn), compare_drawn);
+	bound = users >= input->nusers ? PG_INT64_MAX : people[Max(users, 1) - 1].hash;
+	pfree(people);
+	return bound;
+}
+
+MrInput *
+mr_split_sample(MrInput *input, int64 bound)
+{
+	Drawn *people = draw_users(input, 0);
+	uint8 *flags = MemoryContextAllocExtended(CurrentMemoryContext, Max((Size) input->pairs, 1),
+											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	MrInput *sample;
+
+	for (uint32 user = 0; user < input->nusers; user++)
+		for (uint32 p = input->user_start[user]; p < input->user_start[user + 1]; p++)
+			flags[p] = people[user].hash <= bound;
+	sample = mr_input_part(input, flags, 1, true, false);
+	pfree(people);
+	pfree(flags);
+	return sample;
+}
+
 void
 mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed, uint8 *flags)
 {
@@ -103,7 +149,6 @@ mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed, uint8
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	bool by_time = kind == MR_SPLIT_LEAVE_ONE_OUT && input->timed;
-	char **users;
 	char **items;
 	Drawn *drawn;
 	Drawn *people;
@@ -117,16 +162,9 @@ mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed, uint8
 	}
 	else if (kind != MR_SPLIT_TABLES)
 	{
-		users = id_texts(input->users);
 		items = id_texts(input->items);
 		drawn = MemoryContextAllocHuge(context, Max((Size) input->nitems, 1) * sizeof(Drawn));
-		people = MemoryContextAllocHuge(context, Max((Size) input->nusers, 1) * sizeof(Drawn));
-		for (uint32 user = 0; user < input->nusers; user++)
-		{
-			people[user].time = 0;
-			people[user].hash = hash_text(users[user], seed);
-			people[user].number = user;
-		}
+		people = draw_users(input, seed);
 		if (kind == MR_SPLIT_CUSTOMERS)
 		{
 			qsort(people, input->nusers, sizeof(Drawn), compare_drawn);

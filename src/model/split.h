@@ -29,4 +29,11 @@ extern MrSplitKind mr_split_kind(const char *name);
 extern void mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed,
 					 uint8 *flags);
 
+/*
+ * For trying things on some users first: the hash up to which so many of an input's users have it, and the pairs of
+ * another one's users who have it up to there.
+ */
+extern int64 mr_split_bound(const MrInput *input, uint32 users);
+extern MrInput *mr_split_sample(MrInput *input, int64 bound);
+
 #endif /* MR_MODEL_SPLIT_H */

@@ -32,6 +32,9 @@
 /* What it costs to keep the list of another item, for each of its neighbours. */
 #define ADDITIONS_PER_OFFER 32
 
+/* Fewer users than that say nothing of a trial. */
+#define FEWEST_USERS 100
+
 PG_FUNCTION_INFO_V1(millrace_model_train);
 
 /* The weight by which the measure counts a pair. */
@@ -233,39 +236,52 @@ enum
 	ARG_TRAIN,
 	ARG_TEST,
 	ARG_REFIT,
-	ARG_METRICS
+	ARG_METRICS,
+	ARG_HALVING
 };
 
-/* The parameters of all trials. */
-static MrKnnParams *
-read_params(FunctionCallInfo fcinfo, int *trials)
+/* A trial of a search. */
+typedef struct Trial
+{
+	MrKnnParams params;
+	int number; /* from 0 */
+	int rung; /* how far it came, from 1 */
+	double *values; /* by metric */
+	double seconds;
+} Trial;
+
+/* All trials. */
+static Trial *
+read_trials(FunctionCallInfo fcinfo, int *n, int nmetrics)
 {
 	static const char *const measures[] = {"cosine", "tfidf", "bm25", "dice", "jaccard"};
 	Datum *similarities;
 	Datum *ks;
 	Datum *shrinks;
-	MrKnnParams *params;
+	Trial *trials;
 	int nks;
 	int nshrinks;
 
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_SIMILARITY), TEXTOID, -1, false, TYPALIGN_INT,
-					  &similarities, NULL, trials);
+					  &similarities, NULL, n);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_K), INT4OID, 4, true, TYPALIGN_INT, &ks, NULL,
 					  &nks);
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_SHRINK), FLOAT8OID, 8, FLOAT8PASSBYVAL,
 					  TYPALIGN_DOUBLE, &shrinks, NULL, &nshrinks);
-	if (nks != *trials || nshrinks != *trials || *trials == 0)
+	if (nks != *n || nshrinks != *n || *n == 0)
 		elog(ERROR, "the parameters of trials differ in number");
-	params = palloc0(*trials * sizeof(MrKnnParams));
-	for (int t = 0; t < *trials; t++)
+	trials = palloc0(*n * sizeof(Trial));
+	for (int t = 0; t < *n; t++)
 	{
 		for (int m = 0; m < lengthof(measures); m++)
 			if (strcmp(TextDatumGetCString(similarities[t]), measures[m]) == 0)
-				params[t].measure = m;
-		params[t].k = DatumGetInt32(ks[t]);
-		params[t].shrink = DatumGetFloat8(shrinks[t]);
+				trials[t].params.measure = m;
+		trials[t].params.k = DatumGetInt32(ks[t]);
+		trials[t].params.shrink = DatumGetFloat8(shrinks[t]);
+		trials[t].number = t;
+		trials[t].values = palloc0(Max(nmetrics, 1) * sizeof(double));
 	}
-	return params;
+	return trials;
 }
 
 /* A training while it goes on. */
@@ -359,23 +375,107 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 	}
 }
 
-/* Is the first value better?  None is worse than any. */
-static bool
-is_better(double a, double b)
+/* Trials by the first metric, the best first; those without a value last. */
+static int
+compare_trials(const void *a, const void *b)
 {
-	return !isnan(a) && (isnan(b) || a > b);
+	const Trial *x = a;
+	const Trial *y = b;
+
+	if (isnan(x->values[0]) || isnan(y->values[0]))
+	{
+		if (isnan(x->values[0]) != isnan(y->values[0]))
+			return isnan(x->values[0]) ? 1 : -1;
+	}
+	else if (x->values[0] != y->values[0])
+		return x->values[0] > y->values[0] ? -1 : 1;
+	return x->number - y->number;
 }
 
-/* An array of doubles. */
-static Datum
-make_doubles(const double *values, int n)
+/* Users of the part who take part in a rung, of which each has twice as many as the one before; the last has all. */
+static uint32
+rung_users(const Training *training, int rung, int rungs)
 {
-	Datum *datums = palloc(Max(n, 1) * sizeof(Datum));
+	uint32 all = training->part->nusers;
 
-	for (int i = 0; i < n; i++)
-		datums[i] = Float8GetDatum(values[i]);
-	return PointerGetDatum(
-		construct_array(datums, n, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	return Min(Max(all >> (rungs - 1 - rung), FEWEST_USERS), all);
+}
+
+/*
+ * Judges trials, and puts the best one first.  With synchronous halving (Jamieson and Talwalkar, "Non-stochastic Best Arm
+ * Identification and Hyperparameter Optimization", 2016) all are tried on few users; the better half of them is tried on
+ * twice as many, and so on, until one is left that is tried on all.  What was learnt last stays.
+ */
+static void
+judge_trials(const Training *training, Trial *trials, int ntrials, bool halving,
+			 const MrMetric *metrics, int nmetrics, Learnt *learnt, MrJudgement *judgement)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int rungs = 1;
+	int alive = ntrials;
+
+	while (halving && (ntrials + (1 << (rungs - 1)) - 1) >> (rungs - 1) > 1)
+		rungs++;
+	for (int rung = 0; rung < rungs; rung++, alive = (alive + 1) / 2)
+	{
+		MrInput *part = training->part;
+		MrTest *judge = training->judge;
+
+		if (rung + 1 < rungs)
+		{
+			int64 bound = mr_split_bound(part, rung_users(training, rung, rungs));
+
+			part = mr_split_sample(part, bound);
+			judge = mr_test_create(mr_split_sample(judge->asked, bound),
+								   judge->given == NULL ? NULL
+														: mr_split_sample(judge->given, bound));
+		}
+		for (int t = 0; t < alive; t++)
+		{
+			MemoryContext scratch = AllocSetContextCreate(context, "millrace judging",
+														  ALLOCSET_DEFAULT_SIZES);
+			TimestampTz begun = GetCurrentTimestamp();
+			MrJudged judged;
+
+			if (rung > 0 || t > 0)
+				forget(learnt);
+			learn(learnt, part, &trials[t].params);
+			MemoryContextSwitchTo(scratch);
+			mr_judged_knn(&judged, part, &learnt->knn);
+			mr_test_skip(judge, &judged);
+			mr_evaluate(&judged, judge, metrics, nmetrics, judgement);
+			MemoryContextSwitchTo(context);
+			memcpy(trials[t].values, judgement->values, nmetrics * sizeof(double));
+			judgement->popular = memcpy(palloc(nmetrics * sizeof(double)), judgement->popular,
+										nmetrics * sizeof(double));
+			MemoryContextDelete(scratch);
+			trials[t].rung = rung + 1;
+			trials[t].seconds += (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
+		}
+		qsort(trials, alive, sizeof(Trial), compare_trials);
+	}
+}
+
+/* Arrays of what is known of trials, in the order they were given: values by trial and metric, rungs, seconds. */
+static void
+trial_arrays(const Trial *trials, int ntrials, int nmetrics, Datum *arrays)
+{
+	Datum *values = palloc(Max(ntrials * nmetrics, 1) * sizeof(Datum));
+	Datum *rungs = palloc(ntrials * sizeof(Datum));
+	Datum *seconds = palloc(ntrials * sizeof(Datum));
+
+	for (int t = 0; t < ntrials; t++)
+	{
+		for (int m = 0; m < nmetrics; m++)
+			values[trials[t].number * nmetrics + m] = Float8GetDatum(trials[t].values[m]);
+		rungs[trials[t].number] = Int32GetDatum(trials[t].rung);
+		seconds[trials[t].number] = Float8GetDatum(trials[t].seconds);
+	}
+	arrays[0] = PointerGetDatum(construct_array(values, ntrials * nmetrics, FLOAT8OID, 8,
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	arrays[1] = PointerGetDatum(construct_array(rungs, ntrials, INT4OID, 4, true, TYPALIGN_INT));
+	arrays[2] = PointerGetDatum(
+		construct_array(seconds, ntrials, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
 /* Between what times the newest rows of pairs are. */
@@ -413,16 +513,14 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	MrMetric *metrics = NULL;
 	MrJudgement judgement = {0};
 	int nmetrics = 0;
-	int trials;
-	MrKnnParams *params = read_params(fcinfo, &trials);
-	double *trial_values;
-	double *trial_seconds = palloc0(trials * sizeof(double));
+	Trial *trials;
+	int ntrials;
 	uint64 stored = 0;
-	int best = 0;
 	MrInput *whole;
 	Learnt learnt;
-	Datum values[16];
-	bool nulls[16] = {false};
+	Datum values[17];
+	bool nulls[17] = {false};
+	Datum *popular;
 	TimestampTz begun;
 	TupleDesc desc;
 	Datum result;
@@ -431,7 +529,7 @@ millrace_model_train(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	if (!PG_ARGISNULL(ARG_METRICS))
 		metrics = mr_metrics_parse(PG_GETARG_ARRAYTYPE_P(ARG_METRICS), &nmetrics);
-	trial_values = palloc0(Max(trials * nmetrics, 1) * sizeof(double));
+	trials = read_trials(fcinfo, &ntrials, nmetrics);
 	if (!PG_ARGISNULL(ARG_TRAIN))
 		training.train = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRAIN));
 	if (!PG_ARGISNULL(ARG_TEST))
@@ -444,32 +542,16 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	if (training.split != MR_SPLIT_NONE && (training.refit || training.train != NULL))
 		whole = mr_input_part(training.input, training.flags, MR_PAIR_HELD, false, false);
 
-	for (int t = 0; t < trials && nmetrics > 0; t++)
+	if (nmetrics > 0)
+		judge_trials(&training, trials, ntrials, PG_GETARG_BOOL(ARG_HALVING), metrics, nmetrics,
+					 &learnt, &judgement);
+	/* What was learnt last is what is stored, when it is that. */
+	if (nmetrics == 0 || ntrials > 1 || whole != training.part)
 	{
-		MemoryContext scratch = AllocSetContextCreate(context, "millrace judging",
-													  ALLOCSET_DEFAULT_SIZES);
-		MrJudged judged;
-		TimestampTz start = GetCurrentTimestamp();
-
-		learn(&learnt, training.part, &params[t]);
-		MemoryContextSwitchTo(scratch);
-		mr_judged_knn(&judged, training.part, &learnt.knn);
-		mr_test_skip(training.judge, &judged);
-		mr_evaluate(&judged, training.judge, metrics, nmetrics, &judgement);
-		MemoryContextSwitchTo(context);
-		memcpy(trial_values + t * nmetrics, judgement.values, nmetrics * sizeof(double));
-		if (t == 0)
-			values[14] = make_doubles(judgement.popular, nmetrics);
-		MemoryContextDelete(scratch);
-		trial_seconds[t] = (GetCurrentTimestamp() - start) / (double) USECS_PER_SEC;
-		if (is_better(trial_values[t * nmetrics], trial_values[best * nmetrics]))
-			best = t;
-		/* what was learnt last is what is stored, when it is that */
-		if (t + 1 < trials || best != t || whole != training.part)
+		if (nmetrics > 0)
 			forget(&learnt);
+		learn(&learnt, whole, &trials[0].params);
 	}
-	if (nmetrics == 0 || best + 1 < trials || whole != training.part)
-		learn(&learnt, whole, &params[best]);
 
 	begun = GetCurrentTimestamp();
 	mr_store_version(training.model_id, version, whole, &learnt.knn);
@@ -484,11 +566,14 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	find_range(whole, &values[7], &nulls[7]);
 	values[9] = Float8GetDatum(learnt.seconds);
 	values[10] = Float8GetDatum((GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC);
-	values[11] = Int32GetDatum(best + 1);
+	values[11] = Int32GetDatum(trials[0].number + 1);
 	values[12] = Int64GetDatum(judgement.pairs);
-	nulls[12] = nulls[13] = nulls[14] = nmetrics == 0;
-	values[13] = make_doubles(trial_values, trials * nmetrics);
-	values[15] = make_doubles(trial_seconds, trials);
+	trial_arrays(trials, ntrials, nmetrics, &values[13]);
+	popular = palloc(Max(nmetrics, 1) * sizeof(Datum));
+	for (int m = 0; m < nmetrics; m++)
+		popular[m] = Float8GetDatum(judgement.popular[m]);
+	values[16] = PointerGetDatum(
+		construct_array(popular, nmetrics, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[6] =
 		CStringGetTextDatum(psprintf("%016llx", (unsigned long long) mr_input_digest(whole)));
 	forget(&learnt);

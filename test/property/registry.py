@@ -162,6 +162,39 @@ def rolled_back(cur):
     drop(cur)
 
 
+def dropped(cur):
+    """A model that is dropped while sessions train and promote it: they end, or find no model; nobody waits in a circle, nothing stays."""
+    wrong = []
+    for _ in range(6):
+        fill(cur, 60, 20)
+        id = create(cur)
+        first, over = threading.Event(), threading.Event()
+
+        def train(own):
+            while not over.is_set():
+                try:
+                    value(own, f"SELECT millrace.promote('{MODEL}', millrace.train('{MODEL}'))")
+                    first.set()
+                except psycopg2.Error as error:
+                    first.set()
+                    # by its name, or by what it was when it was looked up
+                    if not isinstance(error, (psycopg2.errors.UndefinedTable, psycopg2.errors.WrongObjectType)):
+                        raise
+                    break
+
+        def drop_it(own):
+            first.wait()
+            try:
+                own.execute(f"SELECT millrace.drop_model('{MODEL}')")
+            finally:
+                over.set()
+
+        wrong += together([train, train, drop_it])
+        if value(cur, "SELECT count(*) FROM pg_class WHERE relname LIKE %s", f"model_{id}_%"):
+            wrong.append("tables stay")
+    check("a model is dropped while it is trained", wrong)
+
+
 def killed(cur):
     fill(cur, 60, 20)
     id = create(cur)
@@ -203,6 +236,7 @@ def main():
     promotions(cur)
     expiry(random.Random(arguments.seed), cur)
     rolled_back(cur)
+    dropped(cur)
     killed(cur)
     cur.execute("DROP SCHEMA registry_test CASCADE")
     return model.failed > 0
