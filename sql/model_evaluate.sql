@@ -69,6 +69,24 @@ SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i, w, at, w FROM ml.
 CREATE FUNCTION ml.meddle(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ml.few VALUES ('meddled', 'x'); RETURN $1; END $$;
 SELECT millrace.evaluate('ml.also', 1, 'SELECT u, ml.meddle(i) FROM ml.bought');
 
+-- Nobody judges another's model; the owner reads only what he may.
+SET client_min_messages = warning;
+CREATE ROLE regress_judge IN ROLE millrace_admin;
+GRANT ALL ON SCHEMA ml TO regress_judge;
+SET client_min_messages = notice;
+SET ROLE regress_judge;
+SELECT * FROM millrace.evaluate('ml.also', 1);
+CREATE TABLE ml.own AS SELECT 'u' || u AS u, 'i' || i AS i FROM generate_series(1, 9) u, generate_series(1, 4) i;
+SELECT millrace.create_model('ml.owned', 'item_knn', 'SELECT u, i FROM ml.own');
+SELECT millrace.train('ml.owned', split => '{"by": "leave_one_out"}', metrics => '{coverage}');
+SELECT millrace.train('ml.owned', split => '{"by": "tables", "test": "SELECT u, i FROM ml.bought"}');
+SELECT millrace.evaluate('ml.owned', 1, 'SELECT u, i FROM ml.bought');
+SELECT * FROM millrace.model_version_metric WHERE model = 'ml.owned';
+SELECT millrace.drop_model('ml.owned');
+DROP TABLE ml.own;
+RESET ROLE;
+
 SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.edge');
 SET client_min_messages = warning;
 DROP SCHEMA ml CASCADE;
+DROP ROLE regress_judge;

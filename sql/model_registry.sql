@@ -95,6 +95,7 @@ ROLLBACK;
 
 -- What is refused.
 SELECT millrace.train('ml.tuned', search => '{"k": [1, 2]}');
+SELECT millrace.train('ml.tuned', split => '{"by": "customers"}', metrics => '{}', search => '{"k": [1, 2]}');
 SELECT millrace.train('ml.tuned', trials => 5);
 SELECT millrace.train('ml.tuned', halving => true);
 SELECT millrace.train('ml.tuned', search => '{"k": [1]}', trials => 0);

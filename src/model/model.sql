@@ -445,6 +445,9 @@ BEGIN
     IF search IS NULL AND (trials IS NOT NULL OR halving) THEN
         RAISE EXCEPTION 'trials and halving need a search' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF search IS NOT NULL AND cardinality(metrics) = 0 THEN
+        RAISE EXCEPTION 'a search needs a metric' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF trials NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'trials must be a number from 1 to 10000, not %', trials USING ERRCODE = 'invalid_parameter_value';
     END IF;
