@@ -139,8 +139,7 @@ mr_test_create(MrInput *asked, MrInput *given)
 
 	test->asked = asked;
 	test->given = given;
-	test->skipped = MemoryContextAllocExtended(CurrentMemoryContext, Max((Size) asked->pairs, 1),
-											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	test->skipped = mr_zeros(asked->pairs, sizeof(bool));
 	return test;
 }
 
@@ -164,24 +163,16 @@ mr_test_skip(MrTest *test, const MrJudged *judged)
 	pfree(items);
 }
 
-/* An array of so many zeros. */
-static void *
-alloc_array(Size count, Size width)
-{
-	return MemoryContextAllocExtended(CurrentMemoryContext, Max(count, 1) * width,
-									  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-}
-
 /* Memory for one way to recommend. */
 static void
 answer_init(Answer *answer, const Judging *judging)
 {
 	uint32 items = judging->judged->input->nitems;
 
-	answer->items = alloc_array(judging->most, sizeof(uint32));
-	answer->best_rank = alloc_array(items, sizeof(uint32));
+	answer->items = mr_zeros(judging->most, sizeof(uint32));
+	answer->best_rank = mr_zeros(items, sizeof(uint32));
 	memset(answer->best_rank, 0xff, (Size) items * sizeof(uint32));
-	answer->sums = alloc_array(judging->n, sizeof(double));
+	answer->sums = mr_zeros(judging->n, sizeof(double));
 }
 
 static void
@@ -202,19 +193,19 @@ judging_init(Judging *judging, const MrJudged *judged, const MrTest *test, const
 	for (uint32 user = 0; user < test->asked->nusers; user++)
 		longest = Max(longest, test->asked->user_start[user + 1] - test->asked->user_start[user]);
 	longest = Max(longest, judging->most);
-	judging->discounts = alloc_array(longest + 1, sizeof(double));
+	judging->discounts = mr_zeros(longest + 1, sizeof(double));
 	for (Size rank = 1; rank <= longest; rank++)
 		judging->discounts[rank] = judging->discounts[rank - 1] + 1 / log2((double) rank + 1);
 
 	judging->popular = mr_input_popular(judged->input);
-	judging->places = alloc_array(items, sizeof(uint32));
+	judging->places = mr_zeros(items, sizeof(uint32));
 	for (uint32 place = 0; place < items; place++)
 		judging->places[judging->popular[place]] = place;
-	judging->sums = alloc_array(items, sizeof(double));
-	judging->touched = alloc_array(items, sizeof(uint32));
-	judging->seen = alloc_array(items, sizeof(uint32));
-	judging->wanted = alloc_array(items, sizeof(uint32));
-	judging->list = alloc_array(judging->most, sizeof(MrNeighbour));
+	judging->sums = mr_zeros(items, sizeof(double));
+	judging->touched = mr_zeros(items, sizeof(uint32));
+	judging->seen = mr_zeros(items, sizeof(uint32));
+	judging->wanted = mr_zeros(items, sizeof(uint32));
+	judging->list = mr_zeros(judging->most, sizeof(MrNeighbour));
 	answer_init(&judging->ours, judging);
 	answer_init(&judging->most_had, judging);
 }
@@ -423,7 +414,7 @@ judge_all(const Judging *judging, const Answer *answer, uint32 users, double use
 		  double item_coverage)
 {
 	uint32 items = judging->judged->input->nitems;
-	double *values = alloc_array(judging->n, sizeof(double));
+	double *values = mr_zeros(judging->n, sizeof(double));
 
 	for (int m = 0; m < judging->n; m++)
 	{

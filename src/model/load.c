@@ -133,14 +133,6 @@ load_rows(MrJudged *judged, Size most, bool (*take)(TupleTableSlot *, DestReceiv
 		elog(ERROR, "the tables of the model have less than its version");
 }
 
-/* An array of so many zeros. */
-static void *
-alloc_array(Size count, Size width)
-{
-	return MemoryContextAllocExtended(CurrentMemoryContext, Max(count, 1) * width,
-									  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-}
-
 void
 mr_judged_load(MrJudged *judged, int32 model_id, int32 version)
 {
@@ -168,13 +160,13 @@ mr_judged_load(MrJudged *judged, int32 model_id, int32 version)
 	input->nusers = sizes[0];
 	input->nitems = sizes[1];
 	input->pairs = sizes[2];
-	input->user_start = alloc_array((Size) input->nusers + 1, sizeof(uint32));
-	input->user_items = alloc_array(input->pairs, sizeof(uint32));
-	input->weights = input->weighted ? alloc_array(input->pairs, sizeof(double)) : NULL;
-	input->item_users = alloc_array(input->nitems, sizeof(uint32));
-	judged->start = alloc_array((Size) input->nitems + 1, sizeof(Size));
-	judged->targets = alloc_array(sizes[3], sizeof(int32));
-	judged->scores = alloc_array(sizes[3], sizeof(float));
+	input->user_start = mr_zeros((Size) input->nusers + 1, sizeof(uint32));
+	input->user_items = mr_zeros(input->pairs, sizeof(uint32));
+	input->weights = input->weighted ? mr_zeros(input->pairs, sizeof(double)) : NULL;
+	input->item_users = mr_zeros(input->nitems, sizeof(uint32));
+	judged->start = mr_zeros((Size) input->nitems + 1, sizeof(Size));
+	judged->targets = mr_zeros(sizes[3], sizeof(int32));
+	judged->scores = mr_zeros(sizes[3], sizeof(float));
 
 	load_rows(judged, 0, take_item,
 			  psprintf("SELECT item FROM millrace_state.model_%d_item WHERE version = %d"

@@ -7,14 +7,6 @@
 #include "model/input.h"
 #include "utils/memutils.h"
 
-/* An array of so many zeros. */
-static void *
-alloc_array(Size count, Size width)
-{
-	return MemoryContextAllocExtended(CurrentMemoryContext, Max(count, 1) * width,
-									  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-}
-
 /* Those of ids that are used, in their order; numbers of all get their new ones. */
 static MrIds *
 used_ids(const MrIds *ids, const char *what, uint32 *numbers)
@@ -32,8 +24,8 @@ MrInput *
 mr_input_part(MrInput *input, const uint8 *flags, uint8 mask, bool is_set, bool early)
 {
 	MrInput *part;
-	uint32 *users = alloc_array(input->nusers, sizeof(uint32));
-	uint32 *items = alloc_array(input->nitems, sizeof(uint32));
+	uint32 *users = mr_zeros(input->nusers, sizeof(uint32));
+	uint32 *items = mr_zeros(input->nitems, sizeof(uint32));
 	Size pairs = 0;
 	const double *weights = early ? input->early_weights : input->weights;
 	const TimestampTz *times = early ? input->early_times : input->times;
@@ -59,13 +51,13 @@ mr_input_part(MrInput *input, const uint8 *flags, uint8 mask, bool is_set, bool 
 	part->items = used_ids(input->items, "item", items);
 	part->nusers = mr_ids_count(part->users);
 	part->nitems = mr_ids_count(part->items);
-	part->user_start = alloc_array((Size) part->nusers + 1, sizeof(uint32));
-	part->user_items = alloc_array(pairs, sizeof(uint32));
+	part->user_start = mr_zeros((Size) part->nusers + 1, sizeof(uint32));
+	part->user_items = mr_zeros(pairs, sizeof(uint32));
 	if (input->weighted)
-		part->weights = alloc_array(pairs, sizeof(double));
+		part->weights = mr_zeros(pairs, sizeof(double));
 	if (input->timed)
-		part->times = alloc_array(pairs, sizeof(TimestampTz));
-	part->item_users = alloc_array(part->nitems, sizeof(uint32));
+		part->times = mr_zeros(pairs, sizeof(TimestampTz));
+	part->item_users = mr_zeros(part->nitems, sizeof(uint32));
 	for (uint32 user = 0; user < input->nusers; user++)
 		for (uint32 p = input->user_start[user]; p < input->user_start[user + 1]; p++)
 		{
@@ -89,7 +81,7 @@ mr_input_part(MrInput *input, const uint8 *flags, uint8 mask, bool is_set, bool 
 uint32 *
 mr_input_places(const MrIds *ids, MrIds *others)
 {
-	uint32 *places = alloc_array(mr_ids_count(ids), sizeof(uint32));
+	uint32 *places = mr_zeros(mr_ids_count(ids), sizeof(uint32));
 
 	for (uint32 i = 0; i < mr_ids_count(ids); i++)
 		if (!mr_ids_place(others, mr_ids_value(ids, i), &places[i]))
@@ -141,8 +133,8 @@ uint32 *
 mr_input_popular(const MrInput *input)
 {
 	Size items = input->nitems;
-	uint32 *numbers = alloc_array(items, sizeof(uint32));
-	uint32 *start = alloc_array((Size) input->nusers + 2, sizeof(uint32));
+	uint32 *numbers = mr_zeros(items, sizeof(uint32));
+	uint32 *start = mr_zeros((Size) input->nusers + 2, sizeof(uint32));
 
 	for (Size i = 0; i < items; i++)
 		start[input->nusers - input->item_users[i] + 1]++;

@@ -129,8 +129,7 @@ MrInput *
 mr_split_sample(MrInput *input, int64 bound)
 {
 	Drawn *people = draw_users(input, 0);
-	uint8 *flags = MemoryContextAllocExtended(CurrentMemoryContext, Max((Size) input->pairs, 1),
-											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	uint8 *flags = mr_zeros(input->pairs, sizeof(uint8));
 	MrInput *sample;
 
 	for (uint32 user = 0; user < input->nusers; user++)

@@ -317,8 +317,7 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 	cut.share = PG_GETARG_FLOAT8(ARG_SHARE);
 	source = training->input = mr_input_read(training->model_id, training->owner,
 											 by_time ? &cut : NULL);
-	flags = training->flags = MemoryContextAllocExtended(
-		CurrentMemoryContext, Max((Size) source->pairs, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	flags = training->flags = mr_zeros(source->pairs, sizeof(uint8));
 	if (training->split != MR_SPLIT_NONE)
 		mr_split(source, training->split, cut.share, PG_GETARG_INT64(ARG_SEED), flags);
 	if (training->test != NULL)
@@ -350,8 +349,7 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 	{
 		MrInput *table = mr_input_query(training->model_id, training->owner, training->train,
 										source->weighted);
-		uint8 *held = MemoryContextAllocExtended(CurrentMemoryContext, Max((Size) table->pairs, 1),
-												 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		uint8 *held = mr_zeros(table->pairs, sizeof(uint8));
 
 		mr_input_mark(table, held, asked, MR_PAIR_ASKED);
 		if (kept != NULL)
