@@ -190,6 +190,7 @@ DECLARE
 BEGIN
     DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
     DELETE FROM millrace.model m WHERE m.id = dropped.id;
+    PERFORM millrace_internal.forget_copies(model, 0);
     EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
     EXECUTE format('DROP TABLE %1$s_item, %1$s_user, %1$s_target, %1$s_source', state);
     EXECUTE format('DROP SEQUENCE %s_version', state);
@@ -200,6 +201,14 @@ COMMENT ON FUNCTION millrace_internal.drop_model(regrole, regclass, boolean) IS 
 CREATE FUNCTION millrace.drop_model(model regclass, cascade boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.drop_model(regclass, boolean) IS 'drops a model with all its versions';
+
+CREATE FUNCTION millrace_internal.forget_copies(model regclass, version integer) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_forget_copies';
+COMMENT ON FUNCTION millrace_internal.forget_copies(regclass, integer) IS 'lets go of the copies in shared memory of a version (0: of all) of a model';
+
+CREATE FUNCTION millrace_internal.model_copies(OUT model oid, OUT version integer, OUT is_ready boolean, OUT bytes bigint) RETURNS SETOF record
+LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'millrace_model_copies';
+COMMENT ON FUNCTION millrace_internal.model_copies() IS 'the copies of models of this database in shared memory';
 
 -- ---- training ----------------------------------------------------------------------------------------------
 
@@ -334,6 +343,7 @@ BEGIN
     FOREACH part IN ARRAY '{item,user,target,source}'::text[] LOOP
         EXECUTE format('DELETE FROM millrace_state.model_%s_%s WHERE version = $1', of.id, part) USING version;
     END LOOP;
+    PERFORM millrace_internal.forget_copies(model, version);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.drop_version(regrole, regclass, integer) IS 'the other half of millrace.drop_version()';
@@ -397,12 +407,14 @@ COMMENT ON FUNCTION millrace.recommend(regclass, text[], integer, boolean, boole
 CREATE VIEW millrace.model_status WITH (security_barrier) AS
 SELECT m.relation::text AS model, m.kind, v.version, v.trained_at, extract(epoch FROM clock_timestamp() - v.trained_at)::double precision AS age_seconds,
        (SELECT max(l.version) FROM millrace.model_version l WHERE l.model_id = m.id) AS newest_version,
-       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions, m.owner::text AS owner
+       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions,
+       (SELECT sum(c.bytes)::bigint FROM millrace_internal.model_copies() c WHERE c.model = m.relation AND c.version = v.version AND c.is_ready) AS memory_bytes, m.owner::text AS owner
 FROM millrace.model m
 LEFT JOIN millrace.model_alias a ON a.model_id = m.id AND a.alias = 'production'
 LEFT JOIN millrace.model_version v ON v.model_id = m.id AND v.version = a.version
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_status IS 'models, and the version of each that is served';
+COMMENT ON COLUMN millrace.model_status.memory_bytes IS 'of the copy of the served version in shared memory; NULL: there is none, its tables are read';
 COMMENT ON COLUMN millrace.model_status.version IS 'the version that is served: that of alias production; NULL: none has been trained';
 
 CREATE VIEW millrace.model_version_status WITH (security_barrier) AS

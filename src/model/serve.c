@@ -3,59 +3,82 @@
  *	  Answers of a model: similar items, and recommendations for a user or a basket.
  *
  * The score of an item j for a profile is the sum over its items i, in ascending order, of the weight of i and the similarity of
- * i to j, where i is among the neighbours of j.  Profiles have few items and each is a source of some hundreds of targets, so that
- * a call looks up a few rows by their keys.  Nothing is written, and any snapshot will do: answers work on a standby.
+ * i to j, where i is among the neighbours of j.  Profiles have few items and each is a source of some hundreds of targets.  Lists
+ * are read from a copy in shared memory (lists.h), or row by row from the tables while there is none; with the same result.
+ * Nothing is written, and any snapshot will do: answers work on a standby.
+ *
+ * A session remembers what cannot change while the model is there: which tables it has.  Whether the caller may ask and which
+ * version is served is looked up at each call.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "catalog/namespace.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "core/compat.h"
+#include "core/copies.h"
+#include "core/millrace.h"
 #include "core/statement.h"
 #include "executor/tuptable.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
+#include "model/lists.h"
 #include "model/store.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/typcache.h"
-
-/* Columns of the tables; all have the version first. */
-#define ITEM_NUMBER 2
-#define ITEM_ID 3
-#define ITEM_PLACE 5
-#define USER_ID 2
-#define LIST_ITEM 2
-#define LIST_NUMBERS 4
-#define LIST_VALUES 5
 
 PG_FUNCTION_INFO_V1(millrace_similar);
 PG_FUNCTION_INFO_V1(millrace_recommend);
 PG_FUNCTION_INFO_V1(millrace_recommend_basket);
+PG_FUNCTION_INFO_V1(millrace_model_copies);
+PG_FUNCTION_INFO_V1(millrace_forget_copies);
+
+/* How long a session reads tables, when there is no copy, until it asks for one again (ms). */
+#define ASK_AGAIN 1000
+
+/* What a session knows of a model. */
+typedef struct Known
+{
+	Oid relation; /* key */
+	bool valid;
+	int32 id;
+	MrIndexed aliases;
+	MrIndexed by_number; /* the four tables, and what they are read by */
+	MrIndexed by_item;
+	MrIndexed by_place;
+	MrIndexed users;
+	MrIndexed targets;
+	MrIndexed sources;
+	FmgrInfo output; /* of the type of items */
+	bool by_value;
+	dsm_segment *segment; /* of a version, or NULL */
+	int32 copied;
+	MrVersion copy;
+	TimestampTz used; /* the transaction that has used it last began then */
+	TimestampTz asked; /* for a copy that was not there */
+} Known;
 
 /* A model while it answers. */
 typedef struct Model
 {
-	int32 id;
+	Known *known;
 	int32 version;
-	Relation items;
+	const MrVersion *copy; /* NULL: tables are read */
+	Relation items; /* when they are */
 	Relation by_number; /* index of items, with a scan for all look-ups of an answer */
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
-	FmgrInfo output; /* of the type of items */
 	ReturnSetInfo *result;
 	int32 rank; /* of the last row */
+	int32 n; /* how many are wanted */
 } Model;
 
 /* What is known of an item that may be recommended. */
@@ -63,10 +86,8 @@ typedef struct Candidate
 {
 	uint32 number;
 	bool is_given; /* in the profile, or an answer already */
-	double score;
-	double largest; /* contribution to it */
-	uint32 source; /* of that */
 	char status;
+	double score;
 } Candidate;
 
 #define SH_PREFIX candidates
@@ -89,118 +110,172 @@ typedef struct Had
 
 typedef struct Profile
 {
-	Had *items;
+	Had *items; /* ascending */
 	int count;
 	int room;
 } Profile;
 
-/* A column's value must be this. */
+/* A list that is being read. */
+typedef struct Reading
+{
+	Relation table; /* NULL: from the copy */
+	SysScanDesc rows;
+	MrBlock rest; /* of the copy */
+} Reading;
+
+static HTAB *models = NULL;
+
+/* ---- models ----------------------------------------------------------------------------------------------- */
+
+/* A model may be another one by now; one that is answering goes on with what it has. */
 static void
-equals(ScanKey key, Relation relation, AttrNumber attnum, Datum value)
+relation_changed(Datum arg, Oid relid)
 {
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(relation), attnum - 1);
-	TypeCacheEntry *type = lookup_type_cache(attribute->atttypid, TYPECACHE_EQ_OPR_FINFO);
+	HASH_SEQ_STATUS all;
+	Known *known;
 
-	ScanKeyEntryInitializeWithInfo(key, 0, attnum, BTEqualStrategyNumber, InvalidOid,
-								   attribute->attcollation, &type->eq_opr_finfo, value);
+	hash_seq_init(&all, models);
+	while ((known = hash_seq_search(&all)) != NULL)
+		if (!OidIsValid(relid) || relid == known->relation)
+			known->valid = false;
 }
 
-/* Rows by an index of which the first columns are given; in its order. */
-static SysScanDesc
-scan(Relation relation, Oid index, int nkeys, AttrNumber a, Datum first, AttrNumber b, Datum second)
+/* Reads what a session keeps of a model. */
+static void
+learn(Known *known)
 {
-	ScanKeyData keys[2];
+	TupleDesc desc;
+	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model", "model_relation_key"), 2,
+								  ObjectIdGetDatum(known->relation), 0, (Datum) 0, &desc);
+	bool is_varlena;
+	int16 length;
+	Oid output;
+	Oid type;
 
-	equals(&keys[0], relation, a, first);
-	if (nkeys > 1)
-		equals(&keys[1], relation, b, second);
-	return systable_beginscan(relation, index, true, GetActiveSnapshot(), nkeys, keys);
+	if (row == NULL)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("%s is not a model",
+							   DatumGetCString(DirectFunctionCall1(
+								   regclassout, ObjectIdGetDatum(known->relation))))));
+	known->id = DatumGetInt32(mr_lookup_column(row, 1, desc));
+	known->aliases = mr_lookup_configuration("model_alias", "model_alias_pkey");
+	known->by_number = mr_lookup_state(known->id, "item", "item_pkey");
+	known->by_item = mr_lookup_state(known->id, "item", "item_item");
+	known->by_place = mr_lookup_state(known->id, "item", "item_place");
+	known->users = mr_lookup_state(known->id, "user", "user_pkey");
+	known->targets = mr_lookup_state(known->id, "target", "target_pkey");
+	known->sources = mr_lookup_state(known->id, "source", "source_pkey");
+	type = get_atttype(known->by_number.table, MR_ITEM_ID);
+	get_typlenbyval(type, &length, &known->by_value);
+	getTypeOutputInfo(type, &output, &is_varlena);
+	fmgr_info_cxt(output, &known->output, CacheMemoryContext);
+	known->valid = true;
 }
 
-/* A table of configuration, its only row with such values, as a copy; NULL: there is none. */
-static HeapTuple
-find_row(const char *table, const char *index, TupleDesc *desc, int nkeys, AttrNumber a,
-		 Datum first, AttrNumber b, Datum second)
+/* What the session knows of a model. */
+static Known *
+find_model(Oid relation)
 {
-	Oid schema = get_namespace_oid("millrace", false);
-	Relation relation = table_open(get_relname_relid(table, schema), AccessShareLock);
-	SysScanDesc rows = scan(relation, get_relname_relid(index, schema), nkeys, a, first, b, second);
-	HeapTuple row = systable_getnext(rows);
+	Known *known;
+	bool found;
 
-	if (HeapTupleIsValid(row))
-		row = heap_copytuple(row);
-	systable_endscan(rows);
-	*desc = CreateTupleDescCopy(RelationGetDescr(relation));
-	table_close(relation, AccessShareLock);
-	return row;
+	if (models == NULL)
+	{
+		HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(Known)};
+
+		models = hash_create("millrace models", 16, &control, HASH_ELEM | HASH_BLOBS);
+		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	}
+	known = hash_search(models, &relation, HASH_ENTER, &found);
+	if (!found)
+		memset((char *) known + sizeof(Oid), 0, sizeof(Known) - sizeof(Oid));
+	if (!known->valid)
+		learn(known);
+	return known;
 }
 
-/* A value that is never NULL. */
-static Datum
-column(HeapTuple row, AttrNumber attnum, TupleDesc desc)
+/*
+ * The copy of a version, or NULL.  What a transaction has used it keeps to its end: a function that the caller's query calls may
+ * ask again, and see another version.
+ */
+static const MrVersion *
+find_copy(Known *known, int32 version)
 {
-	bool isnull;
-	Datum value = heap_getattr(row, attnum, desc, &isnull);
+	TimestampTz transaction = GetCurrentTransactionStartTimestamp();
 
-	if (isnull)
-		elog(ERROR, "column %d is null", attnum);
-	return value;
+	if (known->segment != NULL && known->copied != version)
+	{
+		if (known->used == transaction)
+			return NULL;
+		dsm_detach(known->segment);
+		known->segment = NULL;
+	}
+	if (known->segment == NULL && mr_copies_enabled() &&
+		TimestampDifferenceExceeds(known->asked, GetCurrentStatementStartTimestamp(), ASK_AGAIN))
+	{
+		known->segment = mr_version_attach(known->relation, known->id, version, &known->copy);
+		known->copied = version;
+		known->asked = known->segment == NULL ? GetCurrentStatementStartTimestamp() : 0;
+	}
+	if (known->segment == NULL)
+		return NULL;
+	known->used = transaction;
+	mr_copy_touch(known->segment);
+	return &known->copy;
 }
 
 /* Opens the version of a model that is in production, for a user who may read the model. */
 static void
-model_open(Model *model, FunctionCallInfo fcinfo, int n_argument)
+model_open(Model *model, FunctionCallInfo fcinfo)
 {
-	Oid relid;
+	Oid relation = PG_GETARG_OID(0);
 	AclResult allowed;
 	TupleDesc desc;
 	HeapTuple row;
-	Oid output;
-	bool is_varlena;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(n_argument))
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(2))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("%s must not be NULL", PG_ARGISNULL(0) ? "model" : "n")));
-	if (PG_GETARG_INT32(n_argument) < 0)
+	memset(model, 0, sizeof(Model));
+	model->n = PG_GETARG_INT32(2);
+	if (model->n < 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("n must not be negative, but is %d", PG_GETARG_INT32(n_argument))));
-	relid = PG_GETARG_OID(0);
-	row = find_row("model", "model_relation_key", &desc, 1, 2, ObjectIdGetDatum(relid), 0, 0);
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("%s is not a model", DatumGetCString(DirectFunctionCall1(
-														regclassout, ObjectIdGetDatum(relid))))));
-	allowed = pg_class_aclcheck(relid, GetUserId(), ACL_SELECT);
+						errmsg("n must not be negative, but is %d", model->n)));
+	model->known = find_model(relation);
+	allowed = pg_class_aclcheck(relation, GetUserId(), ACL_SELECT);
 	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_VIEW, get_rel_name(relid));
-	model->id = DatumGetInt32(column(row, 1, desc));
-	row = find_row("model_alias", "model_alias_pkey", &desc, 2, 1, Int32GetDatum(model->id), 2,
-				   CStringGetTextDatum("production"));
+		aclcheck_error(allowed, OBJECT_VIEW, get_rel_name(relation));
+	row = mr_lookup_row(model->known->aliases, 1, Int32GetDatum(model->known->id), 2,
+						CStringGetTextDatum("production"), &desc);
 	if (row == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("model %s has no version yet", mr_relation_name(relid)),
+						errmsg("model %s has no version yet", mr_relation_name(relation)),
 						errhint("Call millrace.train().")));
-	model->version = DatumGetInt32(column(row, 3, desc));
-	model->items = table_open(mr_store_table(model->id, "item"), AccessShareLock);
-	model->by_number = index_open(mr_store_table(model->id, "item_pkey"), AccessShareLock);
-	model->slot = table_slot_create(model->items, NULL);
-	model->scan = mr_index_beginscan(model->items, model->by_number, GetActiveSnapshot(), 2);
-	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(model->items), ITEM_ID - 1)->atttypid, &output,
-					  &is_varlena);
-	fmgr_info(output, &model->output);
-	InitMaterializedSRF(fcinfo, 0);
+	model->version = DatumGetInt32(mr_lookup_column(row, 3, desc));
+	model->copy = find_copy(model->known, model->version);
+	if (model->copy == NULL)
+	{
+		model->items = table_open(model->known->by_number.table, AccessShareLock);
+		model->by_number = index_open(model->known->by_number.index, AccessShareLock);
+		model->slot = table_slot_create(model->items, NULL);
+		model->scan = mr_index_beginscan(model->items, model->by_number, GetActiveSnapshot(), 2);
+	}
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	model->result = (ReturnSetInfo *) fcinfo->resultinfo;
-	model->rank = 0;
 }
 
 static void
 model_close(Model *model)
 {
+	if (model->copy != NULL)
+		return;
 	index_endscan(model->scan);
 	ExecDropSingleTupleTableSlot(model->slot);
 	index_close(model->by_number, AccessShareLock);
 	table_close(model->items, AccessShareLock);
 }
+
+/* ---- items ------------------------------------------------------------------------------------------------ */
 
 /* An id from its text; one that is too long for its column is not known, and no error. */
 static Datum
@@ -218,104 +293,126 @@ read_id(Relation relation, AttrNumber attnum, char *text)
 static bool
 find_item(Model *model, char *text, uint32 *number)
 {
-	SysScanDesc rows = scan(model->items, mr_store_table(model->id, "item_item"), 2, 1,
-							Int32GetDatum(model->version), ITEM_ID,
-							read_id(model->items, ITEM_ID, text));
+	Relation items = table_open(model->known->by_item.table, AccessShareLock);
+	SysScanDesc rows = mr_lookup(items, model->known->by_item.index, 1,
+								 Int32GetDatum(model->version), MR_ITEM_ID,
+								 read_id(items, MR_ITEM_ID, text));
 	HeapTuple row = systable_getnext(rows);
+	bool found = HeapTupleIsValid(row);
 
-	if (HeapTupleIsValid(row))
-		*number = DatumGetInt32(column(row, ITEM_NUMBER, RelationGetDescr(model->items)));
+	if (found)
+		*number = DatumGetInt32(mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(items)));
 	systable_endscan(rows);
-	return HeapTupleIsValid(row);
+	table_close(items, AccessShareLock);
+	return found;
 }
 
-/* The id of an item as text. */
+/* The id of an item by its number, as text. */
 static Datum
-id_text(Model *model, Datum id)
-{
-	return CStringGetTextDatum(OutputFunctionCall(&model->output, id));
-}
-
-/* The same of an item's number.  Its key's columns have the same numbers in table and index. */
-static Datum
-number_text(Model *model, uint32 number)
+id_text(Model *model, uint32 number)
 {
 	ScanKeyData keys[2];
 	bool isnull;
-	Datum text;
+	Datum id;
 
-	equals(&keys[0], model->items, 1, Int32GetDatum(model->version));
-	equals(&keys[1], model->items, ITEM_NUMBER, Int32GetDatum((int32) number));
-	index_rescan(model->scan, keys, 2, NULL, 0);
-	if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
-		elog(ERROR, "model %d, version %d has no item %u", model->id, model->version, number);
-	text = id_text(model, slot_getattr(model->slot, ITEM_ID, &isnull));
-	ExecClearTuple(model->slot);
-	return text;
+	if (model->copy != NULL)
+		id = mr_version_id(model->copy, number, model->known->by_value);
+	else
+	{
+		/* the columns of the key have the same numbers in table and index */
+		mr_lookup_key(&keys[0], model->items, 1, Int32GetDatum(model->version));
+		mr_lookup_key(&keys[1], model->items, MR_ITEM_NUMBER, Int32GetDatum((int32) number));
+		index_rescan(model->scan, keys, 2, NULL, 0);
+		if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
+			elog(ERROR, "model %d, version %d has no item %u", model->known->id, model->version,
+				 number);
+		id = slot_getattr(model->slot, MR_ITEM_ID, &isnull);
+	}
+	return CStringGetTextDatum(OutputFunctionCall(&model->known->output, id));
+}
+
+/* Begins to read the list of an item: its targets, or its sources. */
+static void
+reading_begin(Reading *reading, const Model *model, bool targets, uint32 number)
+{
+	MrIndexed indexed = targets ? model->known->targets : model->known->sources;
+
+	memset(reading, 0, sizeof(Reading));
+	if (model->copy != NULL)
+	{
+		reading->rest = mr_version_list(targets ? &model->copy->targets : &model->copy->sources,
+										number);
+		return;
+	}
+	reading->table = table_open(indexed.table, AccessShareLock);
+	reading->rows = mr_lookup(reading->table, indexed.index, 1, Int32GetDatum(model->version),
+							  MR_LIST_ITEM, Int32GetDatum((int32) number));
+}
+
+/* The next block; false at the end. */
+static bool
+reading_next(Reading *reading, MrBlock *block)
+{
+	HeapTuple row;
+
+	if (reading->table == NULL)
+	{
+		*block = reading->rest;
+		reading->rest.length = 0;
+		return block->length > 0;
+	}
+	CHECK_FOR_INTERRUPTS();
+	row = systable_getnext(reading->rows);
+	if (HeapTupleIsValid(row))
+		*block = mr_lookup_block(row, RelationGetDescr(reading->table));
+	return HeapTupleIsValid(row);
+}
+
+static void
+reading_end(Reading *reading)
+{
+	if (reading->table == NULL)
+		return;
+	systable_endscan(reading->rows);
+	table_close(reading->table, AccessShareLock);
 }
 
 /* One row of the answer; score and reason may be left out. */
 static void
-answer(Model *model, Datum item, Datum score, bool has_score, Datum reason, bool has_reason)
+answer(Model *model, uint32 number, Datum score, bool has_score, Datum reason, bool has_reason)
 {
-	Datum values[5] = {Int32GetDatum(++model->rank), item, score, reason,
+	Datum values[5] = {Int32GetDatum(++model->rank), id_text(model, number), score, reason,
 					   Int32GetDatum(model->version)};
 	bool nulls[5] = {false, false, !has_score, !has_reason, false};
 
 	tuplestore_putvalues(model->result->setResult, model->result->setDesc, values, nulls);
 }
 
-/* A block of a list: how many entries, and where they are. */
-static int
-read_block(HeapTuple row, TupleDesc desc, const int32 **numbers, ArrayType **values)
-{
-	ArrayType *array = DatumGetArrayTypeP(column(row, LIST_NUMBERS, desc));
-	bool isnull;
-	Datum other = heap_getattr(row, LIST_VALUES, desc, &isnull);
-	int n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
-
-	*numbers = (const int32 *) ARR_DATA_PTR(array);
-	*values = isnull ? NULL : DatumGetArrayTypeP(other);
-	if (*values != NULL && ArrayGetNItems(ARR_NDIM(*values), ARR_DIMS(*values)) != n)
-		elog(ERROR, "the lists of a block differ in length");
-	return n;
-}
-
 /* The neighbours of an item, best first; an item that is not known has none. */
 Datum
 millrace_similar(PG_FUNCTION_ARGS)
 {
-	Model model;
+	Reading reading;
+	MrBlock block;
 	uint32 number;
-	int32 n;
+	Model model;
 
-	model_open(&model, fcinfo, 2);
-	n = PG_GETARG_INT32(2);
-	if (n > 0 && !PG_ARGISNULL(1) &&
+	model_open(&model, fcinfo);
+	if (model.n > 0 && !PG_ARGISNULL(1) &&
 		find_item(&model, text_to_cstring(PG_GETARG_TEXT_PP(1)), &number))
 	{
-		Relation targets = table_open(mr_store_table(model.id, "target"), AccessShareLock);
-		SysScanDesc rows = scan(targets, mr_store_table(model.id, "target_pkey"), 2, 1,
-								Int32GetDatum(model.version), LIST_ITEM,
-								Int32GetDatum((int32) number));
-		HeapTuple row;
-
-		while (model.rank < n && HeapTupleIsValid(row = systable_getnext(rows)))
-		{
-			const int32 *numbers;
-			ArrayType *values;
-			int length = read_block(row, RelationGetDescr(targets), &numbers, &values);
-
-			for (int i = 0; i < length && model.rank < n; i++)
-				answer(&model, number_text(&model, numbers[i]),
-					   Float4GetDatum(((float *) ARR_DATA_PTR(values))[i]), true, (Datum) 0, false);
-		}
-		systable_endscan(rows);
-		table_close(targets, AccessShareLock);
+		reading_begin(&reading, &model, true, number);
+		while (model.rank < model.n && reading_next(&reading, &block))
+			for (int i = 0; i < block.length && model.rank < model.n; i++)
+				answer(&model, block.numbers[i], Float4GetDatum(((const float *) block.values)[i]),
+					   true, (Datum) 0, false);
+		reading_end(&reading);
 	}
 	model_close(&model);
 	return (Datum) 0;
 }
+
+/* ---- recommendations -------------------------------------------------------------------------------------- */
 
 static void
 profile_add(Profile *profile, uint32 number, double weight)
@@ -335,20 +432,18 @@ profile_add(Profile *profile, uint32 number, double weight)
 static void
 read_profile(Model *model, Profile *profile, char *user)
 {
-	Relation users = table_open(mr_store_table(model->id, "user"), AccessShareLock);
-	SysScanDesc rows = scan(users, mr_store_table(model->id, "user_pkey"), 2, 1,
-							Int32GetDatum(model->version), USER_ID, read_id(users, USER_ID, user));
+	Relation users = table_open(model->known->users.table, AccessShareLock);
+	SysScanDesc rows = mr_lookup(users, model->known->users.index, 1, Int32GetDatum(model->version),
+								 MR_USER_ID, read_id(users, MR_USER_ID, user));
 	HeapTuple row;
 
 	while (HeapTupleIsValid(row = systable_getnext(rows)))
 	{
-		const int32 *numbers;
-		ArrayType *values;
-		int length = read_block(row, RelationGetDescr(users), &numbers, &values);
+		MrBlock block = mr_lookup_block(row, RelationGetDescr(users));
+		const double *weights = block.values;
 
-		for (int i = 0; i < length; i++)
-			profile_add(profile, numbers[i],
-						values == NULL ? 1 : ((double *) ARR_DATA_PTR(values))[i]);
+		for (int i = 0; i < block.length; i++)
+			profile_add(profile, block.numbers[i], weights == NULL ? 1 : weights[i]);
 	}
 	systable_endscan(rows);
 	table_close(users, AccessShareLock);
@@ -358,47 +453,33 @@ read_profile(Model *model, Profile *profile, char *user)
 static void
 add_up(Model *model, candidates_hash *candidates, const Profile *profile)
 {
-	Relation sources = table_open(mr_store_table(model->id, "source"), AccessShareLock);
-	Oid index = mr_store_table(model->id, "source_pkey");
-
 	for (int p = 0; p < profile->count; p++)
 	{
 		const Had *had = &profile->items[p];
-		SysScanDesc rows = scan(sources, index, 2, 1, Int32GetDatum(model->version), LIST_ITEM,
-								Int32GetDatum((int32) had->number));
-		HeapTuple row;
+		Reading reading;
+		MrBlock block;
 
 		CHECK_FOR_INTERRUPTS();
-		while (HeapTupleIsValid(row = systable_getnext(rows)))
+		reading_begin(&reading, model, false, had->number);
+		while (reading_next(&reading, &block))
 		{
-			const int32 *numbers;
-			ArrayType *values;
-			int length = read_block(row, RelationGetDescr(sources), &numbers, &values);
-			const float *scores = (const float *) ARR_DATA_PTR(values);
+			const float *scores = block.values;
 
-			for (int i = 0; i < length; i++)
+			for (int i = 0; i < block.length; i++)
 			{
-				double part = had->weight * (double) scores[i];
 				bool found;
-				Candidate *candidate = candidates_insert(candidates, numbers[i], &found);
+				Candidate *candidate = candidates_insert(candidates, block.numbers[i], &found);
 
 				if (!found)
 				{
 					candidate->is_given = false;
 					candidate->score = 0;
-					candidate->largest = 0;
 				}
-				candidate->score += part;
-				if (part > candidate->largest)
-				{
-					candidate->largest = part;
-					candidate->source = had->number;
-				}
+				candidate->score += had->weight * (double) scores[i];
 			}
 		}
-		systable_endscan(rows);
+		reading_end(&reading);
 	}
-	table_close(sources, AccessShareLock);
 }
 
 /* Notes that an item is not to be recommended (again). */
@@ -409,27 +490,62 @@ mark_given(candidates_hash *candidates, uint32 number)
 	Candidate *candidate = candidates_insert(candidates, number, &found);
 
 	if (!found)
-	{
 		candidate->score = 0;
-		candidate->largest = 0;
-	}
 	candidate->is_given = true;
 }
 
-/* The n best candidates; true when there was no other one. */
-static void
-answer_personal(Model *model, candidates_hash *candidates, uint32 n, bool explain)
+static int
+compare_had(const void *a, const void *b)
 {
+	uint32 x = ((const Had *) a)->number;
+	uint32 y = ((const Had *) b)->number;
+
+	return x < y ? -1 : x > y;
+}
+
+/* The item of a profile that adds most to the score of another one; of several the first. */
+static uint32
+find_reason(Model *model, const Profile *profile, uint32 number)
+{
+	double largest = 0;
+	uint32 reason = 0;
+	Reading reading;
+	MrBlock block;
+
+	reading_begin(&reading, model, true, number);
+	while (reading_next(&reading, &block))
+		for (int i = 0; i < block.length; i++)
+		{
+			Had wanted = {.number = block.numbers[i]};
+			const Had *had = bsearch(&wanted, profile->items, profile->count, sizeof(Had),
+									 compare_had);
+			double part = had == NULL ? 0
+									  : had->weight * (double) ((const float *) block.values)[i];
+
+			if (part > largest || (part == largest && part > 0 && wanted.number < reason))
+			{
+				largest = part;
+				reason = wanted.number;
+			}
+		}
+	reading_end(&reading);
+	return reason;
+}
+
+/* The best candidates. */
+static void
+answer_personal(Model *model, candidates_hash *candidates, const Profile *profile, bool explain)
+{
+	uint32 n = Min((uint32) model->n, candidates->members);
+	candidates_iterator iterator;
+	Candidate *candidate;
 	MrNeighbour *best;
 	uint32 length = 0;
 	uint32 count;
-	candidates_iterator iterator;
-	Candidate *candidate;
 
-	n = Min(n, candidates->members);
 	if (n == 0)
 		return;
-	best = palloc(n * sizeof(MrNeighbour));
+	best = palloc_extended(n * sizeof(MrNeighbour), MCXT_ALLOC_HUGE);
 	candidates_start_iterate(candidates, &iterator);
 	while ((candidate = candidates_iterate(candidates, &iterator)) != NULL)
 	{
@@ -447,34 +563,44 @@ answer_personal(Model *model, candidates_hash *candidates, uint32 n, bool explai
 	}
 	for (uint32 i = 0; i < count; i++)
 	{
-		candidate = candidates_lookup(candidates, best[i].number);
-		candidate->is_given = true;
-		answer(model, number_text(model, best[i].number), Float8GetDatum(best[i].score), true,
-			   explain ? number_text(model, candidate->source) : (Datum) 0, explain);
+		mark_given(candidates, best[i].number);
+		answer(model, best[i].number, Float8GetDatum(best[i].score), true,
+			   explain ? id_text(model, find_reason(model, profile, best[i].number)) : (Datum) 0,
+			   explain);
 	}
+}
+
+/* An item that most users have, unless it was given already. */
+static void
+offer_popular(Model *model, candidates_hash *candidates, uint32 number)
+{
+	Candidate *candidate = candidates_lookup(candidates, number);
+
+	if (candidate == NULL || !candidate->is_given)
+		answer(model, number, (Datum) 0, false, CStringGetTextDatum("popular"), true);
 }
 
 /* Goes on with what most users have. */
 static void
-answer_popular(Model *model, candidates_hash *candidates, int32 n)
+answer_popular(Model *model, candidates_hash *candidates)
 {
-	Datum reason = CStringGetTextDatum("popular");
 	SysScanDesc rows;
 	HeapTuple row;
 
-	if (model->rank >= n)
-		return;
-	rows = scan(model->items, mr_store_table(model->id, "item_place"), 1, 1,
-				Int32GetDatum(model->version), 0, 0);
-	while (model->rank < n && HeapTupleIsValid(row = systable_getnext(rows)))
+	if (model->copy != NULL)
 	{
-		Candidate *candidate = candidates_lookup(
-			candidates, DatumGetInt32(column(row, ITEM_NUMBER, RelationGetDescr(model->items))));
-
-		if (candidate == NULL || !candidate->is_given)
-			answer(model, id_text(model, column(row, ITEM_ID, RelationGetDescr(model->items))),
-				   (Datum) 0, false, reason, true);
+		for (uint32 i = 0; model->rank < model->n && i < model->copy->items; i++)
+			offer_popular(model, candidates, model->copy->places[i]);
+		return;
 	}
+	if (model->rank >= model->n)
+		return;
+	rows = mr_lookup(model->items, model->known->by_place.index, 1, Int32GetDatum(model->version),
+					 0, (Datum) 0);
+	while (model->rank < model->n && HeapTupleIsValid(row = systable_getnext(rows)))
+		offer_popular(model, candidates,
+					  (uint32) DatumGetInt32(
+						  mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(model->items))));
 	systable_endscan(rows);
 }
 
@@ -486,16 +612,15 @@ recommend(Model *model, const Profile *profile, FunctionCallInfo fcinfo)
 	bool exclude_seen = PG_ARGISNULL(3) || PG_GETARG_BOOL(3);
 	bool explain = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
 	bool fallback = PG_ARGISNULL(5) || PG_GETARG_BOOL(5);
-	int32 n = PG_GETARG_INT32(2);
 
-	if (n > 0)
+	if (model->n > 0)
 		add_up(model, candidates, profile);
 	if (exclude_seen)
 		for (int i = 0; i < profile->count; i++)
 			mark_given(candidates, profile->items[i].number);
-	answer_personal(model, candidates, (uint32) n, explain);
+	answer_personal(model, candidates, profile, explain);
 	if (fallback)
-		answer_popular(model, candidates, n);
+		answer_popular(model, candidates);
 	candidates_destroy(candidates);
 }
 
@@ -506,8 +631,8 @@ millrace_recommend(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
-	model_open(&model, fcinfo, 2);
-	if (pg_class_aclcheck(mr_store_table(model.id, "user"), GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	model_open(&model, fcinfo);
+	if (pg_class_aclcheck(model.known->users.table, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for the profiles of model %s",
 							   mr_relation_name(PG_GETARG_OID(0))),
@@ -519,15 +644,6 @@ millrace_recommend(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-static int
-compare_had(const void *a, const void *b)
-{
-	uint32 x = ((const Had *) a)->number;
-	uint32 y = ((const Had *) b)->number;
-
-	return x < y ? -1 : x > y;
-}
-
 /* For the items of a basket, each once; those that are not known say nothing. */
 Datum
 millrace_recommend_basket(PG_FUNCTION_ARGS)
@@ -535,7 +651,7 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
-	model_open(&model, fcinfo, 2);
+	model_open(&model, fcinfo);
 	if (!PG_ARGISNULL(1))
 	{
 		Datum *ids;
@@ -562,4 +678,35 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 	recommend(&model, &profile, fcinfo);
 	model_close(&model);
 	return (Datum) 0;
+}
+
+/* ---- copies ----------------------------------------------------------------------------------------------- */
+
+/* The copies in shared memory: model, version, whether it is there, bytes. */
+Datum
+millrace_model_copies(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	MrCopyInfo *copies;
+	int n = mr_copy_list(&copies);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i++)
+	{
+		Datum values[4] = {
+			ObjectIdGetDatum(copies[i].key.relation), Int32GetDatum(copies[i].key.version),
+			BoolGetDatum(copies[i].state == MR_COPY_READY), Int64GetDatum(copies[i].size)};
+		bool nulls[4] = {false};
+
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* Lets go of the copies of a model, of one version or (0) of all. */
+Datum
+millrace_forget_copies(PG_FUNCTION_ARGS)
+{
+	mr_copy_forget(PG_GETARG_OID(0), PG_GETARG_INT32(1));
+	PG_RETURN_VOID();
 }
