@@ -29,6 +29,7 @@ typedef struct Shape
 	uint64 items;
 	uint64 neighbours;
 	uint64 id_bytes;
+	bool by_value; /* of ids */
 } Shape;
 
 /* What the registry tells of a version. */
@@ -53,8 +54,7 @@ static void
 place_lists(MrLists *lists, char *block, Size *size, const Shape *shape)
 {
 	lists->start = place(block, size, shape->items + 1, sizeof(uint64));
-	lists->numbers = place(block, size, shape->neighbours, sizeof(uint32));
-	lists->scores = place(block, size, shape->neighbours, sizeof(float));
+	lists->entries = place(block, size, shape->neighbours, sizeof(MrListed));
 }
 
 /* Finds the way around in a block, or (NULL) how large one is. */
@@ -67,19 +67,9 @@ lay_out(MrVersion *version, char *block, const Shape *shape)
 	version->places = place(block, &size, shape->items, sizeof(uint32));
 	place_lists(&version->targets, block, &size, shape);
 	place_lists(&version->sources, block, &size, shape);
-	version->id_start = place(block, &size, shape->items, sizeof(uint64));
+	version->id_start = shape->by_value ? NULL : place(block, &size, shape->items, sizeof(uint64));
 	version->ids = place(block, &size, shape->id_bytes, 1);
 	return size;
-}
-
-static Datum
-named_column(HeapTuple row, TupleDesc desc, const char *name)
-{
-	for (int i = 0; i < desc->natts; i++)
-		if (!TupleDescAttr(desc, i)->attisdropped &&
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) == 0)
-			return mr_lookup_column(row, i + 1, desc);
-	elog(ERROR, "there is no column \"%s\"", name);
 }
 
 /* Reads the registry's row of a version; false when there is none. */
@@ -90,15 +80,16 @@ read_registered(int32 model_id, int32 version, Registered *registered)
 	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model_version", "model_version_pkey"), 1,
 								  Int32GetDatum(model_id), 2, Int32GetDatum(version), &desc);
 	text *hash;
+	bool isnull;
 
 	if (row == NULL)
 		return false;
-	hash = DatumGetTextPP(named_column(row, desc, "input_hash"));
-	registered->shape.items = DatumGetInt32(named_column(row, desc, "items"));
-	registered->shape.neighbours = DatumGetInt64(named_column(row, desc, "neighbours"));
-	registered->digest = DatumGetUInt64(
-		hash_any_extended((unsigned char *) VARDATA_ANY(hash), VARSIZE_ANY_EXHDR(hash),
-						  (uint64) DatumGetTimestampTz(named_column(row, desc, "trained_at"))));
+	hash = DatumGetTextPP(mr_lookup_named(row, desc, "input_hash", &isnull));
+	registered->shape.items = DatumGetInt32(mr_lookup_named(row, desc, "items", &isnull));
+	registered->shape.neighbours = DatumGetInt64(mr_lookup_named(row, desc, "neighbours", &isnull));
+	registered->digest = DatumGetUInt64(hash_any_extended(
+		(unsigned char *) VARDATA_ANY(hash), VARSIZE_ANY_EXHDR(hash),
+		(uint64) DatumGetTimestampTz(mr_lookup_named(row, desc, "trained_at", &isnull))));
 	registered->is_own = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(row->t_data));
 	return true;
 }
@@ -122,25 +113,6 @@ mr_version_attach(Oid relation, int32 model_id, int32 version, MrVersion *found)
 	return segment;
 }
 
-Datum
-mr_version_id(const MrVersion *version, uint32 item, bool by_value)
-{
-	char *id = version->ids + version->id_start[item];
-
-	return by_value ? *(Datum *) id : PointerGetDatum(id);
-}
-
-MrBlock
-mr_version_list(const MrLists *lists, uint32 item)
-{
-	uint64 start = lists->start[item];
-	MrBlock list = {.numbers = lists->numbers + start,
-					.values = lists->scores + start,
-					.length = (int) (lists->start[item + 1] - start)};
-
-	return list;
-}
-
 /* ---- making a copy ---------------------------------------------------------------------------------------- */
 
 /* Ids and places of the items, in the memory of this process. */
@@ -151,13 +123,14 @@ typedef struct Items
 	char *ids;
 	Size id_bytes;
 	Size room;
+	bool by_value;
 } Items;
 
 /* Appends an id, aligned for any type. */
 static void
-add_id(Items *items, uint32 number, Datum id, bool by_value, int16 length)
+add_id(Items *items, uint32 number, Datum id, int16 length)
 {
-	Size size = by_value ? sizeof(Datum) : datumGetSize(id, false, length);
+	Size size = items->by_value ? sizeof(Datum) : datumGetSize(id, false, length);
 
 	while (items->id_bytes + MAXALIGN(size) > items->room)
 	{
@@ -166,7 +139,7 @@ add_id(Items *items, uint32 number, Datum id, bool by_value, int16 length)
 	}
 	items->id_start[number] = items->id_bytes;
 	memcpy(items->ids + items->id_bytes,
-		   by_value ? (const void *) &id : (const void *) DatumGetPointer(id), size);
+		   items->by_value ? (const void *) &id : (const void *) DatumGetPointer(id), size);
 	items->id_bytes += MAXALIGN(size);
 }
 
@@ -184,6 +157,7 @@ read_items(int32 model_id, int32 version, uint64 count, Items *items)
 
 	items->places = MemoryContextAllocHuge(CurrentMemoryContext, Max(count, 1) * sizeof(uint32));
 	items->id_start = MemoryContextAllocHuge(CurrentMemoryContext, Max(count, 1) * sizeof(uint64));
+	items->by_value = type->attbyval;
 	items->room = 1024;
 	items->ids = palloc(items->room);
 	items->id_bytes = 0;
@@ -200,7 +174,7 @@ read_items(int32 model_id, int32 version, uint64 count, Items *items)
 		items->places[place] = (uint32) number;
 		if (type->attlen == -1)
 			id = PointerGetDatum(PG_DETOAST_DATUM_PACKED(id));
-		add_id(items, (uint32) number++, id, type->attbyval, type->attlen);
+		add_id(items, (uint32) number++, id, type->attlen);
 	}
 	systable_endscan(rows);
 	table_close(relation, AccessShareLock);
@@ -237,9 +211,11 @@ read_lists(int32 model_id, int32 version, const char *table, const char *index, 
 				 model_id, version);
 		while (item < next)
 			lists->start[++item] = filled;
-		memcpy(lists->numbers + filled, block.numbers, block.length * sizeof(uint32));
-		memcpy(lists->scores + filled, block.values, block.length * sizeof(float));
-		filled += block.length;
+		for (int i = 0; i < block.length; i++)
+		{
+			lists->entries[filled].number = block.numbers[i];
+			lists->entries[filled++].score = ((const float *) block.values)[i];
+		}
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}
@@ -277,6 +253,7 @@ mr_version_copy_main(Datum slot)
 		proc_exit(0);
 	read_items(model_id, key.version, registered.shape.items, &items);
 	registered.shape.id_bytes = items.id_bytes;
+	registered.shape.by_value = items.by_value;
 	segment = mr_copy_create(lay_out(&copy, NULL, &registered.shape));
 	if (segment == NULL)
 		proc_exit(0);
@@ -284,7 +261,8 @@ mr_version_copy_main(Datum slot)
 	memcpy(block, &registered.shape, sizeof(Shape));
 	(void) lay_out(&copy, block, &registered.shape);
 	memcpy(copy.places, items.places, registered.shape.items * sizeof(uint32));
-	memcpy(copy.id_start, items.id_start, registered.shape.items * sizeof(uint64));
+	if (copy.id_start != NULL)
+		memcpy(copy.id_start, items.id_start, registered.shape.items * sizeof(uint64));
 	memcpy(copy.ids, items.ids, items.id_bytes);
 	read_lists(model_id, key.version, "target", "target_pkey", &registered.shape, &copy.targets);
 	read_lists(model_id, key.version, "source", "source_pkey", &registered.shape, &copy.sources);

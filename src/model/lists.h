@@ -10,12 +10,18 @@
 #include "model/lookup.h"
 #include "storage/dsm.h"
 
+/* One entry of a list. */
+typedef struct MrListed
+{
+	uint32 number;
+	float score;
+} MrListed;
+
 /* The lists of all items in one direction: of item i from start[i] to start[i + 1]. */
 typedef struct MrLists
 {
 	uint64 *start;
-	uint32 *numbers;
-	float *scores;
+	MrListed *entries;
 } MrLists;
 
 /* A copy as one process sees it. */
@@ -25,7 +31,7 @@ typedef struct MrVersion
 	uint32 *places; /* items by popularity */
 	MrLists targets;
 	MrLists sources;
-	uint64 *id_start; /* by item: where its id begins */
+	uint64 *id_start; /* by item: where its id begins, unless ids are passed by value */
 	char *ids;
 } MrVersion;
 
@@ -36,10 +42,13 @@ typedef struct MrVersion
 extern dsm_segment *mr_version_attach(Oid relation, int32 model_id, int32 version,
 									  MrVersion *found);
 
-/* The id of an item, of a type that is passed by value or not. */
-extern Datum mr_version_id(const MrVersion *version, uint32 item, bool by_value);
-
-extern MrBlock mr_version_list(const MrLists *lists, uint32 item);
+/* The id of an item. */
+static inline Datum
+mr_version_id(const MrVersion *version, uint32 item)
+{
+	return version->id_start == NULL ? ((const Datum *) version->ids)[item]
+									 : PointerGetDatum(version->ids + version->id_start[item]);
+}
 
 extern PGDLLEXPORT void mr_version_copy_main(Datum slot);
 

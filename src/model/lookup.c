@@ -86,6 +86,17 @@ mr_lookup_column(HeapTuple row, AttrNumber attnum, TupleDesc desc)
 	return value;
 }
 
+Datum
+mr_lookup_named(HeapTuple row, TupleDesc desc, const char *name, bool *isnull)
+{
+	for (int i = 0; i < desc->natts; i++)
+		if (!TupleDescAttr(desc, i)->attisdropped &&
+			strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) == 0)
+			return heap_getattr(row, i + 1, desc, isnull);
+	elog(ERROR, "there is no column \"%s\"", name);
+	return (Datum) 0;
+}
+
 MrBlock
 mr_lookup_block(HeapTuple row, TupleDesc desc)
 {

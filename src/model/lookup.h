@@ -37,6 +37,9 @@ extern HeapTuple mr_lookup_row(MrIndexed indexed, AttrNumber a, Datum first, Att
 /* A value that is never NULL. */
 extern Datum mr_lookup_column(HeapTuple row, AttrNumber attnum, TupleDesc desc);
 
+/* A value by its column's name. */
+extern Datum mr_lookup_named(HeapTuple row, TupleDesc desc, const char *name, bool *isnull);
+
 /* Some entries of a list: numbers, and what belongs to each. */
 typedef struct MrBlock
 {

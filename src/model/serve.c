@@ -15,6 +15,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/objectaddress.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "core/compat.h"
@@ -25,15 +26,20 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
+#include "model/catalogue.h"
+#include "model/ids.h"
 #include "model/lists.h"
 #include "model/store.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(millrace_similar);
 PG_FUNCTION_INFO_V1(millrace_recommend);
@@ -43,6 +49,10 @@ PG_FUNCTION_INFO_V1(millrace_forget_copies);
 
 /* How long a session reads tables, when there is no copy, until it asks for one again (ms). */
 #define ASK_AGAIN 1000
+
+/* How many items are looked up in a catalogue at once: at first, and at most. */
+#define FIRST_OFFERS 32
+#define MOST_OFFERS 4096
 
 /* What a session knows of a model. */
 typedef struct Known
@@ -58,13 +68,50 @@ typedef struct Known
 	MrIndexed targets;
 	MrIndexed sources;
 	FmgrInfo output; /* of the type of items */
+	FmgrInfo compare;
+	Oid type;
+	Oid collation;
 	bool by_value;
+	int16 length;
+	Oid owner;
+	bool has_catalogue;
+	MrCatalogueKept catalogue;
 	dsm_segment *segment; /* of a version, or NULL */
 	int32 copied;
 	MrVersion copy;
 	TimestampTz used; /* the transaction that has used it last began then */
 	TimestampTz asked; /* for a copy that was not there */
 } Known;
+
+/* One item of a profile. */
+typedef struct Had
+{
+	uint32 number;
+	double weight;
+} Had;
+
+typedef struct Profile
+{
+	Had *items; /* ascending */
+	int count;
+	int room;
+} Profile;
+
+/* Why an item is answered. */
+typedef enum Origin
+{
+	SIMILAR,
+	PERSONAL,
+	POPULAR
+} Origin;
+
+/* An item that may be answered, if the catalogue has it. */
+typedef struct Offer
+{
+	uint32 number;
+	Origin origin;
+	double score;
+} Offer;
 
 /* A model while it answers. */
 typedef struct Model
@@ -79,6 +126,11 @@ typedef struct Model
 	ReturnSetInfo *result;
 	int32 rank; /* of the last row */
 	int32 n; /* how many are wanted */
+	const Profile *explain; /* what reasons come from; NULL: none are wanted */
+	MrCatalogue *catalogue; /* NULL: all items are answered */
+	Offer *offers; /* to be looked up in the catalogue */
+	int noffers;
+	int room;
 } Model;
 
 /* What is known of an item that may be recommended. */
@@ -101,26 +153,15 @@ typedef struct Candidate
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* One item of a profile. */
-typedef struct Had
-{
-	uint32 number;
-	double weight;
-} Had;
-
-typedef struct Profile
-{
-	Had *items; /* ascending */
-	int count;
-	int room;
-} Profile;
-
 /* A list that is being read. */
 typedef struct Reading
 {
 	Relation table; /* NULL: from the copy */
 	SysScanDesc rows;
-	MrBlock rest; /* of the copy */
+	bool at_end; /* of the copy */
+	const MrListed *entries; /* of the present block */
+	int length;
+	MrListed read[MR_NEIGHBOURS_BLOCK]; /* those from the table */
 } Reading;
 
 static HTAB *models = NULL;
@@ -148,9 +189,8 @@ learn(Known *known)
 	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model", "model_relation_key"), 2,
 								  ObjectIdGetDatum(known->relation), 0, (Datum) 0, &desc);
 	bool is_varlena;
-	int16 length;
+	bool isnull;
 	Oid output;
-	Oid type;
 
 	if (row == NULL)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -165,10 +205,16 @@ learn(Known *known)
 	known->users = mr_lookup_state(known->id, "user", "user_pkey");
 	known->targets = mr_lookup_state(known->id, "target", "target_pkey");
 	known->sources = mr_lookup_state(known->id, "source", "source_pkey");
-	type = get_atttype(known->by_number.table, MR_ITEM_ID);
-	get_typlenbyval(type, &length, &known->by_value);
-	getTypeOutputInfo(type, &output, &is_varlena);
+	known->type = get_atttype(known->by_number.table, MR_ITEM_ID);
+	known->collation = mr_ids_collation(known->type);
+	fmgr_info_cxt(lookup_type_cache(known->type, TYPECACHE_CMP_PROC)->cmp_proc, &known->compare,
+				  CacheMemoryContext);
+	get_typlenbyval(known->type, &known->length, &known->by_value);
+	getTypeOutputInfo(known->type, &output, &is_varlena);
 	fmgr_info_cxt(output, &known->output, CacheMemoryContext);
+	known->owner = DatumGetObjectId(mr_lookup_named(row, desc, "owner", &isnull));
+	(void) mr_lookup_named(row, desc, "catalogue", &isnull);
+	known->has_catalogue = !isnull;
 	known->valid = true;
 }
 
@@ -241,10 +287,13 @@ model_open(Model *model, FunctionCallInfo fcinfo)
 	if (model->n < 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("n must not be negative, but is %d", model->n)));
-	model->known = find_model(relation);
 	allowed = pg_class_aclcheck(relation, GetUserId(), ACL_SELECT);
 	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_VIEW, get_rel_name(relation));
+		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(relation)),
+					   get_rel_name(relation));
+	/* Nobody drops the model meanwhile. */
+	LockRelationOid(relation, AccessShareLock);
+	model->known = find_model(relation);
 	row = mr_lookup_row(model->known->aliases, 1, Int32GetDatum(model->known->id), 2,
 						CStringGetTextDatum("production"), &desc);
 	if (row == NULL)
@@ -264,9 +313,20 @@ model_open(Model *model, FunctionCallInfo fcinfo)
 	model->result = (ReturnSetInfo *) fcinfo->resultinfo;
 }
 
+/* Has what is answered looked up in the catalogue, when there is one or a filter over it. */
+static void
+model_filter(Model *model, const char *filter)
+{
+	if (model->known->has_catalogue || filter != NULL)
+		model->catalogue = mr_catalogue_open(&model->known->catalogue, model->known->id,
+											 model->known->owner, filter);
+}
+
 static void
 model_close(Model *model)
 {
+	if (model->catalogue != NULL)
+		mr_catalogue_close(model->catalogue);
 	if (model->copy != NULL)
 		return;
 	index_endscan(model->scan);
@@ -279,56 +339,105 @@ model_close(Model *model)
 
 /* An id from its text; one that is too long for its column is not known, and no error. */
 static Datum
-read_id(Relation relation, AttrNumber attnum, char *text)
+read_id(Oid type, char *text)
 {
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(relation), attnum - 1);
 	Oid input;
 	Oid parameter;
 
-	getTypeInputInfo(attribute->atttypid, &input, &parameter);
+	getTypeInputInfo(type, &input, &parameter);
 	return OidInputFunctionCall(input, text, parameter, -1);
+}
+
+/* The number of an item in a copy: numbers have the order of ids. */
+static bool
+search_item(const Known *known, const MrVersion *copy, Datum id, uint32 *number)
+{
+	uint32 low = 0;
+	uint32 high = copy->items;
+
+	while (low < high)
+	{
+		uint32 middle = low + (high - low) / 2;
+		int32 order = DatumGetInt32(FunctionCall2Coll(
+			(FmgrInfo *) &known->compare, known->collation, mr_version_id(copy, middle), id));
+
+		if (order == 0)
+		{
+			*number = middle;
+			return true;
+		}
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return false;
 }
 
 /* The number of an item; false when the version does not know it. */
 static bool
 find_item(Model *model, char *text, uint32 *number)
 {
-	Relation items = table_open(model->known->by_item.table, AccessShareLock);
-	SysScanDesc rows = mr_lookup(items, model->known->by_item.index, 1,
-								 Int32GetDatum(model->version), MR_ITEM_ID,
-								 read_id(items, MR_ITEM_ID, text));
-	HeapTuple row = systable_getnext(rows);
-	bool found = HeapTupleIsValid(row);
+	Datum id = read_id(model->known->type, text);
+	SysScanDesc rows;
+	HeapTuple row;
+	bool found;
 
+	if (model->copy != NULL)
+		return search_item(model->known, model->copy, id, number);
+	rows = mr_lookup(model->items, model->known->by_item.index, 1, Int32GetDatum(model->version),
+					 MR_ITEM_ID, id);
+	row = systable_getnext(rows);
+	found = HeapTupleIsValid(row);
 	if (found)
-		*number = DatumGetInt32(mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(items)));
+		*number =
+			DatumGetInt32(mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(model->items)));
 	systable_endscan(rows);
-	table_close(items, AccessShareLock);
 	return found;
 }
 
-/* The id of an item by its number, as text. */
+/* The id of an item by its number; good until the next one is asked for. */
 static Datum
-id_text(Model *model, uint32 number)
+find_id(Model *model, uint32 number)
 {
 	ScanKeyData keys[2];
 	bool isnull;
-	Datum id;
 
 	if (model->copy != NULL)
-		id = mr_version_id(model->copy, number, model->known->by_value);
-	else
-	{
-		/* the columns of the key have the same numbers in table and index */
-		mr_lookup_key(&keys[0], model->items, 1, Int32GetDatum(model->version));
-		mr_lookup_key(&keys[1], model->items, MR_ITEM_NUMBER, Int32GetDatum((int32) number));
-		index_rescan(model->scan, keys, 2, NULL, 0);
-		if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
-			elog(ERROR, "model %d, version %d has no item %u", model->known->id, model->version,
-				 number);
-		id = slot_getattr(model->slot, MR_ITEM_ID, &isnull);
-	}
+		return mr_version_id(model->copy, number);
+	/* the columns of the key have the same numbers in table and index */
+	mr_lookup_key(&keys[0], model->items, 1, Int32GetDatum(model->version));
+	mr_lookup_key(&keys[1], model->items, MR_ITEM_NUMBER, Int32GetDatum((int32) number));
+	index_rescan(model->scan, keys, 2, NULL, 0);
+	if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
+		elog(ERROR, "model %d, version %d has no item %u", model->known->id, model->version,
+			 number);
+	return slot_getattr(model->slot, MR_ITEM_ID, &isnull);
+}
+
+static Datum
+id_text(Model *model, Datum id)
+{
 	return CStringGetTextDatum(OutputFunctionCall(&model->known->output, id));
+}
+
+/* Has memory fetched that is about to be read: a copy is larger than the caches, and all of it is random access. */
+static inline void
+prefetch_id(const MrVersion *copy, uint32 number)
+{
+	if (copy->id_start != NULL)
+		__builtin_prefetch(&copy->id_start[number]);
+	else
+		__builtin_prefetch(&((const Datum *) copy->ids)[number]);
+}
+
+static inline void
+prefetch_list(const MrLists *lists, uint32 number)
+{
+	const char *entries = (const char *) (lists->entries + lists->start[number]);
+
+	for (int i = 0; i < 4; i++)
+		__builtin_prefetch(entries + i * PG_CACHE_LINE_SIZE / 2);
 }
 
 /* Begins to read the list of an item: its targets, or its sources. */
@@ -337,11 +446,14 @@ reading_begin(Reading *reading, const Model *model, bool targets, uint32 number)
 {
 	MrIndexed indexed = targets ? model->known->targets : model->known->sources;
 
-	memset(reading, 0, sizeof(Reading));
+	reading->table = NULL;
 	if (model->copy != NULL)
 	{
-		reading->rest = mr_version_list(targets ? &model->copy->targets : &model->copy->sources,
-										number);
+		const MrLists *lists = targets ? &model->copy->targets : &model->copy->sources;
+
+		reading->at_end = false;
+		reading->entries = lists->entries + lists->start[number];
+		reading->length = (int) (lists->start[number + 1] - lists->start[number]);
 		return;
 	}
 	reading->table = table_open(indexed.table, AccessShareLock);
@@ -349,23 +461,35 @@ reading_begin(Reading *reading, const Model *model, bool targets, uint32 number)
 							  MR_LIST_ITEM, Int32GetDatum((int32) number));
 }
 
-/* The next block; false at the end. */
+/* Goes to the next block; false at the end. */
 static bool
-reading_next(Reading *reading, MrBlock *block)
+reading_next(Reading *reading)
 {
 	HeapTuple row;
+	MrBlock block;
 
 	if (reading->table == NULL)
 	{
-		*block = reading->rest;
-		reading->rest.length = 0;
-		return block->length > 0;
+		bool has_block = !reading->at_end;
+
+		reading->at_end = true;
+		return has_block;
 	}
 	CHECK_FOR_INTERRUPTS();
 	row = systable_getnext(reading->rows);
-	if (HeapTupleIsValid(row))
-		*block = mr_lookup_block(row, RelationGetDescr(reading->table));
-	return HeapTupleIsValid(row);
+	if (!HeapTupleIsValid(row))
+		return false;
+	block = mr_lookup_block(row, RelationGetDescr(reading->table));
+	if (block.length > MR_NEIGHBOURS_BLOCK)
+		elog(ERROR, "a block has %d entries", block.length);
+	for (int i = 0; i < block.length; i++)
+	{
+		reading->read[i].number = block.numbers[i];
+		reading->read[i].score = ((const float *) block.values)[i];
+	}
+	reading->entries = reading->read;
+	reading->length = block.length;
+	return true;
 }
 
 static void
@@ -377,15 +501,104 @@ reading_end(Reading *reading)
 	table_close(reading->table, AccessShareLock);
 }
 
-/* One row of the answer; score and reason may be left out. */
-static void
-answer(Model *model, uint32 number, Datum score, bool has_score, Datum reason, bool has_reason)
+static int
+compare_had(const void *a, const void *b)
 {
-	Datum values[5] = {Int32GetDatum(++model->rank), id_text(model, number), score, reason,
-					   Int32GetDatum(model->version)};
-	bool nulls[5] = {false, false, !has_score, !has_reason, false};
+	uint32 x = ((const Had *) a)->number;
+	uint32 y = ((const Had *) b)->number;
 
+	return x < y ? -1 : x > y;
+}
+
+/* The item of the profile that adds most to the score of another one; of several the first. */
+static uint32
+find_reason(Model *model, uint32 number)
+{
+	const Profile *profile = model->explain;
+	double largest = 0;
+	uint32 reason = 0;
+	Reading reading;
+
+	reading_begin(&reading, model, true, number);
+	while (reading_next(&reading))
+		for (int i = 0; i < reading.length; i++)
+		{
+			Had wanted = {.number = reading.entries[i].number};
+			const Had *had = bsearch(&wanted, profile->items, profile->count, sizeof(Had),
+									 compare_had);
+			double part = had == NULL ? 0 : had->weight * (double) reading.entries[i].score;
+
+			if (part > largest || (part == largest && part > 0 && wanted.number < reason))
+			{
+				largest = part;
+				reason = wanted.number;
+			}
+		}
+	reading_end(&reading);
+	return reason;
+}
+
+/* One row of the answer. */
+static void
+answer(Model *model, Datum id, const Offer *offer)
+{
+	Datum values[5] = {Int32GetDatum(++model->rank), id_text(model, id), (Datum) 0, (Datum) 0,
+					   Int32GetDatum(model->version)};
+	bool nulls[5] = {false, false, offer->origin == POPULAR, true, false};
+
+	values[2] = offer->origin == SIMILAR ? Float4GetDatum((float) offer->score)
+										 : Float8GetDatum(offer->score);
+	if (offer->origin == POPULAR || (offer->origin == PERSONAL && model->explain != NULL))
+	{
+		nulls[3] = false;
+		values[3] = offer->origin == POPULAR
+						? CStringGetTextDatum("popular")
+						: id_text(model, find_id(model, find_reason(model, offer->number)));
+	}
 	tuplestore_putvalues(model->result->setResult, model->result->setDesc, values, nulls);
+}
+
+/* Answers those of the offers that the catalogue has. */
+static void
+take_offers(Model *model)
+{
+	Datum *ids = palloc(Max(model->noffers, 1) * sizeof(Datum));
+	bool *taken;
+
+	for (int i = 0; i < model->noffers; i++)
+		ids[i] = datumCopy(find_id(model, model->offers[i].number), model->known->by_value,
+						   model->known->length);
+	taken = mr_catalogue_check(model->catalogue, ids, model->noffers);
+	for (int i = 0; i < model->noffers && model->rank < model->n; i++)
+		if (taken[i])
+			answer(model, ids[i], &model->offers[i]);
+	model->noffers = 0;
+}
+
+/* Answers an item if the catalogue has it, which may turn out later. */
+static void
+offer(Model *model, uint32 number, Origin origin, double score)
+{
+	Offer made = {.number = number, .origin = origin, .score = score};
+
+	if (model->catalogue == NULL)
+	{
+		answer(model, find_id(model, number), &made);
+		return;
+	}
+	if (model->noffers == model->room)
+	{
+		if (model->noffers > 0)
+			take_offers(model);
+		if (model->rank >= model->n)
+			return;
+		/* where few items pass, many are asked about at once */
+		model->room = Min(Max(model->room * 4, FIRST_OFFERS), MOST_OFFERS);
+		model->offers = model->offers == NULL
+							? palloc(model->room * sizeof(Offer))
+							: repalloc(model->offers, model->room * sizeof(Offer));
+	}
+	model->offers[model->noffers++] = made;
 }
 
 /* The neighbours of an item, best first; an item that is not known has none. */
@@ -393,20 +606,26 @@ Datum
 millrace_similar(PG_FUNCTION_ARGS)
 {
 	Reading reading;
-	MrBlock block;
 	uint32 number;
 	Model model;
 
 	model_open(&model, fcinfo);
+	model_filter(&model, NULL);
 	if (model.n > 0 && !PG_ARGISNULL(1) &&
 		find_item(&model, text_to_cstring(PG_GETARG_TEXT_PP(1)), &number))
 	{
 		reading_begin(&reading, &model, true, number);
-		while (model.rank < model.n && reading_next(&reading, &block))
-			for (int i = 0; i < block.length && model.rank < model.n; i++)
-				answer(&model, block.numbers[i], Float4GetDatum(((const float *) block.values)[i]),
-					   true, (Datum) 0, false);
+		while (model.rank < model.n && reading_next(&reading))
+		{
+			if (model.copy != NULL)
+				for (int i = 0; i < Min(reading.length, model.n - model.rank); i++)
+					prefetch_id(model.copy, reading.entries[i].number);
+			for (int i = 0; i < reading.length && model.rank < model.n; i++)
+				offer(&model, reading.entries[i].number, SIMILAR, reading.entries[i].score);
+		}
 		reading_end(&reading);
+		if (model.noffers > 0)
+			take_offers(&model);
 	}
 	model_close(&model);
 	return (Datum) 0;
@@ -434,7 +653,8 @@ read_profile(Model *model, Profile *profile, char *user)
 {
 	Relation users = table_open(model->known->users.table, AccessShareLock);
 	SysScanDesc rows = mr_lookup(users, model->known->users.index, 1, Int32GetDatum(model->version),
-								 MR_USER_ID, read_id(users, MR_USER_ID, user));
+								 MR_USER_ID,
+								 read_id(get_atttype(RelationGetRelid(users), MR_USER_ID), user));
 	HeapTuple row;
 
 	while (HeapTupleIsValid(row = systable_getnext(rows)))
@@ -457,27 +677,25 @@ add_up(Model *model, candidates_hash *candidates, const Profile *profile)
 	{
 		const Had *had = &profile->items[p];
 		Reading reading;
-		MrBlock block;
 
 		CHECK_FOR_INTERRUPTS();
+		if (model->copy != NULL && p + 1 < profile->count)
+			prefetch_list(&model->copy->sources, profile->items[p + 1].number);
 		reading_begin(&reading, model, false, had->number);
-		while (reading_next(&reading, &block))
-		{
-			const float *scores = block.values;
-
-			for (int i = 0; i < block.length; i++)
+		while (reading_next(&reading))
+			for (int i = 0; i < reading.length; i++)
 			{
 				bool found;
-				Candidate *candidate = candidates_insert(candidates, block.numbers[i], &found);
+				Candidate *candidate = candidates_insert(candidates, reading.entries[i].number,
+														 &found);
 
 				if (!found)
 				{
 					candidate->is_given = false;
 					candidate->score = 0;
 				}
-				candidate->score += had->weight * (double) scores[i];
+				candidate->score += had->weight * (double) reading.entries[i].score;
 			}
-		}
 		reading_end(&reading);
 	}
 }
@@ -494,55 +712,19 @@ mark_given(candidates_hash *candidates, uint32 number)
 	candidate->is_given = true;
 }
 
-static int
-compare_had(const void *a, const void *b)
-{
-	uint32 x = ((const Had *) a)->number;
-	uint32 y = ((const Had *) b)->number;
-
-	return x < y ? -1 : x > y;
-}
-
-/* The item of a profile that adds most to the score of another one; of several the first. */
-static uint32
-find_reason(Model *model, const Profile *profile, uint32 number)
-{
-	double largest = 0;
-	uint32 reason = 0;
-	Reading reading;
-	MrBlock block;
-
-	reading_begin(&reading, model, true, number);
-	while (reading_next(&reading, &block))
-		for (int i = 0; i < block.length; i++)
-		{
-			Had wanted = {.number = block.numbers[i]};
-			const Had *had = bsearch(&wanted, profile->items, profile->count, sizeof(Had),
-									 compare_had);
-			double part = had == NULL ? 0
-									  : had->weight * (double) ((const float *) block.values)[i];
-
-			if (part > largest || (part == largest && part > 0 && wanted.number < reason))
-			{
-				largest = part;
-				reason = wanted.number;
-			}
-		}
-	reading_end(&reading);
-	return reason;
-}
-
-/* The best candidates. */
+/* The best candidates; with a catalogue, which may have few of them, all in their order. */
 static void
-answer_personal(Model *model, candidates_hash *candidates, const Profile *profile, bool explain)
+offer_personal(Model *model, candidates_hash *candidates)
 {
-	uint32 n = Min((uint32) model->n, candidates->members);
+	uint32 n = candidates->members;
 	candidates_iterator iterator;
 	Candidate *candidate;
 	MrNeighbour *best;
 	uint32 length = 0;
 	uint32 count;
 
+	if (model->catalogue == NULL || model->n == 0)
+		n = Min(n, (uint32) model->n);
 	if (n == 0)
 		return;
 	best = palloc_extended(n * sizeof(MrNeighbour), MCXT_ALLOC_HUGE);
@@ -561,28 +743,29 @@ answer_personal(Model *model, candidates_hash *candidates, const Profile *profil
 
 		best[length] = worst;
 	}
-	for (uint32 i = 0; i < count; i++)
+	if (model->copy != NULL)
+		for (uint32 i = 0; i < Min(count, 32); i++)
+			prefetch_id(model->copy, best[i].number);
+	for (uint32 i = 0; i < count && model->rank < model->n; i++)
 	{
 		mark_given(candidates, best[i].number);
-		answer(model, best[i].number, Float8GetDatum(best[i].score), true,
-			   explain ? id_text(model, find_reason(model, profile, best[i].number)) : (Datum) 0,
-			   explain);
+		offer(model, best[i].number, PERSONAL, best[i].score);
 	}
 }
 
-/* An item that most users have, unless it was given already. */
+/* An item that most users have, unless it was offered already. */
 static void
-offer_popular(Model *model, candidates_hash *candidates, uint32 number)
+offer_next(Model *model, candidates_hash *candidates, uint32 number)
 {
 	Candidate *candidate = candidates_lookup(candidates, number);
 
 	if (candidate == NULL || !candidate->is_given)
-		answer(model, number, (Datum) 0, false, CStringGetTextDatum("popular"), true);
+		offer(model, number, POPULAR, 0);
 }
 
 /* Goes on with what most users have. */
 static void
-answer_popular(Model *model, candidates_hash *candidates)
+offer_popular(Model *model, candidates_hash *candidates)
 {
 	SysScanDesc rows;
 	HeapTuple row;
@@ -590,7 +773,7 @@ answer_popular(Model *model, candidates_hash *candidates)
 	if (model->copy != NULL)
 	{
 		for (uint32 i = 0; model->rank < model->n && i < model->copy->items; i++)
-			offer_popular(model, candidates, model->copy->places[i]);
+			offer_next(model, candidates, model->copy->places[i]);
 		return;
 	}
 	if (model->rank >= model->n)
@@ -598,10 +781,21 @@ answer_popular(Model *model, candidates_hash *candidates)
 	rows = mr_lookup(model->items, model->known->by_place.index, 1, Int32GetDatum(model->version),
 					 0, (Datum) 0);
 	while (model->rank < model->n && HeapTupleIsValid(row = systable_getnext(rows)))
-		offer_popular(model, candidates,
-					  (uint32) DatumGetInt32(
-						  mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(model->items))));
+		offer_next(model, candidates,
+				   (uint32) DatumGetInt32(
+					   mr_lookup_column(row, MR_ITEM_NUMBER, RelationGetDescr(model->items))));
 	systable_endscan(rows);
+}
+
+/* An item of the catalogue that the version does not know. */
+static bool
+answer_new(void *context, Datum id)
+{
+	static const Offer made = {.origin = POPULAR};
+	Model *model = context;
+
+	answer(model, id, &made);
+	return model->rank < model->n;
 }
 
 /* The answer to a profile; arguments from n on are the same for all that have one. */
@@ -609,18 +803,24 @@ static void
 recommend(Model *model, const Profile *profile, FunctionCallInfo fcinfo)
 {
 	candidates_hash *candidates = candidates_create(CurrentMemoryContext, 1024, NULL);
-	bool exclude_seen = PG_ARGISNULL(3) || PG_GETARG_BOOL(3);
-	bool explain = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
-	bool fallback = PG_ARGISNULL(5) || PG_GETARG_BOOL(5);
+	bool exclude_seen = PG_ARGISNULL(4) || PG_GETARG_BOOL(4);
+	bool fallback = PG_ARGISNULL(6) || PG_GETARG_BOOL(6);
 
+	model_filter(model, PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
+		model->explain = profile;
 	if (model->n > 0)
 		add_up(model, candidates, profile);
 	if (exclude_seen)
 		for (int i = 0; i < profile->count; i++)
 			mark_given(candidates, profile->items[i].number);
-	answer_personal(model, candidates, profile, explain);
+	offer_personal(model, candidates);
 	if (fallback)
-		answer_popular(model, candidates);
+		offer_popular(model, candidates);
+	if (model->noffers > 0)
+		take_offers(model);
+	if (fallback && model->known->has_catalogue && model->rank < model->n)
+		mr_catalogue_unknown(model->catalogue, model->version, answer_new, model);
 	candidates_destroy(candidates);
 }
 
