@@ -133,7 +133,9 @@ SELECT item FROM millrace.recommend('ml.edge', 'u3', 10, filter => $$ item <> 'a
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT price FROM ml.product');
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT code, 1 AS available FROM ml.product');
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'DELETE FROM ml.product');
+\set VERBOSITY terse
 DROP TABLE ml.product;
+\set VERBOSITY default
 
 -- What is refused.
 SELECT millrace.create_model('ml.also', 'item_knn', 'SELECT u, i FROM ml.bought');

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "core/copies.h"
 #include "core/millrace.h"
+#include "core/statement.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/atomics.h"
@@ -36,6 +37,7 @@ typedef struct CopySlot
 	dsm_handle handle; /* when ready */
 	Size size; /* reserved by a loader */
 	TimestampTz since; /* of the state */
+	bool told; /* that there is no room for it */
 	pg_atomic_uint64 used; /* when last, written without the lock */
 } CopySlot;
 
@@ -171,6 +173,8 @@ take_slot(const MrCopyKey *key)
 		free_slot(slot);
 	if (slot == NULL || slot->state == MR_COPY_READY)
 		return NULL;
+	if (!same_key(&slot->key, key))
+		slot->told = false;
 	slot->key = *key;
 	slot->size = 0;
 	set_state(slot, MR_COPY_LOADING);
@@ -332,6 +336,8 @@ mr_copy_create(Size size)
 {
 	Size allowed = (Size) mr_model_cache * 1024;
 	Size taken = 0;
+	bool told = false;
+	bool fits;
 	dsm_segment *segment;
 	CopySlot *slot;
 	CopyHead *head;
@@ -345,18 +351,25 @@ mr_copy_create(Size size)
 		taken -= slot->size;
 		free_slot(slot);
 	}
-	slot = taken + size <= allowed ? own_slot() : NULL;
-	if (slot != NULL)
+	slot = own_slot();
+	fits = taken + size <= allowed;
+	if (slot != NULL && fits)
 		slot->size = size;
-	LWLockRelease(lock);
-	if (slot == NULL)
+	else if (slot != NULL)
 	{
-		ereport(LOG, (errmsg("a copy of %zu kB, of version %d of a model, does not fit into shared "
-							 "memory beside %zu kB of others",
-							 size / 1024, my_key.version, taken / 1024),
-					  errhint("Raise millrace.model_cache. Its tables are read instead.")));
-		return NULL;
+		told = slot->told;
+		slot->told = true;
 	}
+	LWLockRelease(lock);
+	if (!fits)
+		ereport(
+			told ? DEBUG1 : LOG,
+			(errmsg("no room in shared memory for a copy of version %d of model %s: %zu kB, "
+					"beside %zu kB of others",
+					my_key.version, mr_relation_name(my_key.relation), size / 1024, taken / 1024),
+			 errhint("Raise millrace.model_cache. Its tables are read instead.")));
+	if (slot == NULL || !fits)
+		return NULL;
 	segment = dsm_create(size, 0);
 	head = dsm_segment_address(segment);
 	head->key = my_key;

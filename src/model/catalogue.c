@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
@@ -35,23 +36,28 @@ struct MrCatalogue
 	ExprContext *context;
 };
 
-/* Rows of statements as the owner, who may change nothing by it. */
+/* Statements run as the owner, who may change nothing by them. */
 typedef struct AsOwner
 {
 	MrRunAs saved;
 	int nest_level;
+	bool read_only;
 } AsOwner;
 
+/* An error goes back by itself: the (sub)transaction's abort does. */
 static void
 become_owner(AsOwner *as, const MrCatalogueKept *kept)
 {
 	as->nest_level = mr_settings_pin("UTC");
 	mr_run_as_restricted(&as->saved, kept->owner);
+	as->read_only = XactReadOnly;
+	XactReadOnly = true;
 }
 
 static void
 become_caller(AsOwner *as)
 {
+	XactReadOnly = as->read_only;
 	mr_run_back(&as->saved);
 	mr_settings_unpin(as->nest_level);
 }

@@ -54,6 +54,10 @@ PG_FUNCTION_INFO_V1(millrace_forget_copies);
 #define FIRST_OFFERS 32
 #define MOST_OFFERS 4096
 
+/* How many lists before its turn one is fetched, and how much of it. */
+#define PREFETCH_AHEAD 2
+#define PREFETCH_LINES 6
+
 /* What a session knows of a model. */
 typedef struct Known
 {
@@ -136,14 +140,21 @@ typedef struct Model
 /* What is known of an item that may be recommended. */
 typedef struct Candidate
 {
-	uint32 number;
-	bool is_given; /* in the profile, or an answer already */
-	char status;
 	double score;
+	uint32 number;
+	bool is_given; /* in the profile, or offered already */
 } Candidate;
 
-#define SH_PREFIX candidates
-#define SH_ELEMENT_TYPE Candidate
+/* Where the candidate of a number stands. */
+typedef struct Place
+{
+	uint32 number;
+	uint32 place;
+	char status;
+} Place;
+
+#define SH_PREFIX places
+#define SH_ELEMENT_TYPE Place
 #define SH_KEY_TYPE uint32
 #define SH_KEY number
 #define SH_HASH_KEY(table, key) murmurhash32(key)
@@ -152,6 +163,14 @@ typedef struct Candidate
 #define SH_DECLARE
 #define SH_DEFINE
 #include "lib/simplehash.h"
+
+typedef struct Candidates
+{
+	places_hash *places;
+	Candidate *all; /* in the order in which they came */
+	uint32 count;
+	uint32 room;
+} Candidates;
 
 /* A list that is being read. */
 typedef struct Reading
@@ -249,12 +268,14 @@ find_copy(Known *known, int32 version)
 {
 	TimestampTz transaction = GetCurrentTransactionStartTimestamp();
 
-	if (known->segment != NULL && known->copied != version)
+	if (known->segment != NULL && (known->copied != version || !mr_copies_enabled()))
 	{
 		if (known->used == transaction)
 			return NULL;
 		dsm_detach(known->segment);
 		known->segment = NULL;
+		if (!mr_copies_enabled())
+			mr_copy_forget(known->relation, 0);
 	}
 	if (known->segment == NULL && mr_copies_enabled() &&
 		TimestampDifferenceExceeds(known->asked, GetCurrentStatementStartTimestamp(), ASK_AGAIN))
@@ -436,8 +457,8 @@ prefetch_list(const MrLists *lists, uint32 number)
 {
 	const char *entries = (const char *) (lists->entries + lists->start[number]);
 
-	for (int i = 0; i < 4; i++)
-		__builtin_prefetch(entries + i * PG_CACHE_LINE_SIZE / 2);
+	for (int i = 0; i < PREFETCH_LINES; i++)
+		__builtin_prefetch(entries + i * 64);
 }
 
 /* Begins to read the list of an item: its targets, or its sources. */
@@ -669,9 +690,58 @@ read_profile(Model *model, Profile *profile, char *user)
 	table_close(users, AccessShareLock);
 }
 
+/* Makes room for about so many. */
+static void
+candidates_start(Candidates *candidates, uint32 expected)
+{
+	candidates->room = Max(expected, 64);
+	candidates->places = places_create(CurrentMemoryContext, candidates->room, NULL);
+	candidates->all = palloc_extended(candidates->room * sizeof(Candidate), MCXT_ALLOC_HUGE);
+	candidates->count = 0;
+}
+
+/* The candidate of a number, a new one if it was none. */
+static inline Candidate *
+find_candidate(Candidates *candidates, uint32 number)
+{
+	bool found;
+	Place *place = places_insert(candidates->places, number, &found);
+
+	if (!found)
+	{
+		if (candidates->count == candidates->room)
+		{
+			candidates->room *= 2;
+			candidates->all = repalloc_huge(candidates->all, candidates->room * sizeof(Candidate));
+		}
+		candidates->all[candidates->count].score = 0;
+		candidates->all[candidates->count].number = number;
+		candidates->all[candidates->count].is_given = false;
+		place->place = candidates->count++;
+	}
+	return &candidates->all[place->place];
+}
+
+/* How many candidates a profile may have; a guess when its lists are in tables. */
+static uint32
+expect_candidates(const Model *model, const Profile *profile)
+{
+	uint64 sum = 0;
+
+	if (model->copy == NULL)
+		return 1024;
+	for (int p = 0; p < profile->count; p++)
+	{
+		const uint64 *start = &model->copy->sources.start[profile->items[p].number];
+
+		sum += start[1] - start[0];
+	}
+	return (uint32) Min(sum, model->copy->items);
+}
+
 /* Adds up what the items of a profile say of others. */
 static void
-add_up(Model *model, candidates_hash *candidates, const Profile *profile)
+add_up(Model *model, Candidates *candidates, const Profile *profile)
 {
 	for (int p = 0; p < profile->count; p++)
 	{
@@ -679,46 +749,22 @@ add_up(Model *model, candidates_hash *candidates, const Profile *profile)
 		Reading reading;
 
 		CHECK_FOR_INTERRUPTS();
-		if (model->copy != NULL && p + 1 < profile->count)
-			prefetch_list(&model->copy->sources, profile->items[p + 1].number);
+		if (model->copy != NULL && p + PREFETCH_AHEAD < profile->count)
+			prefetch_list(&model->copy->sources, profile->items[p + PREFETCH_AHEAD].number);
 		reading_begin(&reading, model, false, had->number);
 		while (reading_next(&reading))
 			for (int i = 0; i < reading.length; i++)
-			{
-				bool found;
-				Candidate *candidate = candidates_insert(candidates, reading.entries[i].number,
-														 &found);
-
-				if (!found)
-				{
-					candidate->is_given = false;
-					candidate->score = 0;
-				}
-				candidate->score += had->weight * (double) reading.entries[i].score;
-			}
+				find_candidate(candidates, reading.entries[i].number)->score +=
+					had->weight * (double) reading.entries[i].score;
 		reading_end(&reading);
 	}
 }
 
-/* Notes that an item is not to be recommended (again). */
-static void
-mark_given(candidates_hash *candidates, uint32 number)
-{
-	bool found;
-	Candidate *candidate = candidates_insert(candidates, number, &found);
-
-	if (!found)
-		candidate->score = 0;
-	candidate->is_given = true;
-}
-
 /* The best candidates; with a catalogue, which may have few of them, all in their order. */
 static void
-offer_personal(Model *model, candidates_hash *candidates)
+offer_personal(Model *model, Candidates *candidates)
 {
-	uint32 n = candidates->members;
-	candidates_iterator iterator;
-	Candidate *candidate;
+	uint32 n = candidates->count;
 	MrNeighbour *best;
 	uint32 length = 0;
 	uint32 count;
@@ -728,9 +774,9 @@ offer_personal(Model *model, candidates_hash *candidates)
 	if (n == 0)
 		return;
 	best = palloc_extended(n * sizeof(MrNeighbour), MCXT_ALLOC_HUGE);
-	candidates_start_iterate(candidates, &iterator);
-	while ((candidate = candidates_iterate(candidates, &iterator)) != NULL)
+	for (uint32 i = 0; i < candidates->count; i++)
 	{
+		const Candidate *candidate = &candidates->all[i];
 		MrNeighbour found = {.score = candidate->score, .number = candidate->number};
 
 		if (!candidate->is_given && candidate->score > 0)
@@ -748,24 +794,24 @@ offer_personal(Model *model, candidates_hash *candidates)
 			prefetch_id(model->copy, best[i].number);
 	for (uint32 i = 0; i < count && model->rank < model->n; i++)
 	{
-		mark_given(candidates, best[i].number);
+		find_candidate(candidates, best[i].number)->is_given = true;
 		offer(model, best[i].number, PERSONAL, best[i].score);
 	}
 }
 
 /* An item that most users have, unless it was offered already. */
 static void
-offer_next(Model *model, candidates_hash *candidates, uint32 number)
+offer_next(Model *model, const Candidates *candidates, uint32 number)
 {
-	Candidate *candidate = candidates_lookup(candidates, number);
+	const Place *place = places_lookup(candidates->places, number);
 
-	if (candidate == NULL || !candidate->is_given)
+	if (place == NULL || !candidates->all[place->place].is_given)
 		offer(model, number, POPULAR, 0);
 }
 
 /* Goes on with what most users have. */
 static void
-offer_popular(Model *model, candidates_hash *candidates)
+offer_popular(Model *model, const Candidates *candidates)
 {
 	SysScanDesc rows;
 	HeapTuple row;
@@ -802,26 +848,28 @@ answer_new(void *context, Datum id)
 static void
 recommend(Model *model, const Profile *profile, FunctionCallInfo fcinfo)
 {
-	candidates_hash *candidates = candidates_create(CurrentMemoryContext, 1024, NULL);
+	Candidates candidates;
 	bool exclude_seen = PG_ARGISNULL(4) || PG_GETARG_BOOL(4);
 	bool fallback = PG_ARGISNULL(6) || PG_GETARG_BOOL(6);
 
 	model_filter(model, PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3)));
 	if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
 		model->explain = profile;
+	candidates_start(&candidates, expect_candidates(model, profile));
 	if (model->n > 0)
-		add_up(model, candidates, profile);
+		add_up(model, &candidates, profile);
 	if (exclude_seen)
 		for (int i = 0; i < profile->count; i++)
-			mark_given(candidates, profile->items[i].number);
-	offer_personal(model, candidates);
+			find_candidate(&candidates, profile->items[i].number)->is_given = true;
+	offer_personal(model, &candidates);
 	if (fallback)
-		offer_popular(model, candidates);
+		offer_popular(model, &candidates);
 	if (model->noffers > 0)
 		take_offers(model);
 	if (fallback && model->known->has_catalogue && model->rank < model->n)
 		mr_catalogue_unknown(model->catalogue, model->version, answer_new, model);
-	candidates_destroy(candidates);
+	places_destroy(candidates.places);
+	pfree(candidates.all);
 }
 
 /* For a user: who asks must be allowed to see profiles. */
