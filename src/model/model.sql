@@ -1,7 +1,7 @@
 -- Models: what is learnt from the rows of a query, in versions, served by SQL functions.
 --
 -- A model is named like a table: a view of that name has what its versions have found, and SELECT on it lets others ask for similar items.  Its query is kept
--- as millrace_def.model_<id>; its versions lie in millrace_state.model_<id>_item, _user, _target and _source, its evaluation set in _test; src/model/store.h
+-- as millrace_def.model_<id>, that of its catalogue as millrace_def.model_catalogue_<id>; its versions lie in millrace_state.model_<id>_item, _user, _target and _source, its evaluation set in _test; src/model/store.h
 -- describes them.
 
 CREATE TABLE millrace.model (
@@ -11,6 +11,8 @@ CREATE TABLE millrace.model (
     owner regrole NOT NULL,
     query text NOT NULL,
     params json NOT NULL,
+    -- NULL: the items of the version that is served.
+    catalogue text,
     -- How many of the newest versions stay; NULL: all.
     keep integer CHECK (keep >= 1),
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -162,7 +164,38 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.knn_params(json) IS 'the parameters of item-item neighbours';
 
-CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json, keep integer) RETURNS void
+-- What may be recommended, as a view: the query of the owner's, or the items of the version that is served.
+CREATE FUNCTION millrace_internal.create_catalogue(caller regrole, id integer, catalogue text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    name text := format('millrace_def.model_catalogue_%s', id);
+    expected oid := (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = format('millrace_state.model_%s_item', id)::regclass AND a.attname = 'item');
+    actual oid;
+BEGIN
+    IF catalogue IS NULL THEN
+        EXECUTE format('CREATE VIEW %s AS SELECT i.item FROM millrace.model_alias AS a JOIN millrace_state.model_%s_item AS i ON i.version = a.version
+                        WHERE a.model_id = %s AND a.alias = ''production''', name, id, id);
+        EXECUTE format('GRANT SELECT ON %s TO %s', name, caller);
+        RETURN;
+    END IF;
+    PERFORM millrace_internal.check_query('catalogue', catalogue);
+    EXECUTE format('CREATE VIEW %s AS %s', name, millrace_internal.qualified_query(caller, catalogue));
+    SELECT a.atttypid INTO actual FROM pg_attribute a WHERE a.attrelid = name::regclass AND a.attnum = 1;
+    IF actual IS DISTINCT FROM expected THEN
+        RAISE EXCEPTION 'the first column of the catalogue must be an item, of type %, not %', format_type(expected, NULL), coalesce(format_type(actual, NULL), 'none')
+            USING ERRCODE = 'datatype_mismatch', HINT = 'Cast it in the catalogue''s query.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = name::regclass AND a.attname = 'available' AND a.atttypid <> 'boolean'::regtype) THEN
+        RAISE EXCEPTION 'the column available of the catalogue must be boolean' USING ERRCODE = 'datatype_mismatch';
+    END IF;
+    EXECUTE format('ALTER VIEW %s OWNER TO %s', name, caller);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_catalogue(regrole, integer, text) IS 'makes the view that tells what a model may recommend';
+
+CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json, catalogue text, keep integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -234,14 +267,15 @@ BEGIN
         FROM %2$s_target AS t JOIN %2$s_item AS i ON i.version = t.version AND i.number = t.item
         CROSS JOIN LATERAL unnest(t.neighbours, t.scores) WITH ORDINALITY AS l (number, score, rank)
         JOIN %2$s_item AS n ON n.version = t.version AND n.number = l.number$view$, qualified, state));
-    INSERT INTO millrace.model (id, relation, kind, owner, query, params, keep) VALUES (id, qualified::regclass, kind, caller, query, coalesce(params, '{}'), keep);
+    PERFORM millrace_internal.create_catalogue(caller, id, catalogue);
+    INSERT INTO millrace.model (id, relation, kind, owner, query, params, catalogue, keep) VALUES (id, qualified::regclass, kind, caller, query, coalesce(params, '{}'), catalogue, keep);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json, integer) IS 'the other half of millrace.create_model()';
+COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json, text, integer) IS 'the other half of millrace.create_model()';
 
-CREATE FUNCTION millrace.create_model(name text, kind text, query text, params json DEFAULT '{}', keep integer DEFAULT NULL) RETURNS void
+CREATE FUNCTION millrace.create_model(name text, kind text, query text, params json DEFAULT '{}', catalogue text DEFAULT NULL, keep integer DEFAULT NULL) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_model(text, text, text, json, integer) IS
+COMMENT ON FUNCTION millrace.create_model(text, text, text, json, text, integer) IS
     'declares a model that is trained on the rows of a query: item_knn, the most similar items of each item, from (user, item [, weight] [, time])';
 
 CREATE FUNCTION millrace_internal.drop_model(caller regrole, model regclass, cascade boolean) RETURNS void
@@ -259,7 +293,9 @@ BEGIN
     state := format('millrace_state.model_%s', dropped.id);
     DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
     DELETE FROM millrace.model m WHERE m.id = dropped.id;
+    PERFORM millrace_internal.forget_copies(model, 0);
     EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
+    EXECUTE format('DROP VIEW IF EXISTS millrace_def.model_catalogue_%s', dropped.id);
     EXECUTE format('DROP TABLE %1$s_item, %1$s_user, %1$s_target, %1$s_source, %1$s_test', state);
     EXECUTE format('DROP SEQUENCE %s_version', state);
     EXECUTE format('DROP VIEW millrace_def.model_%s', dropped.id);
@@ -269,6 +305,14 @@ COMMENT ON FUNCTION millrace_internal.drop_model(regrole, regclass, boolean) IS 
 CREATE FUNCTION millrace.drop_model(model regclass, cascade boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.drop_model(regclass, boolean) IS 'drops a model with all its versions';
+
+CREATE FUNCTION millrace_internal.forget_copies(model regclass, version integer) RETURNS void
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_forget_copies';
+COMMENT ON FUNCTION millrace_internal.forget_copies(regclass, integer) IS 'lets go of the copies in shared memory of a version (0: of all) of a model';
+
+CREATE FUNCTION millrace_internal.model_copies(OUT model oid, OUT version integer, OUT is_ready boolean, OUT bytes bigint) RETURNS SETOF record
+LANGUAGE C VOLATILE AS 'MODULE_PATHNAME', 'millrace_model_copies';
+COMMENT ON FUNCTION millrace_internal.model_copies() IS 'the copies of models of this database in shared memory';
 
 -- ---- training ----------------------------------------------------------------------------------------------
 
@@ -342,6 +386,7 @@ BEGIN
     FOREACH part IN ARRAY '{item,user,target,source}'::text[] LOOP
         EXECUTE format('DELETE FROM millrace_state.model_%s_%s WHERE version = $1', model_id, part) USING version;
     END LOOP;
+    PERFORM millrace_internal.forget_copies(m.relation, version) FROM millrace.model m WHERE m.id = model_id;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.delete_version(integer, integer) IS 'drops what is stored of a version';
@@ -639,10 +684,10 @@ CREATE FUNCTION millrace.revoke_profiles(model regclass, role regrole) RETURNS v
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.revoke_profiles(regclass, regrole) IS 'takes back what grant_profiles() gave';
 
-REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
+REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, text, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, text, integer), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) TO millrace_admin;
 
@@ -653,28 +698,30 @@ RETURNS TABLE (rank integer, item text, score real, reason text, version integer
 LANGUAGE C STABLE PARALLEL SAFE ROWS 10 AS 'MODULE_PATHNAME', 'millrace_similar';
 COMMENT ON FUNCTION millrace.similar(regclass, text, integer) IS 'the n items most similar to an item; none for one that the model does not know';
 
-CREATE FUNCTION millrace.recommend(model regclass, user_id text, n integer DEFAULT 10, exclude_seen boolean DEFAULT true, explain boolean DEFAULT false, fallback boolean DEFAULT true)
+CREATE FUNCTION millrace.recommend(model regclass, user_id text, n integer DEFAULT 10, filter text DEFAULT NULL, exclude_seen boolean DEFAULT true, explain boolean DEFAULT false, fallback boolean DEFAULT true)
 RETURNS TABLE (rank integer, item text, score double precision, reason text, version integer)
 LANGUAGE C STABLE PARALLEL SAFE ROWS 10 AS 'MODULE_PATHNAME', 'millrace_recommend';
-COMMENT ON FUNCTION millrace.recommend(regclass, text, integer, boolean, boolean, boolean) IS 'n items for a user, by what he had when the version was trained; then popular ones';
+COMMENT ON FUNCTION millrace.recommend(regclass, text, integer, text, boolean, boolean, boolean) IS 'n items for a user, by what he had when the version was trained; then popular ones';
 
-CREATE FUNCTION millrace.recommend(model regclass, items text[], n integer DEFAULT 10, exclude_seen boolean DEFAULT true, explain boolean DEFAULT false, fallback boolean DEFAULT true)
+CREATE FUNCTION millrace.recommend(model regclass, items text[], n integer DEFAULT 10, filter text DEFAULT NULL, exclude_seen boolean DEFAULT true, explain boolean DEFAULT false, fallback boolean DEFAULT true)
 RETURNS TABLE (rank integer, item text, score double precision, reason text, version integer)
 LANGUAGE C STABLE PARALLEL SAFE ROWS 10 AS 'MODULE_PATHNAME', 'millrace_recommend_basket';
-COMMENT ON FUNCTION millrace.recommend(regclass, text[], integer, boolean, boolean, boolean) IS 'n items that go with the items of a basket; then popular ones';
+COMMENT ON FUNCTION millrace.recommend(regclass, text[], integer, text, boolean, boolean, boolean) IS 'n items that go with the items of a basket; then popular ones';
 
 -- ---- seeing ------------------------------------------------------------------------------------------------
 
 CREATE VIEW millrace.model_status WITH (security_barrier) AS
 SELECT m.relation::text AS model, m.kind, v.version, v.trained_at, extract(epoch FROM clock_timestamp() - v.trained_at)::double precision AS age_seconds,
        (SELECT max(l.version) FROM millrace.model_version l WHERE l.model_id = m.id) AS newest_version,
-       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions, v.source_positions::text AS source_positions, m.keep, m.owner::text AS owner
+       (SELECT count(*) FROM millrace.model_version c WHERE c.model_id = m.id) AS versions,
+       (SELECT sum(c.bytes)::bigint FROM millrace_internal.model_copies() c WHERE c.model = m.relation AND c.version = v.version AND c.is_ready) AS memory_bytes, v.source_positions::text AS source_positions, m.keep, m.owner::text AS owner
 FROM millrace.model m
 LEFT JOIN millrace.model_alias a ON a.model_id = m.id AND a.alias = 'production'
 LEFT JOIN millrace.model_version v ON v.model_id = m.id AND v.version = a.version
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_status IS 'models, and the version of each that is served';
 COMMENT ON COLUMN millrace.model_status.source_positions IS 'by stream and partition, the next message when the version was trained: it has all before; NULL: the query reads no stream''s tables';
+COMMENT ON COLUMN millrace.model_status.memory_bytes IS 'of the copy of the served version in shared memory; NULL: there is none, its tables are read';
 COMMENT ON COLUMN millrace.model_status.version IS 'the version that is served: that of alias production; NULL: none has been trained';
 
 CREATE VIEW millrace.model_version_status WITH (security_barrier) AS

@@ -17,6 +17,13 @@
 #include "model/evaluate.h"
 #include "model/knn.h"
 
+/* Columns of the tables; all have the version first, and the lists of user, target and source lie in the same ones. */
+#define MR_ITEM_NUMBER 2
+#define MR_ITEM_ID 3
+#define MR_ITEM_PLACE 5
+#define MR_USER_ID 2
+#define MR_LIST_ITEM 2
+
 /* Entries of a block: TOAST would begin at 2,032 bytes. */
 #define MR_NEIGHBOURS_BLOCK 220
 #define MR_ITEMS_BLOCK 440
