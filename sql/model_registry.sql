@@ -108,6 +108,8 @@ SELECT millrace.train('ml.tuned', search => '{"k": {"log": [5, 1]}}');
 SELECT millrace.train('ml.tuned', search => '{"k": {"normal": [5, 1]}}');
 SELECT millrace.train('ml.tuned', like_version => 1, search => '{"k": [1]}');
 SELECT millrace.train('ml.tuned', split => '{"by": "customer"}', async => true);
+SELECT millrace.train('ml.tuned', split => '{"by": "customers"}', metrics => '{auc}', async => true);
+SELECT millrace.train('ml.tuned', split => '{"by": "customers"}', search => '{"k": {"uniform": [-50, 1]}}', async => true);
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', keep => 0);
 SELECT millrace.train('ml.also', like_version => 99);
 SELECT millrace.train('ml.also', like_version => 1, metrics => '{mrr}');

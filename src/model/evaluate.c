@@ -20,6 +20,8 @@
 
 #define LARGEST_K 10000
 
+PG_FUNCTION_INFO_V1(millrace_check_metrics);
+
 typedef enum Kind
 {
 	PRECISION,
@@ -130,6 +132,16 @@ mr_metrics_parse(ArrayType *names, int *n)
 								errmsg("metric \"%s\" is given more than once", name)));
 	}
 	return metrics;
+}
+
+/* millrace_internal.check_metrics(metrics) */
+Datum
+millrace_check_metrics(PG_FUNCTION_ARGS)
+{
+	int n;
+
+	(void) mr_metrics_parse(PG_GETARG_ARRAYTYPE_P(0), &n);
+	PG_RETURN_VOID();
 }
 
 MrTest *

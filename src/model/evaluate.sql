@@ -21,6 +21,10 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.default_metrics() IS 'the metrics of recommendations unless others are asked for';
 
+CREATE FUNCTION millrace_internal.check_metrics(metrics text[]) RETURNS void
+LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_metrics';
+COMMENT ON FUNCTION millrace_internal.check_metrics(text[]) IS 'raises an error for a metric that is not known';
+
 -- A query that the caller gives as a set of pairs of a model, as a statement with the model's types.
 CREATE FUNCTION millrace_internal.pairs_query(caller regrole, model millrace.model, what text, query text, columns text[]) RETURNS text
 LANGUAGE plpgsql

@@ -34,10 +34,11 @@ CREATE TABLE millrace.model_version (
     write_seconds double precision NOT NULL,
     rows bigint NOT NULL,
     rows_skipped bigint NOT NULL,
-    pairs bigint NOT NULL,
-    users integer NOT NULL,
-    items integer NOT NULL,
-    neighbours bigint NOT NULL,
+    -- Of kinds that have them.
+    pairs bigint,
+    users integer,
+    items integer,
+    neighbours bigint,
     input_hash text NOT NULL,
     first_time timestamptz,
     last_time timestamptz,
@@ -409,6 +410,29 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.expire_versions(millrace.model) IS 'drops versions beyond those that a model keeps';
 
+-- What is done of a training by each kind of model: with parameters of trials, those that were used, and what is noted of the version.
+CREATE FUNCTION millrace_internal.train_item_knn(model millrace.model, asked millrace.model_training, drawn json[],
+    OUT params json[], OUT rows bigint, OUT skipped bigint, OUT pairs bigint, OUT users integer, OUT items integer, OUT neighbours bigint, OUT input_hash text, OUT first_time timestamptz,
+    OUT last_time timestamptz, OUT compute_seconds double precision, OUT write_seconds double precision, OUT best integer, OUT test_pairs bigint, OUT metric_values double precision[],
+    OUT trial_rungs integer[], OUT trial_seconds double precision[], OUT popularity double precision[])
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    split record := millrace_internal.check_split(asked.requested_by, model, asked.split);
+    similarity text[];
+    k integer[];
+    shrink double precision[];
+BEGIN
+    SELECT array_agg(p.similarity ORDER BY n), array_agg(p.k ORDER BY n), array_agg(p.shrink ORDER BY n), array_agg(json_build_object('similarity', p.similarity, 'k', p.k, 'shrink', p.shrink) ORDER BY n) INTO similarity, k, shrink, params
+    FROM unnest(drawn) WITH ORDINALITY AS d (params, n) CROSS JOIN LATERAL millrace_internal.knn_params(d.params) AS p;
+    SELECT t.* INTO rows, skipped, pairs, users, items, neighbours, input_hash, first_time, last_time, compute_seconds, write_seconds, best, test_pairs, metric_values, trial_rungs, trial_seconds, popularity
+    FROM millrace_internal.model_train(model.id, asked.version, model.owner, model.relation, similarity, k, shrink,
+                                       split.kind, split.share, split.seed, split.since, split.train_query, split.test_query, asked.refit, asked.metrics, asked.halving) AS t;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.train_item_knn(millrace.model, millrace.model_training, json[]) IS 'trains a version of item-item neighbours';
+
 -- Trains what was asked for as a version of that number.
 CREATE FUNCTION millrace_internal.train_version(model millrace.model, asked millrace.model_training) RETURNS void
 LANGUAGE plpgsql
@@ -417,11 +441,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     pattern millrace.model_version;
     base json := model.params;
-    split record;
     drawn json[];
-    similarity text[];
-    k integer[];
-    shrink double precision[];
     -- Read before the query: what it sees has all of this.
     positions json := millrace_internal.model_positions(model.id);
     started timestamptz := clock_timestamp();
@@ -440,24 +460,19 @@ BEGIN
         PERFORM FROM millrace.model m WHERE m.id = model.id FOR NO KEY UPDATE;
     END IF;
     asked.metrics := coalesce(asked.metrics, CASE WHEN asked.split IS NOT NULL OR asked.search IS NOT NULL THEN millrace_internal.default_metrics() END);
-    split := millrace_internal.check_split(asked.requested_by, model, asked.split);
     drawn := ARRAY(SELECT millrace_internal.draw_params(base, asked.search, t, asked.seed) FROM generate_series(1, coalesce(asked.trials, 1)) AS t ORDER BY t);
-    SELECT array_agg(p.similarity ORDER BY n), array_agg(p.k ORDER BY n), array_agg(p.shrink ORDER BY n) INTO similarity, k, shrink
-    FROM unnest(drawn) WITH ORDINALITY AS d (params, n) CROSS JOIN LATERAL millrace_internal.knn_params(d.params) AS p;
 
-    result := millrace_internal.model_train(model.id, asked.version, model.owner, model.relation, similarity, k, shrink,
-                                            split.kind, split.share, split.seed, split.since, split.train_query, split.test_query, asked.refit, asked.metrics, asked.halving);
+    result := millrace_internal.train_item_knn(model, asked, drawn);
     INSERT INTO millrace.model_version (model_id, version, params, split, refit, metrics, trained_by, trained_at, seconds, compute_seconds, write_seconds, rows, rows_skipped, pairs, users, items, neighbours,
                                         input_hash, first_time, last_time, source_positions)
-    VALUES (model.id, asked.version, json_build_object('similarity', similarity[result.best], 'k', k[result.best], 'shrink', shrink[result.best]), asked.split, asked.refit, asked.metrics, asked.requested_by,
-            started, extract(epoch FROM clock_timestamp() - started), result.compute_seconds, result.write_seconds, result.rows, result.skipped, result.pairs, result.users, result.items, result.neighbours,
-            result.input_hash, result.first_time, result.last_time, positions);
+    VALUES (model.id, asked.version, result.params[result.best], asked.split, asked.refit, asked.metrics, asked.requested_by, started, extract(epoch FROM clock_timestamp() - started),
+            result.compute_seconds, result.write_seconds, result.rows, result.skipped, result.pairs, result.users, result.items, result.neighbours, result.input_hash, result.first_time, result.last_time, positions);
     INSERT INTO millrace.model_metric (model_id, version, metric, value, popularity, pairs)
     SELECT model.id, asked.version, m.metric, nullif(result.metric_values[(result.best - 1) * cardinality(asked.metrics) + m.n], 'NaN'), nullif(m.popularity, 'NaN'), result.test_pairs
     FROM unnest(asked.metrics, result.popularity) WITH ORDINALITY AS m (metric, popularity, n);
     IF asked.search IS NOT NULL THEN
         INSERT INTO millrace.model_trial (model_id, version, trial, params, rung, metrics, seconds)
-        SELECT model.id, asked.version, t, json_build_object('similarity', similarity[t], 'k', k[t], 'shrink', shrink[t]), result.trial_rungs[t],
+        SELECT model.id, asked.version, t, result.params[t], result.trial_rungs[t],
                (SELECT json_object_agg(m.metric, nullif(result.metric_values[(t - 1) * cardinality(asked.metrics) + m.n], 'NaN') ORDER BY m.n) FROM unnest(asked.metrics) WITH ORDINALITY AS m (metric, n)),
                result.trial_seconds[t]
         FROM generate_series(1, asked.trials) AS t;
@@ -497,7 +512,9 @@ BEGIN
         RAISE EXCEPTION 'trials must be a number from 1 to 10000, not %', trials USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM millrace_internal.check_split(caller, trained, split);
-    PERFORM millrace_internal.knn_params(millrace_internal.draw_params(trained.params, search, 1, 0));
+    PERFORM millrace_internal.check_metrics(metrics);
+    PERFORM millrace_internal.knn_params(millrace_internal.draw_params(trained.params, search, t, coalesce(seed, 0)))
+    FROM generate_series(1, CASE WHEN search IS NOT NULL THEN coalesce(trials, 20) ELSE 1 END) AS t;
     asked.model_id := trained.id;
     asked.requested_by := caller;
     asked.requested_at := clock_timestamp();

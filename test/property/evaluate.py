@@ -32,7 +32,7 @@ def make(rng, cur):
         for i in range(items):
             if rng.random() < density * 2 * (items - i) / items:
                 for _ in range(rng.choice([1, 1, 2, 3])):
-                    rows.append((f"u{u}", f"i{i}", rng.randint(0 if rng.random() < 0.05 else 1, 40) / 8, rng.randint(0, 60)))
+                    rows.append((f"{100 + u}", f"{100 + i}", rng.randint(0 if rng.random() < 0.05 else 1, 40) / 8, rng.randint(0, 60)))
     cur.execute("TRUNCATE evaluate_test.bought")
     cur.executemany("INSERT INTO evaluate_test.bought VALUES (%s, %s, %s, timestamptz '2024-01-01 00:00:00+00' + %s * interval '1 day')", rows)
     return rows
@@ -204,7 +204,8 @@ def one(rng, cur, run):
     k, shrink, seed = rng.choice([1, 3, 20]), rng.choice([0, 0, 2.5]), rng.randint(-1000, 1000)
     share = rng.choice([0.2, 0.2, 0.25, 0.7])
     rows = make(rng, cur)
-    columns = "u, i" + (", w" if weighted else "") + (", at" if timed else "")
+    # three digits: the order of numbers is that of their texts
+    columns = rng.choice(["u, i", "u::integer, i::bigint"]) + (", w" if weighted else "") + (", at" if timed else "")
     cur.execute("SELECT millrace.create_model('evaluate_test.knn', 'item_knn', %s, %s)",
                 (f"SELECT {columns} FROM evaluate_test.bought", f'{{"similarity": "{measure}", "k": {k}, "shrink": {shrink}}}'))
     names = [f"{m}@{rng.choice([1, 2, 5, 10, 100])}" for m in AT] + ALONE
@@ -212,9 +213,9 @@ def one(rng, cur, run):
     options = {"customer_rows": f', "test": {share}, "seed": {seed}', "customers": f', "test": {share}, "seed": {seed}', "leave_one_out": f', "seed": {seed}',
                "time": f', "test": {share}' if since is None else f""", "since": "{numpy.datetime64('2024-01-01') + since}Z" """,
                "tables": ', "test": "SELECT u, i FROM evaluate_test.test"'}[kind]
-    what = f"{kind}, {measure} {'weighted ' if weighted else ''}{'timed ' if timed else ''}k={k} shrink={shrink} share={share} seed={seed} since={since}, {len(rows)} rows"
+    what = f"{columns}, {kind}, {measure} {'weighted ' if weighted else ''}{'timed ' if timed else ''}k={k} shrink={shrink} share={share} seed={seed} since={since}, {len(rows)} rows"
     pairs = {p: w for p, (w, _) in sum_up(rows).items()}
-    other = {(f"u{rng.randint(0, 95)}", f"i{rng.randint(0, 65)}") for _ in range(rng.choice([0, 5, 100]))} | {p for p in pairs if rng.random() < 0.1}
+    other = {(f"{rng.randint(100, 195)}", f"{rng.randint(100, 165)}") for _ in range(rng.choice([0, 5, 100]))} | {p for p in pairs if rng.random() < 0.1}
     cur.execute("TRUNCATE evaluate_test.test")
     cur.executemany("INSERT INTO evaluate_test.test VALUES (%s, %s)", sorted(other))
     if kind == "tables":
@@ -266,7 +267,7 @@ def one(rng, cur, run):
     count = cur.fetchone()[0]
     cur.execute("SELECT id FROM millrace.model WHERE relation = 'evaluate_test.knn'::regclass")
     id = cur.fetchone()[0]
-    cur.execute(f"SELECT i.item, u.user_id FROM millrace_state.model_{id}_user u, unnest(u.items) n JOIN millrace_state.model_{id}_item i ON i.number = n AND i.version = %s WHERE u.version = %s", (later, later))
+    cur.execute(f"SELECT i.item::text, u.user_id::text FROM millrace_state.model_{id}_user u, unnest(u.items) n JOIN millrace_state.model_{id}_item i ON i.number = n AND i.version = %s WHERE u.version = %s", (later, later))
     held = {(u, i) for i, u in cur.fetchall()} & (set(asked) | set(given))
     check(f"what an evaluation set holds never trains: {what}", (count != len(left) and f"{count} pairs, not {len(left)}") or held)
     cur.execute("SELECT millrace.drop_model('evaluate_test.knn')")
