@@ -137,8 +137,8 @@ model_filter(Model *model, const char *filter)
 {
 	if (model->served.known->has_catalogue || filter != NULL)
 		model->catalogue = mr_catalogue_open(&model->served.known->catalogue,
-											 model->served.known->id, model->served.known->owner,
-											 filter);
+											 model->served.known->relation, model->served.known->id,
+											 model->served.known->owner, filter);
 }
 
 static void
