@@ -188,6 +188,13 @@ SET ROLE regress_reader;
 SELECT item FROM millrace.recommend('ml.edge', 'u1', 1);
 RESET ROLE;
 
+-- A catalogue that was dropped with its table.
+SET client_min_messages = warning;
+DROP TABLE ml.product CASCADE;
+SET client_min_messages = notice;
+SELECT item FROM millrace.recommend('ml.shop', items => '{a}', n => 2, filter => 'price > 0');
+SELECT item FROM millrace.similar('ml.shop', 'a', 2);
+
 -- Nothing stays.
 SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.weighted'), millrace.drop_model('ml.edge'), millrace.drop_model('ml.shop'), millrace.drop_model('ml.typed'), millrace.drop_model('ml.meddling');
 SELECT count(*) FROM pg_class WHERE relname ~ '^model_(catalogue_)?[0-9]' AND relnamespace IN ('millrace_state'::regnamespace, 'millrace_def'::regnamespace);

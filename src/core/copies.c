@@ -28,6 +28,7 @@
 #define TRANCHE "millrace copies"
 
 #define RETRY (60 * 1000) /* ms after which what failed, or never came, is tried again */
+#define TOUCH 1000 /* ms after which it is noted again that a copy is in use */
 #define IDLE (60 * 1000) /* ms without use after which a copy gives way to another one */
 
 typedef struct CopySlot
@@ -215,7 +216,6 @@ dsm_segment *
 mr_copy_attach(const MrCopyKey *key, const char *loader)
 {
 	dsm_handle handle = DSM_HANDLE_INVALID;
-	bool missing;
 	dsm_segment *segment;
 	CopySlot *slot;
 
@@ -223,11 +223,14 @@ mr_copy_attach(const MrCopyKey *key, const char *loader)
 	slot = find_slot(key);
 	if (slot != NULL && slot->state == MR_COPY_READY)
 		handle = slot->handle;
-	missing = slot == NULL || slot->state != MR_COPY_READY;
 	LWLockRelease(lock);
-	if (missing)
+	if (handle == DSM_HANDLE_INVALID)
+	{
 		want(key, loader);
-	if (handle == DSM_HANDLE_INVALID || (segment = dsm_attach(handle)) == NULL)
+		return NULL;
+	}
+	segment = dsm_attach(handle);
+	if (segment == NULL)
 		return NULL;
 	/* The slot may have been freed meanwhile, and the handle be another segment's. */
 	if (dsm_segment_map_length(segment) < sizeof(CopyHead) ||
@@ -250,10 +253,13 @@ mr_copy_data(dsm_segment *segment)
 void
 mr_copy_touch(dsm_segment *segment)
 {
-	const CopyHead *head = dsm_segment_address(segment);
+	/* The slot may be another copy's by now, which is none the worse. */
+	CopySlot *slot = &slots[((CopyHead *) dsm_segment_address(segment))->slot];
+	TimestampTz now = GetCurrentStatementStartTimestamp();
 
-	/* Of a slot that is another copy's by now it is none the worse. */
-	pg_atomic_write_u64(&slots[head->slot].used, (uint64) GetCurrentStatementStartTimestamp());
+	/* Not each time: sessions on other processors read it, too. */
+	if (TimestampDifferenceExceeds((TimestampTz) pg_atomic_read_u64(&slot->used), now, TOUCH))
+		pg_atomic_write_u64(&slot->used, (uint64) now);
 }
 
 void

@@ -15,6 +15,7 @@
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
+#include "core/statement.h"
 #include "miscadmin.h"
 #include "model/catalogue.h"
 #include "model/ids.h"
@@ -93,7 +94,7 @@ prepare(const char *sql, Oid argument)
 
 /* Prepares what is asked of a catalogue. */
 static void
-learn(MrCatalogueKept *kept, int32 model_id, Oid owner)
+learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 {
 	const char *available;
 	const char *collate;
@@ -107,7 +108,7 @@ learn(MrCatalogueKept *kept, int32 model_id, Oid owner)
 	kept->view = mr_definition_view("model_catalogue", model_id);
 	if (!OidIsValid(kept->view))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("the catalogue millrace_def.model_catalogue_%d is gone", model_id),
+						errmsg("the catalogue of model %s is gone", mr_relation_name(model)),
 						errdetail("Something that it needs was dropped with CASCADE."),
 						errhint("Drop the model with millrace.drop_model() and create it again.")));
 	type = get_atttype(kept->view, 1);
@@ -134,12 +135,13 @@ learn(MrCatalogueKept *kept, int32 model_id, Oid owner)
 }
 
 MrCatalogue *
-mr_catalogue_open(MrCatalogueKept *kept, int32 model_id, Oid owner, const char *filter)
+mr_catalogue_open(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner, const char *filter)
 {
 	MrCatalogue *catalogue = palloc0(sizeof(MrCatalogue));
 
-	if (kept->model_id != model_id || kept->owner != owner)
-		learn(kept, model_id, owner);
+	if (kept->model_id != model_id || kept->owner != owner ||
+		kept->view != mr_definition_view("model_catalogue", model_id))
+		learn(kept, model, model_id, owner);
 	catalogue->kept = kept;
 	catalogue->type = get_atttype(kept->view, 1);
 	if (filter != NULL)

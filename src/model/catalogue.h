@@ -22,7 +22,7 @@ typedef struct MrCatalogueKept
 typedef struct MrCatalogue MrCatalogue;
 
 /* For one answer to the current user, whose filter may be NULL. */
-extern MrCatalogue *mr_catalogue_open(MrCatalogueKept *kept, int32 model_id, Oid owner,
+extern MrCatalogue *mr_catalogue_open(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner,
 									  const char *filter);
 extern void mr_catalogue_close(MrCatalogue *catalogue);
 

@@ -13,6 +13,7 @@
 #include "common/hashfn.h"
 #include "core/copies.h"
 #include "core/millrace.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "model/lists.h"
 #include "model/store.h"
@@ -22,6 +23,9 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+
+PG_FUNCTION_INFO_V1(millrace_model_copies);
+PG_FUNCTION_INFO_V1(millrace_forget_copies);
 
 /* Sizes of a copy, at its beginning. */
 typedef struct Shape
@@ -270,4 +274,35 @@ mr_version_copy_main(Datum slot)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	proc_exit(0);
+}
+
+/* ---- for SQL ---------------------------------------------------------------------------------------------- */
+
+/* The copies in shared memory: model, version, whether it is there, bytes. */
+Datum
+millrace_model_copies(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	MrCopyInfo *copies;
+	int n = mr_copy_list(&copies);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < n; i++)
+	{
+		Datum values[4] = {
+			ObjectIdGetDatum(copies[i].key.relation), Int32GetDatum(copies[i].key.version),
+			BoolGetDatum(copies[i].state == MR_COPY_READY), Int64GetDatum(copies[i].size)};
+		bool nulls[4] = {false};
+
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* Lets go of the copies of a model, of one version or (0) of all. */
+Datum
+millrace_forget_copies(PG_FUNCTION_ARGS)
+{
+	mr_copy_forget(PG_GETARG_OID(0), PG_GETARG_INT32(1));
+	PG_RETURN_VOID();
 }

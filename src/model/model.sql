@@ -286,6 +286,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     dropped millrace.model;
     state text;
+    part text;
     name text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = model);
 BEGIN
     -- First of all, so that trainings and promotions that go on end before anything is taken from them.
@@ -294,12 +295,15 @@ BEGIN
     state := format('millrace_state.model_%s', dropped.id);
     DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
     DELETE FROM millrace.model m WHERE m.id = dropped.id;
-    PERFORM millrace_internal.forget_copies(model, 0);
     EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
-    EXECUTE format('DROP VIEW IF EXISTS millrace_def.model_catalogue_%s', dropped.id);
+    -- They are gone already when what they read was dropped with CASCADE.
+    FOR part IN SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'millrace_def'::regnamespace AND c.relname IN ('model_' || dropped.id, 'model_catalogue_' || dropped.id) LOOP
+        EXECUTE format('DROP VIEW millrace_def.%I', part);
+    END LOOP;
     EXECUTE format('DROP TABLE %1$s_item, %1$s_user, %1$s_target, %1$s_source, %1$s_test', state);
     EXECUTE format('DROP SEQUENCE %s_version', state);
-    EXECUTE format('DROP VIEW millrace_def.model_%s', dropped.id);
+    -- Nobody asks for another one: the view is locked.
+    PERFORM millrace_internal.forget_copies(model, 0);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.drop_model(regrole, regclass, boolean) IS 'the other half of millrace.drop_model()';

@@ -11,7 +11,6 @@
 #include "access/table.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
-#include "core/copies.h"
 #include "core/statement.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -26,8 +25,6 @@
 PG_FUNCTION_INFO_V1(millrace_similar);
 PG_FUNCTION_INFO_V1(millrace_recommend);
 PG_FUNCTION_INFO_V1(millrace_recommend_basket);
-PG_FUNCTION_INFO_V1(millrace_model_copies);
-PG_FUNCTION_INFO_V1(millrace_forget_copies);
 
 /* How many lists before its turn one is fetched into the caches. */
 #define PREFETCH_AHEAD 2
@@ -78,6 +75,8 @@ typedef struct Model
 	Offer *offers; /* to be looked up in the catalogue */
 	int noffers;
 	int room;
+	bool has_new; /* an item that the version does not know was answered: the last one */
+	Datum last_new;
 } Model;
 
 /* What is known of an item that may be recommended. */
@@ -138,8 +137,8 @@ model_filter(Model *model, const char *filter)
 {
 	if (model->served.known->has_catalogue || filter != NULL)
 		model->catalogue = mr_catalogue_open(&model->served.known->catalogue,
-											 model->served.known->id, model->served.known->owner,
-											 filter);
+											 model->served.known->relation, model->served.known->id,
+											 model->served.known->owner, filter);
 }
 
 static void
@@ -398,9 +397,9 @@ offer_personal(Model *model, Candidates *candidates)
 	uint32 length = 0;
 	uint32 count;
 
-	if (model->catalogue == NULL || model->n == 0)
+	if (model->catalogue == NULL)
 		n = Min(n, (uint32) model->n);
-	if (n == 0)
+	if (n == 0 || model->n == 0)
 		return;
 	best = palloc_extended(n * sizeof(MrNeighbour), MCXT_ALLOC_HUGE);
 	for (uint32 i = 0; i < candidates->count; i++)
@@ -461,13 +460,19 @@ offer_popular(Model *model, const Candidates *candidates)
 	systable_endscan(rows);
 }
 
-/* An item of the catalogue that the version does not know. */
+/* An item of the catalogue that the version does not know, unless it is the one before. */
 static bool
 answer_new(void *context, Datum id)
 {
 	static const Offer made = {.origin = POPULAR};
 	Model *model = context;
+	MrKnown *known = model->served.known;
 
+	if (model->has_new && DatumGetInt32(FunctionCall2Coll(&known->compare, known->collation,
+														  model->last_new, id)) == 0)
+		return true;
+	model->has_new = true;
+	model->last_new = datumCopy(id, known->by_value, known->length);
 	answer(model, id, &made);
 	return model->rank < model->n;
 }
@@ -555,35 +560,4 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 	recommend(&model, &profile, fcinfo);
 	model_close(&model);
 	return (Datum) 0;
-}
-
-/* ---- copies ----------------------------------------------------------------------------------------------- */
-
-/* The copies in shared memory: model, version, whether it is there, bytes. */
-Datum
-millrace_model_copies(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	MrCopyInfo *copies;
-	int n = mr_copy_list(&copies);
-
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < n; i++)
-	{
-		Datum values[4] = {
-			ObjectIdGetDatum(copies[i].key.relation), Int32GetDatum(copies[i].key.version),
-			BoolGetDatum(copies[i].state == MR_COPY_READY), Int64GetDatum(copies[i].size)};
-		bool nulls[4] = {false};
-
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-	}
-	return (Datum) 0;
-}
-
-/* Lets go of the copies of a model, of one version or (0) of all. */
-Datum
-millrace_forget_copies(PG_FUNCTION_ARGS)
-{
-	mr_copy_forget(PG_GETARG_OID(0), PG_GETARG_INT32(1));
-	PG_RETURN_VOID();
 }

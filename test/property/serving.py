@@ -68,7 +68,7 @@ class World:
         cur.execute(f"CREATE TABLE serving_test.product (id {self.kind}, category text, price integer, stock integer)")
         cur.executemany("INSERT INTO serving_test.bought VALUES (%s, %s, %s)", rows)
         self.products = [{"id": i, "category": rng.choice("xyz"), "price": rng.randint(0, 9), "stock": rng.choice([None, 0, 1, 1, 1])}
-                         for i in self.ids + [make(8000 + n) for n in range(3)] if rng.random() < 0.9]
+                         for i in self.ids + [make(8000 + n) for n in range(3)] for _ in range(rng.choice([0, 1, 1, 2, 2]))]
         cur.executemany("INSERT INTO serving_test.product VALUES (%(id)s, %(category)s, %(price)s, %(stock)s)", self.products)
         if rng.random() < 0.5:
             cur.execute("CREATE INDEX ON serving_test.product (id)")
@@ -103,9 +103,9 @@ class World:
 
 def ask(world, rng, cur, neighbours):
     """Asks some questions; says what is wrong with an answer."""
-    for _ in range(6):
-        sql, passing = rng.choice(FILTERS) if world.catalogue else (None, lambda row: True)
-        n = rng.choice([0, 1, 3, 10, 1000])
+    for _ in range(10):
+        sql, passing = rng.choice(FILTERS + FILTERS[:2]) if world.catalogue else (None, lambda row: True)
+        n = rng.choice([0, 1, 3, 10, 1000, 1000])
         flags = [rng.random() < 0.7, rng.random() < 0.3, rng.random() < 0.7]
         if rng.random() < 0.7:
             user = rng.choice(list(world.had) + ["nobody"])
@@ -156,15 +156,18 @@ def one(rng):
     wrong = wrong or ask(world, rng, fresh, neighbours)
     if world.catalogue and not wrong:
         # what is sold out is not answered any more
-        gone = rng.sample(world.products, len(world.products) // 2)
-        for product in gone:
-            product["stock"] = 0
-        cur.execute("UPDATE serving_test.product SET stock = 0 WHERE id::text = ANY (%s)", ([p["id"] for p in gone],))
+        gone = [p["id"] for p in rng.sample(world.products, len(world.products) // 2)]
+        for product in world.products:
+            if product["id"] in gone:
+                product["stock"] = 0
+        cur.execute("UPDATE serving_test.product SET stock = 0 WHERE id::text = ANY (%s)", (gone,))
         wrong = ask(world, rng, fresh, neighbours)
     check(f"answers from memory: {what}", wrong)
     other.close()
+    cur.execute("SELECT 'serving_test.model'::regclass::oid")
+    model = cur.fetchone()
     cur.execute("SELECT millrace.drop_model('serving_test.model')")
-    cur.execute("SELECT count(*) FROM millrace_internal.model_copies()")
+    cur.execute("SELECT count(*) FROM millrace_internal.model_copies() WHERE model = %s", model)
     check("the copy goes with the model", cur.fetchone()[0] and "it is there")
     connection.close()
 
