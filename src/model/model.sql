@@ -408,7 +408,10 @@ BEGIN
                    WHERE v.model_id = model.id AND model.keep IS NOT NULL AND NOT EXISTS (SELECT FROM millrace.model_alias a WHERE a.model_id = v.model_id AND a.version = v.version)
                    AND v.version <= (SELECT l.version FROM millrace.model_version l WHERE l.model_id = model.id ORDER BY l.version DESC OFFSET model.keep LIMIT 1)
                    ORDER BY v.version FOR UPDATE SKIP LOCKED LOOP
-        PERFORM millrace_internal.delete_version(model.id, expired);
+        -- Again, now that it is locked: somebody may just have let one name it.
+        IF NOT EXISTS (SELECT FROM millrace.model_alias a WHERE a.model_id = model.id AND a.version = expired) THEN
+            PERFORM millrace_internal.delete_version(model.id, expired);
+        END IF;
     END LOOP;
 END
 $$;
