@@ -67,13 +67,13 @@ become_caller(AsOwner *as)
 static char *
 equality(Oid type)
 {
-	Oid operator= lookup_type_cache(type, TYPECACHE_EQ_OPR)->eq_opr;
-	HeapTuple tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
+	Oid equals = lookup_type_cache(type, TYPECACHE_EQ_OPR)->eq_opr;
+	HeapTuple tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(equals));
 	Form_pg_operator form;
 	char *text;
 
 	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", operator);
+		elog(ERROR, "cache lookup failed for operator %u", equals);
 	form = (Form_pg_operator) GETSTRUCT(tuple);
 	text = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(form->oprnamespace)),
 					NameStr(form->oprname));
@@ -182,8 +182,10 @@ bool *
 mr_catalogue_check(MrCatalogue *catalogue, Datum *ids, int n)
 {
 	bool *found = palloc0(Max(n, 1) * sizeof(bool));
+	SPITupleTable *rows;
 	TupleTableSlot *slot;
 	TupleDesc desc;
+	uint64 nrows;
 	Datum array;
 	int16 length;
 	bool by_value;
@@ -199,11 +201,13 @@ mr_catalogue_check(MrCatalogue *catalogue, Datum *ids, int n)
 	if (result != SPI_OK_SELECT)
 		elog(ERROR, "cannot read a catalogue: %s", SPI_result_code_string(result));
 	become_caller(&as);
-	desc = SPI_tuptable->tupdesc;
+	rows = SPI_tuptable;
+	nrows = SPI_processed;
+	desc = rows->tupdesc;
 	slot = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
-	for (uint64 i = 0; i < SPI_processed; i++)
+	for (uint64 i = 0; i < nrows; i++)
 	{
-		HeapTuple row = SPI_tuptable->vals[i];
+		HeapTuple row = rows->vals[i];
 		bool isnull;
 		int place = DatumGetInt32(heap_getattr(row, desc->natts, desc, &isnull)) - 1;
 

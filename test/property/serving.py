@@ -126,7 +126,19 @@ def ask(world, rng, cur, neighbours):
     return None
 
 
-def one(rng):
+def set_cache(cur, other, size):
+    """Sets how much memory copies may have, and waits until another session knows."""
+    cur.execute("ALTER SYSTEM " + (f"SET millrace.model_cache = {size}" if size else "RESET millrace.model_cache"))
+    cur.execute("SELECT pg_reload_conf()")
+
+    def known():
+        other.execute("SELECT setting = coalesce(%s, boot_val) FROM pg_settings WHERE name = 'millrace.model_cache'", (size,))
+        return other.fetchone()[0]
+
+    return None if wait_for(known) else "the setting is not known"
+
+
+def one(rng, turn_off):
     connection, cur = connect()
     cur.execute("SET client_min_messages = warning")
     world = World(rng, cur)
@@ -163,6 +175,11 @@ def one(rng):
         cur.execute("UPDATE serving_test.product SET stock = 0 WHERE id::text = ANY (%s)", (gone,))
         wrong = ask(world, rng, fresh, neighbours)
     check(f"answers from memory: {what}", wrong)
+    if turn_off:
+        wrong = set_cache(cur, fresh, "0") or ask(world, rng, fresh, neighbours)
+        cur.execute("SELECT count(memory_bytes) FROM millrace.model_status WHERE model = 'serving_test.model'")
+        wrong = wrong or (cur.fetchone()[0] and "the copy is there")
+        check(f"answers from tables again when there is to be no memory for copies: {what}", set_cache(cur, fresh, None) or wrong)
     other.close()
     cur.execute("SELECT 'serving_test.model'::regclass::oid")
     model = cur.fetchone()
@@ -249,7 +266,7 @@ def main():
     connection, cur = connect()
     cur.execute("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS millrace; DROP SCHEMA IF EXISTS serving_test CASCADE; CREATE SCHEMA serving_test")
     for run in range(arguments.runs):
-        one(random.Random(arguments.seed + run))
+        one(random.Random(arguments.seed + run), run == 0)
     busy(random.Random(arguments.seed), 4)
     cur.execute("SET client_min_messages = warning; DROP SCHEMA serving_test CASCADE")
     return failed > 0
