@@ -195,12 +195,23 @@ try_shop() {
 	TEXT
 }
 
+# Trains the model, and asks it.
+shop_recommends() {
+	title "gold.also_bought: a model of who bought what, trained on silver.orders"
+	declaration shop/shop.sql gold.also_bought create_model
+	value "SELECT millrace.train('gold.also_bought')" >/dev/null
+	table "SELECT model, version, rows, users, items, round(seconds::numeric, 3) AS seconds FROM millrace.model_version_status"
+	title "what it recommends to a customer; and of one category, with the product of his that speaks for it"
+	table "SELECT rank, item, score::numeric(6,3) AS score FROM millrace.recommend('gold.also_bought', 'CUST0042', 3)"
+	table "SELECT rank, item, score::numeric(6,3) AS score, reason FROM millrace.recommend('gold.also_bought', 'CUST0042', 3, filter => 'category = ''Food''', explain => true)"
+}
+
 shop() {
 	local options=(-v source="$PGDATABASE" -v start=1)
 	start_receivers
 	title "examples/shop/table.sql: the shop keeps $shop_orders orders in shop.orders"
 	psql -qXAt -o /dev/null -v orders="$shop_orders" -f "$root/examples/shop/table.sql"
-	title "examples/shop/shop.sql: a stream of its changes → bronze (as it is) → silver (clean) → gold (7 marts), 5 rules"
+	title "examples/shop/shop.sql: a stream of its changes → bronze (as it is) → silver (clean) → gold (7 marts), 5 rules and a model"
 	declaration shop/shop.sql gold.daily_summary
 	psql -qXAt -o /dev/null "${options[@]}" -f "$root/examples/shop/shop.sql"
 	wait_for 120 copied || { table 'SELECT * FROM millrace.stream_status' >&2; die "the table is not copied"; }
@@ -218,6 +229,7 @@ shop() {
 	change "DELETE FROM shop.orders WHERE region = 'North'"
 
 	shop_alerts
+	shop_recommends
 
 	verify_marts
 	title "bronze.orders against shop.orders"

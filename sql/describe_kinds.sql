@@ -58,6 +58,8 @@ SELECT millrace.create_pit('kinds.p_item', hub => 'kinds.h_item', satellites => 
 SELECT millrace.create_mart('kinds.by_day', $$ SELECT day, count(*) AS n, sum(amount)::numeric(14,2) AS amount FROM kinds.orders GROUP BY day $$, order_by => 'day, amount DESC NULLS LAST');
 SELECT millrace.create_mart('kinds.by_seller', $$ SELECT seller, count(*) AS n FROM kinds.orders GROUP BY seller $$, stripes => 5);
 SELECT millrace.create_mart('kinds.prices', $$ SELECT dear, count(*) AS n FROM kinds.item GROUP BY dear $$);
+SELECT millrace.create_model('kinds.bought', 'item_knn', 'SELECT seller, amount, 1 FROM kinds.orders', params => '{"k": 5, "similarity": "dice"}', catalogue => 'SELECT DISTINCT amount, day FROM kinds.orders');
+SELECT millrace.create_model('kinds.plain', 'item_knn', 'SELECT o.day, o.amount, o.day AS bought FROM kinds.orders AS o;', keep => 4);
 ALTER TABLE kinds.l_order RENAME COLUMN seller_hk TO sold_by;
 ALTER TABLE kinds.s_trade RENAME COLUMN day TO "The day";
 ALTER TABLE kinds.orders RENAME COLUMN seller TO salesman;
@@ -68,7 +70,7 @@ ALTER TABLE kinds.item RENAME COLUMN name TO label;
 \pset tuples_only off
 SELECT millrace.describe(k, n) AS text FROM (VALUES ('dictionary', 'kinds people'), ('dictionary', 'kinds menus'), ('dictionary', 'kinds users'), ('stream', 'kinds kafka'), ('stream', 'kinds debezium'), ('stream', 'kinds changes'),
   ('staging', 'kinds.item'), ('staging', 'kinds.names'), ('link', 'kinds.l_order'), ('satellite', 'kinds.s_order'), ('satellite', 'kinds.s_trade'), ('pit', 'kinds.p_order'), ('pit', 'kinds.p_item'),
-  ('mart', 'kinds.by_day'), ('mart', 'kinds.by_seller')) AS o (k, n);
+  ('mart', 'kinds.by_day'), ('mart', 'kinds.by_seller'), ('model', 'kinds.bought'), ('model', 'kinds.plain')) AS o (k, n);
 \pset tuples_only on
 \set ECHO all
 
@@ -90,17 +92,18 @@ UNION ALL
 SELECT 'column', format('%s.%s %s %s %s', a.attrelid::regclass, a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull)
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE c.relnamespace = 'kinds'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0
 UNION ALL
-SELECT 'index', regexp_replace(pg_get_indexdef(i.indexrelid), '(mart|pit)_\d+', '\1_N', 'g') FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+SELECT 'index', regexp_replace(pg_get_indexdef(i.indexrelid), '(mart|pit|model)_\d+', '\1_N', 'g') FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
 WHERE c.relnamespace = 'kinds'::regnamespace
    OR c.oid IN (SELECT to_regclass(format('millrace_state.%s_%s', t.kind, t.id)) FROM millrace.target t WHERE t.relation::text LIKE 'kinds.%')
 UNION ALL
-SELECT 'view', c.oid::regclass || ' ' || regexp_replace(pg_get_viewdef(c.oid), '(mart|pit)_\d+', '\1_N', 'g') FROM pg_class c WHERE c.relnamespace = 'kinds'::regnamespace AND c.relkind = 'v';
+SELECT 'view', c.oid::regclass || ' ' || regexp_replace(pg_get_viewdef(c.oid), '(mart|pit|model)_\d+', '\1_N', 'g') FROM pg_class c WHERE c.relnamespace = 'kinds'::regnamespace AND c.relkind = 'v';
 CREATE TABLE kinds_before AS SELECT * FROM kinds_described;
 SELECT what, count(*) > 0 FROM kinds_before GROUP BY what ORDER BY what;
 SELECT string_agg(row, E'\n') ~ '"order_by": "day, amount DESC' AND string_agg(row, E'\n') ~ '"stripes": 5' FROM kinds_before WHERE what = 'target';
 
 -- ---- gone, and made again
 SELECT millrace.describe() AS text \gset
+SELECT millrace.drop_model('kinds.bought'), millrace.drop_model('kinds.plain');
 SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{kinds kafka, kinds debezium, kinds changes}'::text[]) AS s;
 SELECT millrace.drop_dictionary(d) FROM unnest('{kinds people, kinds menus, kinds users}'::text[]) AS d;
 SELECT millrace.drop_stream('kinds people', cascade => true);
@@ -126,6 +129,7 @@ ALTER SERVER kinds_source OPTIONS (SET host '127.0.0.1', SET port '1');
 \set ECHO all
 SELECT millrace.describe('staging', 'kinds.names') = :'names' AS same_text;
 
+SELECT millrace.drop_model('kinds.bought'), millrace.drop_model('kinds.plain');
 DROP VIEW kinds_described;
 DROP TABLE kinds_before;
 SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{kinds kafka, kinds debezium, kinds changes}'::text[]) AS s;

@@ -88,6 +88,7 @@ SELECT pg_temp.same('profiles', 'SELECT * FROM app.profiles', $$
 SELECT kind, message FROM millrace.dead_letter WHERE stream = 'users';
 
 SELECT millrace.drop_stream('users', cascade => true);
+SELECT millrace.drop_model('gold.also_bought');
 DROP VIEW gold.top_products, gold.category_stats, gold.region_stats, gold.hourly_stats, gold.rejected;
 SELECT millrace.drop_stream('shop', cascade => true);
 DROP SCHEMA bronze, silver, gold, app;
@@ -106,6 +107,7 @@ SET timezone = 'UTC';
 \set ECHO all
 SELECT count(*) FROM app.profiles;
 SELECT millrace.drop_stream('users', cascade => true);
+SELECT millrace.drop_model('gold.also_bought');
 DROP VIEW gold.top_products, gold.category_stats, gold.region_stats, gold.hourly_stats, gold.rejected;
 SELECT millrace.drop_stream('shop', cascade => true);
 DROP SCHEMA bronze, silver, gold, app;

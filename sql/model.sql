@@ -103,6 +103,40 @@ SELECT millrace.train('ml.typed');
 SELECT r.* FROM (VALUES (2::bigint)) AS v (customer) CROSS JOIN LATERAL millrace.recommend('ml.typed', v.customer::text, 1) AS r;
 SELECT * FROM millrace.recommend('ml.typed', 'x', 1);
 
+-- The catalogue is read when a model answers: what is not available, or not in it, is not answered; what the version does not know comes last.
+TRUNCATE ml.bought;
+INSERT INTO ml.bought VALUES ('u1', 'a'), ('u1', 'b'), ('u2', 'a'), ('u2', 'b'), ('u2', 'c'), ('u3', 'a'), ('u3', 'd'), ('u4', 'c'), ('u4', 'd'), ('u4', 'e');
+CREATE TABLE ml.product (code text PRIMARY KEY, category text, price numeric, available boolean);
+INSERT INTO ml.product VALUES ('a', 'x', 5, true), ('b', 'x', 20, true), ('c', 'y', 5, true), ('d', 'x', 7, true), ('new', 'x', 1, true), ('newer', 'y', 1, true);
+SELECT millrace.create_model('ml.shop', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT code, category, price, available FROM ml.product');
+SELECT millrace.train('ml.shop');
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.shop', 'u1', 10);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.shop', 'u1', 10, filter => $$ category = 'x' AND price < 10 $$);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.shop', 'u1', 1, filter => $$ category = 'x' $$, explain => true);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.shop', 'u1', 10, filter => $$ category = 'x' $$, fallback => false);
+SELECT rank, item, round(score::numeric, 4) AS score, reason FROM millrace.recommend('ml.shop', items => '{a}', n => 10, filter => $$ price < 6 $$);
+SELECT item FROM millrace.similar('ml.shop', 'a', 10);
+UPDATE ml.product SET available = CASE code WHEN 'd' THEN false END WHERE code IN ('d', 'newer');
+SELECT rank, item FROM millrace.recommend('ml.shop', 'u1', 10);
+SELECT item FROM millrace.similar('ml.shop', 'a', 10);
+SELECT count(*) FROM millrace.recommend('ml.shop', 'u1', 0, filter => 'price > 0');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => '');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'pric > 0');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'price');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'true; DROP TABLE ml.product');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'price > (SELECT 0)');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'price > random()');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'count(*) > 0');
+SELECT item FROM millrace.recommend('ml.shop', 'u1', 10, filter => 'price / 0 > 1');
+-- Without one it is the items of the version.
+SELECT item FROM millrace.recommend('ml.edge', 'u3', 10, filter => $$ item <> 'a' $$);
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT price FROM ml.product');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT code, 1 AS available FROM ml.product');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'DELETE FROM ml.product');
+\set VERBOSITY terse
+DROP TABLE ml.product;
+\set VERBOSITY default
+
 -- What is refused.
 SELECT millrace.create_model('ml.also', 'item_knn', 'SELECT u, i FROM ml.bought');
 SELECT millrace.create_model('ml.x', 'item_nn', 'SELECT u, i FROM ml.bought');
@@ -131,9 +165,16 @@ SET client_min_messages = notice;
 SET ROLE regress_reader;
 SELECT * FROM millrace.similar('ml.edge', 'a', 1);
 RESET ROLE;
-GRANT SELECT ON ml.edge TO regress_reader;
+GRANT SELECT ON ml.edge, ml.shop TO regress_reader;
+-- The catalogue is read as the model's owner, the filter is the caller's.
+CREATE FUNCTION ml.secret() RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+REVOKE EXECUTE ON FUNCTION ml.secret() FROM PUBLIC;
+CREATE FUNCTION ml.who() RETURNS text LANGUAGE sql STABLE AS 'SELECT current_user::text';
 SET ROLE regress_reader;
 SELECT * FROM millrace.similar('ml.edge', 'a', 1);
+SELECT count(*) FROM ml.product;
+SELECT item FROM millrace.recommend('ml.shop', items => '{a}', n => 2, filter => $$ ml.who() = 'regress_reader' $$);
+SELECT item FROM millrace.recommend('ml.shop', items => '{a}', n => 2, filter => 'ml.secret()');
 SELECT item FROM millrace.recommend('ml.edge', items => '{a}', n => 1);
 SELECT item FROM millrace.recommend('ml.edge', 'u1', 1);
 SELECT millrace.train('ml.edge');
@@ -147,9 +188,16 @@ SET ROLE regress_reader;
 SELECT item FROM millrace.recommend('ml.edge', 'u1', 1);
 RESET ROLE;
 
+-- A catalogue that was dropped with its table.
+SET client_min_messages = warning;
+DROP TABLE ml.product CASCADE;
+SET client_min_messages = notice;
+SELECT item FROM millrace.recommend('ml.shop', items => '{a}', n => 2, filter => 'price > 0');
+SELECT item FROM millrace.similar('ml.shop', 'a', 2);
+
 -- Nothing stays.
-SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.weighted'), millrace.drop_model('ml.edge'), millrace.drop_model('ml.typed'), millrace.drop_model('ml.meddling');
-SELECT count(*) FROM pg_class WHERE relname ~ '^model_[0-9]' AND relnamespace IN ('millrace_state'::regnamespace, 'millrace_def'::regnamespace);
+SELECT millrace.drop_model('ml.also'), millrace.drop_model('ml.weighted'), millrace.drop_model('ml.edge'), millrace.drop_model('ml.shop'), millrace.drop_model('ml.typed'), millrace.drop_model('ml.meddling');
+SELECT count(*) FROM pg_class WHERE relname ~ '^model_(catalogue_)?[0-9]' AND relnamespace IN ('millrace_state'::regnamespace, 'millrace_def'::regnamespace);
 SELECT count(*) FROM millrace.model_alias_history;
 SELECT * FROM millrace.similar('ml.edge', 'a', 1);
 SET client_min_messages = warning;

@@ -83,6 +83,10 @@ SELECT millrace.create_mart('gold.overall_metrics', $$
   FROM silver.orders $$);
 SELECT millrace.create_mart('gold.status_counts', $$ SELECT status, count(*) AS orders FROM bronze.orders GROUP BY status $$);
 
+-- what customers bought besides: a model, trained by millrace.train('gold.also_bought') when there are orders; it recommends what has been sold, live
+SELECT millrace.create_model('gold.also_bought', kind => 'item_knn', query => 'SELECT customer_id, product_id FROM silver.orders',
+  catalogue => 'SELECT DISTINCT product_id, product_name, category FROM gold.product_day');
+
 -- alerts: judged on what came, before it is cleaned; and where they go
 \if :{?hook}
 CREATE SERVER shop_hook FOREIGN DATA WRAPPER millrace_http OPTIONS (url :'hook');
@@ -137,5 +141,7 @@ SELECT * FROM gold.top_products;
 SELECT * FROM gold.category_stats ORDER BY category;
 SELECT * FROM gold.region_stats ORDER BY region;
 SELECT reason, rejected FROM gold.rejected ORDER BY reason;
+SELECT millrace.train('gold.also_bought') AS version;
+SELECT rank, item, score::numeric(6,3) AS score, reason FROM millrace.recommend('gold.also_bought', 'CUST0042', 3, filter => $$ category = 'Food' $$, explain => true);
 SELECT rule, count(*) AS alerts, count(*) FILTER (WHERE suppressed IS NULL) AS to_be_sent FROM millrace.alert GROUP BY rule ORDER BY rule;
 \endif

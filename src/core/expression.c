@@ -14,13 +14,18 @@
 #include "core/millrace.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/primnodes.h"
 #include "optimizer/optimizer.h"
 #include "parser/analyze.h"
+#include "parser/parse_clause.h"
+#include "parser/parse_collate.h"
+#include "parser/parse_relation.h"
 #include "parser/parse_type.h"
 #include "parser/parser.h"
 #include "parser/parsetree.h"
+#include "rewrite/rewriteManip.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -158,9 +163,9 @@ mr_expression_check_stable(Node *expression, const char *what)
 	(void) stable_walker(expression, (void *) what);
 }
 
-/* The text must be one expression: no FROM, no second statement. */
-void
-mr_expression_check_text(const char *expression, const char *what)
+/* The text must be one expression: no FROM, no second statement.  Returns it. */
+static Node *
+parse_text(const char *expression, const char *what)
 {
 	List *parsed = raw_parser(expression, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *select = list_length(parsed) == 1
@@ -176,6 +181,13 @@ mr_expression_check_text(const char *expression, const char *what)
 		select->op != SETOP_NONE)
 		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR),
 						errmsg("%s is not one SQL expression: %s", what, expression)));
+	return linitial_node(ResTarget, select->targetList)->val;
+}
+
+void
+mr_expression_check_text(const char *expression, const char *what)
+{
+	(void) parse_text(expression, what);
 }
 
 Datum
@@ -307,6 +319,33 @@ millrace_plain_query(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TEXT_P(
 		qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)), NewGUCNestLevel()));
+}
+
+Node *
+mr_expression_condition(Relation relation, const char *text, const char *what)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack, .callback = query_error_callback, .arg = (void *) text};
+	ParseState *pstate = make_parsestate(NULL);
+	Node *condition;
+
+	error_context_stack = &callback;
+	pstate->p_sourcetext = text;
+	addNSItemToQuery(pstate,
+					 addRangeTableEntryForRelation(pstate, relation, AccessShareLock,
+												   makeAlias("catalogue", NIL), false, false),
+					 false, true, true);
+	condition = transformWhereClause(pstate, parse_text(text, what), EXPR_KIND_WHERE, what);
+	assign_expr_collations(pstate, condition);
+	if (checkExprHasSubLink(condition))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED), errmsg("%s has a sub-select", what)));
+	if (contain_volatile_functions(condition))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s calls a volatile function", what)));
+	free_parsestate(pstate);
+	error_context_stack = callback.previous;
+	return condition;
 }
 
 typedef struct Naming

@@ -7,6 +7,7 @@
 
 #include "executor/executor.h"
 #include "nodes/parsenodes.h"
+#include "utils/rel.h"
 
 typedef struct MrExpression
 {
@@ -34,6 +35,12 @@ extern void mr_expression_check_stable(Node *expression, const char *what);
 
 /* Refuses a text that is not one SQL expression, so that it may be put into a statement. */
 extern void mr_expression_check_text(const char *expression, const char *what);
+
+/*
+ * A condition over the columns of a relation, as the current user means it: one expression, without sub-selects and functions that
+ * are volatile.
+ */
+extern Node *mr_expression_condition(Relation relation, const char *text, const char *what);
 
 /*
  * Printing an expression in which some nodes are to be written otherwise than PostgreSQL does: each of them is

@@ -298,6 +298,7 @@ mr_launcher_main(Datum arg)
 		review_orphans(MR_SLOT_STREAM, present);
 		review_orphans(MR_SLOT_DELIVERY, present);
 		review_orphans(MR_SLOT_WATCH, present);
+		review_orphans(MR_SLOT_TRAINER, present);
 		wait = start_managers(present);
 		pgstat_report_activity(STATE_IDLE, NULL);
 

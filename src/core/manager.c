@@ -357,6 +357,23 @@ start_workers(Wanted *wanted, int nwanted, MrSlot *slots, int nslots)
 	return wait;
 }
 
+/* Does a training wait, or was one running when its process ended? */
+static bool
+trainings_wait(void)
+{
+	bool found;
+
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (SPI_execute("SELECT FROM millrace.model_training t WHERE t.state IN ('waiting', 'running')",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read millrace.model_training");
+	found = SPI_processed > 0;
+	PopActiveSnapshot();
+	SPI_finish();
+	return found;
+}
+
 /* One turn; returns how long to wait for the next one. */
 static long
 take_turn(MemoryContext context)
@@ -368,6 +385,8 @@ take_turn(MemoryContext context)
 	int kept = 0;
 	bool stopping = false;
 	bool unread;
+	bool untrained;
+	MrSlot trainer = {.kind = MR_SLOT_TRAINER, .database = my_database};
 	MrDeliveryWanted delivery = {0};
 	List *ended;
 	ListCell *cell;
@@ -425,6 +444,7 @@ take_turn(MemoryContext context)
 	tidy_rows(slots, nslots);
 	mr_delivery_wanted(&delivery);
 	unread = mr_retention_due();
+	untrained = trainings_wait();
 	CommitTransactionCommand();
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(context);
@@ -436,6 +456,8 @@ take_turn(MemoryContext context)
 	wait = start_workers(wanted, kept, slots, nslots);
 	wait = mr_delivery_manage(my_database, &delivery, wait);
 	mr_retention_manage(my_database, unread);
+	(void) mr_slot_start_only(&trainer, untrained, "mr_trainer_main", "millrace: trainer",
+							  "millrace trainer");
 	return stopping ? Min(wait, 1000) : wait;
 }
 
@@ -544,7 +566,9 @@ stop_workers(MemoryContext context)
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-		if (stop_kind(MR_SLOT_STREAM) + stop_kind(MR_SLOT_DELIVERY) + stop_kind(MR_SLOT_WATCH) == 0)
+		if (stop_kind(MR_SLOT_STREAM) + stop_kind(MR_SLOT_DELIVERY) + stop_kind(MR_SLOT_WATCH) +
+				stop_kind(MR_SLOT_TRAINER) ==
+			0)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
 						 PG_WAIT_EXTENSION);

@@ -6,6 +6,7 @@
 
 #include <limits.h>
 
+#include "core/copies.h"
 #include "core/millrace.h"
 #include "core/worker.h"
 #include "miscadmin.h"
@@ -21,6 +22,7 @@ int mr_delivery_workers = 1;
 int mr_worker_memory = 256 * 1024;
 int mr_backfill_rows = 5000;
 int mr_rule_timeout = 1000;
+int mr_model_cache = 512 * 1024;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -64,10 +66,15 @@ _PG_init(void)
 	DefineCustomIntVariable("millrace.delivery_workers",
 							"Processes that send over webhooks and Telegram in each database.",
 							NULL, &mr_delivery_workers, 1, 1, 16, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("millrace.model_cache",
+							"Shared memory for copies of the models that are served.",
+							"0 has them read from their tables.", &mr_model_cache, 512 * 1024, 0,
+							MAX_KILOBYTES, PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)
 	{
 		mr_worker_shmem_init();
+		mr_copies_shmem_init();
 		mr_launcher_register();
 		mr_utility_init();
 	}

@@ -12,7 +12,6 @@
 #include "utils/snapmgr.h"
 
 #define INTERVAL 30000 /* ms between two looks */
-#define STARTING_PATIENCE 30000 /* ms until a process that was registered counts as lost */
 
 static TimestampTz next_look = 0;
 
@@ -40,25 +39,10 @@ mr_retention_due(void)
 void
 mr_retention_manage(Oid database, bool due)
 {
-	MrSlot *slots;
-	int n = mr_slot_list(MR_SLOT_WATCH, database, &slots);
-	TimestampTz now = GetCurrentTimestamp();
-	MrSlot wanted = {0};
+	MrSlot wanted = {.kind = MR_SLOT_WATCH, .database = database};
 
-	for (int i = 0; i < n; i++)
-	{
-		if (slots[i].state == MR_SLOT_ENDED ||
-			(slots[i].state == MR_SLOT_STARTING &&
-			 TimestampDifferenceExceeds(slots[i].since, now, STARTING_PATIENCE)))
-			mr_slot_free(&slots[i]);
-		else
-			due = false;
-	}
-	if (!due)
-		return;
-	wanted.kind = MR_SLOT_WATCH;
-	wanted.database = database;
 	/* With no process free it is tried again by the next turn. */
-	if (mr_slot_start(&wanted, "mr_watch_main", "millrace: unread slots", "millrace slot watcher"))
-		next_look = TimestampTzPlusMilliseconds(now, INTERVAL);
+	if (mr_slot_start_only(&wanted, due, "mr_watch_main", "millrace: unread slots",
+						   "millrace slot watcher"))
+		next_look = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), INTERVAL);
 }

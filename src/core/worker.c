@@ -40,6 +40,7 @@
 
 #define MAX_HOLDS 32
 #define MAX_PENDING_STREAMS 16
+#define STARTING_PATIENCE 30000 /* ms until a process that was registered counts as lost */
 #define HOLD_PATIENCE 60000 /* ms */
 
 /* A database that a command keeps for itself. */
@@ -362,6 +363,27 @@ mr_slot_free(const MrSlot *copy)
 	if (slot && slot->state != MR_SLOT_RUNNING)
 		free_slot(slot);
 	LWLockRelease(shared_lock);
+}
+
+bool
+mr_slot_start_only(const MrSlot *wanted, bool is_wanted, const char *function, const char *name,
+				   const char *type)
+{
+	MrSlot *slots;
+	int n = mr_slot_list(wanted->kind, wanted->database, &slots);
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < n; i++)
+	{
+		if (slots[i].state == MR_SLOT_ENDED ||
+			(slots[i].state == MR_SLOT_STARTING &&
+			 TimestampDifferenceExceeds(slots[i].since, now, STARTING_PATIENCE)))
+			mr_slot_free(&slots[i]);
+		else
+			is_wanted = false;
+	}
+	pfree(slots);
+	return is_wanted && mr_slot_start(wanted, function, name, type);
 }
 
 /* Asks a process to end: between batches, or at once. */

@@ -38,7 +38,8 @@ typedef enum MrSlotKind
 	MR_SLOT_MANAGER,
 	MR_SLOT_STREAM,
 	MR_SLOT_DELIVERY,
-	MR_SLOT_WATCH /* of replication slots that nobody reads */
+	MR_SLOT_WATCH, /* of replication slots that nobody reads */
+	MR_SLOT_TRAINER /* of models */
 } MrSlotKind;
 
 typedef enum MrSlotState
@@ -84,6 +85,12 @@ extern int mr_worker_number(void);
 /* What a parent does; a slot is named by a copy of it. */
 extern bool mr_slot_start(const MrSlot *wanted, const char *function, const char *name,
 						  const char *type);
+/*
+ * The same for a kind of which a database has one process at most, unless it is there.  The slot of the one before is
+ * freed, also when none is wanted.
+ */
+extern bool mr_slot_start_only(const MrSlot *wanted, bool is_wanted, const char *function,
+							   const char *name, const char *type);
 extern int mr_slot_list(MrSlotKind kind, Oid database, MrSlot **slots);
 extern void mr_slot_free(const MrSlot *copy);
 extern void mr_slot_stop(const MrSlot *copy, bool terminate);

@@ -504,37 +504,64 @@ COMMENT ON FUNCTION millrace_internal.describe_sources(millrace.target) IS 'the 
 
 -- ---- marts -------------------------------------------------------------------------------------------------
 
--- The user's own text as long as it says the same without any search_path; else the query as PostgreSQL prints it,
--- which has followed renames.
-CREATE FUNCTION millrace_internal.describe_mart(described millrace.target) RETURNS text
+-- The user's own text as long as it says the same as the definition without any search_path, in which it may stand within something; else the
+-- definition as PostgreSQL prints it, which has followed renames.
+CREATE FUNCTION millrace_internal.readable_query(what text, view regclass, owner regrole, query text, around text DEFAULT '%s') RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
-    view regclass := to_regclass('millrace_def.mart_' || described.id);
-    query text := described.definition ->> 'query';
     said text;
     printed text;
 BEGIN
     IF view IS NULL THEN
-        RAISE EXCEPTION 'the definition of mart % is gone', described.relation
+        RAISE EXCEPTION 'the definition of % is gone', what
             USING ERRCODE = 'undefined_object', DETAIL = 'It was dropped with what it reads.';
     END IF;
     BEGIN
-        said := millrace_internal.plain_query(described.owner, query);
+        said := millrace_internal.plain_query(owner, format(around, rtrim(query, E'; \n')));
     EXCEPTION WHEN OTHERS THEN
         NULL; -- names mean nothing without the search_path of whoever declared it, or have changed
     END;
-    printed := millrace_internal.plain_query(described.owner, rtrim(pg_get_viewdef(view), ';'));
+    printed := millrace_internal.plain_query(owner, rtrim(pg_get_viewdef(view), ';'));
     IF said IS DISTINCT FROM printed THEN
         query := E'\n' || printed || ' ';
     END IF;
-    RETURN format('SELECT millrace.create_mart(%s, %s%s%s);', millrace_internal.readable_literal(millrace_internal.readable_name(described.relation)),
-                  CASE WHEN query ~ '\$\$|\$$' THEN quote_literal(query) ELSE '$$' || query || '$$' END,
-                  coalesce(E',\n  stripes => ' || nullif((described.definition ->> 'stripes')::integer, 1), ''),
-                  coalesce(E',\n  order_by => ' || millrace_internal.readable_literal(described.definition ->> 'order_by'), ''));
+    RETURN CASE WHEN query ~ '\$\$|\$$' THEN quote_literal(query) ELSE '$$' || query || '$$' END;
 END
 $fn$;
+COMMENT ON FUNCTION millrace_internal.readable_query(text, regclass, regrole, text, text) IS 'the query of a definition view as a literal, as it was typed where that means the same';
+
+CREATE FUNCTION millrace_internal.describe_mart(described millrace.target) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('SELECT millrace.create_mart(%s, %s%s%s);', millrace_internal.readable_literal(millrace_internal.readable_name(described.relation)),
+                  millrace_internal.readable_query('mart ' || described.relation, to_regclass('millrace_def.mart_' || described.id), described.owner, described.definition ->> 'query'),
+                  coalesce(E',\n  stripes => ' || nullif((described.definition ->> 'stripes')::integer, 1), ''),
+                  coalesce(E',\n  order_by => ' || millrace_internal.readable_literal(described.definition ->> 'order_by'), ''))
+$fn$;
 COMMENT ON FUNCTION millrace_internal.describe_mart(millrace.target) IS 'the SQL that declares a mart';
+
+-- ---- models ------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION millrace_internal.describe_model(described millrace.model) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT millrace_internal.readable_call('create_model', millrace_internal.readable_name(described.relation), ARRAY[
+               'kind => ' || millrace_internal.readable_literal(described.kind),
+               'query => ' || millrace_internal.readable_query('model ' || described.relation, view, described.owner, described.query,
+                    (SELECT format('SELECT %s FROM (%%s) AS q (%s)',
+                                   string_agg('q.' || a.attname || CASE a.attname WHEN 'weight' THEN '::double precision AS weight' WHEN 'at' THEN '::timestamptz AS at' ELSE '' END, ', ' ORDER BY a.attnum),
+                                   string_agg(a.attname, ', ' ORDER BY a.attnum))
+                     FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0)),
+               'params => ' || millrace_internal.readable_members('params', ARRAY(
+                    SELECT to_json(p.key) || ': ' || p.value FROM json_each(described.params) WITH ORDINALITY AS p (key, value, n) ORDER BY n)),
+               CASE WHEN described.catalogue IS NOT NULL THEN 'catalogue => ' ||
+                    millrace_internal.readable_query('the catalogue of model ' || described.relation, to_regclass('millrace_def.model_catalogue_' || described.id),
+                                                     described.owner, described.catalogue) END,
+               'keep => ' || described.keep])
+    FROM to_regclass('millrace_def.model_' || described.id) AS view
+$fn$;
+COMMENT ON FUNCTION millrace_internal.describe_model(millrace.model) IS 'the SQL that declares a model';
 
 -- ---- rules -------------------------------------------------------------------------------------------------
 
@@ -629,6 +656,7 @@ DECLARE
     target millrace.target;
     dictionary millrace.dictionary;
     channel millrace.channel;
+    model millrace.model;
     relation regclass;
     owner regrole;
     other text;
@@ -649,7 +677,9 @@ BEGIN
                     SELECT 900, c.id, millrace_internal.describe_channel(c) FROM millrace.channel c WHERE millrace_internal.may_read(caller, c.owner)
                     UNION ALL
                     -- What was replaced may stand on something newer than it is.
-                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule,sink}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)) AS d);
+                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule,sink}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)
+                    UNION ALL
+                    SELECT 2000, m.id, millrace_internal.describe_model(m) FROM millrace.model m WHERE millrace_internal.may_read(caller, m.owner)) AS d);
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, known);
     IF kind = 'stream' THEN
@@ -671,10 +701,11 @@ BEGIN
         relation := millrace_internal.relation(name);
         SELECT s.* INTO staging FROM millrace.staging s WHERE s.relation = relation AND kind = 'staging';
         SELECT t.* INTO target FROM millrace.target t WHERE t.relation = relation AND t.kind = kind;
-        owner := coalesce(staging.owner, target.owner);
+        SELECT m.* INTO model FROM millrace.model m WHERE m.relation = relation AND kind = 'model';
+        owner := coalesce(staging.owner, target.owner, model.owner);
     END IF;
     IF owner IS NULL THEN
-        SELECT k.kind INTO other FROM (SELECT 'staging' AS kind, s.relation FROM millrace.staging s UNION ALL SELECT t.kind, t.relation FROM millrace.target t) AS k
+        SELECT k.kind INTO other FROM (SELECT 'staging' AS kind, s.relation FROM millrace.staging s UNION ALL SELECT t.kind, t.relation FROM millrace.target t UNION ALL SELECT 'model', m.relation FROM millrace.model m) AS k
         WHERE k.relation = relation;
         RAISE EXCEPTION '% "%" does not exist', kind, coalesce(name, 'NULL')
             USING ERRCODE = 'undefined_object', HINT = coalesce('It is of kind ' || other || '.', 'describe() without arguments shows what there is.');
@@ -683,7 +714,7 @@ BEGIN
         RAISE EXCEPTION 'must be owner of % "%"', kind, name USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN CASE kind WHEN 'stream' THEN millrace_internal.describe_stream(stream) WHEN 'dictionary' THEN millrace_internal.describe_dictionary(dictionary) WHEN 'channel' THEN millrace_internal.describe_channel(channel)
-                WHEN 'staging' THEN millrace_internal.describe_staging(staging)
+                WHEN 'staging' THEN millrace_internal.describe_staging(staging) WHEN 'model' THEN millrace_internal.describe_model(model)
                 ELSE millrace_internal.describe_target(target) END;
 END
 $fn$;
@@ -692,6 +723,6 @@ COMMENT ON FUNCTION millrace_internal.describe(regrole, text, text) IS 'the othe
 CREATE FUNCTION millrace.describe(kind text DEFAULT NULL, name text DEFAULT NULL) RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.describe(text, text) IS
-    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, point-in-time table, mart, rule or sink as it is now; without arguments, everything in an order that runs';
+    'the SQL that declares a stream, dictionary, channel, staging table, hub, link, satellite, point-in-time table, mart, rule, sink or model as it is now; without arguments, everything in an order that runs';
 REVOKE ALL ON FUNCTION millrace.describe(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.describe(text, text) TO millrace_admin, millrace_monitor;

@@ -47,6 +47,7 @@ struct MrIds
 	known_hash *known;
 	MemoryContext context;
 	uint32 *order; /* arrival by place, when sorted */
+	uint32 *places; /* and the other way round */
 	Datum *values; /* by arrival */
 	uint32 count;
 	uint32 room;
@@ -132,6 +133,12 @@ mr_ids_count(const MrIds *ids)
 	return ids->count;
 }
 
+Oid
+mr_ids_type(const MrIds *ids)
+{
+	return ids->type->type_id;
+}
+
 typedef struct Sorting
 {
 	const MrIds *ids;
@@ -163,7 +170,18 @@ mr_ids_sort(MrIds *ids)
 	qsort_arg(ids->order, ids->count, sizeof(uint32), compare_ids, &sorting);
 	for (uint32 i = 0; i < ids->count; i++)
 		places[ids->order[i]] = i;
+	ids->places = places;
 	return places;
+}
+
+bool
+mr_ids_place(MrIds *ids, Datum value, uint32 *place)
+{
+	Id *id = known_lookup(ids->known, value);
+
+	if (id != NULL)
+		*place = ids->places[id->number];
+	return id != NULL;
 }
 
 Datum

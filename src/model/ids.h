@@ -19,9 +19,13 @@ extern MrIds *mr_ids_create(Oid type, const char *what);
 extern uint32 mr_ids_number(MrIds *ids, Datum value);
 
 extern uint32 mr_ids_count(const MrIds *ids);
+extern Oid mr_ids_type(const MrIds *ids);
 
 /* Sorts them: by arrival, the place of each in the type's order. */
 extern uint32 *mr_ids_sort(MrIds *ids);
+
+/* After sorting: the place of an id; false when it is not known. */
+extern bool mr_ids_place(MrIds *ids, Datum value, uint32 *place);
 
 /* After sorting, by place. */
 extern Datum mr_ids_value(const MrIds *ids, uint32 place);

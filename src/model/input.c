@@ -38,6 +38,7 @@ typedef struct Reader
 	uint32 *users; /* numbers by arrival */
 	uint32 *items;
 	double *weights;
+	TimestampTz *times;
 	Size count;
 	Size room;
 } Reader;
@@ -61,6 +62,8 @@ grow(Reader *reader)
 	reader->items = repalloc_huge(reader->items, reader->room * sizeof(uint32));
 	if (reader->weights != NULL)
 		reader->weights = repalloc_huge(reader->weights, reader->room * sizeof(double));
+	if (reader->times != NULL)
+		reader->times = repalloc_huge(reader->times, reader->room * sizeof(TimestampTz));
 }
 
 static bool
@@ -73,7 +76,8 @@ read_row(TupleTableSlot *slot, DestReceiver *self)
 	input->rows++;
 	if (input->rows % REPORT_ROWS == 0)
 		mr_progress_done(input->rows);
-	if (slot->tts_isnull[0] || slot->tts_isnull[1] || (input->weighted && slot->tts_isnull[2]))
+	if (slot->tts_isnull[0] || slot->tts_isnull[1] || (input->weighted && slot->tts_isnull[2]) ||
+		(input->timed && slot->tts_isnull[2 + input->weighted]))
 	{
 		input->skipped++;
 		return true;
@@ -89,22 +93,23 @@ read_row(TupleTableSlot *slot, DestReceiver *self)
 	reader->items[reader->count] = mr_ids_number(input->items, slot->tts_values[1]);
 	if (input->weighted)
 		reader->weights[reader->count] = DatumGetFloat8(slot->tts_values[2]);
+	if (input->timed)
+		reader->times[reader->count] = DatumGetTimestampTz(slot->tts_values[2 + input->weighted]);
 	reader->count++;
 	return true;
 }
 
-/* Runs the query as its owner, who may change nothing by it. */
+/* Runs a query as the model's owner, who may change nothing by it; or one of ours as who we are. */
 static void
-run_query(Reader *reader, int32 model_id, Oid owner)
+run_query(Reader *reader, const char *sql, Oid owner)
 {
 	SPIExecuteOptions options = {.read_only = true, .dest = &reader->receiver};
-	char *sql = psprintf("SELECT * FROM millrace_def.model_%d", model_id);
 	int nest_level = mr_settings_pin("UTC");
 	bool read_only = XactReadOnly;
 	MrRunAs saved;
 	int result;
 
-	mr_run_as_restricted(&saved, owner);
+	mr_run_as_restricted(&saved, OidIsValid(owner) ? owner : GetUserId());
 	SPI_connect();
 	/* As the setting would do, which cannot be made for a part of a transaction. */
 	PG_TRY();
@@ -155,12 +160,45 @@ compare_weights(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* The sum of the weights of a pair. */
-static double
-sum_weights(const MrInput *input, double *weights, Size count, uint32 user, uint32 item)
+static int
+compare_times(const void *a, const void *b)
 {
+	TimestampTz x = *(const TimestampTz *) a;
+	TimestampTz y = *(const TimestampTz *) b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Finds the time from which on a share of the rows is late, one at least. */
+static void
+find_cut(const Reader *reader, MrCut *cut)
+{
+	Size late = Max((Size) floor(cut->share * reader->count + 0.5), 1);
+	TimestampTz *times;
+
+	if (cut->is_given || reader->count == 0)
+		return;
+	times = MemoryContextAllocHuge(CurrentMemoryContext, reader->count * sizeof(TimestampTz));
+	memcpy(times, reader->times, reader->count * sizeof(TimestampTz));
+	qsort(times, reader->count, sizeof(TimestampTz), compare_times);
+	cut->at = times[reader->count - late];
+	pfree(times);
+}
+
+/* The sum of the weights of some rows of a pair, which are in `weights` afterwards. */
+static double
+sum_weights(const Reader *reader, const uint32 *rows, Size count, const MrCut *cut, double *weights)
+{
+	const MrInput *input = reader->input;
+	uint32 user = reader->users[rows[0]];
+	uint32 item = reader->items[rows[0]];
+	Size kept = 0;
 	double sum = 0;
 
+	for (Size i = 0; i < count; i++)
+		if (cut == NULL || reader->times[rows[i]] < cut->at)
+			weights[kept++] = reader->weights[rows[i]];
+	count = kept;
 	if (count > 1)
 		qsort(weights, count, sizeof(double), compare_weights);
 	for (Size i = 0; i < count; i++)
@@ -175,21 +213,56 @@ sum_weights(const MrInput *input, double *weights, Size count, uint32 user, uint
 	return sum;
 }
 
+/* An array of so many elements. */
+static void *
+alloc_array(Size count, Size width)
+{
+	return MemoryContextAllocHuge(CurrentMemoryContext, Max(count, 1) * width);
+}
+
+/* The newest time of a pair's rows. */
+static TimestampTz
+newest_time(const Reader *reader, const uint32 *rows, Size count, const MrCut *cut)
+{
+	TimestampTz newest = DT_NOBEGIN;
+
+	for (Size i = 0; i < count; i++)
+		if (cut == NULL || reader->times[rows[i]] < cut->at)
+			newest = Max(newest, reader->times[rows[i]]);
+	return newest;
+}
+
+/* Has a pair only late rows? */
+static bool
+is_late(const Reader *reader, const uint32 *rows, Size count, const MrCut *cut)
+{
+	for (Size i = 0; i < count; i++)
+		if (reader->times[rows[i]] < cut->at)
+			return false;
+	return true;
+}
+
 /* Makes the rows, in the order of users and items, one for each pair. */
 static void
-sum_up(Reader *reader, const uint32 *order, const uint32 *starts)
+sum_up(Reader *reader, const uint32 *order, const uint32 *starts, const MrCut *cut)
 {
 	MrInput *input = reader->input;
 	double *weights = NULL;
 	Size room = 0;
 
-	input->user_start = MemoryContextAllocHuge(CurrentMemoryContext,
-											   ((Size) input->nusers + 1) * sizeof(uint32));
-	input->user_items = MemoryContextAllocHuge(CurrentMemoryContext,
-											   Max(reader->count, 1) * sizeof(uint32));
+	input->user_start = alloc_array((Size) input->nusers + 1, sizeof(uint32));
+	input->user_items = alloc_array(reader->count, sizeof(uint32));
 	if (input->weighted)
-		input->weights = MemoryContextAllocHuge(CurrentMemoryContext,
-												Max(reader->count, 1) * sizeof(double));
+		input->weights = alloc_array(reader->count, sizeof(double));
+	if (input->timed)
+		input->times = alloc_array(reader->count, sizeof(TimestampTz));
+	if (cut != NULL)
+	{
+		input->late = alloc_array(reader->count, sizeof(bool));
+		input->early_times = alloc_array(reader->count, sizeof(TimestampTz));
+	}
+	if (cut != NULL && input->weighted)
+		input->early_weights = alloc_array(reader->count, sizeof(double));
 	input->item_users = MemoryContextAllocExtended(CurrentMemoryContext,
 												   (Size) Max(input->nitems, 1) * sizeof(uint32),
 												   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
@@ -202,10 +275,18 @@ sum_up(Reader *reader, const uint32 *order, const uint32 *starts)
 		for (Size r = starts[user]; r < starts[user + 1]; r = next)
 		{
 			uint32 item = reader->items[order[r]];
+			const uint32 *rows = order + r;
 
 			for (next = r + 1; next < starts[user + 1]; next++)
 				if (reader->items[order[next]] != item)
 					break;
+			if (input->timed)
+				input->times[input->pairs] = newest_time(reader, rows, next - r, NULL);
+			if (cut != NULL)
+			{
+				input->late[input->pairs] = is_late(reader, rows, next - r, cut);
+				input->early_times[input->pairs] = newest_time(reader, rows, next - r, cut);
+			}
 			if (input->weighted)
 			{
 				if (next - r > room)
@@ -215,9 +296,10 @@ sum_up(Reader *reader, const uint32 *order, const uint32 *starts)
 																	   room * sizeof(double))
 											  : repalloc_huge(weights, room * sizeof(double));
 				}
-				for (Size i = r; i < next; i++)
-					weights[i - r] = reader->weights[order[i]];
-				input->weights[input->pairs] = sum_weights(input, weights, next - r, user, item);
+				input->weights[input->pairs] = sum_weights(reader, rows, next - r, NULL, weights);
+				if (cut != NULL)
+					input->early_weights[input->pairs] = sum_weights(reader, rows, next - r, cut,
+																	 weights);
 			}
 			input->user_items[input->pairs++] = item;
 			input->item_users[item]++;
@@ -259,8 +341,21 @@ digest_bytes(const void *bytes, Size length, uint64 digest)
 	return digest;
 }
 
-MrInput *
-mr_input_read(int32 model_id, Oid owner)
+uint64
+mr_input_digest(const MrInput *input)
+{
+	uint64 digest = digest_ids(input->items, digest_ids(input->users, 0));
+
+	digest = digest_bytes(input->user_start, ((Size) input->nusers + 1) * sizeof(uint32), digest);
+	digest = digest_bytes(input->user_items, (Size) input->pairs * sizeof(uint32), digest);
+	if (input->weighted)
+		digest = digest_bytes(input->weights, (Size) input->pairs * sizeof(double), digest);
+	return digest;
+}
+
+/* Runs a query and sums it up. */
+static MrInput *
+read_input(int32 model_id, Oid owner, const char *sql, bool weighted, bool timed, MrCut *cut)
 {
 	Oid view = mr_definition_view("model", model_id);
 	MrInput *input = palloc0(sizeof(MrInput));
@@ -271,12 +366,14 @@ mr_input_read(int32 model_id, Oid owner)
 	uint32 *order;
 	uint32 *starts;
 
-	input->weighted = get_attnum(view, "weight") != InvalidAttrNumber;
+	input->weighted = weighted;
+	input->timed = timed;
 	input->users = mr_ids_create(get_atttype(view, 1), "user");
 	input->items = mr_ids_create(get_atttype(view, 2), "item");
 	reader.users = palloc(reader.room * sizeof(uint32));
 	reader.items = palloc(reader.room * sizeof(uint32));
-	reader.weights = input->weighted ? palloc(reader.room * sizeof(double)) : NULL;
+	reader.weights = weighted ? palloc(reader.room * sizeof(double)) : NULL;
+	reader.times = timed ? palloc(reader.room * sizeof(TimestampTz)) : NULL;
 	reader.receiver.receiveSlot = read_row;
 	reader.receiver.rStartup = start_reading;
 	reader.receiver.rShutdown = end_reading;
@@ -284,9 +381,11 @@ mr_input_read(int32 model_id, Oid owner)
 	reader.receiver.mydest = DestNone;
 
 	mr_progress_phase(MR_TRAINING_READING, 0);
-	run_query(&reader, model_id, owner);
+	run_query(&reader, sql, owner);
 
 	mr_progress_phase(MR_TRAINING_SORTING, 0);
+	if (cut != NULL)
+		find_cut(&reader, cut);
 	input->nusers = mr_ids_count(input->users);
 	input->nitems = mr_ids_count(input->items);
 	user_places = mr_ids_sort(input->users);
@@ -296,26 +395,35 @@ mr_input_read(int32 model_id, Oid owner)
 		reader.users[i] = user_places[reader.users[i]];
 		reader.items[i] = item_places[reader.items[i]];
 	}
-	by_item = MemoryContextAllocHuge(CurrentMemoryContext, Max(reader.count, 1) * sizeof(uint32));
-	order = MemoryContextAllocHuge(CurrentMemoryContext, Max(reader.count, 1) * sizeof(uint32));
+	by_item = alloc_array(reader.count, sizeof(uint32));
+	order = alloc_array(reader.count, sizeof(uint32));
 	pfree(counting_sort(reader.items, input->nitems, reader.count, NULL, by_item));
 	starts = counting_sort(reader.users, input->nusers, reader.count, by_item, order);
 	pfree(by_item);
-	sum_up(&reader, order, starts);
+	sum_up(&reader, order, starts, cut);
 	pfree(order);
 	pfree(starts);
 	pfree(reader.users);
 	pfree(reader.items);
-	if (input->weighted)
+	if (weighted)
 		pfree(reader.weights);
-
-	input->digest = digest_ids(input->items, digest_ids(input->users, 0));
-	input->digest = digest_bytes(input->user_start, ((Size) input->nusers + 1) * sizeof(uint32),
-								 input->digest);
-	input->digest = digest_bytes(input->user_items, (Size) input->pairs * sizeof(uint32),
-								 input->digest);
-	if (input->weighted)
-		input->digest = digest_bytes(input->weights, (Size) input->pairs * sizeof(double),
-									 input->digest);
+	if (timed)
+		pfree(reader.times);
 	return input;
+}
+
+MrInput *
+mr_input_read(int32 model_id, Oid owner, MrCut *cut)
+{
+	Oid view = mr_definition_view("model", model_id);
+
+	return read_input(model_id, owner, psprintf("SELECT * FROM millrace_def.model_%d", model_id),
+					  get_attnum(view, "weight") != InvalidAttrNumber,
+					  get_attnum(view, "at") != InvalidAttrNumber, cut);
+}
+
+MrInput *
+mr_input_query(int32 model_id, Oid owner, const char *sql, bool weighted)
+{
+	return read_input(model_id, owner, sql, weighted, false, NULL);
 }

@@ -57,7 +57,8 @@ mr_progress_end(void)
 Datum
 millrace_training_progress(PG_FUNCTION_ARGS)
 {
-	static const char *const phases[] = {"starting", "reading", "sorting", "computing", "writing"};
+	static const char *const phases[] = {"starting",  "reading", "sorting",
+										 "computing", "judging", "writing"};
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	int n = pgstat_fetch_stat_numbackends();
 

@@ -3,82 +3,35 @@
  *	  Answers of a model: similar items, and recommendations for a user or a basket.
  *
  * The score of an item j for a profile is the sum over its items i, in ascending order, of the weight of i and the similarity of
- * i to j, where i is among the neighbours of j.  Profiles have few items and each is a source of some hundreds of targets, so that
- * a call looks up a few rows by their keys.  Nothing is written, and any snapshot will do: answers work on a standby.
+ * i to j, where i is among the neighbours of j.  Profiles have few items and each is a source of some hundreds of targets.  Where lists
+ * lie (served.h) makes no difference to the result.  Nothing is written, and any snapshot will do: answers work on a standby.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/stratnum.h"
 #include "access/table.h"
-#include "access/tableam.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
-#include "core/compat.h"
 #include "core/statement.h"
-#include "executor/tuptable.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
-#include "model/store.h"
+#include "model/score.h"
+#include "model/served.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
-#include "utils/typcache.h"
-
-/* Columns of the tables; all have the version first. */
-#define ITEM_NUMBER 2
-#define ITEM_ID 3
-#define ITEM_PLACE 5
-#define USER_ID 2
-#define LIST_ITEM 2
-#define LIST_NUMBERS 4
-#define LIST_VALUES 5
 
 PG_FUNCTION_INFO_V1(millrace_similar);
 PG_FUNCTION_INFO_V1(millrace_recommend);
 PG_FUNCTION_INFO_V1(millrace_recommend_basket);
 
-/* A model while it answers. */
-typedef struct Model
-{
-	int32 id;
-	int32 version;
-	Relation items;
-	Relation by_number; /* index of items, with a scan for all look-ups of an answer */
-	IndexScanDesc scan;
-	TupleTableSlot *slot;
-	FmgrInfo output; /* of the type of items */
-	ReturnSetInfo *result;
-	int32 rank; /* of the last row */
-} Model;
+/* How many lists before its turn one is fetched into the caches. */
+#define PREFETCH_AHEAD 2
 
-/* What is known of an item that may be recommended. */
-typedef struct Candidate
-{
-	uint32 number;
-	bool is_given; /* in the profile, or an answer already */
-	double score;
-	double largest; /* contribution to it */
-	uint32 source; /* of that */
-	char status;
-} Candidate;
-
-#define SH_PREFIX candidates
-#define SH_ELEMENT_TYPE Candidate
-#define SH_KEY_TYPE uint32
-#define SH_KEY number
-#define SH_HASH_KEY(table, key) murmurhash32(key)
-#define SH_EQUAL(table, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
+/* How many items are looked up in a catalogue at once: at first, and at most. */
+#define FIRST_OFFERS 32
+#define MOST_OFFERS 4096
 
 /* One item of a profile. */
 typedef struct Had
@@ -89,233 +42,245 @@ typedef struct Had
 
 typedef struct Profile
 {
-	Had *items;
+	Had *items; /* ascending */
 	int count;
 	int room;
 } Profile;
 
-/* A column's value must be this. */
+/* Why an item is answered. */
+typedef enum Origin
+{
+	SIMILAR,
+	PERSONAL,
+	POPULAR
+} Origin;
+
+/* An item that may be answered, if the catalogue has it. */
+typedef struct Offer
+{
+	uint32 number;
+	Origin origin;
+	double score;
+} Offer;
+
+/* A model while it answers. */
+typedef struct Model
+{
+	MrServed served;
+	ReturnSetInfo *result;
+	int32 rank; /* of the last row */
+	int32 n; /* how many are wanted */
+	const Profile *explain; /* what reasons come from; NULL: none are wanted */
+	MrCatalogue *catalogue; /* NULL: all items are answered */
+	Offer *offers; /* to be looked up in the catalogue */
+	int noffers;
+	int room;
+	bool has_new; /* an item that the version does not know was answered: the last one */
+	Datum last_new;
+} Model;
+
+/* What is known of an item that may be recommended. */
+typedef struct Candidate
+{
+	double score;
+	uint32 number;
+	bool is_given; /* in the profile, or offered already */
+} Candidate;
+
+/* Where the candidate of a number stands. */
+typedef struct Place
+{
+	uint32 number;
+	uint32 place;
+	char status;
+} Place;
+
+#define SH_PREFIX places
+#define SH_ELEMENT_TYPE Place
+#define SH_KEY_TYPE uint32
+#define SH_KEY number
+#define SH_HASH_KEY(table, key) murmurhash32(key)
+#define SH_EQUAL(table, a, b) ((a) == (b))
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+typedef struct Candidates
+{
+	places_hash *places;
+	Candidate *all; /* in the order in which they came */
+	uint32 count;
+	uint32 room;
+} Candidates;
+
+/* Opens a model for the arguments of a call, of which the third is how many items are wanted. */
 static void
-equals(ScanKey key, Relation relation, AttrNumber attnum, Datum value)
+model_open(Model *model, FunctionCallInfo fcinfo)
 {
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(relation), attnum - 1);
-	TypeCacheEntry *type = lookup_type_cache(attribute->atttypid, TYPECACHE_EQ_OPR_FINFO);
-
-	ScanKeyEntryInitializeWithInfo(key, 0, attnum, BTEqualStrategyNumber, InvalidOid,
-								   attribute->attcollation, &type->eq_opr_finfo, value);
-}
-
-/* Rows by an index of which the first columns are given; in its order. */
-static SysScanDesc
-scan(Relation relation, Oid index, int nkeys, AttrNumber a, Datum first, AttrNumber b, Datum second)
-{
-	ScanKeyData keys[2];
-
-	equals(&keys[0], relation, a, first);
-	if (nkeys > 1)
-		equals(&keys[1], relation, b, second);
-	return systable_beginscan(relation, index, true, GetActiveSnapshot(), nkeys, keys);
-}
-
-/* A table of configuration, its only row with such values, as a copy; NULL: there is none. */
-static HeapTuple
-find_row(const char *table, const char *index, TupleDesc *desc, int nkeys, AttrNumber a,
-		 Datum first, AttrNumber b, Datum second)
-{
-	Oid schema = get_namespace_oid("millrace", false);
-	Relation relation = table_open(get_relname_relid(table, schema), AccessShareLock);
-	SysScanDesc rows = scan(relation, get_relname_relid(index, schema), nkeys, a, first, b, second);
-	HeapTuple row = systable_getnext(rows);
-
-	if (HeapTupleIsValid(row))
-		row = heap_copytuple(row);
-	systable_endscan(rows);
-	*desc = CreateTupleDescCopy(RelationGetDescr(relation));
-	table_close(relation, AccessShareLock);
-	return row;
-}
-
-/* A value that is never NULL. */
-static Datum
-column(HeapTuple row, AttrNumber attnum, TupleDesc desc)
-{
-	bool isnull;
-	Datum value = heap_getattr(row, attnum, desc, &isnull);
-
-	if (isnull)
-		elog(ERROR, "column %d is null", attnum);
-	return value;
-}
-
-/* Opens the version of a model that is in production, for a user who may read the model. */
-static void
-model_open(Model *model, FunctionCallInfo fcinfo, int n_argument)
-{
-	Oid relid;
-	AclResult allowed;
-	TupleDesc desc;
-	HeapTuple row;
-	Oid output;
-	bool is_varlena;
-
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(n_argument))
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(2))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("%s must not be NULL", PG_ARGISNULL(0) ? "model" : "n")));
-	if (PG_GETARG_INT32(n_argument) < 0)
+	memset(model, 0, sizeof(Model));
+	model->n = PG_GETARG_INT32(2);
+	if (model->n < 0)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("n must not be negative, but is %d", PG_GETARG_INT32(n_argument))));
-	relid = PG_GETARG_OID(0);
-	row = find_row("model", "model_relation_key", &desc, 1, 2, ObjectIdGetDatum(relid), 0, 0);
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("%s is not a model", DatumGetCString(DirectFunctionCall1(
-														regclassout, ObjectIdGetDatum(relid))))));
-	allowed = pg_class_aclcheck(relid, GetUserId(), ACL_SELECT);
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_VIEW, get_rel_name(relid));
-	model->id = DatumGetInt32(column(row, 1, desc));
-	row = find_row("model_alias", "model_alias_pkey", &desc, 2, 1, Int32GetDatum(model->id), 2,
-				   CStringGetTextDatum("production"));
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("model %s has no version yet", mr_relation_name(relid)),
-						errhint("Call millrace.train().")));
-	model->version = DatumGetInt32(column(row, 3, desc));
-	model->items = table_open(mr_store_table(model->id, "item"), AccessShareLock);
-	model->by_number = index_open(mr_store_table(model->id, "item_pkey"), AccessShareLock);
-	model->slot = table_slot_create(model->items, NULL);
-	model->scan = mr_index_beginscan(model->items, model->by_number, GetActiveSnapshot(), 2);
-	getTypeOutputInfo(TupleDescAttr(RelationGetDescr(model->items), ITEM_ID - 1)->atttypid, &output,
-					  &is_varlena);
-	fmgr_info(output, &model->output);
-	InitMaterializedSRF(fcinfo, 0);
+						errmsg("n must not be negative, but is %d", model->n)));
+	mr_served_open(&model->served, PG_GETARG_OID(0));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	model->result = (ReturnSetInfo *) fcinfo->resultinfo;
-	model->rank = 0;
+}
+
+/* Has what is answered looked up in the catalogue, when there is one or a filter over it. */
+static void
+model_filter(Model *model, const char *filter)
+{
+	if (model->served.known->has_catalogue || filter != NULL)
+		model->catalogue = mr_catalogue_open(&model->served.known->catalogue,
+											 model->served.known->relation, model->served.known->id,
+											 model->served.known->owner, filter);
 }
 
 static void
 model_close(Model *model)
 {
-	index_endscan(model->scan);
-	ExecDropSingleTupleTableSlot(model->slot);
-	index_close(model->by_number, AccessShareLock);
-	table_close(model->items, AccessShareLock);
+	if (model->catalogue != NULL)
+		mr_catalogue_close(model->catalogue);
+	mr_served_close(&model->served);
 }
 
-/* An id from its text; one that is too long for its column is not known, and no error. */
-static Datum
-read_id(Relation relation, AttrNumber attnum, char *text)
+static int
+compare_had(const void *a, const void *b)
 {
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(relation), attnum - 1);
-	Oid input;
-	Oid parameter;
+	uint32 x = ((const Had *) a)->number;
+	uint32 y = ((const Had *) b)->number;
 
-	getTypeInputInfo(attribute->atttypid, &input, &parameter);
-	return OidInputFunctionCall(input, text, parameter, -1);
+	return x < y ? -1 : x > y;
 }
 
-/* The number of an item; false when the version does not know it. */
-static bool
-find_item(Model *model, char *text, uint32 *number)
+/* The item of the profile that adds most to the score of another one; of several the first. */
+static uint32
+find_reason(Model *model, uint32 number)
 {
-	SysScanDesc rows = scan(model->items, mr_store_table(model->id, "item_item"), 2, 1,
-							Int32GetDatum(model->version), ITEM_ID,
-							read_id(model->items, ITEM_ID, text));
-	HeapTuple row = systable_getnext(rows);
+	const Profile *profile = model->explain;
+	double largest = 0;
+	uint32 reason = 0;
+	MrReading reading;
 
-	if (HeapTupleIsValid(row))
-		*number = DatumGetInt32(column(row, ITEM_NUMBER, RelationGetDescr(model->items)));
-	systable_endscan(rows);
-	return HeapTupleIsValid(row);
+	mr_reading_begin(&reading, &model->served, true, number);
+	while (mr_reading_next(&reading))
+		for (int i = 0; i < reading.length; i++)
+		{
+			Had wanted = {.number = reading.entries[i].number};
+			const Had *had = bsearch(&wanted, profile->items, profile->count, sizeof(Had),
+									 compare_had);
+			double part = had == NULL ? 0 : mr_score_part(had->weight, reading.entries[i].score);
+
+			if (part > largest || (part == largest && part > 0 && wanted.number < reason))
+			{
+				largest = part;
+				reason = wanted.number;
+			}
+		}
+	mr_reading_end(&reading);
+	return reason;
 }
 
-/* The id of an item as text. */
-static Datum
-id_text(Model *model, Datum id)
-{
-	return CStringGetTextDatum(OutputFunctionCall(&model->output, id));
-}
-
-/* The same of an item's number.  Its key's columns have the same numbers in table and index. */
-static Datum
-number_text(Model *model, uint32 number)
-{
-	ScanKeyData keys[2];
-	bool isnull;
-	Datum text;
-
-	equals(&keys[0], model->items, 1, Int32GetDatum(model->version));
-	equals(&keys[1], model->items, ITEM_NUMBER, Int32GetDatum((int32) number));
-	index_rescan(model->scan, keys, 2, NULL, 0);
-	if (!index_getnext_slot(model->scan, ForwardScanDirection, model->slot))
-		elog(ERROR, "model %d, version %d has no item %u", model->id, model->version, number);
-	text = id_text(model, slot_getattr(model->slot, ITEM_ID, &isnull));
-	ExecClearTuple(model->slot);
-	return text;
-}
-
-/* One row of the answer; score and reason may be left out. */
+/* One row of the answer. */
 static void
-answer(Model *model, Datum item, Datum score, bool has_score, Datum reason, bool has_reason)
+answer(Model *model, Datum id, const Offer *offer)
 {
-	Datum values[5] = {Int32GetDatum(++model->rank), item, score, reason,
-					   Int32GetDatum(model->version)};
-	bool nulls[5] = {false, false, !has_score, !has_reason, false};
+	Datum values[5] = {Int32GetDatum(++model->rank), mr_served_id_text(&model->served, id),
+					   (Datum) 0, (Datum) 0, Int32GetDatum(model->served.version)};
+	bool nulls[5] = {false, false, offer->origin == POPULAR, true, false};
 
+	values[2] = offer->origin == SIMILAR ? Float4GetDatum((float) offer->score)
+										 : Float8GetDatum(offer->score);
+	if (offer->origin == POPULAR || (offer->origin == PERSONAL && model->explain != NULL))
+	{
+		nulls[3] = false;
+		values[3] = offer->origin == POPULAR
+						? CStringGetTextDatum("popular")
+						: mr_served_id_text(
+							  &model->served,
+							  mr_served_id(&model->served, find_reason(model, offer->number)));
+	}
 	tuplestore_putvalues(model->result->setResult, model->result->setDesc, values, nulls);
 }
 
-/* A block of a list: how many entries, and where they are. */
-static int
-read_block(HeapTuple row, TupleDesc desc, const int32 **numbers, ArrayType **values)
+/* Answers those of the offers that the catalogue has. */
+static void
+take_offers(Model *model)
 {
-	ArrayType *array = DatumGetArrayTypeP(column(row, LIST_NUMBERS, desc));
-	bool isnull;
-	Datum other = heap_getattr(row, LIST_VALUES, desc, &isnull);
-	int n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	Datum *ids = palloc(Max(model->noffers, 1) * sizeof(Datum));
+	bool *taken;
 
-	*numbers = (const int32 *) ARR_DATA_PTR(array);
-	*values = isnull ? NULL : DatumGetArrayTypeP(other);
-	if (*values != NULL && ArrayGetNItems(ARR_NDIM(*values), ARR_DIMS(*values)) != n)
-		elog(ERROR, "the lists of a block differ in length");
-	return n;
+	for (int i = 0; i < model->noffers; i++)
+		ids[i] = datumCopy(mr_served_id(&model->served, model->offers[i].number),
+						   model->served.known->by_value, model->served.known->length);
+	taken = mr_catalogue_check(model->catalogue, ids, model->noffers);
+	for (int i = 0; i < model->noffers && model->rank < model->n; i++)
+		if (taken[i])
+			answer(model, ids[i], &model->offers[i]);
+	model->noffers = 0;
+}
+
+/* Answers an item if the catalogue has it, which may turn out later. */
+static void
+offer(Model *model, uint32 number, Origin origin, double score)
+{
+	Offer made = {.number = number, .origin = origin, .score = score};
+
+	if (model->catalogue == NULL)
+	{
+		answer(model, mr_served_id(&model->served, number), &made);
+		return;
+	}
+	if (model->noffers == model->room)
+	{
+		if (model->noffers > 0)
+			take_offers(model);
+		if (model->rank >= model->n)
+			return;
+		/* where few items pass, many are asked about at once */
+		model->room = Min(Max(model->room * 4, FIRST_OFFERS), MOST_OFFERS);
+		model->offers = model->offers == NULL
+							? palloc(model->room * sizeof(Offer))
+							: repalloc(model->offers, model->room * sizeof(Offer));
+	}
+	model->offers[model->noffers++] = made;
 }
 
 /* The neighbours of an item, best first; an item that is not known has none. */
 Datum
 millrace_similar(PG_FUNCTION_ARGS)
 {
-	Model model;
+	MrReading reading;
 	uint32 number;
-	int32 n;
+	Model model;
 
-	model_open(&model, fcinfo, 2);
-	n = PG_GETARG_INT32(2);
-	if (n > 0 && !PG_ARGISNULL(1) &&
-		find_item(&model, text_to_cstring(PG_GETARG_TEXT_PP(1)), &number))
+	model_open(&model, fcinfo);
+	model_filter(&model, NULL);
+	if (model.n > 0 && !PG_ARGISNULL(1) &&
+		mr_served_find_item(&model.served, text_to_cstring(PG_GETARG_TEXT_PP(1)), &number))
 	{
-		Relation targets = table_open(mr_store_table(model.id, "target"), AccessShareLock);
-		SysScanDesc rows = scan(targets, mr_store_table(model.id, "target_pkey"), 2, 1,
-								Int32GetDatum(model.version), LIST_ITEM,
-								Int32GetDatum((int32) number));
-		HeapTuple row;
-
-		while (model.rank < n && HeapTupleIsValid(row = systable_getnext(rows)))
+		mr_reading_begin(&reading, &model.served, true, number);
+		while (model.rank < model.n && mr_reading_next(&reading))
 		{
-			const int32 *numbers;
-			ArrayType *values;
-			int length = read_block(row, RelationGetDescr(targets), &numbers, &values);
-
-			for (int i = 0; i < length && model.rank < n; i++)
-				answer(&model, number_text(&model, numbers[i]),
-					   Float4GetDatum(((float *) ARR_DATA_PTR(values))[i]), true, (Datum) 0, false);
+			for (int i = 0; i < Min(reading.length, model.n - model.rank); i++)
+				mr_served_prefetch_id(&model.served, reading.entries[i].number);
+			for (int i = 0; i < reading.length && model.rank < model.n; i++)
+				offer(&model, reading.entries[i].number, SIMILAR, reading.entries[i].score);
 		}
-		systable_endscan(rows);
-		table_close(targets, AccessShareLock);
+		mr_reading_end(&reading);
+		if (model.noffers > 0)
+			take_offers(&model);
 	}
 	model_close(&model);
 	return (Datum) 0;
 }
+
+/* ---- recommendations -------------------------------------------------------------------------------------- */
 
 static void
 profile_add(Profile *profile, uint32 number, double weight)
@@ -335,104 +300,111 @@ profile_add(Profile *profile, uint32 number, double weight)
 static void
 read_profile(Model *model, Profile *profile, char *user)
 {
-	Relation users = table_open(mr_store_table(model->id, "user"), AccessShareLock);
-	SysScanDesc rows = scan(users, mr_store_table(model->id, "user_pkey"), 2, 1,
-							Int32GetDatum(model->version), USER_ID, read_id(users, USER_ID, user));
+	Relation users = table_open(model->served.known->users.table, AccessShareLock);
+	SysScanDesc rows = mr_lookup(
+		users, model->served.known->users.index, 1, Int32GetDatum(model->served.version),
+		MR_USER_ID, mr_served_read_id(get_atttype(RelationGetRelid(users), MR_USER_ID), user));
 	HeapTuple row;
 
 	while (HeapTupleIsValid(row = systable_getnext(rows)))
 	{
-		const int32 *numbers;
-		ArrayType *values;
-		int length = read_block(row, RelationGetDescr(users), &numbers, &values);
+		MrBlock block = mr_lookup_block(row, RelationGetDescr(users));
+		const double *weights = block.values;
 
-		for (int i = 0; i < length; i++)
-			profile_add(profile, numbers[i],
-						values == NULL ? 1 : ((double *) ARR_DATA_PTR(values))[i]);
+		for (int i = 0; i < block.length; i++)
+			profile_add(profile, block.numbers[i], weights == NULL ? 1 : weights[i]);
 	}
 	systable_endscan(rows);
 	table_close(users, AccessShareLock);
 }
 
-/* Adds up what the items of a profile say of others. */
+/* Makes room for about so many. */
 static void
-add_up(Model *model, candidates_hash *candidates, const Profile *profile)
+candidates_start(Candidates *candidates, uint32 expected)
 {
-	Relation sources = table_open(mr_store_table(model->id, "source"), AccessShareLock);
-	Oid index = mr_store_table(model->id, "source_pkey");
-
-	for (int p = 0; p < profile->count; p++)
-	{
-		const Had *had = &profile->items[p];
-		SysScanDesc rows = scan(sources, index, 2, 1, Int32GetDatum(model->version), LIST_ITEM,
-								Int32GetDatum((int32) had->number));
-		HeapTuple row;
-
-		CHECK_FOR_INTERRUPTS();
-		while (HeapTupleIsValid(row = systable_getnext(rows)))
-		{
-			const int32 *numbers;
-			ArrayType *values;
-			int length = read_block(row, RelationGetDescr(sources), &numbers, &values);
-			const float *scores = (const float *) ARR_DATA_PTR(values);
-
-			for (int i = 0; i < length; i++)
-			{
-				double part = had->weight * (double) scores[i];
-				bool found;
-				Candidate *candidate = candidates_insert(candidates, numbers[i], &found);
-
-				if (!found)
-				{
-					candidate->is_given = false;
-					candidate->score = 0;
-					candidate->largest = 0;
-				}
-				candidate->score += part;
-				if (part > candidate->largest)
-				{
-					candidate->largest = part;
-					candidate->source = had->number;
-				}
-			}
-		}
-		systable_endscan(rows);
-	}
-	table_close(sources, AccessShareLock);
+	candidates->room = Max(expected, 64);
+	candidates->places = places_create(CurrentMemoryContext, candidates->room, NULL);
+	candidates->all = palloc_extended(candidates->room * sizeof(Candidate), MCXT_ALLOC_HUGE);
+	candidates->count = 0;
 }
 
-/* Notes that an item is not to be recommended (again). */
-static void
-mark_given(candidates_hash *candidates, uint32 number)
+/* The candidate of a number, a new one if it was none. */
+static inline Candidate *
+find_candidate(Candidates *candidates, uint32 number)
 {
 	bool found;
-	Candidate *candidate = candidates_insert(candidates, number, &found);
+	Place *place = places_insert(candidates->places, number, &found);
 
 	if (!found)
 	{
-		candidate->score = 0;
-		candidate->largest = 0;
+		if (candidates->count == candidates->room)
+		{
+			candidates->room *= 2;
+			candidates->all = repalloc_huge(candidates->all, candidates->room * sizeof(Candidate));
+		}
+		candidates->all[candidates->count].score = 0;
+		candidates->all[candidates->count].number = number;
+		candidates->all[candidates->count].is_given = false;
+		place->place = candidates->count++;
 	}
-	candidate->is_given = true;
+	return &candidates->all[place->place];
 }
 
-/* The n best candidates; true when there was no other one. */
-static void
-answer_personal(Model *model, candidates_hash *candidates, uint32 n, bool explain)
+/* How many candidates a profile may have; a guess when its lists are in tables. */
+static uint32
+expect_candidates(const Model *model, const Profile *profile)
 {
+	uint64 sum = 0;
+
+	if (model->served.copy == NULL)
+		return 1024;
+	for (int p = 0; p < profile->count; p++)
+	{
+		const uint64 *start = &model->served.copy->sources.start[profile->items[p].number];
+
+		sum += start[1] - start[0];
+	}
+	return (uint32) Min(sum, model->served.copy->items);
+}
+
+/* Adds up what the items of a profile say of others. */
+static void
+add_up(Model *model, Candidates *candidates, const Profile *profile)
+{
+	for (int p = 0; p < profile->count; p++)
+	{
+		const Had *had = &profile->items[p];
+		MrReading reading;
+
+		CHECK_FOR_INTERRUPTS();
+		if (model->served.copy != NULL && p + PREFETCH_AHEAD < profile->count)
+			mr_served_prefetch_list(&model->served, profile->items[p + PREFETCH_AHEAD].number);
+		mr_reading_begin(&reading, &model->served, false, had->number);
+		while (mr_reading_next(&reading))
+			for (int i = 0; i < reading.length; i++)
+				find_candidate(candidates, reading.entries[i].number)->score +=
+					mr_score_part(had->weight, reading.entries[i].score);
+		mr_reading_end(&reading);
+	}
+}
+
+/* The best candidates; with a catalogue, which may have few of them, all in their order. */
+static void
+offer_personal(Model *model, Candidates *candidates)
+{
+	uint32 n = candidates->count;
 	MrNeighbour *best;
 	uint32 length = 0;
 	uint32 count;
-	candidates_iterator iterator;
-	Candidate *candidate;
 
-	n = Min(n, candidates->members);
-	if (n == 0)
+	if (model->catalogue == NULL)
+		n = Min(n, (uint32) model->n);
+	if (n == 0 || model->n == 0)
 		return;
-	best = palloc(n * sizeof(MrNeighbour));
-	candidates_start_iterate(candidates, &iterator);
-	while ((candidate = candidates_iterate(candidates, &iterator)) != NULL)
+	best = palloc_extended(n * sizeof(MrNeighbour), MCXT_ALLOC_HUGE);
+	for (uint32 i = 0; i < candidates->count; i++)
 	{
+		const Candidate *candidate = &candidates->all[i];
 		MrNeighbour found = {.score = candidate->score, .number = candidate->number};
 
 		if (!candidate->is_given && candidate->score > 0)
@@ -445,58 +417,92 @@ answer_personal(Model *model, candidates_hash *candidates, uint32 n, bool explai
 
 		best[length] = worst;
 	}
-	for (uint32 i = 0; i < count; i++)
+	for (uint32 i = 0; i < Min(count, 32); i++)
+		mr_served_prefetch_id(&model->served, best[i].number);
+	for (uint32 i = 0; i < count && model->rank < model->n; i++)
 	{
-		candidate = candidates_lookup(candidates, best[i].number);
-		candidate->is_given = true;
-		answer(model, number_text(model, best[i].number), Float8GetDatum(best[i].score), true,
-			   explain ? number_text(model, candidate->source) : (Datum) 0, explain);
+		find_candidate(candidates, best[i].number)->is_given = true;
+		offer(model, best[i].number, PERSONAL, best[i].score);
 	}
+}
+
+/* An item that most users have, unless it was offered already. */
+static void
+offer_next(Model *model, const Candidates *candidates, uint32 number)
+{
+	const Place *place = places_lookup(candidates->places, number);
+
+	if (place == NULL || !candidates->all[place->place].is_given)
+		offer(model, number, POPULAR, 0);
 }
 
 /* Goes on with what most users have. */
 static void
-answer_popular(Model *model, candidates_hash *candidates, int32 n)
+offer_popular(Model *model, const Candidates *candidates)
 {
-	Datum reason = CStringGetTextDatum("popular");
 	SysScanDesc rows;
 	HeapTuple row;
 
-	if (model->rank >= n)
-		return;
-	rows = scan(model->items, mr_store_table(model->id, "item_place"), 1, 1,
-				Int32GetDatum(model->version), 0, 0);
-	while (model->rank < n && HeapTupleIsValid(row = systable_getnext(rows)))
+	if (model->served.copy != NULL)
 	{
-		Candidate *candidate = candidates_lookup(
-			candidates, DatumGetInt32(column(row, ITEM_NUMBER, RelationGetDescr(model->items))));
-
-		if (candidate == NULL || !candidate->is_given)
-			answer(model, id_text(model, column(row, ITEM_ID, RelationGetDescr(model->items))),
-				   (Datum) 0, false, reason, true);
+		for (uint32 i = 0; model->rank < model->n && i < model->served.copy->items; i++)
+			offer_next(model, candidates, model->served.copy->places[i]);
+		return;
 	}
+	if (model->rank >= model->n)
+		return;
+	rows = mr_lookup(model->served.items, model->served.known->by_place.index, 1,
+					 Int32GetDatum(model->served.version), 0, (Datum) 0);
+	while (model->rank < model->n && HeapTupleIsValid(row = systable_getnext(rows)))
+		offer_next(model, candidates,
+				   (uint32) DatumGetInt32(mr_lookup_column(row, MR_ITEM_NUMBER,
+														   RelationGetDescr(model->served.items))));
 	systable_endscan(rows);
+}
+
+/* An item of the catalogue that the version does not know, unless it is the one before. */
+static bool
+answer_new(void *context, Datum id)
+{
+	static const Offer made = {.origin = POPULAR};
+	Model *model = context;
+	MrKnown *known = model->served.known;
+
+	if (model->has_new && DatumGetInt32(FunctionCall2Coll(&known->compare, known->collation,
+														  model->last_new, id)) == 0)
+		return true;
+	model->has_new = true;
+	model->last_new = datumCopy(id, known->by_value, known->length);
+	answer(model, id, &made);
+	return model->rank < model->n;
 }
 
 /* The answer to a profile; arguments from n on are the same for all that have one. */
 static void
 recommend(Model *model, const Profile *profile, FunctionCallInfo fcinfo)
 {
-	candidates_hash *candidates = candidates_create(CurrentMemoryContext, 1024, NULL);
-	bool exclude_seen = PG_ARGISNULL(3) || PG_GETARG_BOOL(3);
-	bool explain = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
-	bool fallback = PG_ARGISNULL(5) || PG_GETARG_BOOL(5);
-	int32 n = PG_GETARG_INT32(2);
+	Candidates candidates;
+	bool exclude_seen = PG_ARGISNULL(4) || PG_GETARG_BOOL(4);
+	bool fallback = PG_ARGISNULL(6) || PG_GETARG_BOOL(6);
 
-	if (n > 0)
-		add_up(model, candidates, profile);
+	model_filter(model, PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
+		model->explain = profile;
+	candidates_start(&candidates, expect_candidates(model, profile));
+	if (model->n > 0)
+		add_up(model, &candidates, profile);
 	if (exclude_seen)
 		for (int i = 0; i < profile->count; i++)
-			mark_given(candidates, profile->items[i].number);
-	answer_personal(model, candidates, (uint32) n, explain);
+			find_candidate(&candidates, profile->items[i].number)->is_given = true;
+	offer_personal(model, &candidates);
 	if (fallback)
-		answer_popular(model, candidates, n);
-	candidates_destroy(candidates);
+		offer_popular(model, &candidates);
+	if (model->noffers > 0)
+		take_offers(model);
+	if (fallback && model->served.known->has_catalogue && model->rank < model->n)
+		mr_catalogue_unknown(model->catalogue, model->served.version, answer_new, model);
+	places_destroy(candidates.places);
+	pfree(candidates.all);
 }
 
 /* For a user: who asks must be allowed to see profiles. */
@@ -506,8 +512,8 @@ millrace_recommend(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
-	model_open(&model, fcinfo, 2);
-	if (pg_class_aclcheck(mr_store_table(model.id, "user"), GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	model_open(&model, fcinfo);
+	if (pg_class_aclcheck(model.served.known->users.table, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for the profiles of model %s",
 							   mr_relation_name(PG_GETARG_OID(0))),
@@ -519,15 +525,6 @@ millrace_recommend(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-static int
-compare_had(const void *a, const void *b)
-{
-	uint32 x = ((const Had *) a)->number;
-	uint32 y = ((const Had *) b)->number;
-
-	return x < y ? -1 : x > y;
-}
-
 /* For the items of a basket, each once; those that are not known say nothing. */
 Datum
 millrace_recommend_basket(PG_FUNCTION_ARGS)
@@ -535,7 +532,7 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
-	model_open(&model, fcinfo, 2);
+	model_open(&model, fcinfo);
 	if (!PG_ARGISNULL(1))
 	{
 		Datum *ids;
@@ -549,7 +546,8 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 		{
 			uint32 number;
 
-			if (!nulls[i] && find_item(&model, TextDatumGetCString(ids[i]), &number))
+			if (!nulls[i] &&
+				mr_served_find_item(&model.served, TextDatumGetCString(ids[i]), &number))
 				profile_add(&profile, number, 1);
 		}
 		if (profile.count > 1)

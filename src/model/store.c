@@ -183,18 +183,15 @@ write_targets(int32 model_id, int32 version, const MrKnn *knn)
 	writing_flush(&writing);
 }
 
-/* The same the other way round: targets are visited in ascending order, so that they are in each list. */
-static void
-write_sources(int32 model_id, int32 version, const MrKnn *knn)
+/* Turns the lists round: targets are visited in ascending order, so that they are in each list. */
+void
+mr_judged_knn(MrJudged *judged, MrInput *input, const MrKnn *knn)
 {
 	Size k = knn->shape.params.k;
 	uint32 items = knn->shape.items;
 	Size *start = MemoryContextAllocExtended(
 		CurrentMemoryContext, ((Size) items + 2) * sizeof(Size), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	Size total = 0;
-	int32 *targets;
-	float *scores;
-	Writing writing;
 
 	for (uint32 i = 0; i < items; i++)
 	{
@@ -204,25 +201,64 @@ write_sources(int32 model_id, int32 version, const MrKnn *knn)
 	}
 	for (uint32 i = 0; i < items; i++)
 		start[i + 2] += start[i + 1];
-	targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
-	scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
+	judged->input = input;
+	judged->start = start;
+	judged->targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
+	judged->scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
 	for (uint32 i = 0; i < items; i++)
 		for (uint32 n = 0; n < knn->found[i]; n++)
 		{
 			Size at = start[knn->neighbours[i * k + n] + 1]++;
 
-			targets[at] = i;
-			scores[at] = knn->scores[i * k + n];
+			judged->targets[at] = i;
+			judged->scores[at] = knn->scores[i * k + n];
 		}
+}
 
+static void
+write_sources(int32 model_id, int32 version, const MrKnn *knn)
+{
+	MrJudged sources;
+	Writing writing;
+
+	mr_judged_knn(&sources, NULL, knn);
 	writing_begin(&writing, model_id, "source", version, 5, 3);
-	for (uint32 i = 0; i < items; i++)
-		write_list(&writing, i, targets + start[i], scores + start[i],
-				   (uint32) (start[i + 1] - start[i]));
+	for (uint32 i = 0; i < knn->shape.items; i++)
+		write_list(&writing, i, sources.targets + sources.start[i],
+				   sources.scores + sources.start[i],
+				   (uint32) (sources.start[i + 1] - sources.start[i]));
 	writing_flush(&writing);
-	pfree(start);
-	pfree(targets);
-	pfree(scores);
+	pfree(sources.start);
+	pfree(sources.targets);
+	pfree(sources.scores);
+}
+
+void
+mr_store_test(int32 model_id, const MrInput *pairs, bool is_given)
+{
+	static const AttrNumber attnums[] = {1, 2, 3, 4};
+	MrTable *table = mr_table_create(mr_store_table(model_id, "test"), GetUserId(), 4, attnums, 2);
+	MrRows *rows = mr_rows_create(table, CHUNK);
+
+	rows->nrows = 0;
+	for (uint32 user = 0; user < pairs->nusers; user++)
+		for (uint32 p = pairs->user_start[user]; p < pairs->user_start[user + 1]; p++)
+		{
+			int row = rows->nrows++;
+
+			rows->values[0][row] = mr_ids_value(pairs->users, user);
+			rows->values[1][row] = mr_ids_value(pairs->items, pairs->user_items[p]);
+			rows->values[2][row] = BoolGetDatum(is_given);
+			rows->values[3][row] = Float8GetDatum(pairs->weighted ? pairs->weights[p] : 1);
+			if (rows->nrows == CHUNK)
+			{
+				CHECK_FOR_INTERRUPTS();
+				(void) mr_table_insert_new(table, rows, NULL);
+				rows->nrows = 0;
+			}
+		}
+	(void) mr_table_insert_new(table, rows, NULL);
+	mr_rows_free(table, rows);
 }
 
 void

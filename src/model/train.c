@@ -6,14 +6,18 @@
 
 #include <math.h>
 
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "core/compat.h"
 #include "core/statement.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "model/input.h"
+#include "model/evaluate.h"
 #include "model/knn.h"
+#include "model/split.h"
 #include "model/store.h"
 #include "optimizer/optimizer.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -28,27 +32,10 @@
 /* What it costs to keep the list of another item, for each of its neighbours. */
 #define ADDITIONS_PER_OFFER 32
 
+/* Fewer users than that say nothing of a trial. */
+#define FEWEST_USERS 100
+
 PG_FUNCTION_INFO_V1(millrace_model_train);
-
-/* Items by popularity, those of as many users by their numbers: the number of each label. */
-static uint32 *
-sort_labels(const MrInput *input)
-{
-	Size items = input->nitems;
-	uint32 *numbers = MemoryContextAllocHuge(CurrentMemoryContext, Max(items, 1) * sizeof(uint32));
-	uint32 *start = MemoryContextAllocExtended(CurrentMemoryContext,
-											   ((Size) input->nusers + 2) * sizeof(uint32),
-											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-
-	for (Size i = 0; i < items; i++)
-		start[input->nusers - input->item_users[i] + 1]++;
-	for (Size n = 0; n < input->nusers; n++)
-		start[n + 1] += start[n];
-	for (Size i = 0; i < items; i++)
-		numbers[start[input->nusers - input->item_users[i]]++] = i;
-	pfree(start);
-	return numbers;
-}
 
 /* The weight by which the measure counts a pair. */
 static double
@@ -177,41 +164,29 @@ choose_shape(MrKnnShape *shape, const MrInput *input, int *workers)
 		shape->symmetric = false;
 }
 
-/* Trains: model, version, owner, measure, k, shrink → what is noted of the version. */
-Datum
-millrace_model_train(PG_FUNCTION_ARGS)
+/* What was learnt, and how long it took. */
+typedef struct Learnt
 {
-	static const char *const measures[] = {"cosine", "tfidf", "bm25", "dice", "jaccard"};
-	int32 model_id = PG_GETARG_INT32(0);
-	int32 version = PG_GETARG_INT32(1);
-	Oid owner = PG_GETARG_OID(2);
-	Oid relation = PG_GETARG_OID(3);
-	char *measure = text_to_cstring(PG_GETARG_TEXT_PP(4));
-	MrKnnShape shape = {.params = {.k = PG_GETARG_INT32(5), .shrink = PG_GETARG_FLOAT8(6)}};
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace training",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	dsm_segment *segment = NULL;
-	uint64 stored = 0;
-	int workers;
-	MrInput *input;
 	MrKnn knn;
-	Size size;
-	Datum values[9];
-	bool nulls[9] = {false};
+	dsm_segment *segment; /* where it lies; NULL: in a context of this process */
+	MemoryContext context;
+	double seconds;
+} Learnt;
+
+/* Finds the neighbours of each item. */
+static void
+learn(Learnt *learnt, const MrInput *input, const MrKnnParams *params)
+{
+	MrKnnShape shape = {.params = *params};
+	MemoryContext old;
 	TimestampTz begun;
-	TimestampTz computed;
-	TupleDesc desc;
-	Datum result;
+	int workers;
+	Size size;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	for (int m = 0; m < lengthof(measures); m++)
-		if (strcmp(measure, measures[m]) == 0)
-			shape.params.measure = m;
-
-	mr_progress_start(relation);
-	input = mr_input_read(model_id, owner);
+	learnt->context = AllocSetContextCreate(CurrentMemoryContext, "millrace neighbours",
+											ALLOCSET_DEFAULT_SIZES);
+	learnt->segment = NULL;
+	old = MemoryContextSwitchTo(learnt->context);
 	shape.users = input->nusers;
 	shape.items = input->nitems;
 	shape.pairs = input->pairs;
@@ -222,34 +197,386 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	choose_shape(&shape, input, &workers);
 	size = mr_knn_size(&shape);
 	if (workers > 0)
-		segment = dsm_create(size, DSM_CREATE_NULL_IF_MAXSEGMENTS);
-	mr_knn_init(&knn,
-				segment != NULL ? dsm_segment_address(segment)
-								: MemoryContextAllocHuge(CurrentMemoryContext, size),
+		learnt->segment = dsm_create(size, DSM_CREATE_NULL_IF_MAXSEGMENTS);
+	mr_knn_init(&learnt->knn,
+				learnt->segment != NULL ? dsm_segment_address(learnt->segment)
+										: MemoryContextAllocHuge(CurrentMemoryContext, size),
 				&shape);
-	fill_matrix(&knn, input, sort_labels(input));
-	mr_knn_measure(&knn);
+	fill_matrix(&learnt->knn, input, mr_input_popular(input));
+	mr_knn_measure(&learnt->knn);
 	mr_progress_phase(MR_TRAINING_COMPUTING, shape.items);
 	begun = GetCurrentTimestamp();
-	mr_knn_run(&knn, segment, workers);
-	computed = GetCurrentTimestamp();
-
-	mr_store_version(model_id, version, input, &knn);
-	for (uint32 i = 0; i < shape.items; i++)
-		stored += knn.found[i];
-	values[0] = Int64GetDatum(input->rows);
-	values[1] = Int64GetDatum(input->skipped);
-	values[2] = Int64GetDatum(input->pairs);
-	values[3] = Int32GetDatum(input->nusers);
-	values[4] = Int32GetDatum(input->nitems);
-	values[5] = Int64GetDatum(stored);
-	values[7] = Float8GetDatum((computed - begun) / (double) USECS_PER_SEC);
-	values[8] = Float8GetDatum((GetCurrentTimestamp() - computed) / (double) USECS_PER_SEC);
+	mr_knn_run(&learnt->knn, learnt->segment, workers);
+	learnt->seconds = (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
 	MemoryContextSwitchTo(old);
-	values[6] = CStringGetTextDatum(psprintf("%016llx", (unsigned long long) input->digest));
+}
+
+static void
+forget(Learnt *learnt)
+{
+	if (learnt->segment != NULL)
+		dsm_detach(learnt->segment);
+	MemoryContextDelete(learnt->context);
+}
+
+/* The arguments of a training, by their places. */
+enum
+{
+	ARG_MODEL,
+	ARG_VERSION,
+	ARG_OWNER,
+	ARG_RELATION,
+	ARG_SIMILARITY, /* this and the next two by trial */
+	ARG_K,
+	ARG_SHRINK,
+	ARG_SPLIT,
+	ARG_SHARE,
+	ARG_SEED,
+	ARG_SINCE,
+	ARG_TRAIN,
+	ARG_TEST,
+	ARG_REFIT,
+	ARG_METRICS,
+	ARG_HALVING
+};
+
+/* A trial of a search. */
+typedef struct Trial
+{
+	MrKnnParams params;
+	int number; /* from 0 */
+	int rung; /* how far it came, from 1 */
+	double *values; /* by metric */
+	double seconds;
+} Trial;
+
+/* All trials. */
+static Trial *
+read_trials(FunctionCallInfo fcinfo, int *n, int nmetrics)
+{
+	static const char *const measures[] = {"cosine", "tfidf", "bm25", "dice", "jaccard"};
+	Datum *similarities;
+	Datum *ks;
+	Datum *shrinks;
+	Trial *trials;
+	int nks;
+	int nshrinks;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_SIMILARITY), TEXTOID, -1, false, TYPALIGN_INT,
+					  &similarities, NULL, n);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_K), INT4OID, 4, true, TYPALIGN_INT, &ks, NULL,
+					  &nks);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_SHRINK), FLOAT8OID, 8, FLOAT8PASSBYVAL,
+					  TYPALIGN_DOUBLE, &shrinks, NULL, &nshrinks);
+	if (nks != *n || nshrinks != *n || *n == 0)
+		elog(ERROR, "the parameters of trials differ in number");
+	trials = palloc0(*n * sizeof(Trial));
+	for (int t = 0; t < *n; t++)
+	{
+		for (int m = 0; m < lengthof(measures); m++)
+			if (strcmp(TextDatumGetCString(similarities[t]), measures[m]) == 0)
+				trials[t].params.measure = m;
+		trials[t].params.k = DatumGetInt32(ks[t]);
+		trials[t].params.shrink = DatumGetFloat8(shrinks[t]);
+		trials[t].number = t;
+		trials[t].values = palloc0(Max(nmetrics, 1) * sizeof(double));
+	}
+	return trials;
+}
+
+/* A training while it goes on. */
+typedef struct Training
+{
+	int32 model_id;
+	Oid owner;
+	MrSplitKind split;
+	char *train; /* statements of a split by tables, or NULL */
+	char *test;
+	bool refit;
+	MrInput *input; /* all that the query gives */
+	uint8 *flags; /* of its pairs */
+	MrInput *part; /* what versions are judged on that are trained on it */
+	MrTest *judge; /* NULL: they are not judged */
+} Training;
+
+/* Finds what trains and what judges. */
+static void
+prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
+{
+	MrCut cut = {.is_given = !PG_ARGISNULL(ARG_SINCE)};
+	bool by_time = training->split == MR_SPLIT_TIME;
+	bool holds = training->split != MR_SPLIT_NONE && !training->refit;
+	MrInput *source;
+	MrInput *asked = NULL;
+	MrInput *given = NULL;
+	MrTest *kept;
+	uint8 *flags;
+
+	if (cut.is_given)
+		cut.at = PG_GETARG_TIMESTAMPTZ(ARG_SINCE);
+	cut.share = PG_GETARG_FLOAT8(ARG_SHARE);
+	source = training->input = mr_input_read(training->model_id, training->owner,
+											 by_time ? &cut : NULL);
+	flags = training->flags = mr_zeros(source->pairs, sizeof(uint8));
+	if (training->split != MR_SPLIT_NONE)
+		mr_split(source, training->split, cut.share, PG_GETARG_INT64(ARG_SEED), flags);
+	if (training->test != NULL)
+	{
+		asked = mr_input_query(training->model_id, training->owner, training->test, false);
+		mr_input_mark(source, flags, asked, MR_PAIR_ASKED);
+	}
+	else if (training->split != MR_SPLIT_NONE)
+	{
+		asked = mr_input_part(source, flags, MR_PAIR_ASKED, true, false);
+		given = mr_input_part(source, flags, MR_PAIR_GIVEN, true, false);
+	}
+	if (holds)
+	{
+		mr_store_test(training->model_id, asked, false);
+		if (given != NULL)
+			mr_store_test(training->model_id, given, true);
+		CommandCounterIncrement();
+	}
+
+	/* What is kept never trains; it judges when it was added to, or when there is nothing else. */
+	kept = mr_test_kept(training->model_id);
+	if (kept != NULL)
+	{
+		mr_input_mark(source, flags, kept->asked, MR_PAIR_HELD);
+		mr_input_mark(source, flags, kept->given, MR_PAIR_HELD);
+	}
+	if (training->train != NULL)
+	{
+		MrInput *table = mr_input_query(training->model_id, training->owner, training->train,
+										source->weighted);
+		uint8 *held = mr_zeros(table->pairs, sizeof(uint8));
+
+		mr_input_mark(table, held, asked, MR_PAIR_ASKED);
+		if (kept != NULL)
+		{
+			mr_input_mark(table, held, kept->asked, MR_PAIR_HELD);
+			mr_input_mark(table, held, kept->given, MR_PAIR_HELD);
+		}
+		training->part = mr_input_part(table, held, MR_PAIR_ASKED | MR_PAIR_HELD, false, false);
+	}
+	else
+		training->part = mr_input_part(source, flags, PG_UINT8_MAX, false, by_time);
+	if (is_judged)
+	{
+		training->judge = holds || asked == NULL ? kept : mr_test_create(asked, given);
+		if (training->judge == NULL && asked == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the model has no evaluation set to compute metrics on"),
+							errhint("Give a split.")));
+		if (training->judge == NULL)
+			training->judge = mr_test_create(asked, given);
+	}
+}
+
+/* Trials by the first metric, the best first; those without a value last. */
+static int
+compare_trials(const void *a, const void *b)
+{
+	const Trial *x = a;
+	const Trial *y = b;
+
+	if (isnan(x->values[0]) || isnan(y->values[0]))
+	{
+		if (isnan(x->values[0]) != isnan(y->values[0]))
+			return isnan(x->values[0]) ? 1 : -1;
+	}
+	else if (x->values[0] != y->values[0])
+		return x->values[0] > y->values[0] ? -1 : 1;
+	return x->number - y->number;
+}
+
+/* Users of the part who take part in a rung, of which each has twice as many as the one before; the last has all. */
+static uint32
+rung_users(const Training *training, int rung, int rungs)
+{
+	uint32 all = training->part->nusers;
+
+	return Min(Max(all >> (rungs - 1 - rung), FEWEST_USERS), all);
+}
+
+/*
+ * Judges trials, and puts the best one first.  With synchronous halving (Jamieson and Talwalkar, "Non-stochastic Best Arm
+ * Identification and Hyperparameter Optimization", 2016) all are tried on few users; the better half of them is tried on
+ * twice as many, and so on, until one is left that is tried on all.  What was learnt last stays.
+ */
+static void
+judge_trials(const Training *training, Trial *trials, int ntrials, bool halving,
+			 const MrMetric *metrics, int nmetrics, Learnt *learnt, MrJudgement *judgement)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int rungs = 1;
+	int alive = ntrials;
+
+	while (halving && (ntrials + (1 << (rungs - 1)) - 1) >> (rungs - 1) > 1)
+		rungs++;
+	for (int rung = 0; rung < rungs; rung++, alive = (alive + 1) / 2)
+	{
+		MrInput *part = training->part;
+		MrTest *judge = training->judge;
+
+		if (rung + 1 < rungs)
+		{
+			int64 bound = mr_split_bound(part, rung_users(training, rung, rungs));
+
+			part = mr_split_sample(part, bound);
+			judge = mr_test_create(mr_split_sample(judge->asked, bound),
+								   judge->given == NULL ? NULL
+														: mr_split_sample(judge->given, bound));
+		}
+		for (int t = 0; t < alive; t++)
+		{
+			MemoryContext scratch = AllocSetContextCreate(context, "millrace judging",
+														  ALLOCSET_DEFAULT_SIZES);
+			TimestampTz begun = GetCurrentTimestamp();
+			MrJudged judged;
+
+			if (rung > 0 || t > 0)
+				forget(learnt);
+			learn(learnt, part, &trials[t].params);
+			MemoryContextSwitchTo(scratch);
+			mr_judged_knn(&judged, part, &learnt->knn);
+			mr_test_skip(judge, &judged);
+			mr_evaluate(&judged, judge, metrics, nmetrics, judgement);
+			MemoryContextSwitchTo(context);
+			memcpy(trials[t].values, judgement->values, nmetrics * sizeof(double));
+			judgement->popular = memcpy(palloc(nmetrics * sizeof(double)), judgement->popular,
+										nmetrics * sizeof(double));
+			MemoryContextDelete(scratch);
+			trials[t].rung = rung + 1;
+			trials[t].seconds += (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
+		}
+		qsort(trials, alive, sizeof(Trial), compare_trials);
+	}
+}
+
+/* Arrays of what is known of trials, in the order they were given: values by trial and metric, rungs, seconds. */
+static void
+trial_arrays(const Trial *trials, int ntrials, int nmetrics, Datum *arrays)
+{
+	Datum *values = palloc(Max(ntrials * nmetrics, 1) * sizeof(Datum));
+	Datum *rungs = palloc(ntrials * sizeof(Datum));
+	Datum *seconds = palloc(ntrials * sizeof(Datum));
+
+	for (int t = 0; t < ntrials; t++)
+	{
+		for (int m = 0; m < nmetrics; m++)
+			values[trials[t].number * nmetrics + m] = Float8GetDatum(trials[t].values[m]);
+		rungs[trials[t].number] = Int32GetDatum(trials[t].rung);
+		seconds[trials[t].number] = Float8GetDatum(trials[t].seconds);
+	}
+	arrays[0] = PointerGetDatum(construct_array(values, ntrials * nmetrics, FLOAT8OID, 8,
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	arrays[1] = PointerGetDatum(construct_array(rungs, ntrials, INT4OID, 4, true, TYPALIGN_INT));
+	arrays[2] = PointerGetDatum(
+		construct_array(seconds, ntrials, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/* Between what times the newest rows of pairs are. */
+static void
+find_range(const MrInput *input, Datum *range, bool *nulls)
+{
+	TimestampTz first = DT_NOEND;
+	TimestampTz last = DT_NOBEGIN;
+
+	for (uint32 p = 0; input->timed && p < input->pairs; p++)
+	{
+		first = Min(first, input->times[p]);
+		last = Max(last, input->times[p]);
+	}
+	range[0] = TimestampTzGetDatum(first);
+	range[1] = TimestampTzGetDatum(last);
+	nulls[0] = nulls[1] = !input->timed || input->pairs == 0;
+}
+
+/*
+ * Trains: splits, judges the parameters of each trial, trains with the best ones on all rows, writes that as a version.
+ * Returns what is noted of it.
+ */
+Datum
+millrace_model_train(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace training",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Training training = {.model_id = PG_GETARG_INT32(ARG_MODEL),
+						 .owner = PG_GETARG_OID(ARG_OWNER),
+						 .split = mr_split_kind(text_to_cstring(PG_GETARG_TEXT_PP(ARG_SPLIT))),
+						 .refit = PG_GETARG_BOOL(ARG_REFIT)};
+	int32 version = PG_GETARG_INT32(ARG_VERSION);
+	MrMetric *metrics = NULL;
+	MrJudgement judgement = {0};
+	int nmetrics = 0;
+	Trial *trials;
+	int ntrials;
+	uint64 stored = 0;
+	MrInput *whole;
+	Learnt learnt;
+	Datum values[17];
+	bool nulls[17] = {false};
+	Datum *popular;
+	TimestampTz begun;
+	TupleDesc desc;
+	Datum result;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (!PG_ARGISNULL(ARG_METRICS))
+		metrics = mr_metrics_parse(PG_GETARG_ARRAYTYPE_P(ARG_METRICS), &nmetrics);
+	trials = read_trials(fcinfo, &ntrials, nmetrics);
+	if (!PG_ARGISNULL(ARG_TRAIN))
+		training.train = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TRAIN));
+	if (!PG_ARGISNULL(ARG_TEST))
+		training.test = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TEST));
+
+	mr_progress_start(PG_GETARG_OID(ARG_RELATION));
+	prepare(&training, fcinfo, nmetrics > 0);
+	/* What is held back for good is not in the whole either: the pairs of the split are in the set by now. */
+	whole = training.part;
+	if (training.split != MR_SPLIT_NONE && (training.refit || training.train != NULL))
+		whole = mr_input_part(training.input, training.flags, MR_PAIR_HELD, false, false);
+
+	if (nmetrics > 0)
+		judge_trials(&training, trials, ntrials, PG_GETARG_BOOL(ARG_HALVING), metrics, nmetrics,
+					 &learnt, &judgement);
+	/* What was learnt last is what is stored, when it is that. */
+	if (nmetrics == 0 || ntrials > 1 || whole != training.part)
+	{
+		if (nmetrics > 0)
+			forget(&learnt);
+		learn(&learnt, whole, &trials[0].params);
+	}
+
+	begun = GetCurrentTimestamp();
+	mr_store_version(training.model_id, version, whole, &learnt.knn);
+	for (uint32 i = 0; i < learnt.knn.shape.items; i++)
+		stored += learnt.knn.found[i];
+	values[0] = Int64GetDatum(training.input->rows);
+	values[1] = Int64GetDatum(training.input->skipped);
+	values[2] = Int64GetDatum(whole->pairs);
+	values[3] = Int32GetDatum(whole->nusers);
+	values[4] = Int32GetDatum(whole->nitems);
+	values[5] = Int64GetDatum(stored);
+	find_range(whole, &values[7], &nulls[7]);
+	values[9] = Float8GetDatum(learnt.seconds);
+	values[10] = Float8GetDatum((GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC);
+	values[11] = Int32GetDatum(trials[0].number + 1);
+	values[12] = Int64GetDatum(judgement.pairs);
+	trial_arrays(trials, ntrials, nmetrics, &values[13]);
+	popular = palloc(Max(nmetrics, 1) * sizeof(Datum));
+	for (int m = 0; m < nmetrics; m++)
+		popular[m] = Float8GetDatum(judgement.popular[m]);
+	values[16] = PointerGetDatum(
+		construct_array(popular, nmetrics, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[6] =
+		CStringGetTextDatum(psprintf("%016llx", (unsigned long long) mr_input_digest(whole)));
+	forget(&learnt);
+	MemoryContextSwitchTo(old);
 	result = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
-	if (segment != NULL)
-		dsm_detach(segment);
 	MemoryContextDelete(context);
 	mr_progress_end();
 	PG_RETURN_DATUM(result);

@@ -5,6 +5,7 @@ Bronze is the table, silver what a plain query makes of it, and gold what verify
 after it has changed.
 """
 import os
+import re
 import subprocess
 import sys
 
@@ -65,6 +66,7 @@ def main():
         is_('it shows three changes in the mart', demo.stdout.count('seen in the mart'), 3)
         is_('and five alerts that arrive over HTTP', [demo.stdout.count(f'{severity}: {rule}, ') for severity, rule in (('critical', 'HIGH_VALUE_ORDER'), ('warning', 'SUSPICIOUS_QUANTITY'),
             ('warning', 'NEGATIVE_PRICE'), ('warning', 'INVALID_QUANTITY'), ('warning', 'RAPID_ORDERS'))], [1] * 5)
+        is_('and what a model recommends', len(re.findall(r'^ +[123] \| PROD[0-9]{3} \| +[0-9.]+(?: \| PROD[0-9]{3})?$', demo.stdout, re.M)), 6)
         finish(shell)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# maintain() from the real pg_cron, while its stream runs: what is too old goes, what is new stays, and nothing is in the stream's way.
+# maintain() from the real pg_cron, while its stream runs: what is too old goes, what is new stays, and nothing is in the stream's way. And a model that is trained at night.
 # pg_cron begins its jobs at full minutes, so that this takes up to one.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -36,17 +36,22 @@ ask "DO \$\$ BEGIN PERFORM millrace_internal.extend_log(id, now() - interval '20
 	UPDATE keep.rows_log SET _loaded_at = now() - interval '20 days' WHERE id <= 50;
 	UPDATE millrace.letter SET at = now() - interval '40 days' WHERE position <= 50;
 	INSERT INTO millrace.stream_incident (stream_id, kind, detail, at) SELECT id, 'test', 'old', now() - interval '40 days' FROM millrace.stream"
-ask "SELECT cron.schedule('maintain', '* * * * *', 'SELECT millrace.maintain()')" >/dev/null
+ask "CREATE TABLE keep.bought AS SELECT 'u' || u AS u, 'i' || i AS i FROM generate_series(1, 50) u, generate_series(1, 9) i WHERE (u * i) % 7 < 4;
+	SELECT millrace.create_model('keep.knn', kind => 'item_knn', query => 'SELECT u, i FROM keep.bought')" >/dev/null
+ask "SELECT cron.schedule('maintain', '* * * * *', 'SELECT millrace.maintain()'), cron.schedule('train', '* * * * *', \$\$ SELECT millrace.train('keep.knn', async => true) \$\$)" >/dev/null
 
 # The stream goes on all the while.
 (while sleep 0.02; do ask "SELECT millrace.push('keep', json_build_object('id', 1000 + (random() * 1000)::int, 'n', 1)) FROM generate_series(1, 20)" >/dev/null; done) &
 pusher=$!
 end_pusher() { kill "$pusher" 2>/dev/null || true; }
 on_exit end_pusher
-wait_for 150 holds "count(*) > 0 FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')" || true
+wait_for 150 holds "count(DISTINCT jobid) = 2 FROM cron.job_run_details WHERE status IN ('succeeded', 'failed')" || true
 kill "$pusher"
 wait "$pusher" 2>/dev/null || true
 is "pg_cron ran it" "$(ask "SELECT DISTINCT status FROM cron.job_run_details WHERE status <> 'running'")" succeeded
+wait_for 60 holds "count(*) > 0 FROM millrace.training WHERE state IN ('done', 'failed')" || true
+is "a model is trained in the background" "$(ask "SELECT DISTINCT state FROM millrace.training WHERE state NOT IN ('waiting', 'running')")" done
+is "and served" "$(ask "SELECT count(*) > 0 FROM millrace.similar('keep.knn', 'i1', 3)")" t
 is "old days are dropped" "$(ask "SELECT count(*) FROM millrace_internal.log_parts('keep.days_log') WHERE until < now() - interval '7 days'")" 0
 is "rows of new days stay" "$(ask "SELECT count(*) FROM keep.days_log WHERE id <= 100")" 45
 is "old rows are deleted, new ones stay" "$(ask "SELECT count(*) FILTER (WHERE id <= 50), count(*) FILTER (WHERE id BETWEEN 51 AND 100) FROM keep.rows_log")" "0|50"

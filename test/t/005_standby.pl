@@ -11,6 +11,13 @@ my $node = new_server('primary', allows_streaming => 1);
 make_stream($node, 'postgres');
 push_rows($node, 'postgres', 1, 10);
 ok(poll_rows($node, 'postgres', 10), 'the primary works');
+$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE bought (u text, i text);
+INSERT INTO bought VALUES ('u1', 'a'), ('u1', 'b'), ('u2', 'a'), ('u2', 'b'), ('u2', 'c'), ('u3', 'a');
+CREATE TABLE product AS SELECT i AS id, true AS available FROM (SELECT DISTINCT i FROM bought) d;
+SELECT millrace.create_model('also', 'item_knn', 'SELECT u, i FROM bought', catalogue => 'SELECT id, available FROM product');
+SELECT millrace.train('also');
+SQL
 $node->backup('copy');
 
 my $standby = PostgreSQL::Test::Cluster->new('standby');
@@ -20,6 +27,19 @@ push_rows($node, 'postgres', 11, 20);
 ok(poll_rows($standby, 'postgres', 20), 'the standby follows');
 is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'"), '0', 'it has no processes of ours');
 is($standby->safe_psql('postgres', 'SELECT stream FROM millrace.stream_status'), 'events', 'status can be read there');
+
+# Models answer there, from tables and from memory, by what has been replayed.
+my $asked = q{SELECT string_agg(item, ',' ORDER BY rank) || ' ' || min(version) FROM millrace.recommend('also', 'u1', 10, filter => $$ id <> 'z' $$)};
+my $copied = 'SELECT count(memory_bytes) FROM millrace.model_status';
+is($standby->safe_psql('postgres', $asked), 'c 1', 'a model answers on the standby');
+ok(poll($standby, 'postgres', $copied, 1), 'it has a copy in memory');
+is($standby->safe_psql('postgres', $asked), 'c 1', 'which gives the same');
+$node->safe_psql('postgres', q{INSERT INTO bought VALUES ('u3', 'c'), ('u3', 'd'); INSERT INTO product VALUES ('d', true); SELECT millrace.promote('also', millrace.train('also'));
+	UPDATE product SET available = false WHERE id = 'd'; SELECT millrace.drop_version('also', 1)});
+$node->wait_for_catchup($standby);
+is($standby->safe_psql('postgres', $asked), 'c 2', 'what is promoted and sold out on the primary counts there');
+ok(poll($standby, 'postgres', $copied, 1), 'the new version has a copy');
+is($standby->safe_psql('postgres', $asked), 'c 2', 'which gives the same, too');
 
 $node->stop('immediate');
 $standby->promote;
