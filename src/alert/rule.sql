@@ -134,7 +134,7 @@ BEGIN
                  (3, 'time', definition ->> 'event_time'),
                  (4, 'details', (SELECT 'pg_catalog.json_build_object(' || string_agg(format('%L::pg_catalog.text, %I.%I', d, label, d), ', ' ORDER BY n) || ')'
                                  FROM json_array_elements_text(definition -> 'details') WITH ORDINALITY AS u (d, n))),
-                 (5, 'object', CASE WHEN definition ->> 'kind' <> 'threshold' THEN millrace_internal.rule_key(source, label, objects) END),
+                 (5, 'object', CASE WHEN definition ->> 'kind' NOT IN ('threshold', 'health') THEN millrace_internal.rule_key(source, label, objects) END),
                  (6, 'value', coalesce(definition ->> 'sum', definition ->> 'distinct_values')),
                  (7, 'resolve', definition ->> 'resolve_when'),
                  (8, 'here', CASE WHEN definition ->> 'kind' IN ('threshold', 'health') THEN 'true' END),
