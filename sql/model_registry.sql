@@ -59,10 +59,10 @@ SELECT millrace.create_staging('ml.orders', stream => 'orders', key => '{"id": [
 SELECT millrace.create_mart('ml.counts', 'SELECT u, i, count(*) AS n FROM ml.orders GROUP BY u, i');
 CREATE VIEW ml.seen AS SELECT u, i, n FROM ml.counts WHERE n > 0;
 SELECT millrace.create_model('ml.streamed', 'item_knn', 'SELECT u, i, n FROM ml.seen');
-SELECT millrace.push('orders', '{"id": 1, "u": "a", "i": "x"}'), millrace.push('orders', '{"id": 2, "u": "a", "i": "y"}');
+SELECT count(millrace.push('orders', v)) FROM unnest('{"{\"id\": 1, \"u\": \"a\", \"i\": \"x\"}","{\"id\": 2, \"u\": \"a\", \"i\": \"y\"}"}'::json[]) AS v;
 SELECT messages FROM millrace.run_stream('orders');
 SELECT millrace.train('ml.streamed');
-SELECT s.source_positions::json -> 'orders' ->> '0' = p.position::text AS as_of_now FROM millrace.model_status s, millrace.stream_position p WHERE s.model = 'ml.streamed';
+SELECT s.source_positions::json -> 'orders' ->> '0' = p.position::text AS as_of_now FROM millrace.model_status s, millrace.stream_partition p WHERE s.model = 'ml.streamed' AND p.stream = 'orders';
 
 -- A search: each trial is a row, the best is trained on all rows.
 CREATE TABLE ml.searched (u integer, i integer);
