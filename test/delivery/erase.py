@@ -69,7 +69,7 @@ def on_its_way(db, sink, status):
 
 def together(db, sink):
     gate = Gate()
-    sink.answers['/alerts'] = [gate, 200]
+    sink.answers['/alerts'] = [gate, 500]
     before = len(texts(sink, '/alerts'))
     push(db, 'first', 1, 'oslo')
     run(db)
@@ -77,7 +77,6 @@ def together(db, sink):
     for person in ('cyr', 'dora', 'cyr2'):
         push(db, person, 1, 'bern')
     run(db)
-    sink.answers['/alerts'] = [500]
     gate.opened.set()
     wait_for('a failure', lambda: any('dora' in text for text in texts(sink, '/alerts')))
     wait_for('it to be tried again', lambda: db.one("SELECT count(*) FROM millrace.delivery WHERE state = 'ready' AND messages = 3") == 1)
