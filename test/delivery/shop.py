@@ -116,8 +116,9 @@ def alerts(shell, seed):
     shop = Shop(db, chance)
 
     def settled():
-        db.query("INSERT INTO shop.orders (order_id, customer_id, product_id) VALUES ('last', 'last', 'P'); DELETE FROM shop.orders WHERE order_id = 'last'")
+        # The position is the end of a commit that was taken: what comes here after it may be nobody's change.
         lsn = db.one('SELECT pg_current_wal_lsn()::text')
+        db.query("INSERT INTO shop.orders (order_id, customer_id, product_id) VALUES ('last', 'last', 'P'); DELETE FROM shop.orders WHERE order_id = 'last'")
         wait_for('the changes', lambda: db.one('SELECT min(position) >= (%s::pg_lsn - %s::pg_lsn) FROM millrace.stream_partition', lsn, '0/0'))
         wait_for('the deliveries', lambda: db.one('SELECT sum(waiting + sending) FROM millrace.channel_status') == 0)
 
