@@ -31,7 +31,7 @@ def query(sql, *arguments):
             rows = cursor.fetchall() if cursor.description else []
             connection.close()
             return (rows,)
-        except psycopg2.OperationalError:
+        except psycopg2.DatabaseError:
             return None
 
     return wait_for(sql, answer)[0]
