@@ -124,18 +124,26 @@ activation_pending(int32 stream_id)
 
 /*
  * Locks and compiles the stream, and fills what has been declared since its last batch; false when it is
- * gone.  The exclusive lock that this takes is asked for at once: of two workers that hold the shared one
- * neither would get it.
+ * gone.  The exclusive lock that this takes is asked for at once, and a shared one given up before: of two
+ * workers that hold the shared one neither would get it.
  */
 bool
 mr_flow_compile_active(MrFlow *flow)
 {
-	mr_stream_lock(flow->stream_id, activation_pending(flow->stream_id));
-	if (!compile(flow))
-		return false;
-	if (!flow->pending)
-		return true;
-	mr_stream_lock(flow->stream_id, true);
+	bool exclusive;
+
+	do
+	{
+		exclusive = activation_pending(flow->stream_id);
+		mr_stream_lock(flow->stream_id, exclusive);
+		if (!compile(flow))
+			return false;
+		if (!flow->pending)
+			return true;
+		/* Declared between the two looks. */
+		if (!exclusive)
+			mr_stream_unlock_shared(flow->stream_id);
+	} while (!exclusive);
 	mr_flow_activate(flow->stream);
 	return compile(flow);
 }

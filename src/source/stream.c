@@ -145,9 +145,9 @@ mr_stream_config_version(int32 id, bool *enabled)
 	return version;
 }
 
-/* A lock on the stream's row as an object: pg_locks shows it as one. */
-void
-mr_stream_lock(int32 id, bool exclusive)
+/* The stream's row as an object: pg_locks shows it as one. */
+static LOCKTAG
+lock_tag(int32 id)
 {
 	Oid namespace = get_namespace_oid("millrace", false);
 	Oid table = get_relname_relid("stream", namespace);
@@ -157,9 +157,25 @@ mr_stream_lock(int32 id, bool exclusive)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
 						errmsg("relation \"%s\" does not exist", "millrace.stream")));
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, table, (Oid) id, 0);
+	return tag;
+}
+
+void
+mr_stream_lock(int32 id, bool exclusive)
+{
+	LOCKTAG tag = lock_tag(id);
+
 	(void) LockAcquire(&tag, exclusive ? ExclusiveLock : ShareLock, false, false);
 	/* What was decided by whoever held the lock is to be seen. */
 	AcceptInvalidationMessages();
+}
+
+void
+mr_stream_unlock_shared(int32 id)
+{
+	LOCKTAG tag = lock_tag(id);
+
+	(void) LockRelease(&tag, ShareLock, false);
 }
 
 const MrSourceKind *
