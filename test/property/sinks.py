@@ -82,7 +82,9 @@ def disturb(cursor, rng, names):
         cursor.execute("SELECT millrace.retry_sink(%s)", (rng.choice(names),))
     elif what == 2:
         name = rng.choice(names)
-        create(cursor, name, replace=True, initial=rng.random() < 0.5)
+        # Without initial, one that has not looked yet at what was there before it never sends that.
+        cursor.execute("SELECT state = 'new' FROM millrace.sink_status WHERE sink = %s", (name,))
+        create(cursor, name, replace=True, initial=cursor.fetchone()[0] or rng.random() < 0.5)
     elif what == 3:
         hurry(cursor)
 
