@@ -3,7 +3,7 @@
 that it was deleted; every row that is there has been sent.
 
 Objects have versions, copies, deletes, elements, and a user by whom a mart groups, perhaps NULL; some rows have an error.  In between
-marts are rebuilt, sinks are made again and look again, and what waits for at_most_every is hurried or not.
+marts are rebuilt, sinks are made again and look again, in chunks of any size, and what waits for at_most_every is hurried or not.
 
 See test/lib/property.py for how it is run.
 """
@@ -151,6 +151,7 @@ def judge(cursor, name):
 
 def run(cursor, rng):
     names = sorted(SINKS)
+    cursor.execute(f'SET millrace.backfill_rows = {rng.choice([1, 3, 1000])}')
     late = [name for name in names if name != 'orders' and rng.random() < 0.3]
     for name in names:
         if name not in late:
