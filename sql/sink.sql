@@ -62,8 +62,12 @@ SELECT millrace.create_sink('sk orders', source => 'sk.orders', channel => 'sk_a
 SELECT millrace.create_sink('sk initial', source => 'sk.orders', channels => '{sk_b}', message => $$ json_build_object('total', total) $$, initial => true);
 SELECT millrace.create_sink('sk users', source => 'sk.by_user', channel => 'sk_b', message => $$ to_jsonb(by_user) $$);
 SELECT sink, source, channels, state, waiting, errors FROM millrace.sink_status ORDER BY sink;
+-- nor by a sink that was replaced before it has looked, which was asked for it first
+SELECT millrace.create_sink('sk replaced', source => 'sk.items', channel => 'sk_b', message => $$ to_jsonb(n) $$, initial => true);
+SELECT millrace.create_sink('sk replaced', source => 'sk.items', channel => 'sk_b', message => $$ to_jsonb(n) $$, replace => true);
 SELECT messages, dead_letters FROM millrace.run_stream('sk_orders');
 :sent
+SELECT millrace.drop_sink('sk replaced');
 SELECT sink, source, channels, state, waiting, errors FROM millrace.sink_status ORDER BY sink;
 
 -- changes, one of them made twice in a batch; deletes; what does not change what the source has

@@ -14,9 +14,12 @@ DECLARE
     role text;
 BEGIN
     FOREACH role IN ARRAY '{millrace_admin, millrace_monitor}'::text[] LOOP
-        IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role) THEN
+        BEGIN
             EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role);
-        END IF;
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            -- The latter when it is making them at this moment.
+            NULL;
+        END;
     END LOOP;
 END
 $$;

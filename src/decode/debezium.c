@@ -236,7 +236,7 @@ read_schema(MrDebezium *debezium, Schema *schema, const MrValue *text, MemoryCon
 	}
 }
 
-/* The schema that a message begins with, if it is known. */
+/* The schema that a message begins with, if it is known and what follows may be a row. */
 static const Schema *
 find_schema(MrDebezium *debezium, const char *text, int length)
 {
@@ -248,6 +248,7 @@ find_schema(MrDebezium *debezium, const char *text, int length)
 		const Schema *schema = &debezium->schemas[n];
 
 		if (schema->length < length && text[length - 1] == '}' &&
+			(text[schema->length] == '{' || text[schema->length] == '[') &&
 			memcmp(schema->prefix, text, schema->length) == 0)
 		{
 			debezium->last = n;
@@ -336,8 +337,6 @@ open_payload(MrDebezium *debezium, const char *text, int length)
 	{
 		payload.text += payload.schema->length;
 		payload.length -= payload.schema->length + 1;
-		if (payload.length == 4 && memcmp(payload.text, "null", 4) == 0)
-			payload.text = NULL;
 		return payload;
 	}
 	if (!begins_with(text, length, "schema") && !begins_with(text, length, "payload"))

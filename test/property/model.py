@@ -142,7 +142,7 @@ def one(rng, cur, run):
 
     wrong = None
     places = sorted(range(len(names)), key=lambda i: (-int(had[:, i].sum()), i))
-    for person in rng.sample(range(len(people)), 5):
+    for person in rng.sample(range(len(people)), min(5, len(people))):
         sums = {}
         for i in range(len(names)):
             if had[person, i]:

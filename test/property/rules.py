@@ -6,16 +6,15 @@ A history has objects with versions, copies, versions that a filter takes away, 
 Match is judged by sets: which rule fires for which object.  Frequency depends on the order in which events come, because an alert
 is not withdrawn: the recompute takes them one by one, and batches of any size must agree with it.
 
-Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and drops it.
-Prints its seed; `rules.py --seed N --runs 1` repeats a run.
+See test/lib/property.py for how it is run.
 """
-import argparse
 import json
-import random
+import os
 import sys
 from collections import defaultdict
 
-import psycopg2
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import repeat  # noqa: E402
 
 START = 1_767_225_600                   # 2026-01-01
 WITHIN = 100
@@ -211,34 +210,5 @@ def run(cursor, rng):
     return good
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--seed', type=int, default=random.SystemRandom().randrange(1 << 31))
-    parser.add_argument('--runs', type=int, default=25)
-    arguments = parser.parse_args()
-    print(f'# seed {arguments.seed}')
-    rng = random.Random(arguments.seed)
-    admin = psycopg2.connect('')
-    admin.autocommit = True
-    admin.cursor().execute('DROP DATABASE IF EXISTS rules_property')
-    admin.cursor().execute('CREATE DATABASE rules_property')
-    good = True
-    connection = psycopg2.connect('dbname=rules_property')
-    try:
-        connection.autocommit = True
-        cursor = connection.cursor()
-        cursor.execute(SETUP)
-        for number in range(arguments.runs):
-            good &= run(cursor, rng)
-            if not good:
-                print(f'# in run {number}')
-                break
-    finally:
-        connection.close()
-        admin.cursor().execute('DROP DATABASE rules_property')
-    print('ok - alerts are those that Python finds' if good else 'not ok - alerts are others')
-    sys.exit(0 if good else 1)
-
-
 if __name__ == '__main__':
-    main()
+    repeat('rules', SETUP, run, 25, 'alerts are those that Python finds')

@@ -11,6 +11,16 @@ my $node = new_server('database', databases => 'app, copied, renamed');
 my $workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'";
 my $running = "SELECT count(*) = 2 FROM millrace.worker_status JOIN pg_stat_activity USING (pid) WHERE worker_status.state = 'running'";
 
+# Two databases of a new server, at once.
+my ($first, $second) = map { $node->safe_psql('postgres', "CREATE DATABASE $_"); open_session($node, $_) } 'first', 'second';
+ask($first, 'BEGIN; CREATE EXTENSION millrace');
+$second->{in} .= "CREATE EXTENSION millrace;\n";
+$second->{run}->pump_nb;
+ok(poll($node, 'postgres', 'SELECT count(*) FROM pg_locks WHERE NOT granted', 1), 'the extension waits for roles that another database is making');
+ask($first, 'COMMIT');
+is(ask($second, 'SELECT count(*) FROM pg_extension WHERE extname = $$millrace$$'), '1', 'and takes them');
+close_session($_) for $first, $second;
+
 # Made after the start of the launcher.
 $node->safe_psql('postgres', 'CREATE DATABASE app');
 make_stream($node, 'app', workers => 2);
