@@ -183,54 +183,92 @@ write_targets(int32 model_id, int32 version, const MrKnn *knn)
 	writing_flush(&writing);
 }
 
-/* Turns the lists round: targets are visited in ascending order, so that they are in each list. */
-void
-mr_judged_knn(MrJudged *judged, MrInput *input, const MrKnn *knn)
+/* Where the list of each source begins when all are turned round, and one more. */
+static Size *
+find_sources(const MrKnn *knn)
 {
 	Size k = knn->shape.params.k;
 	uint32 items = knn->shape.items;
 	Size *start = MemoryContextAllocExtended(
-		CurrentMemoryContext, ((Size) items + 2) * sizeof(Size), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	Size total = 0;
+		CurrentMemoryContext, ((Size) items + 1) * sizeof(Size), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 
 	for (uint32 i = 0; i < items; i++)
-	{
 		for (uint32 n = 0; n < knn->found[i]; n++)
-			start[knn->neighbours[i * k + n] + 2]++;
-		total += knn->found[i];
-	}
+			start[knn->neighbours[i * k + n] + 1]++;
 	for (uint32 i = 0; i < items; i++)
-		start[i + 2] += start[i + 1];
-	judged->input = input;
-	judged->start = start;
-	judged->targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
-	judged->scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
-	for (uint32 i = 0; i < items; i++)
-		for (uint32 n = 0; n < knn->found[i]; n++)
-		{
-			Size at = start[knn->neighbours[i * k + n] + 1]++;
-
-			judged->targets[at] = i;
-			judged->scores[at] = knn->scores[i * k + n];
-		}
+		start[i + 1] += start[i];
+	return start;
 }
 
+/*
+ * Turns the lists round for the sources from one to before another: targets are visited in ascending order, so that they
+ * are in each list.
+ */
+static void
+turn_lists(MrJudged *judged, const MrKnn *knn, uint32 first, uint32 end)
+{
+	Size k = knn->shape.params.k;
+	const Size *start = judged->start + first;
+	Size total = judged->start[end] - *start;
+	Size *next = MemoryContextAllocHuge(CurrentMemoryContext, Max(end - first, 1) * sizeof(Size));
+
+	judged->targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
+	judged->scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
+	for (uint32 source = first; source < end; source++)
+		next[source - first] = judged->start[source] - *start;
+	for (uint32 i = 0; i < knn->shape.items; i++)
+		for (uint32 n = 0; n < knn->found[i]; n++)
+		{
+			uint32 source = knn->neighbours[i * k + n];
+
+			if (source >= first && source < end)
+			{
+				Size at = next[source - first]++;
+
+				judged->targets[at] = i;
+				judged->scores[at] = knn->scores[i * k + n];
+			}
+		}
+	pfree(next);
+}
+
+void
+mr_judged_knn(MrJudged *judged, MrInput *input, const MrKnn *knn)
+{
+	judged->input = input;
+	judged->start = find_sources(knn);
+	turn_lists(judged, knn, 0, knn->shape.items);
+}
+
+/* Writes the lists by source, of as many sources at once as maintenance_work_mem allows, one at least. */
 static void
 write_sources(int32 model_id, int32 version, const MrKnn *knn)
 {
-	MrJudged sources;
+	Size most = (Size) maintenance_work_mem * 1024 / (sizeof(int32) + sizeof(float));
+	uint32 items = knn->shape.items;
+	MrJudged sources = {.start = find_sources(knn)};
 	Writing writing;
+	uint32 end;
 
-	mr_judged_knn(&sources, NULL, knn);
 	writing_begin(&writing, model_id, "source", version, 5, 3);
-	for (uint32 i = 0; i < knn->shape.items; i++)
-		write_list(&writing, i, sources.targets + sources.start[i],
-				   sources.scores + sources.start[i],
-				   (uint32) (sources.start[i + 1] - sources.start[i]));
+	for (uint32 first = 0; first < items; first = end)
+	{
+		const Size *start = sources.start + first;
+
+		for (end = first + 1; end < items; end++)
+			if (sources.start[end + 1] - *start > most)
+				break;
+		CHECK_FOR_INTERRUPTS();
+		turn_lists(&sources, knn, first, end);
+		for (uint32 i = first; i < end; i++)
+			write_list(&writing, i, sources.targets + (sources.start[i] - *start),
+					   sources.scores + (sources.start[i] - *start),
+					   (uint32) (sources.start[i + 1] - sources.start[i]));
+		pfree(sources.targets);
+		pfree(sources.scores);
+	}
 	writing_flush(&writing);
 	pfree(sources.start);
-	pfree(sources.targets);
-	pfree(sources.scores);
 }
 
 void

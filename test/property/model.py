@@ -162,6 +162,20 @@ def one(rng, cur, run):
     cur.execute("SELECT millrace.drop_model('model_test.knn')")
 
 
+def short_of_memory(cur):
+    """Lists of 500 items with 499 neighbours each are 2 MB: with 1 MB they are turned round in parts."""
+    cur.execute("TRUNCATE model_test.bought")
+    cur.execute("INSERT INTO model_test.bought SELECT 'u' || u, 'i' || i, 1 FROM generate_series(1, 60) u, generate_series(1, 500) i WHERE hashint8(u * 1000 + i) % 3 = 0")
+    cur.execute("SELECT millrace.create_model('model_test.knn', 'item_knn', 'SELECT u, i FROM model_test.bought', '{\"k\": 499}')")
+    version, digest = train(cur, 0, "256MB")
+    other = train(cur, 0, "1MB")[1]
+    cur.execute("SELECT count(*) FROM model_test.knn WHERE version = %s", (version,))
+    neighbours = cur.fetchone()[0]
+    check("the same bytes when the lists do not fit into memory",
+          f"only {neighbours} neighbours" if neighbours * 8 <= 1 << 20 else other != digest and "other bytes")
+    cur.execute("SELECT millrace.drop_model('model_test.knn')")
+
+
 def cancelled(cur):
     """A training that is cancelled while it computes leaves the version that is served, and no lock."""
     cur.execute("TRUNCATE model_test.bought")
@@ -219,6 +233,7 @@ def main():
     cur.execute("CREATE TABLE model_test.bought (u text, i text, w double precision)")
     for run in range(arguments.runs):
         one(random.Random(arguments.seed + run), cur, run)
+    short_of_memory(cur)
     cancelled(cur)
     cur.execute("SET client_min_messages = warning; DROP SCHEMA model_test CASCADE")
     return failed > 0
