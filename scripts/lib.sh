@@ -111,9 +111,9 @@ missing_packages() {
 	local group package wanted=()
 	for group in "$@"; do
 		case $group in
-			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev libpq-dev libhiredis-dev libcurl4-openssl-dev libssl-dev) ;;
+			build) wanted+=(build-essential "postgresql-$(pg_major)" "postgresql-server-dev-$(pg_major)" librdkafka-dev libpq-dev libhiredis-dev libcurl4-openssl-dev libssl-dev libxgboost-dev) ;;
 			demo) wanted+=(python3) ;;
-			test) wanted+=(python3 python3-psycopg2 python3-numpy libipc-run-perl clang-format) ;;
+			test) wanted+=(python3 python3-psycopg2 python3-numpy python3-xgboost libipc-run-perl clang-format) ;;
 			matrix) wanted+=(mmdebstrap eatmydata debian-archive-keyring) ;;
 			redis) wanted+=(redis-server redis-tools openssl) ;;
 			cron) wanted+=("postgresql-$(pg_major)-cron") ;;

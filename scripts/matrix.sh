@@ -13,7 +13,7 @@ source "$root/scripts/lib.sh"
 # The mirror of Debian that this machine's packages come from; on Ubuntu it has to be said by MIRROR.
 mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m 1 -E '/debian/?$' || true)}
 [ -n "$mirror" ] || die "which mirror of Debian? Say it by MIRROR=…"
-packages=gcc,make,libc6-dev,libicu-dev,libssl-dev,libpq-dev,librdkafka-dev,libhiredis-dev,libcurl4-openssl-dev,perl,libipc-run-perl,python3,python3-psycopg2,python3-numpy,procps
+packages=gcc,make,libc6-dev,libicu-dev,libssl-dev,libpq-dev,librdkafka-dev,libhiredis-dev,libxgboost-dev,libcurl4-openssl-dev,perl,libipc-run-perl,python3,python3-psycopg2,python3-numpy,python3-xgboost,procps
 
 suite_of() {
 	case $1 in

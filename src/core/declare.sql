@@ -11,6 +11,10 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_qualified_query';
 COMMENT ON FUNCTION millrace_internal.qualified_query(regrole, text) IS
     'a SELECT as a role means it under the search_path of whoever called the declaring function, with every name qualified';
 
+CREATE FUNCTION millrace_internal.query_columns(query text, OUT number integer, OUT name text, OUT type regtype) RETURNS SETOF record
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_query_columns';
+COMMENT ON FUNCTION millrace_internal.query_columns(text) IS 'names and types of the columns that a SELECT gives, in which every name is qualified';
+
 CREATE FUNCTION millrace_internal.declaring_path() RETURNS text
 LANGUAGE C STABLE AS 'MODULE_PATHNAME', 'millrace_declaring_path';
 COMMENT ON FUNCTION millrace_internal.declaring_path() IS 'the search_path under which the declaring function was called';

@@ -12,6 +12,7 @@
 #include "core/catalog.h"
 #include "core/expression.h"
 #include "core/millrace.h"
+#include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -39,6 +40,7 @@ PG_FUNCTION_INFO_V1(millrace_check_query);
 PG_FUNCTION_INFO_V1(millrace_check_stable);
 PG_FUNCTION_INFO_V1(millrace_qualified_query);
 PG_FUNCTION_INFO_V1(millrace_plain_query);
+PG_FUNCTION_INFO_V1(millrace_query_columns);
 PG_FUNCTION_INFO_V1(millrace_definition_expression);
 PG_FUNCTION_INFO_V1(millrace_type_name);
 
@@ -319,6 +321,32 @@ millrace_plain_query(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TEXT_P(
 		qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)), NewGUCNestLevel()));
+}
+
+/* Names and types of the columns that a qualified SELECT gives. */
+Datum
+millrace_query_columns(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Query *query = analyze_query(GetUserId(), text_to_cstring(PG_GETARG_TEXT_PP(0)),
+								 NewGUCNestLevel());
+	ListCell *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+	foreach(cell, query->targetList)
+	{
+		TargetEntry *target = lfirst_node(TargetEntry, cell);
+		Datum values[3];
+		bool nulls[3] = {false};
+
+		if (target->resjunk)
+			continue;
+		values[0] = Int32GetDatum(target->resno);
+		values[1] = CStringGetTextDatum(target->resname);
+		values[2] = ObjectIdGetDatum(exprType((Node *) target->expr));
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
 }
 
 Node *

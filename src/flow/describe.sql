@@ -543,22 +543,40 @@ COMMENT ON FUNCTION millrace_internal.describe_mart(millrace.target) IS 'the SQL
 
 -- ---- models ------------------------------------------------------------------------------------------------
 
+-- What stands around the query in the definition of a model.
+CREATE FUNCTION millrace_internal.around_model_query(described millrace.model, view regclass) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF described.kind = 'xgboost' THEN
+        RETURN (SELECT format('SELECT %s FROM (%%s) AS q', replace(string_agg(format('%s AS %I', c.expression, c.name), ', '), '%', '%%'))
+                FROM millrace_internal.trees_columns(millrace_internal.plain_query(described.owner, rtrim(described.query, E'; \n')), described.label, described.entity, described.categories) AS c);
+    END IF;
+    RETURN (SELECT format('SELECT %s FROM (%%s) AS q (%s)', string_agg('q.' || a.attname || CASE a.attname WHEN 'weight' THEN '::double precision AS weight' WHEN 'at' THEN '::timestamptz AS at' ELSE '' END, ', ' ORDER BY a.attnum),
+                          string_agg(a.attname, ', ' ORDER BY a.attnum))
+            FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0);
+EXCEPTION WHEN OTHERS THEN
+    RETURN '%s'; -- as in readable_query
+END
+$fn$;
+COMMENT ON FUNCTION millrace_internal.around_model_query(millrace.model, regclass) IS 'what stands around the query in the definition of a model, as a format';
+
 CREATE FUNCTION millrace_internal.describe_model(described millrace.model) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $fn$
     SELECT millrace_internal.readable_call('create_model', millrace_internal.readable_name(described.relation), ARRAY[
                'kind => ' || millrace_internal.readable_literal(described.kind),
                'query => ' || millrace_internal.readable_query('model ' || described.relation, view, described.owner, described.query,
-                    (SELECT format('SELECT %s FROM (%%s) AS q (%s)',
-                                   string_agg('q.' || a.attname || CASE a.attname WHEN 'weight' THEN '::double precision AS weight' WHEN 'at' THEN '::timestamptz AS at' ELSE '' END, ', ' ORDER BY a.attnum),
-                                   string_agg(a.attname, ', ' ORDER BY a.attnum))
-                     FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0)),
+                    millrace_internal.around_model_query(described, view)),
                'params => ' || millrace_internal.readable_members('params', ARRAY(
                     SELECT to_json(p.key) || ': ' || p.value FROM json_each(described.params) WITH ORDINALITY AS p (key, value, n) ORDER BY n)),
                CASE WHEN described.catalogue IS NOT NULL THEN 'catalogue => ' ||
                     millrace_internal.readable_query('the catalogue of model ' || described.relation, to_regclass('millrace_def.model_catalogue_' || described.id),
                                                      described.owner, described.catalogue) END,
-               'keep => ' || described.keep])
+               'keep => ' || described.keep,
+               'label => ' || millrace_internal.readable_literal(described.label),
+               'entity => ' || millrace_internal.readable_literal(described.entity::text),
+               'categories => ' || millrace_internal.readable_literal(nullif(described.categories::text, '{}'))])
     FROM to_regclass('millrace_def.model_' || described.id) AS view
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_model(millrace.model) IS 'the SQL that declares a model';

@@ -37,26 +37,18 @@ struct MrCatalogue
 	ExprContext *context;
 };
 
-/* Statements run as the owner, who may change nothing by them. */
-typedef struct AsOwner
-{
-	MrRunAs saved;
-	int nest_level;
-	bool read_only;
-} AsOwner;
-
 /* An error goes back by itself: the (sub)transaction's abort does. */
-static void
-become_owner(AsOwner *as, const MrCatalogueKept *kept)
+void
+mr_become_owner(MrAsOwner *as, Oid owner)
 {
 	as->nest_level = mr_settings_pin("UTC");
-	mr_run_as_restricted(&as->saved, kept->owner);
+	mr_run_as_restricted(&as->saved, owner);
 	as->read_only = XactReadOnly;
 	XactReadOnly = true;
 }
 
-static void
-become_caller(AsOwner *as)
+void
+mr_become_caller(MrAsOwner *as)
 {
 	XactReadOnly = as->read_only;
 	mr_run_back(&as->saved);
@@ -100,7 +92,7 @@ learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 	const char *collate;
 	const char *equals;
 	const char *item;
-	AsOwner as;
+	MrAsOwner as;
 	Oid type;
 
 	kept->model_id = 0;
@@ -116,7 +108,7 @@ learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 	item = quote_identifier(get_attname(kept->view, 1, false));
 	available = get_attnum(kept->view, "available") != InvalidAttrNumber ? "c.available" : "true";
 	collate = OidIsValid(mr_ids_collation(type)) ? " COLLATE \"C\"" : "";
-	become_owner(&as, kept);
+	mr_become_owner(&as, kept->owner);
 	SPI_connect();
 	kept->known = prepare(psprintf("SELECT c.*, u.n::integer FROM unnest($1) WITH ORDINALITY AS "
 								   "u (id, n) JOIN millrace_def.model_catalogue_%d AS c ON c.%s %s "
@@ -130,7 +122,7 @@ learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 						 model_id, available, model_id, equals, item, collate, item, collate),
 				INT4OID);
 	SPI_finish();
-	become_caller(&as);
+	mr_become_caller(&as);
 	kept->model_id = model_id;
 }
 
@@ -191,16 +183,16 @@ mr_catalogue_check(MrCatalogue *catalogue, Datum *ids, int n)
 	bool by_value;
 	char align;
 	int result;
-	AsOwner as;
+	MrAsOwner as;
 
 	get_typlenbyvalalign(catalogue->type, &length, &by_value, &align);
 	array = PointerGetDatum(construct_array(ids, n, catalogue->type, length, by_value, align));
-	become_owner(&as, catalogue->kept);
+	mr_become_owner(&as, catalogue->kept->owner);
 	SPI_connect();
 	result = SPI_execute_plan(catalogue->kept->known, &array, NULL, true, 0);
 	if (result != SPI_OK_SELECT)
 		elog(ERROR, "cannot read a catalogue: %s", SPI_result_code_string(result));
-	become_caller(&as);
+	mr_become_caller(&as);
 	rows = SPI_tuptable;
 	nrows = SPI_processed;
 	desc = rows->tupdesc;
@@ -227,21 +219,21 @@ mr_catalogue_unknown(MrCatalogue *catalogue, int32 version, bool (*offer)(void *
 	TupleTableSlot *slot = NULL;
 	bool more = true;
 	Portal portal;
-	AsOwner as;
+	MrAsOwner as;
 
 	SPI_connect();
-	become_owner(&as, catalogue->kept);
+	mr_become_owner(&as, catalogue->kept->owner);
 	portal = SPI_cursor_open(NULL, catalogue->kept->unknown, &argument, NULL, true);
-	become_caller(&as);
+	mr_become_caller(&as);
 	while (more)
 	{
 		SPITupleTable *rows;
 		uint64 n;
 
 		CHECK_FOR_INTERRUPTS();
-		become_owner(&as, catalogue->kept);
+		mr_become_owner(&as, catalogue->kept->owner);
 		SPI_cursor_fetch(portal, true, CHUNK);
-		become_caller(&as);
+		mr_become_caller(&as);
 		rows = SPI_tuptable;
 		n = SPI_processed;
 		more = n > 0;

@@ -6,7 +6,19 @@
 #define MR_MODEL_CATALOGUE_H
 
 #include "core/expression.h"
+#include "core/millrace.h"
 #include "executor/spi.h"
+
+/* Statements run as the owner of a model, who may change nothing by them. */
+typedef struct MrAsOwner
+{
+	MrRunAs saved;
+	int nest_level;
+	bool read_only;
+} MrAsOwner;
+
+extern void mr_become_owner(MrAsOwner *as, Oid owner);
+extern void mr_become_caller(MrAsOwner *as);
 
 /* What a session keeps of a catalogue: its statements. */
 typedef struct MrCatalogueKept

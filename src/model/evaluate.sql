@@ -14,12 +14,15 @@ CREATE TABLE millrace.model_metric (
 COMMENT ON TABLE millrace.model_metric IS 'how well versions of models did when they were trained; see the view millrace.model_version_metric';
 SELECT pg_catalog.pg_extension_config_dump('millrace.model_metric', '');
 
-CREATE FUNCTION millrace_internal.default_metrics() RETURNS text[]
-LANGUAGE sql IMMUTABLE
+CREATE FUNCTION millrace_internal.default_metrics(model millrace.model) RETURNS text[]
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT '{precision@10,recall@10,map@10,ndcg@10,hit_rate@10,mrr,user_coverage,item_coverage,coverage,catalog_coverage@10}'::text[]
+    SELECT CASE WHEN model.kind = 'item_knn' THEN '{precision@10,recall@10,map@10,ndcg@10,hit_rate@10,mrr,user_coverage,item_coverage,coverage,catalog_coverage@10}'
+                WHEN coalesce(model.params ->> 'objective', 'binary:logistic') IN ('binary:logistic', 'reg:logistic') THEN '{logloss,error,auc}'
+                WHEN model.params ->> 'objective' = 'binary:logitraw' THEN '{auc}'
+                ELSE '{rmse,mae}' END::text[]
 $$;
-COMMENT ON FUNCTION millrace_internal.default_metrics() IS 'the metrics of recommendations unless others are asked for';
+COMMENT ON FUNCTION millrace_internal.default_metrics(millrace.model) IS 'the metrics of a model unless others are asked for';
 
 CREATE FUNCTION millrace_internal.check_metrics(metrics text[]) RETURNS void
 LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_metrics';
@@ -54,7 +57,7 @@ BEGIN
     IF split IS NULL THEN
         RETURN;
     END IF;
-    PERFORM millrace_internal.check_word('by of split', kind, '{customer_rows,customers,time,leave_one_out,tables}');
+    PERFORM millrace_internal.check_word('by of split', kind, CASE model.kind WHEN 'item_knn' THEN '{customer_rows,customers,time,leave_one_out,tables}' ELSE '{rows,tables}' END::text[]);
     known := CASE kind WHEN 'time' THEN '{by,test,since}' WHEN 'leave_one_out' THEN '{by,seed}' WHEN 'tables' THEN '{by,test,train}' ELSE '{by,test,seed}' END;
     PERFORM millrace_internal.check_members(format('a split by %s', kind), split, known);
     IF kind = 'time' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = 'at') THEN
@@ -64,6 +67,11 @@ BEGIN
     IF kind = 'tables' THEN
         IF split ->> 'test' IS NULL THEN
             RAISE EXCEPTION 'a split by tables needs a query "test"' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        IF model.kind = 'xgboost' THEN
+            test_query := millrace_internal.trees_query(caller, model, 'test', split ->> 'test', 0);
+            train_query := CASE WHEN split ->> 'train' IS NOT NULL THEN millrace_internal.trees_query(caller, model, 'train', split ->> 'train', 0) END;
+            RETURN;
         END IF;
         test_query := millrace_internal.pairs_query(caller, model, 'test', split ->> 'test', '{user_id,item}');
         train_query := CASE WHEN split ->> 'train' IS NOT NULL THEN millrace_internal.pairs_query(caller, model, 'train', split ->> 'train', '{user_id,item,weight}') END;
@@ -135,17 +143,38 @@ CREATE FUNCTION millrace_internal.model_evaluate(model_id integer, versions inte
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_model_evaluate';
 COMMENT ON FUNCTION millrace_internal.model_evaluate(integer, integer[], regrole, text, text[]) IS 'metrics of stored versions, all by the same pairs: of a query, or of the evaluation set';
 
+-- Of what a query of the caller's gives, or of the evaluation set.
+CREATE FUNCTION millrace_internal.judge_versions(caller regrole, model millrace.model, versions integer[], test text, names text[], OUT metric_values double precision[], OUT popularity double precision[], OUT pairs bigint, OUT skipped bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    result record;
+BEGIN
+    IF model.kind = 'xgboost' THEN
+        result := millrace_internal.trees_evaluate(model.id, cardinality(model.entity), versions, model.owner, millrace_internal.trees_query(caller, model, 'test', test, 0), names);
+    ELSE
+        result := millrace_internal.model_evaluate(model.id, versions, model.owner, CASE WHEN test IS NOT NULL THEN millrace_internal.pairs_query(caller, model, 'test', test, '{user_id,item}') END, names);
+    END IF;
+    metric_values := result.metric_values;
+    popularity := result.popularity;
+    pairs := result.pairs;
+    skipped := result.skipped;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.judge_versions(regrole, millrace.model, integer[], text, text[]) IS 'metrics of stored versions, all by the same';
+
 CREATE FUNCTION millrace_internal.evaluate(caller regrole, model regclass, version integer, test text, metrics text[]) RETURNS TABLE (metric text, value double precision, popularity double precision, pairs bigint, skipped bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     of millrace.model := millrace_internal.own_model(caller, model);
-    names text[] := coalesce(metrics, millrace_internal.default_metrics());
+    names text[] := coalesce(metrics, millrace_internal.default_metrics(of));
     result record;
 BEGIN
     PERFORM millrace_internal.check_model_version(of, version);
-    result := millrace_internal.model_evaluate(of.id, ARRAY[version], of.owner, CASE WHEN test IS NOT NULL THEN millrace_internal.pairs_query(caller, of, 'test', test, '{user_id,item}') END, names);
+    result := millrace_internal.judge_versions(caller, of, ARRAY[version], test, names);
     RETURN QUERY SELECT m.metric, nullif(m.value, 'NaN'), nullif(m.popularity, 'NaN'), result.pairs, result.skipped
                  FROM unnest(names, result.metric_values, result.popularity) WITH ORDINALITY AS m (metric, value, popularity, n) ORDER BY m.n;
 END
@@ -163,8 +192,8 @@ SELECT m.relation::text AS model, v.version, x.metric, x.value, x.popularity, x.
 FROM millrace.model_metric x JOIN millrace.model_version v ON v.model_id = x.model_id AND v.version = x.version JOIN millrace.model m ON m.id = v.model_id
 WHERE millrace_internal.may_watch(m.owner);
 COMMENT ON VIEW millrace.model_version_metric IS 'how well versions of models did when they were trained';
-COMMENT ON COLUMN millrace.model_version_metric.popularity IS 'the same of recommending what most users have';
-COMMENT ON COLUMN millrace.model_version_metric.pairs IS 'of users and items that were to be found';
+COMMENT ON COLUMN millrace.model_version_metric.popularity IS 'the same of recommending what most users have; of predicting the mean label';
+COMMENT ON COLUMN millrace.model_version_metric.pairs IS 'of users and items that were to be found; rows that were predicted';
 GRANT SELECT ON millrace.model_version_metric TO PUBLIC;
 
 CREATE VIEW millrace.model_version_trial WITH (security_barrier) AS

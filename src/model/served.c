@@ -59,11 +59,13 @@ learn(MrKnown *known)
 	bool isnull;
 	Oid output;
 
-	if (row == NULL)
+	if (row == NULL ||
+		strcmp(TextDatumGetCString(mr_lookup_named(row, desc, "kind", &isnull)), "item_knn") != 0)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("%s is not a model",
+						errmsg("%s is not a model%s",
 							   DatumGetCString(DirectFunctionCall1(
-								   regclassout, ObjectIdGetDatum(known->relation))))));
+								   regclassout, ObjectIdGetDatum(known->relation))),
+							   row == NULL ? "" : " that recommends")));
 	known->id = DatumGetInt32(mr_lookup_column(row, 1, desc));
 	known->aliases = mr_lookup_configuration("model_alias", "model_alias_pkey");
 	known->by_number = mr_lookup_state(known->id, "item", "item_pkey");

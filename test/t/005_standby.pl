@@ -17,6 +17,9 @@ INSERT INTO bought VALUES ('u1', 'a'), ('u1', 'b'), ('u2', 'a'), ('u2', 'b'), ('
 CREATE TABLE product AS SELECT i AS id, true AS available FROM (SELECT DISTINCT i FROM bought) d;
 SELECT millrace.create_model('also', 'item_knn', 'SELECT u, i FROM bought', catalogue => 'SELECT id, available FROM product');
 SELECT millrace.train('also');
+CREATE TABLE event AS SELECT i AS id, i % 2 AS bought, i % 4 / 2 AS x, i % 2 AS y FROM generate_series(1, 200) i;
+SELECT millrace.create_model('purchase', 'xgboost', 'SELECT * FROM event', '{"rounds": 5}', label => 'bought', entity => '{id}');
+SELECT millrace.train('purchase');
 SQL
 $node->backup('copy');
 
@@ -34,9 +37,13 @@ my $copied = 'SELECT count(memory_bytes) FROM millrace.model_status';
 is($standby->safe_psql('postgres', $asked), 'c 1', 'a model answers on the standby');
 ok(poll($standby, 'postgres', $copied, 1), 'it has a copy in memory');
 is($standby->safe_psql('postgres', $asked), 'c 1', 'which gives the same');
+my $predicted = q{SELECT round(millrace.predict_for('purchase', '{"id": 3}')::numeric) || ' ' || round(millrace.predict('purchase', '{"y": 0}')::numeric)};
+is($standby->safe_psql('postgres', $predicted), '1 0', 'trees predict on the standby');
 $node->safe_psql('postgres', q{INSERT INTO bought VALUES ('u3', 'c'), ('u3', 'd'); INSERT INTO product VALUES ('d', true); SELECT millrace.promote('also', millrace.train('also'));
-	UPDATE product SET available = false WHERE id = 'd'; SELECT millrace.drop_version('also', 1)});
+	UPDATE product SET available = false WHERE id = 'd'; SELECT millrace.drop_version('also', 1);
+	UPDATE event SET bought = 1 - bought; SELECT millrace.promote('purchase', millrace.train('purchase'))});
 $node->wait_for_catchup($standby);
+is($standby->safe_psql('postgres', $predicted), '0 1', 'trees that are promoted on the primary count there');
 is($standby->safe_psql('postgres', $asked), 'c 2', 'what is promoted and sold out on the primary counts there');
 ok(poll($standby, 'postgres', $copied, 1), 'the new version has a copy');
 is($standby->safe_psql('postgres', $asked), 'c 2', 'which gives the same, too');
