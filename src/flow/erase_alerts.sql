@@ -297,8 +297,7 @@ BEGIN
     -- What an alert tells that stays is what is so now.
     UPDATE millrace.rule_alert a SET details = s.state -> 'details'
     FROM millrace_state.erase_alert e, millrace.rule_state s WHERE a.id = e.id AND s.rule_id = a.rule_id AND s.state ->> 'occurrence' = a.occurrence;
-    -- Before whoever sends, as he locks them.
-    PERFORM FROM millrace.channel_state s WHERE s.channel_id IN (SELECT m.channel_id FROM millrace.outbox_message m WHERE m.id = ANY (gone)) ORDER BY s.channel_id FOR NO KEY UPDATE;
+    PERFORM millrace_internal.lock_channels(ARRAY(SELECT m.channel_id FROM millrace.outbox_message m WHERE m.id = ANY (gone)));
     -- What has not arrived is taken apart: the others in it wait to be sent again.  A worker that sends it just now finds that it is not his any more.
     open := ARRAY(SELECT d.id FROM millrace.delivery d
                   WHERE d.id IN (SELECT m.delivery_id FROM millrace.outbox_message m WHERE m.id = ANY (gone)) AND d.state IN ('claimed', 'ready', 'dead') ORDER BY d.id FOR UPDATE);

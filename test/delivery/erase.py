@@ -3,7 +3,7 @@
 import json
 import threading
 
-from common import Shell, Sink, finish, is_, settled, start, wait_for
+from common import Database, Shell, Sink, finish, is_, settled, start, wait_for
 
 SETUP = """
 CREATE SCHEMA s;
@@ -92,6 +92,25 @@ def together(db, sink):
     is_('nor what the endpoint said', db.one("SELECT count(*) FROM millrace.attempt a JOIN millrace.delivery d ON d.id = a.delivery_id WHERE d.key ~ 'cyr2' AND a.error IS NOT NULL"), 0)
 
 
+def locks(db):
+    """Who gives claims back or tries a dead letter again has nothing locked before its channel is his, as who erases has it."""
+    holder = Database()
+    retrier = Database()
+    holder.query("BEGIN")
+    holder.query("SELECT 1 FROM millrace.channel_state FOR NO KEY UPDATE")
+    db.query("INSERT INTO millrace.delivery (channel_id, key, messages, payloads, claimant, created_at) SELECT id, 'orphan', 1, '{x}', 1, now() FROM millrace.channel WHERE name = 'rows'")
+    db.query("SELECT millrace_internal.release_claims(1)")
+    is_('a claim of a worker that is gone is not given back meanwhile', db.one("SELECT state FROM millrace.delivery WHERE key = 'orphan'"), 'claimed')
+    holder.query("DELETE FROM millrace.delivery WHERE key = 'orphan'")
+    holder.query("SELECT 1 FROM millrace.delivery WHERE state = 'dead' FOR UPDATE")
+    retry = threading.Thread(target=retrier.query, args=("SELECT millrace.retry(ARRAY(SELECT id FROM millrace.dead_letter WHERE kind = 'delivery'))",))
+    retry.start()
+    wait_for('the lock', lambda: db.one("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+    is_('nor is a dead letter touched', len(holder.query("SELECT id FROM millrace.letter WHERE kind = 'delivery' FOR UPDATE SKIP LOCKED")), 1)
+    holder.query("COMMIT")
+    retry.join()
+
+
 def rows(db, sink):
     sink.answers['/rows'] = [200]
     push(db, 'erika', 1)
@@ -108,7 +127,7 @@ def rows(db, sink):
     erase(db, 'fayola')
     settled(db, 'rows')
     is_('a deletion that is refused is a dead letter', db.one("SELECT count(*) FROM millrace.dead_letter WHERE kind = 'delivery'"), 1)
-    db.query("SELECT millrace.retry(ARRAY(SELECT id FROM millrace.dead_letter WHERE kind = 'delivery'))")
+    locks(db)
     settled(db, 'rows')
     is_('which is gone when it was sent', left_of(db, 'fayola'), [])
 
