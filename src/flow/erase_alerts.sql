@@ -292,13 +292,13 @@ DECLARE
     open bigint[];
     ended bigint[];
     errors text[];
+    channels integer[] := ARRAY(SELECT DISTINCT m.channel_id FROM millrace.outbox_message m WHERE m.id = ANY (gone));
     removed bigint;
 BEGIN
     -- What an alert tells that stays is what is so now.
     UPDATE millrace.rule_alert a SET details = s.state -> 'details'
     FROM millrace_state.erase_alert e, millrace.rule_state s WHERE a.id = e.id AND s.rule_id = a.rule_id AND s.state ->> 'occurrence' = a.occurrence;
-    -- Before whoever sends, as he locks them.
-    PERFORM FROM millrace.channel_state s WHERE s.channel_id IN (SELECT m.channel_id FROM millrace.outbox_message m WHERE m.id = ANY (gone)) ORDER BY s.channel_id FOR NO KEY UPDATE;
+    PERFORM millrace_internal.lock_channels(channels);
     -- What has not arrived is taken apart: the others in it wait to be sent again.  A worker that sends it just now finds that it is not his any more.
     open := ARRAY(SELECT d.id FROM millrace.delivery d
                   WHERE d.id IN (SELECT m.delivery_id FROM millrace.outbox_message m WHERE m.id = ANY (gone)) AND d.state IN ('claimed', 'ready', 'dead') ORDER BY d.id FOR UPDATE);
@@ -320,7 +320,7 @@ BEGIN
     SELECT array_agg(DISTINCT a.error) INTO errors FROM attempts a WHERE a.error IS NOT NULL;
     UPDATE millrace.attempt a SET error = NULL WHERE a.delivery_id = ANY (ended);
     -- An endpoint may repeat what it was told.
-    UPDATE millrace.channel_state s SET last_error = NULL WHERE s.last_error = ANY (errors);
+    UPDATE millrace.channel_state s SET last_error = NULL WHERE s.channel_id = ANY (channels) AND s.last_error = ANY (errors);
     UPDATE millrace.outbox_message m SET erased = true FROM millrace_state.erase_row r WHERE m.id > last AND m.sink_id = r.sink_id AND m.object = r.object AND m.message IS NULL;
     DELETE FROM millrace.sink_failure f USING millrace_state.erase_row r WHERE f.sink_id = r.sink_id AND f.object = r.object;
     -- With at_most_every the time of what was deleted is kept for a while.

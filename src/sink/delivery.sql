@@ -162,11 +162,26 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.claim_group(integer, text, bigint, integer) IS 'makes one delivery of the messages of a group';
 
+-- Whoever changes deliveries that are not sent locks their channels first, in this order, then deliveries, then dead letters.
+CREATE FUNCTION millrace_internal.lock_channels(ids integer[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM millrace.channel_state s WHERE s.channel_id = ANY (ids) ORDER BY s.channel_id FOR NO KEY UPDATE;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.lock_channels(integer[]) IS 'keeps others from claiming and recording for channels';
+
 -- Claims of workers that do not live any more, of which nobody holds the lock, are for everybody again.
 CREATE FUNCTION millrace_internal.release_claims(claimant bigint) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE millrace.delivery d SET state = 'ready', claimant = NULL, next_at = clock_timestamp() WHERE d.state = 'claimed' AND d.claimant = release_claims.claimant
+    WITH free AS (
+        -- The worker that does this waits for nobody; what is left is given back the next time.
+        SELECT s.channel_id FROM millrace.channel_state s
+        WHERE s.channel_id IN (SELECT d.channel_id FROM millrace.delivery d WHERE d.state = 'claimed' AND d.claimant = release_claims.claimant) FOR NO KEY UPDATE SKIP LOCKED)
+    UPDATE millrace.delivery d SET state = 'ready', claimant = NULL, next_at = clock_timestamp()
+    FROM free f WHERE d.channel_id = f.channel_id AND d.state = 'claimed' AND d.claimant = release_claims.claimant
 $$;
 COMMENT ON FUNCTION millrace_internal.release_claims(bigint) IS 'gives back what a worker has claimed that is gone';
 
@@ -203,6 +218,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     again bigint[];
 BEGIN
+    PERFORM millrace_internal.lock_channels(ARRAY(SELECT l.channel_id FROM millrace.letter l WHERE l.id = ANY (ids) AND l.kind = 'delivery'));
     WITH gone AS (DELETE FROM millrace.letter l WHERE l.id = ANY (ids) AND l.kind = 'delivery' RETURNING l.position)
     SELECT array_agg(g.position) INTO again FROM gone g;
     IF again IS NULL THEN

@@ -3,7 +3,7 @@
 import json
 import threading
 
-from common import Shell, Sink, finish, is_, settled, start, wait_for
+from common import Database, Shell, Sink, finish, is_, settled, start, wait_for
 
 SETUP = """
 CREATE SCHEMA s;
@@ -80,7 +80,10 @@ def together(db, sink):
     gate.opened.set()
     wait_for('a failure', lambda: any('dora' in text for text in texts(sink, '/alerts')))
     wait_for('it to be tried again', lambda: db.one("SELECT count(*) FROM millrace.delivery WHERE state = 'ready' AND messages = 3") == 1)
+    error = db.one("UPDATE millrace.channel_state s SET last_error = f.last_error FROM millrace.channel_status f, millrace.channel c "
+                   "WHERE f.channel = 'alerts' AND c.name = 'rows' AND s.channel_id = c.id RETURNING s.last_error")
     erase(db, 'cyr')
+    is_('what another channel was told in the same words stays', (error is not None, db.one("SELECT last_error FROM millrace.channel_status WHERE channel = 'rows'")), (True, error))
     is_('of what is tried again the rest waits anew', db.one("SELECT count(*) FROM millrace.outbox WHERE message::text ~ 'dora|cyr2' AND state IN ('waiting', 'claimed')"), 2)
     sink.answers['/alerts'] = [200]
     settled(db, 'alerts')
@@ -89,6 +92,25 @@ def together(db, sink):
     erase(db, 'dora')
     is_('of what was sent no text stays', (left_of(db, 'dora'), db.query("SELECT messages, payloads FROM millrace.delivery WHERE key ~ 'cyr2'")), ([], [(1, [''])]))
     is_('nor what the endpoint said', db.one("SELECT count(*) FROM millrace.attempt a JOIN millrace.delivery d ON d.id = a.delivery_id WHERE d.key ~ 'cyr2' AND a.error IS NOT NULL"), 0)
+
+
+def locks(db):
+    """Who gives claims back or tries a dead letter again has nothing locked before its channel is his, as who erases has it."""
+    holder = Database()
+    retrier = Database()
+    holder.query("BEGIN")
+    holder.query("SELECT 1 FROM millrace.channel_state FOR NO KEY UPDATE")
+    db.query("INSERT INTO millrace.delivery (channel_id, key, messages, payloads, claimant, created_at) SELECT id, 'orphan', 1, '{x}', 1, now() FROM millrace.channel WHERE name = 'rows'")
+    db.query("SELECT millrace_internal.release_claims(1)")
+    is_('a claim of a worker that is gone is not given back meanwhile', db.one("SELECT state FROM millrace.delivery WHERE key = 'orphan'"), 'claimed')
+    holder.query("DELETE FROM millrace.delivery WHERE key = 'orphan'")
+    holder.query("SELECT 1 FROM millrace.delivery WHERE state = 'dead' FOR UPDATE")
+    retry = threading.Thread(target=retrier.query, args=("SELECT millrace.retry(ARRAY(SELECT id FROM millrace.dead_letter WHERE kind = 'delivery'))",))
+    retry.start()
+    wait_for('the lock', lambda: db.one("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0)
+    is_('nor is a dead letter touched', len(holder.query("SELECT id FROM millrace.letter WHERE kind = 'delivery' FOR UPDATE SKIP LOCKED")), 1)
+    holder.query("COMMIT")
+    retry.join()
 
 
 def rows(db, sink):
@@ -107,7 +129,7 @@ def rows(db, sink):
     erase(db, 'fayola')
     settled(db, 'rows')
     is_('a deletion that is refused is a dead letter', db.one("SELECT count(*) FROM millrace.dead_letter WHERE kind = 'delivery'"), 1)
-    db.query("SELECT millrace.retry(ARRAY(SELECT id FROM millrace.dead_letter WHERE kind = 'delivery'))")
+    locks(db)
     settled(db, 'rows')
     is_('which is gone when it was sent', left_of(db, 'fayola'), [])
 
