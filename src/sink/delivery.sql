@@ -242,6 +242,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     until timestamptz := clock_timestamp() - channel.retention;
     old bigint[];
+    messages bigint[];
     removed bigint;
 BEGIN
     -- One that is a dead letter is kept with it.
@@ -253,13 +254,17 @@ BEGIN
            || ARRAY(SELECT m.delivery_id FROM millrace.outbox_message m
                     WHERE m.channel_id = channel.id AND m.erased AND m.state IN ('dead', 'discarded') AND m.delivery_id IS NOT NULL
                       AND NOT EXISTS (SELECT FROM millrace.letter l WHERE l.channel_id = channel.id AND l.position = m.delivery_id));
+    -- What an erasure or a retry holds is left for the next time: nobody waits for rows here, in whatever order others take them.
+    old := ARRAY(SELECT d.id FROM millrace.delivery d WHERE d.id = ANY (old) FOR UPDATE SKIP LOCKED);
+    messages := ARRAY(SELECT m.id FROM millrace.outbox_message m WHERE m.delivery_id = ANY (old) FOR UPDATE SKIP LOCKED);
+    old := ARRAY(SELECT o FROM unnest(old) AS o WHERE NOT EXISTS (SELECT FROM millrace.outbox_message m WHERE m.delivery_id = o AND m.id <> ALL (messages)));
     DELETE FROM millrace.attempt a WHERE a.delivery_id = ANY (old);
     DELETE FROM millrace.outbox_message m WHERE m.delivery_id = ANY (old);
     DELETE FROM millrace.delivery d WHERE d.id = ANY (old);
     DELETE FROM millrace.outbox_message m
     WHERE m.id = ANY (ARRAY(SELECT x.id FROM millrace.outbox_message x
-                            WHERE x.channel_id = channel.id AND x.state IN ('expired', 'superseded', 'discarded') AND x.delivery_id IS NULL AND x.created_at < until LIMIT at_most))
-       OR m.id = ANY (ARRAY(SELECT x.id FROM millrace.outbox_message x WHERE x.channel_id = channel.id AND x.erased AND x.delivery_id IS NULL AND x.state <> 'waiting'));
+                            WHERE x.channel_id = channel.id AND x.state IN ('expired', 'superseded', 'discarded') AND x.delivery_id IS NULL AND x.created_at < until LIMIT at_most FOR UPDATE SKIP LOCKED))
+       OR m.id = ANY (ARRAY(SELECT x.id FROM millrace.outbox_message x WHERE x.channel_id = channel.id AND x.erased AND x.delivery_id IS NULL AND x.state <> 'waiting' FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS removed = ROW_COUNT;
     RETURN removed + cardinality(old);
 END

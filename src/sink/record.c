@@ -295,6 +295,14 @@ by_channel(const ListCell *a, const ListCell *b)
 	return left < right ? -1 : left > right;
 }
 
+/* Pauses of senders are locked in their order, too; the channels are locked already. */
+static int
+by_sender(const ListCell *a, const ListCell *b)
+{
+	return memcmp(&((Summary *) lfirst(a))->channel->sender,
+				  &((Summary *) lfirst(b))->channel->sender, sizeof(pg_uuid_t));
+}
+
 /* Is all of it sent? */
 static bool
 is_finished(const MrDelivery *delivery)
@@ -506,6 +514,7 @@ mr_record(List *deliveries)
 	write_attempts(&attempts);
 	if (mr_array_length(sent) > 0)
 		finish_messages(sent);
+	list_sort(summaries, by_sender);
 	foreach(cell, summaries)
 		write_summary(lfirst(cell), now);
 

@@ -56,6 +56,14 @@ SELECT millrace.run_stream('{s}');
 
 # What a worker does to the next messages that wait, but for sending.
 SEND = """
+CREATE FUNCTION arrive(ids bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE forgotten bigint[];
+BEGIN
+    UPDATE millrace.delivery SET state = 'sent', done_at = clock_timestamp(), claimant = NULL, next_at = NULL WHERE id = ANY (ids);
+    WITH ended AS (UPDATE millrace.outbox_message SET state = 'sent' WHERE delivery_id = ANY (ids) RETURNING delivery_id, erased)
+    SELECT array_agg(delivery_id) INTO forgotten FROM ended WHERE erased;
+    PERFORM millrace_internal.forget_deliveries(forgotten);
+END $$;
 CREATE FUNCTION send(ending text, at_most integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE d bigint; c record;
 BEGIN
@@ -70,9 +78,9 @@ BEGIN
         SELECT d, c.channel_id, c.key, count(*), ARRAY[string_agg(m.message::text, ' ')], 1, now() FROM millrace.outbox_message m WHERE m.delivery_id = d;
         INSERT INTO millrace.attempt (delivery_id, part, no, at, seconds, outcome, error) SELECT d, 1, 1, now(), 0, 'retry', 'not ' || m.payloads[1] FROM millrace.delivery m WHERE m.id = d;
         IF ending = 'dead' THEN
-            PERFORM millrace_internal.bury_delivery(d, 'never');
+            PERFORM millrace_internal.bury_deliveries(ARRAY[d], '{never}');
         ELSIF ending = 'sent' THEN
-            PERFORM millrace_internal.finish_deliveries(ARRAY[d], 'sent');
+            PERFORM arrive(ARRAY[d]);
         ELSIF ending = 'ready' THEN
             UPDATE millrace.delivery SET state = 'ready', claimant = NULL, next_at = now() WHERE id = d;
         END IF;
@@ -174,7 +182,7 @@ def run(cursor, rng):
     # What is on its way arrives, and what says that somebody was erased is tried again.
     cursor.execute("""SELECT millrace_internal.retry_deliveries(array_agg(l.id)) FROM millrace.letter l JOIN millrace.outbox_message m ON m.delivery_id = l.position
                       WHERE l.kind = 'delivery' AND m.erased HAVING count(*) > 0""")
-    cursor.execute("SELECT millrace_internal.finish_deliveries(array_agg(id), 'sent') FROM millrace.delivery WHERE state IN ('claimed', 'ready')")
+    cursor.execute("SELECT arrive(array_agg(id)) FROM millrace.delivery WHERE state IN ('claimed', 'ready')")
     for person in erased:
         found = left_of(cursor, person, "NOT (state = 'waiting' AND erased AND message IS NULL)")
         if found:
