@@ -14,6 +14,7 @@
 #include "alert/rule.h"
 #include "alert/window.h"
 #include "catalog/pg_type.h"
+#include "core/compat.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "fmgr.h"

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/compat.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "model/booster.h"

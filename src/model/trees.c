@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#include "core/compat.h"
 #include "libpq/pqformat.h"
 #include "model/trees.h"
 
