@@ -3,7 +3,7 @@
 # figure. What the cases measure is in README.md; each is a file in cases/.
 #
 #	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich |
-#		cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | predict
+#		cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | online | predict
 #
 # ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
 # ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
@@ -101,8 +101,8 @@ same_answer() {
 }
 
 case ${1:-} in
-	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich | cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | predict)
+	kafka_to_staging | kafka_to_marts | floor | workers | growth | freshness | verify | enrich | cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | online | predict)
 		. "$here/cases/$1.sh"
 		"$@" ;;
-	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify, enrich, cdc_apply, cdc_to_marts, freshness_cdc, rules, outbox, alert_latency, knn_train, recommend or predict" ;;
+	*) die "which case? kafka_to_staging, kafka_to_marts, floor, workers, growth, freshness, verify, enrich, cdc_apply, cdc_to_marts, freshness_cdc, rules, outbox, alert_latency, knn_train, recommend, online or predict" ;;
 esac

@@ -23,6 +23,7 @@ int mr_worker_memory = 256 * 1024;
 int mr_backfill_rows = 5000;
 int mr_rule_timeout = 1000;
 int mr_model_cache = 512 * 1024;
+int mr_online_model_size = 10 * 1024 * 1024;
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -57,6 +58,11 @@ _PG_init(void)
 							"How long a rule may take for one row before it is suspended.",
 							"0 lets it take as long as it takes.", &mr_rule_timeout, 1000, 0,
 							INT_MAX, PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"millrace.online_model_size",
+		"How large an online model may become by what is staged when it is created.",
+		"It is estimated from above; -1 does not limit it.", &mr_online_model_size,
+		10 * 1024 * 1024, -1, MAX_KILOBYTES, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomStringVariable(
 		"millrace.allowed_hosts", "Hosts to which requests over HTTP may go.",
 		"A comma-separated list of names, patterns such as *.example.com, "

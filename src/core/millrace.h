@@ -21,6 +21,7 @@ extern int mr_worker_memory; /* kB */
 extern int mr_backfill_rows;
 extern int mr_rule_timeout; /* ms; 0: none */
 extern int mr_model_cache; /* kB; 0: none */
+extern int mr_online_model_size; /* kB; -1: any */
 
 /*
  * Three classes of errors (C10): data goes to the dead letters, configuration stops the stream until

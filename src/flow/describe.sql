@@ -552,6 +552,9 @@ BEGIN
         RETURN (SELECT format('SELECT %s FROM (%%s) AS q', replace(string_agg(format('%s AS %I', c.expression, c.name), ', '), '%', '%%'))
                 FROM millrace_internal.trees_columns(millrace_internal.plain_query(described.owner, rtrim(described.query, E'; \n')), described.label, described.entity, described.categories) AS c);
     END IF;
+    IF described.target_id IS NOT NULL THEN
+        RETURN '%s';
+    END IF;
     RETURN (SELECT format('SELECT %s FROM (%%s) AS q (%s)', string_agg('q.' || a.attname || CASE a.attname WHEN 'weight' THEN '::double precision AS weight' WHEN 'at' THEN '::timestamptz AS at' ELSE '' END, ', ' ORDER BY a.attnum),
                           string_agg(a.attname, ', ' ORDER BY a.attnum))
             FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0);
@@ -576,7 +579,8 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                'keep => ' || described.keep,
                'label => ' || millrace_internal.readable_literal(described.label),
                'entity => ' || millrace_internal.readable_literal(described.entity::text),
-               'categories => ' || millrace_internal.readable_literal(nullif(described.categories::text, '{}'))])
+               'categories => ' || millrace_internal.readable_literal(nullif(described.categories::text, '{}')),
+               CASE WHEN described.target_id IS NOT NULL THEN 'online => true' END])
     FROM to_regclass('millrace_def.model_' || described.id) AS view
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_model(millrace.model) IS 'the SQL that declares a model';
@@ -695,7 +699,7 @@ BEGIN
                     SELECT 900, c.id, millrace_internal.describe_channel(c) FROM millrace.channel c WHERE millrace_internal.may_read(caller, c.owner)
                     UNION ALL
                     -- What was replaced may stand on something newer than it is.
-                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule,sink}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE millrace_internal.may_read(caller, t.owner)
+                    SELECT 1000 + array_position('{hub,link,satellite,pit,mart,rule,sink}'::text[], t.kind), t.id, millrace_internal.describe_target(t) FROM millrace.target t WHERE t.kind <> 'model' AND millrace_internal.may_read(caller, t.owner)
                     UNION ALL
                     SELECT 2000, m.id, millrace_internal.describe_model(m) FROM millrace.model m WHERE millrace_internal.may_read(caller, m.owner)) AS d);
     END IF;

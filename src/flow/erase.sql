@@ -464,7 +464,7 @@ BEGIN
                 millrace_internal.erase_of(staging, true)));
             RETURN NEXT;
         END IF;
-        FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind = 'mart' ORDER BY t.id LOOP
+        FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model') ORDER BY t.id LOOP
             relation := target.relation::text;
             rows := staged;
             RETURN NEXT;

@@ -11,15 +11,16 @@
 #include "flow/backfill.h"
 #include "flow/plan.h"
 #include "mart/mart.h"
+#include "model/online.h"
 #include "sink/sink.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "vault/vault.h"
 
 /* All kinds of targets; a new kind is a new file and a line here. */
-static const MrTargetKind *const kinds[] = {&mr_hub_kind, &mr_link_kind, &mr_satellite_kind,
-											&mr_pit_kind, &mr_mart_kind, &mr_rule_kind,
-											&mr_sink_kind};
+static const MrTargetKind *const kinds[] = {&mr_hub_kind,  &mr_link_kind, &mr_satellite_kind,
+											&mr_pit_kind,  &mr_mart_kind, &mr_model_kind,
+											&mr_rule_kind, &mr_sink_kind};
 
 static const MrTargetKind *
 kind_named(const char *name)

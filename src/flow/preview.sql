@@ -84,6 +84,12 @@ BEGIN
             (SELECT string_agg(format('s.%I AS %I', s.attname, coalesce(v.attname, s.attname)), ', ' ORDER BY s.attnum)
              FROM pg_attribute s LEFT JOIN pg_attribute v ON v.attrelid = target.relation AND v.attnum = CASE WHEN s.attnum > 3 THEN s.attnum - 1 WHEN s.attnum = 1 THEN 1 END
              WHERE s.attrelid = format('millrace_state.pit_%s', target.id)::regclass AND s.attnum > 0), target.id, format(own, 's'));
+    ELSIF target.kind = 'model' THEN
+        -- What users have; pairs follow from it.
+        RETURN format('SELECT pg_catalog.to_json(u.user_id)::text, pg_catalog.json_build_object(''user_id'', u.user_id, ''items'', '
+                      '(SELECT pg_catalog.json_agg(i.item ORDER BY i.item) FROM millrace_internal.online_history(u.history, %L) AS h JOIN millrace_state.model_%2$s_item AS i ON i.number = h.number))::text '
+                      'FROM millrace_state.model_%2$s_user AS u WHERE %3$s ORDER BY 1',
+            (SELECT m.params ->> 'max_history' <> '0' FROM millrace.model m WHERE m.target_id = target.id), target.definition ->> 'model', format(own, 'u'));
     ELSIF target.kind <> 'mart' THEN
         RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE %s ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)

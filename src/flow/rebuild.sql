@@ -55,7 +55,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.rebuilt(integer) IS 'notes that a target is complete';
 
--- A staging table from its log, and after it the marts that count its rows.
+-- A staging table from its log, and after it the marts and models that count its rows.
 CREATE FUNCTION millrace_internal.rebuild_staging(staging_id integer, filter text, OUT rows_before bigint, OUT rows_after bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -89,7 +89,7 @@ BEGIN
     EXECUTE format('SELECT count(*) FROM %s', staging.relation) INTO rows_after;
     FOR mart IN
         SELECT t.id FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id
-        WHERE s.staging_id = staging.id AND t.kind = 'mart' AND t.state <> 'new' ORDER BY t.id
+        WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model') AND t.state <> 'new' ORDER BY t.id
     LOOP
         PERFORM millrace_internal.rebuild_target(mart.id, NULL);
         PERFORM millrace_internal.rebuilt(mart.id);

@@ -107,6 +107,9 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', DETAIL = 'It refers to rows of satellites, which are made of messages.',
                   HINT = format('Trace a satellite: %s.', (SELECT string_agg(t.relation::text, ', ' ORDER BY e.n)
                       FROM json_array_elements_text(target.definition -> 'satellites') WITH ORDINALITY AS e (id, n) JOIN millrace.target t ON t.id = e.id::integer));
+    ELSIF kept.kind = 'model' THEN
+        RAISE EXCEPTION 'model % cannot be traced', name
+            USING ERRCODE = 'wrong_object_type', DETAIL = 'A similarity is made of all users who have one of two items.';
     ELSIF kept.kind = 'mart' THEN
         SELECT g.* INTO STRICT staging FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id;
         mart := millrace_internal.mart_trace(target.id);

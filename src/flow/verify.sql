@@ -21,7 +21,7 @@ BEGIN
     SELECT 'staging', s.id, s.owner FROM millrace.staging s WHERE s.relation = name;
     IF kind IS NULL THEN
         RAISE EXCEPTION '% is not kept by millrace', name
-            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite, a point-in-time table or a mart.';
+            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite, a point-in-time table, a mart or an online model.';
     END IF;
 END
 $$;
@@ -84,6 +84,41 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.verify_mart(integer) IS 'compares a mart with its query over what is staged';
+
+-- An online model: what its users have, and of what counts of it how many have each item, alone and with each other one.
+CREATE FUNCTION millrace_internal.verify_model(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    kept record;
+    most integer;
+BEGIN
+    SELECT m.id, m.owner, m.params, g.timezone INTO STRICT kept
+    FROM millrace.model m JOIN millrace.target_source s ON s.target_id = m.target_id JOIN millrace.staging g ON g.id = s.staging_id
+    WHERE m.target_id = target_id;
+    most := (kept.params ->> 'max_history')::integer;
+    SELECT c.* INTO missing, unexpected, example
+    FROM millrace_internal.compare(kept.owner, kept.timezone, format(
+        'had AS MATERIALIZED (SELECT d.user_id, d.item%6$s AS item, %2$s AS seen_at, count(*) AS n FROM millrace_def.model_%1$s AS d WHERE d.user_id IS NOT NULL AND d.item IS NOT NULL AND %3$s GROUP BY 1, 2, 3), '
+        'counts AS MATERIALIZED (SELECT l.user_id, l.item FROM (SELECT h.user_id, h.item, row_number() OVER (PARTITION BY h.user_id ORDER BY max(h.seen_at) DESC, h.item) AS place FROM had AS h GROUP BY 1, 2) AS l%4$s), '
+        'wanted AS MATERIALIZED ('
+        'SELECT json_build_array(h.user_id, h.item, h.seen_at, h.n)::text AS said FROM had AS h '
+        'UNION ALL SELECT json_build_array(c.item, count(*))::text FROM counts AS c GROUP BY c.item '
+        'UNION ALL SELECT json_build_array(a.item, b.item, count(*))::text FROM counts AS a JOIN counts AS b ON b.user_id = a.user_id AND b.item <> a.item GROUP BY a.item, b.item), '
+        'counted AS MATERIALIZED (SELECT p.item, l.number, sum(l.n) AS n FROM millrace_state.model_%1$s_pair AS p CROSS JOIN LATERAL millrace_internal.online_list(p.list) AS l GROUP BY 1, 2 HAVING sum(l.n) <> 0), '
+        'found AS MATERIALIZED ('
+        'SELECT json_build_array(u.user_id, i.item, h.seen_at, h.n)::text AS said FROM millrace_state.model_%1$s_user AS u '
+        'CROSS JOIN LATERAL millrace_internal.online_history(u.history, %5$L) AS h JOIN millrace_state.model_%1$s_item AS i ON i.number = h.number '
+        'UNION ALL SELECT json_build_array(i.item, c.n)::text FROM counted AS c JOIN millrace_state.model_%1$s_item AS i ON i.number = c.number WHERE c.item = 0 '
+        'UNION ALL SELECT json_build_array(i.item, o.item, c.n)::text FROM counted AS c JOIN millrace_state.model_%1$s_item AS i ON i.number = c.item JOIN millrace_state.model_%1$s_item AS o ON o.number = c.number)',
+        kept.id, CASE WHEN most > 0 THEN 'd.seen_at' ELSE 'NULL::timestamptz' END, CASE WHEN most > 0 THEN 'd.seen_at IS NOT NULL' ELSE 'true' END,
+        CASE WHEN most > 0 THEN format(' WHERE l.place <= %s', most) ELSE '' END, most > 0,
+        (SELECT CASE WHEN a.attcollation <> 0 THEN ' COLLATE "C"' END FROM pg_attribute a WHERE a.attrelid = format('millrace_state.model_%s_item', kept.id)::regclass AND a.attname = 'item')),
+        'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.verify_model(integer) IS 'compares what an online model counts with its query over what is staged';
 
 -- ---- vault -------------------------------------------------------------------------------------------------
 
@@ -485,9 +520,9 @@ BEGIN
         SELECT s.log::text, s.log_since INTO compared_with, horizon FROM millrace.staging s WHERE s.id = kept.id;
     ELSE
         PERFORM millrace_internal.check_filled(kept.id);
-        SELECT string_agg(concat_ws(', ', CASE WHEN kept.kind <> 'mart' THEN g.log END,
-                                    CASE WHEN kept.kind = 'mart' OR g.log IS NULL OR (kept.kind IN ('hub', 'link') AND g.log_since > '-infinity') THEN g.relation END), ', ' ORDER BY s.ordinal),
-               CASE WHEN kept.kind IN ('mart', 'pit') THEN '-infinity' ELSE (SELECT millrace_internal.judged_since(t) FROM millrace.target t WHERE t.id = kept.id) END
+        SELECT string_agg(concat_ws(', ', CASE WHEN kept.kind NOT IN ('mart', 'model') THEN g.log END,
+                                    CASE WHEN kept.kind IN ('mart', 'model') OR g.log IS NULL OR (kept.kind IN ('hub', 'link') AND g.log_since > '-infinity') THEN g.relation END), ', ' ORDER BY s.ordinal),
+               CASE WHEN kept.kind IN ('mart', 'model', 'pit') THEN '-infinity' ELSE (SELECT millrace_internal.judged_since(t) FROM millrace.target t WHERE t.id = kept.id) END
         INTO compared_with, horizon
         FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = kept.id;
         IF kept.kind = 'pit' THEN

@@ -169,7 +169,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    of millrace.model := millrace_internal.own_model(caller, model);
+    of millrace.model := millrace_internal.own_trained_model(caller, model);
     names text[] := coalesce(metrics, millrace_internal.default_metrics(of));
     result record;
 BEGIN

@@ -31,6 +31,21 @@ typedef struct MrKnnParams
 	double shrink;
 } MrKnnParams;
 
+/* The one expression for all ways to come to what two items have in common; sizes are norms, or numbers of users. */
+static pg_attribute_always_inline double
+mr_knn_similarity(MrMeasure measure, double common, double a, double b, double shrink)
+{
+	switch (measure)
+	{
+		case MR_MEASURE_DICE:
+			return 2 * common / (a + b + shrink + 1e-6);
+		case MR_MEASURE_JACCARD:
+			return common / (a + b - common + shrink + 1e-6);
+		default:
+			return common / (a * b + shrink + 1e-6);
+	}
+}
+
 /* Sizes of a block. */
 typedef struct MrKnnShape
 {

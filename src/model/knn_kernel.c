@@ -140,21 +140,6 @@ mr_knn_measure(MrKnn *knn)
 	}
 }
 
-/* The one expression for all ways to come to what two items have in common. */
-static pg_attribute_always_inline double
-similarity(MrMeasure measure, double common, double a, double b, double shrink)
-{
-	switch (measure)
-	{
-		case MR_MEASURE_DICE:
-			return 2 * common / (a + b + shrink + 1e-6);
-		case MR_MEASURE_JACCARD:
-			return common / (a + b - common + shrink + 1e-6);
-		default:
-			return common / (a * b + shrink + 1e-6);
-	}
-}
-
 /* Writes a list down, best first, and empties it. */
 static void
 write_list(MrKnn *knn, uint32 label, MrNeighbour *heap, uint32 length)
@@ -230,8 +215,8 @@ offer_pair(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, uint32 j, double c
 	uint32 k = knn->shape.params.k;
 	MrNeighbour found;
 
-	found.score = similarity(measure, common, knn->sizes[i], knn->sizes[j],
-							 knn->shape.params.shrink);
+	found.score = mr_knn_similarity(measure, common, knn->sizes[i], knn->sizes[j],
+									knn->shape.params.shrink);
 	if (*own_length < k || found.score >= own[0].score)
 	{
 		found.number = knn->numbers[j];

@@ -63,7 +63,7 @@ place_lists(MrLists *lists, char *block, Size *size, const Shape *shape)
 
 /* Finds the way around in a block, or (NULL) how large one is. */
 static Size
-lay_out(MrVersion *version, char *block, const Shape *shape)
+lay_out(MrCopy *version, char *block, const Shape *shape)
 {
 	Size size = MAXALIGN(sizeof(Shape));
 
@@ -99,7 +99,7 @@ read_registered(int32 model_id, int32 version, Registered *registered)
 }
 
 dsm_segment *
-mr_version_attach(Oid relation, int32 model_id, int32 version, MrVersion *found)
+mr_version_attach(Oid relation, int32 model_id, int32 version, MrCopy *found)
 {
 	MrCopyKey key = {.database = MyDatabaseId, .relation = relation, .version = version};
 	Registered registered;
@@ -243,7 +243,7 @@ mr_version_copy_main(Datum slot)
 	HeapTuple model = NULL;
 	dsm_segment *segment;
 	int32 model_id;
-	MrVersion copy;
+	MrCopy copy;
 	Items items;
 	char *block;
 

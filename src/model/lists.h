@@ -25,7 +25,7 @@ typedef struct MrLists
 } MrLists;
 
 /* A copy as one process sees it. */
-typedef struct MrVersion
+typedef struct MrCopy
 {
 	uint32 items;
 	uint32 *places; /* items by popularity */
@@ -33,18 +33,17 @@ typedef struct MrVersion
 	MrLists sources;
 	uint64 *id_start; /* by item: where its id begins, unless ids are passed by value */
 	char *ids;
-} MrVersion;
+} MrCopy;
 
 /*
  * The version of a model in shared memory; NULL: there is no copy (yet).  One that the current transaction has made has none.  It
  * is there until the segment is detached.
  */
-extern dsm_segment *mr_version_attach(Oid relation, int32 model_id, int32 version,
-									  MrVersion *found);
+extern dsm_segment *mr_version_attach(Oid relation, int32 model_id, int32 version, MrCopy *found);
 
 /* The id of an item. */
 static inline Datum
-mr_version_id(const MrVersion *version, uint32 item)
+mr_version_id(const MrCopy *version, uint32 item)
 {
 	return version->id_start == NULL ? ((const Datum *) version->ids)[item]
 									 : PointerGetDatum(version->ids + version->id_start[item]);

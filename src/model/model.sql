@@ -19,6 +19,8 @@ CREATE TABLE millrace.model (
     categories json,
     -- How many of the newest versions stay; NULL: all.
     keep integer CHECK (keep >= 1),
+    -- Of one that is kept up to date; NULL: it is trained.
+    target_id integer UNIQUE REFERENCES millrace.target,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE millrace.model IS 'models; see the view millrace.model_status';
@@ -33,17 +35,18 @@ CREATE TABLE millrace.model_version (
     metrics text[],
     trained_by regrole NOT NULL,
     trained_at timestamptz NOT NULL,
-    seconds double precision NOT NULL,
-    compute_seconds double precision NOT NULL,
-    write_seconds double precision NOT NULL,
-    rows bigint NOT NULL,
-    rows_skipped bigint NOT NULL,
+    -- From here on NULL of an online model.
+    seconds double precision,
+    compute_seconds double precision,
+    write_seconds double precision,
+    rows bigint,
+    rows_skipped bigint,
     -- Of neighbours.
     pairs bigint,
     users integer,
     items integer,
     neighbours bigint,
-    input_hash text NOT NULL,
+    input_hash text,
     first_time timestamptz,
     last_time timestamptz,
     -- By stream and partition: what it was trained on has everything before.
@@ -149,6 +152,21 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.own_model(regrole, regclass) IS 'a model, when the caller has the privileges of its owner';
 
+CREATE FUNCTION millrace_internal.own_trained_model(caller regrole, relation regclass) RETURNS millrace.model
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    owned millrace.model := millrace_internal.own_model(caller, relation);
+BEGIN
+    IF owned.target_id IS NOT NULL THEN
+        RAISE EXCEPTION 'model % is kept up to date with each batch: it is not trained', owned.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'millrace.rebuild() counts anew.';
+    END IF;
+    RETURN owned;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.own_trained_model(regrole, regclass) IS 'a model that is not online, when the caller has the privileges of its owner';
+
 -- Parameters of neighbours with their defaults, checked.
 CREATE FUNCTION millrace_internal.knn_params(params json, OUT similarity text, OUT k integer, OUT shrink double precision)
 LANGUAGE plpgsql
@@ -207,7 +225,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.create_catalogue(regrole, integer, text) IS 'makes the view that tells what a model may recommend';
 
-CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json, catalogue text, keep integer, label text, entity text[], categories json) RETURNS void
+CREATE FUNCTION millrace_internal.create_model(caller regrole, name text, kind text, query text, params json, catalogue text, keep integer, label text, entity text[], categories json, online boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -227,7 +245,11 @@ BEGIN
         RAISE EXCEPTION '% must not be NULL', CASE WHEN name IS NULL THEN 'name' ELSE 'query' END USING ERRCODE = 'null_value_not_allowed';
     END IF;
     PERFORM millrace_internal.check_word('kind', kind, '{item_knn,xgboost}');
-    PERFORM millrace_internal.model_params(kind, params);
+    IF NOT coalesce(online, false) THEN
+        PERFORM millrace_internal.model_params(kind, params);
+    ELSIF kind <> 'item_knn' OR catalogue IS NOT NULL OR keep IS NOT NULL THEN
+        RAISE EXCEPTION 'an online model is of kind item_knn, and has no catalogue and no keep' USING ERRCODE = 'feature_not_supported';
+    END IF;
     IF kind = 'item_knn' AND (label IS NOT NULL OR entity IS NOT NULL OR categories IS NOT NULL) OR kind = 'xgboost' AND catalogue IS NOT NULL THEN
         RAISE EXCEPTION 'a model of kind % has no %', kind, CASE WHEN catalogue IS NOT NULL THEN 'catalogue' ELSE 'label, entity and categories' END USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -241,6 +263,10 @@ BEGIN
     qualified := millrace_internal.qualified_name(name);
     PERFORM millrace_internal.check_query('query', query);
     definition := millrace_internal.qualified_query(caller, query);
+    IF online THEN
+        PERFORM millrace_internal.create_online_model(caller, qualified, query, rtrim(definition, ';'), params);
+        RETURN;
+    END IF;
 
     id := nextval('millrace.model_id_seq');
     state := format('millrace_state.model_%s', id);
@@ -292,13 +318,13 @@ BEGIN
     INSERT INTO millrace.model (id, relation, kind, owner, query, params, catalogue, keep) VALUES (id, qualified::regclass, kind, caller, query, coalesce(params, '{}'), catalogue, keep);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json, text, integer, text, text[], json) IS 'the other half of millrace.create_model()';
+COMMENT ON FUNCTION millrace_internal.create_model(regrole, text, text, text, json, text, integer, text, text[], json, boolean) IS 'the other half of millrace.create_model()';
 
 CREATE FUNCTION millrace.create_model(name text, kind text, query text, params json DEFAULT '{}', catalogue text DEFAULT NULL, keep integer DEFAULT NULL, label text DEFAULT NULL, entity text[] DEFAULT NULL,
-    categories json DEFAULT NULL) RETURNS void
+    categories json DEFAULT NULL, online boolean DEFAULT false) RETURNS void
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
-COMMENT ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json) IS
-    'declares a model that is trained on the rows of a query: item_knn, the most similar items of each item, from (user, item [, weight] [, time]); xgboost, trees that predict a label from the other columns';
+COMMENT ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json, boolean) IS
+    'declares a model that is trained on the rows of a query, or online, kept up to date with a staging table: item_knn, the most similar items of each item, from (user, item [, weight] [, time]); xgboost, trees that predict a label from the other columns';
 
 -- The tables that versions of a kind lie in.
 CREATE FUNCTION millrace_internal.model_parts(kind text) RETURNS text[]
@@ -322,6 +348,10 @@ BEGIN
     PERFORM FROM millrace.model m WHERE m.relation = model FOR UPDATE;
     dropped := millrace_internal.own_model(caller, model);
     state := format('millrace_state.model_%s', dropped.id);
+    IF dropped.target_id IS NOT NULL THEN
+        PERFORM millrace_internal.drop_target(caller, dropped.target_id, cascade);
+        RETURN;
+    END IF;
     DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
     DELETE FROM millrace.model m WHERE m.id = dropped.id;
     EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
@@ -545,7 +575,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    trained millrace.model := millrace_internal.own_model(caller, model);
+    trained millrace.model := millrace_internal.own_trained_model(caller, model);
     asked millrace.model_training;
     problem record;
 BEGIN
@@ -644,7 +674,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    promoted millrace.model := millrace_internal.own_model(caller, model);
+    promoted millrace.model := millrace_internal.own_trained_model(caller, model);
     before integer;
     verdict record;
     judged json;
@@ -759,10 +789,10 @@ CREATE FUNCTION millrace.revoke_profiles(model regclass, role regrole) RETURNS v
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.revoke_profiles(regclass, regrole) IS 'takes back what grant_profiles() gave';
 
-REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
+REVOKE ALL ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json, boolean), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
+GRANT EXECUTE ON FUNCTION millrace.create_model(text, text, text, json, text, integer, text, text[], json, boolean), millrace.drop_model(regclass, boolean), millrace.train(regclass, json, text[], boolean, integer, json, integer, bigint, boolean, boolean),
     millrace.promote(regclass, integer, text, text, text, text), millrace.rollback(regclass, text, text), millrace.drop_version(regclass, integer),
     millrace.grant_profiles(regclass, regrole), millrace.revoke_profiles(regclass, regrole) TO millrace_admin;
 

@@ -15,6 +15,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/best.h"
+#include "model/online.h"
 #include "model/score.h"
 #include "model/served.h"
 #include "utils/acl.h"
@@ -259,6 +260,8 @@ millrace_similar(PG_FUNCTION_ARGS)
 	uint32 number;
 	Model model;
 
+	if (mr_online_similar(fcinfo))
+		return (Datum) 0;
 	model_open(&model, fcinfo);
 	model_filter(&model, NULL);
 	if (model.n > 0 && !PG_ARGISNULL(1) &&
@@ -512,6 +515,10 @@ millrace_recommend(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
+	if (mr_online_recommend(fcinfo, PG_ARGISNULL(4) || PG_GETARG_BOOL(4),
+							!PG_ARGISNULL(5) && PG_GETARG_BOOL(5),
+							PG_ARGISNULL(6) || PG_GETARG_BOOL(6)))
+		return (Datum) 0;
 	model_open(&model, fcinfo);
 	if (pg_class_aclcheck(model.served.known->users.table, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -532,6 +539,10 @@ millrace_recommend_basket(PG_FUNCTION_ARGS)
 	Profile profile = {0};
 	Model model;
 
+	if (mr_online_recommend_basket(fcinfo, PG_ARGISNULL(4) || PG_GETARG_BOOL(4),
+								   !PG_ARGISNULL(5) && PG_GETARG_BOOL(5),
+								   PG_ARGISNULL(6) || PG_GETARG_BOOL(6)))
+		return (Datum) 0;
 	model_open(&model, fcinfo);
 	if (!PG_ARGISNULL(1))
 	{

@@ -113,7 +113,7 @@ find_model(Oid relation)
  * The copy of a version, or NULL.  What a transaction has used it keeps to its end: a function that the caller's query calls may
  * ask again, and see another version.
  */
-static const MrVersion *
+static const MrCopy *
 find_copy(MrKnown *known, int32 version)
 {
 	TimestampTz transaction = GetCurrentTransactionStartTimestamp();
@@ -198,7 +198,7 @@ mr_served_read_id(Oid type, char *text)
 
 /* The number of an item in a copy: numbers have the order of ids. */
 static bool
-search_item(const MrKnown *known, const MrVersion *copy, Datum id, uint32 *number)
+search_item(const MrKnown *known, const MrCopy *copy, Datum id, uint32 *number)
 {
 	uint32 low = 0;
 	uint32 high = copy->items;

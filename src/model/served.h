@@ -34,7 +34,7 @@ typedef struct MrKnown
 	MrCatalogueKept catalogue;
 	dsm_segment *segment; /* of a version, or NULL */
 	int32 copied;
-	MrVersion copy;
+	MrCopy copy;
 	TimestampTz used; /* the transaction that has used it last began then */
 	TimestampTz asked; /* for a copy that was not there */
 } MrKnown;
@@ -44,7 +44,7 @@ typedef struct MrServed
 {
 	MrKnown *known;
 	int32 version;
-	const MrVersion *copy; /* NULL: tables are read */
+	const MrCopy *copy; /* NULL: tables are read */
 	Relation items; /* when they are */
 	Relation by_number; /* index of items, with a scan for all look-ups of an answer */
 	IndexScanDesc scan;
@@ -89,7 +89,7 @@ extern void mr_reading_end(MrReading *reading);
 static inline void
 mr_served_prefetch_id(const MrServed *served, uint32 number)
 {
-	const MrVersion *copy = served->copy;
+	const MrCopy *copy = served->copy;
 
 	if (copy == NULL)
 		return;

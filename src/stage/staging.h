@@ -58,7 +58,7 @@ extern TimestampTz mr_version_time(const MrStaging *staging, const MrVersion *ve
 /* ------------------------------------------------------------------------------------------------ */
 
 /*
- * What hangs on staging tables: a hub, link, satellite, mart, rule, sink.  One struct and one small interface, so that a
+ * What hangs on staging tables: a hub, link, satellite, mart, model, rule, sink.  One struct and one small interface, so that a
  * new kind is a new file.  The order in which a batch takes locks (C3) is that of phases, and by relid within one;
  * targets whose rows objects share come after those whose rows are of one object.
  */
@@ -69,6 +69,7 @@ typedef enum MrPhase
 	MR_PHASE_SATELLITE,
 	MR_PHASE_PIT,
 	MR_PHASE_MART,
+	MR_PHASE_MODEL,
 	MR_PHASE_RULE,
 	MR_PHASE_SINK
 } MrPhase;

@@ -635,10 +635,11 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
                    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                   WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', target_id)), to_regclass(format('millrace_def.rule_%s', target_id)), to_regclass(format('millrace_def.sink_%s', target_id)))
+                   WHERE r.ev_class IN (to_regclass(format('millrace_def.mart_%s', target_id)), to_regclass(format('millrace_def.rule_%s', target_id)), to_regclass(format('millrace_def.sink_%s', target_id)),
+                                      to_regclass('millrace_def.model_' || (SELECT t.definition ->> 'model' FROM millrace.target t WHERE t.id = target_id AND t.kind = 'model')))
                      AND d.refobjid = query_reads.relation AND a.attname = query_reads.name)
 $$;
-COMMENT ON FUNCTION millrace_internal.query_reads(integer, regclass, text) IS 'whether the query of a mart, a rule or a sink reads a column of a table';
+COMMENT ON FUNCTION millrace_internal.query_reads(integer, regclass, text) IS 'whether the query of a mart, a rule, a sink or a model reads a column of a table';
 
 -- Changes a staging table's definition; what cannot change without rebuilding is refused with the reason.
 CREATE FUNCTION millrace_internal.replace_staging(caller regrole, present millrace.staging, definition json, log boolean, log_partition text, log_retention interval,
@@ -832,6 +833,8 @@ BEGIN
         PERFORM millrace_internal.drop_target_rule(target_id);
     ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'sink' THEN
         PERFORM millrace_internal.drop_target_sink(target_id);
+    ELSIF (SELECT t.kind FROM millrace.target t WHERE t.id = drop_target.target_id) = 'model' THEN
+        PERFORM millrace_internal.drop_target_model(target_id, cascade);
     ELSE
         PERFORM millrace_internal.drop_target_vault(caller, target_id, cascade);
     END IF;
