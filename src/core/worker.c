@@ -24,9 +24,11 @@
 #include "access/xact.h"
 #include "core/millrace.h"
 #include "core/worker.h"
+#include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
+#include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
@@ -35,6 +37,7 @@
 #include "storage/shmem.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/varlena.h"
 #include "utils/wait_event.h"
 
@@ -724,6 +727,25 @@ mr_worker_pin_settings(void)
 	}
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
 	CommitTransactionCommand();
+}
+
+void
+mr_worker_begin(MrRunAs *saved)
+{
+	StartTransactionCommand();
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	mr_run_as(saved, mr_extension_owner());
+}
+
+void
+mr_worker_commit(const MrRunAs *saved)
+{
+	mr_run_back(saved);
+	PopActiveSnapshot();
+	SPI_finish();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
 }
 
 /* The databases that the setting names, as a list of char *. */

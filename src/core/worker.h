@@ -8,6 +8,7 @@
 #ifndef MR_CORE_WORKER_H
 #define MR_CORE_WORKER_H
 
+#include "core/millrace.h"
 #include "fmgr.h"
 #include "nodes/pg_list.h"
 #include "utils/timestamp.h"
@@ -101,6 +102,11 @@ extern void mr_database_hold(Oid database);
 extern bool mr_database_held(Oid database);
 
 extern void mr_worker_pin_settings(void);
+
+/* A transaction of a process's own, connected to SPI, as the extension's owner; and its end. */
+extern void mr_worker_begin(MrRunAs *saved);
+extern void mr_worker_commit(const MrRunAs *saved);
+
 extern List *mr_worker_databases(void);
 extern int mr_worker_backoff(int failures);
 

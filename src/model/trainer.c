@@ -22,29 +22,8 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 extern PGDLLEXPORT void mr_trainer_main(Datum index);
-
-/* Begins a transaction with SPI, as the extension's owner. */
-static void
-begin(MrRunAs *saved)
-{
-	StartTransactionCommand();
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	mr_run_as(saved, mr_extension_owner());
-}
-
-static void
-commit(const MrRunAs *saved)
-{
-	mr_run_back(saved);
-	PopActiveSnapshot();
-	SPI_finish();
-	CommitTransactionCommand();
-	pgstat_report_stat(true);
-}
 
 /* The next training; 0: there is none. */
 static int64
@@ -54,10 +33,10 @@ claim(void)
 	bool isnull;
 	int64 id;
 
-	begin(&saved);
+	mr_worker_begin(&saved);
 	(void) mr_sql("SELECT millrace_internal.claim_training()");
 	id = DatumGetInt64(mr_sql_value(0, 1, &isnull));
-	commit(&saved);
+	mr_worker_commit(&saved);
 	return isnull ? 0 : id;
 }
 
@@ -73,11 +52,11 @@ note_failure(int64 id, const ErrorData *error)
 					  CStringGetTextDatum(unpack_sql_state(error->sqlerrcode))};
 	MrRunAs saved;
 
-	begin(&saved);
+	mr_worker_begin(&saved);
 	(void) mr_sql_with("UPDATE millrace.model_training SET state = 'failed', pid = NULL,"
 					   " ended_at = clock_timestamp(), error = $2, sqlstate = $3 WHERE id = $1",
 					   3, types, values, NULL);
-	commit(&saved);
+	mr_worker_commit(&saved);
 }
 
 /* Trains; an error fails this training alone. */
@@ -88,9 +67,9 @@ train(int64 id, MemoryContext context)
 	{
 		MrRunAs saved;
 
-		begin(&saved);
+		mr_worker_begin(&saved);
 		(void) mr_sql("SELECT millrace_internal.run_training(%lld)", (long long) id);
-		commit(&saved);
+		mr_worker_commit(&saved);
 	}
 	PG_CATCH();
 	{

@@ -23,26 +23,6 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-
-/* Begins a transaction with SPI, as the extension's owner. */
-static void
-begin(MrRunAs *saved)
-{
-	StartTransactionCommand();
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	mr_run_as(saved, mr_extension_owner());
-}
-
-static void
-commit(const MrRunAs *saved)
-{
-	mr_run_back(saved);
-	PopActiveSnapshot();
-	SPI_finish();
-	CommitTransactionCommand();
-}
 
 /* The streams whose slots nobody reads, in `context`. */
 static List *
@@ -52,7 +32,7 @@ unread(MemoryContext context)
 	MrRunAs saved;
 	uint64 count;
 
-	begin(&saved);
+	mr_worker_begin(&saved);
 	count = mr_sql("SELECT s.id " MR_UNREAD_SLOTS " ORDER BY r.checked_at NULLS FIRST");
 	for (uint64 i = 0; i < count; i++)
 	{
@@ -62,7 +42,7 @@ unread(MemoryContext context)
 		streams = lappend_int(streams, DatumGetInt32(mr_sql_value(i, 1, &isnull)));
 		MemoryContextSwitchTo(old);
 	}
-	commit(&saved);
+	mr_worker_commit(&saved);
 	return streams;
 }
 
@@ -78,7 +58,7 @@ look_at(int32 stream_id, MemoryContext context)
 	bool must_use_password = false;
 	char *note;
 
-	begin(&saved);
+	mr_worker_begin(&saved);
 	MemoryContextSwitchTo(context);
 	stream = mr_stream_load(context, stream_id);
 	if (stream != NULL)
@@ -88,7 +68,7 @@ look_at(int32 stream_id, MemoryContext context)
 		properties = mr_server_properties(stream->server, stream->owner);
 		must_use_password = mr_server_must_use_password(stream->server);
 	}
-	commit(&saved);
+	mr_worker_commit(&saved);
 	MemoryContextSwitchTo(context);
 	if (stream == NULL)
 		return;
@@ -97,9 +77,9 @@ look_at(int32 stream_id, MemoryContext context)
 	mr_pg_close(client);
 	if (note == NULL)
 		return;
-	begin(&saved);
+	mr_worker_begin(&saved);
 	(void) mr_sql("%s", note);
-	commit(&saved);
+	mr_worker_commit(&saved);
 }
 
 /* The same; what goes wrong is no reason not to look at the others. */
