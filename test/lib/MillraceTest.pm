@@ -72,7 +72,8 @@ sub poll
 	$expected //= 't';
 	while (time < $deadline)
 	{
-		my ($code, $stdout) = $node->psql($database, $query, on_error_stop => 0);
+		# A server that starts again may refuse psql before psql has read the query, and then it dies.
+		my ($code, $stdout) = eval { $node->psql($database, $query, on_error_stop => 0) };
 		$last = $stdout // '';
 		return 1 if defined $stdout && $stdout eq $expected;
 		usleep(50_000);
