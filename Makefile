@@ -12,7 +12,7 @@ OBJS = $(patsubst %.c,%.o,$(sort $(foreach s,$(STAGES),$(wildcard src/$(s)/*.c))
 # The install script is the SQL parts beside the C, in this order.
 SQL_PARTS = src/core/core.sql src/core/declare.sql src/source/server.sql src/source/stream.sql src/source/postgres.sql \
 	src/stage/staging.sql src/stage/erasure.sql src/stage/dictionary.sql src/vault/vault.sql src/vault/satellite.sql src/vault/source.sql src/vault/pit.sql src/mart/mart.sql \
-	src/alert/outbox.sql src/alert/rule.sql src/alert/alert.sql src/alert/threshold.sql src/alert/absence.sql src/alert/health.sql src/sink/text.sql src/sink/delivery.sql src/sink/validate.sql src/sink/sink.sql src/model/model.sql src/model/online.sql src/model/evaluate.sql src/model/trees.sql \
+	src/alert/outbox.sql src/alert/rule.sql src/alert/alert.sql src/alert/threshold.sql src/alert/absence.sql src/alert/health.sql src/sink/text.sql src/sink/delivery.sql src/sink/validate.sql src/sink/sink.sql src/model/model.sql src/model/replace.sql src/model/owner.sql src/model/online.sql src/model/evaluate.sql src/model/trees.sql \
 	src/flow/letter.sql src/flow/flow.sql src/flow/backfill.sql src/flow/verify.sql src/flow/rebuild.sql src/flow/test_rule.sql src/flow/run.sql src/flow/maintain.sql src/flow/erase_alerts.sql src/flow/erase.sql src/flow/trace.sql src/flow/describe.sql src/flow/preview.sql src/flow/status.sql
 
 DATA_built = $(EXTENSION)--$(MILLRACE_VERSION).sql
@@ -41,6 +41,9 @@ include $(PGXS)
 
 # Headers are few and everything depends on them: rebuild all when one changes.
 $(OBJS): $(wildcard src/*/*.h)
+
+# It computes the same of many numbers.
+src/model/online_serve.o: CFLAGS += $(CFLAGS_VECTORIZE)
 
 $(EXTENSION)--$(MILLRACE_VERSION).sql: $(SQL_PARTS) Makefile
 	cat $(SQL_PARTS) > $@

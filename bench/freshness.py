@@ -20,7 +20,7 @@ import psycopg2
 import gen_orders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LIMIT = 120                         # seconds after the last order is sent until we give up
+LIMIT = 300                         # seconds after the last order is sent until we give up
 WATCHED = 500                       # orders a second at most whose arrival is watched: asking for all would take a processor
 
 

@@ -48,8 +48,8 @@ prepare() {
 		as_root make -s -C "$here/.." install >/dev/null
 	fi
 	temp_dir work
-	memory=$(awk '/MemTotal/ { m = int($2 / 1024 / 6); print (m > 4096) ? 4096 : m }' /proc/meminfo)
-	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "jit = off" "$@")
+	memory=$(awk '/MemTotal/ { m = int($2 / 1024 / 4); print (m > 8192) ? 8192 : m }' /proc/meminfo)
+	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "bgwriter_lru_maxpages = 1000" "jit = off" "$@")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")
 	else

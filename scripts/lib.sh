@@ -54,14 +54,20 @@ temp_dir() {
 	printf -v "$1" '%s' "$made"
 }
 
-# Prints a port nobody listens on, below the range from which outgoing connections take theirs.
+# Puts a port that nobody listens on into the variable VAR, below the range from which outgoing connections take theirs. It is ours as
+# long as this shell has its lock: servers start later, and again.
 free_port() {
-	local port
+	local number lock
+	mkdir -p "$MILLRACE_CACHE/ports"
 	while :; do
-		port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
-		(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+		number=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+		exec {lock}>"$MILLRACE_CACHE/ports/$number"
+		if flock -n "$lock" && ! (exec 3<>"/dev/tcp/127.0.0.1/$number") 2>/dev/null; then
+			break
+		fi
+		exec {lock}>&-
 	done
-	echo "$port"
+	printf -v "$1" '%s' "$number"
 }
 
 # Waits until COMMAND succeeds, at most SECONDS.
@@ -160,10 +166,11 @@ pg_start() {
 	if [ ! -f "$dir/port" ]; then
 		mkdir -p "$dir"
 		od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$dir/password"
-		free_port >"$dir/port"
+		free_port PGPORT
+		echo "$PGPORT" >"$dir/port"
 		chmod 700 "$dir"
 		[ "$(id -u)" != 0 ] || chown -R postgres: "$dir"
-		as_server "$(pg_bin initdb)" -D "$dir/data" -U postgres -E UTF8 --locale=C.UTF-8 --lc-collate=C \
+		as_server "$(pg_bin initdb)" --no-sync -D "$dir/data" -U postgres -E UTF8 --locale=C.UTF-8 --lc-collate=C \
 			--auth-local=trust --auth-host=scram-sha-256 --pwfile="$dir/password" >"$dir/initdb.log" ||
 			die "initdb failed: $(cat "$dir/initdb.log")"
 		cat >>"$dir/data/postgresql.conf" <<-CONF
@@ -235,7 +242,8 @@ kafka_jars() {
 	kafka_fetch "kafka-$KAFKA_VERSION" kafka_2.13 kafka-tools
 }
 
-kafka_java() { java -cp "$KAFKA_JARS/*" "$@"; }
+# Kafka's tools run for a moment each: what is compiled well takes longer than it saves.
+kafka_java() { java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$KAFKA_JARS/*" "$@"; }
 
 # Makes a certificate authority and a server key for 127.0.0.1, and a second authority that signed nothing, for tests.
 make_keys() {
@@ -255,15 +263,17 @@ make_keys() {
 # second listener with TLS that takes SCRAM-SHA-512 and PLAIN: KAFKA_SASL_BOOTSTRAP, KAFKA_USER, KAFKA_PASSWORD, KAFKA_CA
 # and KAFKA_WRONG_CA say how. The plain listener stays, for tools.
 kafka_start() {
-	local scram=${2:-} controller listeners format=()
+	local scram=${2:-} controller port listeners format=()
 	KAFKA_DIR=$(realpath -m "$1")
 	kafka_jars
 	mkdir -p "$KAFKA_DIR"
-	controller=$(free_port)
-	KAFKA_BOOTSTRAP=127.0.0.1:$(free_port)
+	free_port controller
+	free_port port
+	KAFKA_BOOTSTRAP=127.0.0.1:$port
 	listeners=PLAINTEXT://$KAFKA_BOOTSTRAP
 	if [ "$scram" = --scram ]; then
-		KAFKA_SASL_BOOTSTRAP=127.0.0.1:$(free_port)
+		free_port port
+		KAFKA_SASL_BOOTSTRAP=127.0.0.1:$port
 		KAFKA_USER=app
 		KAFKA_PASSWORD=app-secret
 		KAFKA_CA=$KAFKA_DIR/ca.pem
@@ -303,7 +313,8 @@ kafka_start() {
 		ssl.keystore.type=PEM
 		ssl.keystore.location=$KAFKA_DIR/server.pem
 	CONF
-	kafka_java kafka.tools.StorageTool format -t "$(kafka_java kafka.tools.StorageTool random-uuid 2>/dev/null)" \
+	# A UUID as Kafka writes it: 16 bytes in base64, here of which none is a sign.
+	kafka_java kafka.tools.StorageTool format -t "$(head -c 16 /dev/urandom | base64 | tr -d '=\n' | tr '+/' ab)" \
 		-c "$KAFKA_DIR/server.properties" "${format[@]}" >"$KAFKA_DIR/format.log" 2>&1 ||
 		die "Kafka could not format its folder: $(tail -n 3 "$KAFKA_DIR/format.log")"
 	export KAFKA_BOOTSTRAP KAFKA_DIR
@@ -377,15 +388,17 @@ connect_jars() {
 # Starts one Connect worker with connectors as the files declare them. It forgets at once what it has done, but for what it has written
 # down every two seconds.
 connect_start() {
+	local port
 	CONNECT_DIR=$(realpath -m "$1")
 	shift
 	CONNECT_FILES=("$@")
 	connect_jars
 	mkdir -p "$CONNECT_DIR"
+	free_port port
 	log4j_properties >"$CONNECT_DIR/log4j.properties"
 	cat >"$CONNECT_DIR/worker.properties" <<-CONF
 		bootstrap.servers=$KAFKA_BOOTSTRAP
-		listeners=http://127.0.0.1:$(free_port)
+		listeners=http://127.0.0.1:$port
 		key.converter=org.apache.kafka.connect.json.JsonConverter
 		value.converter=org.apache.kafka.connect.json.JsonConverter
 		offset.storage.file.filename=$CONNECT_DIR/offsets
@@ -420,7 +433,7 @@ redis_start() {
 	REDIS_DIR=$(realpath -m "$1")
 	shift
 	mkdir -p "$REDIS_DIR"
-	REDIS_PORT=$(free_port)
+	free_port REDIS_PORT
 	REDIS_OPTIONS=()
 	plain="port $REDIS_PORT"
 	if [ "${1:-}" = --tls ]; then

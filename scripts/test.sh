@@ -19,9 +19,10 @@
 #	cron       test/cron/*: maintain() from the real pg_cron
 #	kill       test/kill/*: everything is killed, nothing is lost
 #
-# What is missing is installed first (Debian, Ubuntu). BUILD=0 tests the millrace that is installed; LIMIT=1200 seconds is what one
-# script may take. RUNS=1000 lets group property make so many histories of each thing that is derived (vault, marts, backfill, erase),
-# and LIMIT a minute more for each. The last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
+# What is missing is installed first (Debian, Ubuntu). JOBS=3 tests run at once, since for much of their time they wait; each is shown
+# when it ends. BUILD=0 tests the millrace that is installed; LIMIT=1200 seconds is what one script may take. RUNS=1000 lets group
+# property make so many histories of each thing that is derived (vault, marts, backfill, erase), and LIMIT a minute more for each. The
+# last line counts: N passed, N failed. How a test says what it found is in CONTRIBUTING.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/lib.sh"
@@ -31,19 +32,24 @@ if [ "${1:-}" = --matrix ]; then
 	exec "$root/scripts/matrix.sh" "$@"
 fi
 
-all_groups=(check regress decode tap property kafka debezium cdc redis delivery cron kill)
+# Those whose tests take long come first: what is left at the end, when nothing waits for a place any more, is short.
+all_groups=(kafka debezium delivery kill cdc property redis cron tap regress decode check)
+jobs=${JOBS:-3}
 runs=${RUNS:-}
 limit=${LIMIT:-$((1200 + 60 * ${runs:-0}))}
 passed=0
 failed=0
-child=
+names=()              # of all tests that have begun, and
+starts=()             # when
+declare -A running=() # process → test
 
-# Ends the test that runs when we are interrupted: it cleans up after itself.
-end_child() {
-	[ -n "$child" ] || return 0
-	kill "$child" 2>/dev/null || true
-	wait "$child" 2>/dev/null || true
-	child=
+# Ends the tests that run when we are interrupted, and waits until they have cleaned up: each is a group of processes.
+end_running() {
+	local process
+	[ ${#running[@]} = 0 ] || kill "${!running[@]}" 2>/dev/null || true
+	for process in "${!running[@]}"; do
+		wait_for 60 eval '! kill -0 -- "-$process"' || kill -KILL -- "-$process"
+	done
 }
 
 # The lines by which a test says what it found, pg_regress's in the same form.
@@ -52,14 +58,34 @@ findings() {
 		-e 's/^(test| +) *([^ ]+) +\.\.\. (FAILED|failed).*$/not ok - \2/' "$1" | grep -E '^(not )?ok( [0-9]+| -|:)' || true
 }
 
-# Runs one test, counts what it says, and shows all of its output when something failed.
+# Starts a test as soon as there is a place for it.
 run() {
-	local name=$1 log="$work/output" code=0 start=$SECONDS good bad
+	local test=${#names[@]}
+	((${#running[@]} < jobs)) || reap
+	names+=("$1")
+	starts+=("$SECONDS")
 	shift
-	timeout --kill-after=60 "$limit" "$@" >"$log" 2>&1 </dev/null &
-	child=$!
-	wait "$child" || code=$?
-	child=
+	timeout --kill-after=60 "$limit" "$@" >"$work/output.$test" 2>&1 </dev/null &
+	running[$!]=$test
+}
+
+# Waits until a test has ended.
+reap() {
+	local process code
+	wait -n "${!running[@]}" || true
+	for process in "${!running[@]}"; do
+		if ! kill -0 "$process" 2>/dev/null; then
+			code=0
+			wait "$process" || code=$?
+			report "${running[$process]}" "$code"
+			unset "running[$process]"
+		fi
+	done
+}
+
+# Counts what a test has said, and shows all of its output when something failed.
+report() {
+	local name=${names[$1]} log="$work/output.$1" code=$2 seconds=$((SECONDS - starts[$1])) good bad
 	good=$(findings "$log" | grep -cE '^ok|# TODO' || true)
 	bad=$(findings "$log" | grep -E '^not ok' | grep -cv '# TODO' || true)
 	if [ "$code" = 124 ] || [ "$code" = 137 ]; then
@@ -75,10 +101,10 @@ run() {
 	if [ "$bad" = 0 ]; then
 		grep -iE '^#? ?seed' "$log" | sed 's/^#* */  # /' || true
 		findings "$log" | sed 's/^/  /'
-		echo "ok - $name: $good passed ($((SECONDS - start)) s)"
+		echo "ok - $name: $good passed ($seconds s)"
 	else
 		sed 's/^/  | /' "$log"
-		echo "not ok - $name: $bad failed, $good passed (exit code $code, $((SECONDS - start)) s)"
+		echo "not ok - $name: $bad failed, $good passed (exit code $code, $seconds s)"
 	fi
 }
 
@@ -92,14 +118,6 @@ copy_tree() {
 	[ "$(id -u)" != 0 ] || chown -R postgres: "$tree"
 }
 
-# One private server for the tests that need no other.
-server=
-start_server() {
-	[ -z "$server" ] || return 0
-	server=$work/server
-	pg_start "$server" "fsync = off" "max_worker_processes = 16" "millrace.databases = ''"
-}
-
 test_check() { run check "$root/scripts/check.sh"; }
 
 test_regress() {
@@ -111,14 +129,13 @@ test_regress() {
 
 # The module of this group is installed for as long as the test runs.
 test_decode() {
-	start_server
 	copy_tree
 	on_exit uninstall_decode
 	as_root make -s -C "$tree/test/decode" with_llvm=no install >"$work/output" 2>&1 ||
 		{ cat "$work/output"; die "test/decode does not build"; }
-	run decode/regress "${unprivileged[@]}" bash -c '
+	run decode/regress "$root/test/server.sh" "${unprivileged[@]}" bash -c '
 		make -s -C "$1" installcheck || { cat "$1/regression.diffs"; exit 1; }' decode "$tree/test/decode"
-	run fuzz/decode_properties.py "$PYTHON" "$root/test/fuzz/decode_properties.py"
+	run fuzz/decode_properties.py "$root/test/server.sh" "$PYTHON" "$root/test/fuzz/decode_properties.py"
 }
 
 uninstall_decode() { as_root make -s -C "$tree/test/decode" with_llvm=no uninstall >/dev/null 2>&1 || true; }
@@ -135,9 +152,8 @@ test_tap() {
 test_property() {
 	local file files=("$root"/test/property/*.py)
 	[ -z "$runs" ] || files=("$root"/test/property/{vault,mart,backfill,erase}.py)
-	start_server
 	for file in "${files[@]}"; do
-		run "property/$(basename "$file")" "$PYTHON" "$file" ${runs:+--runs "$runs"}
+		run "property/$(basename "$file")" "$root/test/server.sh" "$PYTHON" "$file" ${runs:+--runs "$runs"}
 	done
 }
 
@@ -157,21 +173,24 @@ test_redis() { run_folder redis; }
 test_delivery() { run_folder delivery; }
 test_cron() { run_folder cron; }
 
-# With named points at which processes can be killed; what is installed afterwards has none.
+# With named points at which processes can be killed, in a copy of PostgreSQL: what is installed has none.
 test_kill() {
+	local config=${PG_CONFIG:-pg_config} folder
 	copy_tree
 	cp -r "$tree" "$work/debug"
 	make -s -C "$work/debug" clean >/dev/null
 	make -s -C "$work/debug" -j "$(nproc)" with_llvm=no DEBUG_POINTS=1 >"$work/output" 2>&1 || { cat "$work/output"; die "the build with debug points fails"; }
-	on_exit install_millrace
-	as_root make -s -C "$work/debug" with_llvm=no DEBUG_POINTS=1 install >/dev/null
-	run_folder kill
+	for folder in $("$config" --bindir --pkglibdir --sharedir); do
+		mkdir -p "$work/pg$folder"
+		cp -a "$folder/." "$work/pg$folder"
+	done
+	make -s -C "$work/debug" with_llvm=no DEBUG_POINTS=1 DESTDIR="$work/pg" install >/dev/null
+	PG_CONFIG=$work/pg$("$config" --bindir)/pg_config run_folder kill
 }
 
 # What was started in our temporary folder is gone.
 test_processes() {
 	local process command left=
-	[ -z "$server" ] || pg_stop "$server"
 	for process in $(ls /proc | grep -E '^[0-9]+$'); do
 		command=$(cat "/proc/$process/cmdline" 2>/dev/null | tr '\0' ' ') || continue
 		if [[ "$(readlink "/proc/$process/cwd" 2>/dev/null)" == "$work"/* || "$command" == *"$work/"* ]]; then
@@ -206,13 +225,15 @@ mkdir -m 1777 "$work/tmp"
 export TMPDIR=$work/tmp
 unprivileged=()
 [ "$(id -u)" != 0 ] || unprivileged=(runuser -u postgres --)
-on_exit end_child
+on_exit end_running
 start=$SECONDS
 shopt -s nullglob
 for group in "${groups[@]}"; do
 	"test_$group"
 done
+while ((${#running[@]} > 0)); do reap; done
 test_processes
+reap
 say "$((SECONDS - start)) seconds"
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -82,7 +82,7 @@ SELECT 'dictionary', (to_jsonb(d) - '{id, created_at, relation}'::text[])::text 
 UNION ALL
 SELECT 'staging', (to_jsonb(s) - '{id, stream_id, log_since}'::text[])::text || (SELECT r.name FROM millrace.stream r WHERE r.id = s.stream_id) FROM millrace.staging s WHERE s.relation::text LIKE 'kinds.%'
 UNION ALL
-SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon}'::text[] #- '{definition, query}' #- '{definition, hub}' #- '{definition, satellites}')::text, '"id": \d+', '', 'g')
+SELECT 'target', regexp_replace((to_jsonb(t) - '{id, horizon}'::text[] #- '{definition, query}' #- '{definition, hub}' #- '{definition, satellites}' #- '{definition, model}')::text, '"id": \d+', '', 'g')
        || coalesce((SELECT string_agg(o.relation::text, ' ' ORDER BY x.n) FROM json_array_elements_text(t.definition -> 'satellites') WITH ORDINALITY AS x (id, n)
                     JOIN millrace.target o ON o.id = x.id::integer), '')
        || coalesce((SELECT string_agg((to_jsonb(x) - '{target_id, staging_id, ordinal}'::text[])::text || g.relation::text, ' ' ORDER BY CASE t.kind WHEN 'pit' THEN 0 ELSE x.ordinal END, g.relation::text)

@@ -27,7 +27,7 @@ SELECT count(*) FROM (SELECT user_id, product_id, user_session, activity_count, 
 SELECT millrace.train('ml.purchase', split => '{"by": "rows", "seed": 42}', metrics => '{auc}');
 SELECT millrace.train('ml.purchase', search => '{"max_depth": [3, 4], "learning_rate": {"log": [0.05, 0.2]}}', trials => 3, seed => 42, split => '{"by": "rows", "seed": 42}', metrics => '{auc,logloss}');
 SELECT metric, value > 0.6 AND popularity = 0.5 FROM millrace.model_version_metric WHERE model = 'ml.purchase' AND metric = 'auc';
-SELECT millrace.promote('ml.purchase', 2, gate => 'new.auc > 0.6', test => 'SELECT * FROM feature_store.streaming_features');
+SELECT millrace.promote('ml.purchase', 2, gate => 'new.auc > 0.6');
 SELECT version FROM millrace.model_status WHERE model = 'ml.purchase';
 SELECT avg(millrace.predict('ml.purchase', f)) FILTER (WHERE is_purchased = 1) > avg(millrace.predict('ml.purchase', f)) FILTER (WHERE is_purchased = 0) AS buyers_are_told FROM feature_store.streaming_features AS f;
 SELECT count(*) FILTER (WHERE millrace.predict_for('ml.purchase', json_build_object('user_id', user_id, 'product_id', product_id, 'user_session', user_session)) IS DISTINCT FROM millrace.predict('ml.purchase', f)) AS differ, count(*)

@@ -103,6 +103,33 @@ SELECT millrace.train('ml.typed');
 SELECT r.* FROM (VALUES (2::bigint)) AS v (customer) CROSS JOIN LATERAL millrace.recommend('ml.typed', v.customer::text, 1) AS r;
 SELECT * FROM millrace.recommend('ml.typed', 'x', 1);
 
+-- Of ids that are equal but differ the same one stays, in whatever order rows come.
+CREATE TABLE ml.variant AS SELECT row_number() OVER () AS n, 'u' || u AS u, p FROM generate_series(1, 2) AS u, unnest('{1.0, 1, 2, 1.00}'::numeric[]) AS p;
+SELECT millrace.create_model('ml.variants', 'item_knn', 'SELECT u, p FROM ml.variant ORDER BY n');
+SELECT millrace.train('ml.variants');
+UPDATE ml.variant SET n = -n;
+SELECT millrace.train('ml.variants');
+SELECT count(DISTINCT v.input_hash) AS hashes, string_agg(DISTINCT m.item::text, ' ') AS items FROM millrace.model_version_status v JOIN ml.variants m USING (version) WHERE v.model = 'ml.variants';
+SELECT item FROM millrace.similar('ml.variants', '1.000');
+-- An id of any length is not found in an index; an array is no id.
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT ARRAY[u] AS u, p FROM ml.variant');
+SELECT millrace.create_model('ml.long', 'item_knn', $$ SELECT left(x.long, 1298) || u AS u, left(x.long, n::integer) AS p FROM ml.variant, (SELECT string_agg(md5(g::text), '') AS long FROM generate_series(1, 41) AS g) AS x $$);
+UPDATE ml.variant SET n = 1299 + abs(n) % 2;
+SELECT millrace.train('ml.long', split => '{"by": "customer_rows"}', refit => false, metrics => '{}');
+UPDATE ml.variant SET n = 1301;
+SELECT millrace.train('ml.long');
+-- What was dropped with CASCADE leaves a model that can be dropped, and so does the view.
+\set VERBOSITY terse
+DROP TABLE ml.variant CASCADE;
+\set VERBOSITY default
+SELECT severity, subject, message, hint FROM millrace.validate() WHERE subject IN ('model ml.variants', 'model ml.typed');
+SELECT millrace.train('ml.variants');
+SELECT * FROM millrace.evaluate('ml.variants', 1, 'SELECT 1, 2');
+SELECT item FROM millrace.similar('ml.variants', '1');
+SELECT millrace.drop_model('ml.long');
+DROP VIEW ml.variants;
+SELECT millrace.drop_model(m.relation) FROM millrace.model m WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = m.relation);
+
 -- The catalogue is read when a model answers: what is not available, or not in it, is not answered; what the version does not know comes last.
 TRUNCATE ml.bought;
 INSERT INTO ml.bought VALUES ('u1', 'a'), ('u1', 'b'), ('u2', 'a'), ('u2', 'b'), ('u2', 'c'), ('u3', 'a'), ('u3', 'd'), ('u4', 'c'), ('u4', 'd'), ('u4', 'e');
@@ -151,6 +178,18 @@ SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', '
 SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, point(1, 2) AS i FROM ml.bought');
 SELECT millrace.promote('ml.also', 99);
 SELECT millrace.train('ml.bought');
+-- Users and items need no names, columns of a catalogue do; what is kept reads nothing temporary, what is read now may.
+SELECT millrace.create_model('ml.unnamed', 'item_knn', $$ SELECT u || '', i || '' FROM ml.bought $$);
+SELECT millrace.train('ml.unnamed');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT code, price * 2 FROM ml.product');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT code, price, -price AS price FROM ml.product');
+CREATE TEMP TABLE passing AS SELECT u, i, 1 AS n FROM ml.bought;
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM passing');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', catalogue => 'SELECT i FROM passing');
+SELECT millrace.create_model('ml.x', 'item_knn', 'SELECT u, i FROM ml.bought', popular => 'SELECT i, n FROM passing');
+SELECT count(*) FROM millrace.evaluate('ml.unnamed', 1, $$ SELECT u || '', i || '' FROM passing $$);
+SELECT millrace.train('ml.unnamed', split => '{"by": "tables", "test": "SELECT u, i FROM passing"}', async => true);
+SELECT millrace.drop_model('ml.unnamed');
 -- A query that would change something, by a function.
 CREATE FUNCTION ml.meddle(text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ml.bought VALUES ('meddled', 'x'); RETURN $1; END $$;
 SELECT millrace.create_model('ml.meddling', 'item_knn', 'SELECT u, ml.meddle(i) FROM ml.bought');

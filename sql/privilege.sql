@@ -5,8 +5,11 @@ SET client_min_messages = notice;
 \set SHOW_CONTEXT never
 CREATE ROLE regress_millrace_admin LOGIN IN ROLE millrace_admin;
 CREATE ROLE regress_millrace_guest;
+CREATE ROLE regress_millrace_other IN ROLE millrace_admin;
 CREATE SCHEMA priv AUTHORIZATION regress_millrace_admin;
 CREATE SCHEMA guest AUTHORIZATION regress_millrace_guest;
+GRANT USAGE ON SCHEMA priv TO regress_millrace_other;
+GRANT ALL ON SCHEMA guest TO regress_millrace_other;
 SET ROLE regress_millrace_admin;
 SELECT millrace.create_stream('priv');
 
@@ -51,6 +54,75 @@ SELECT millrace.create_staging('priv.u', stream => 'priv', key => '{"id": ["$.id
 RESET ROLE;
 SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'millrace_internal'::regnamespace AND has_function_privilege('regress_millrace_guest', p.oid, 'EXECUTE') ORDER BY 1;
 
+-- Who may read a view may call what it calls.
+SET ROLE regress_millrace_guest;
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'millrace'::regnamespace AND c.relkind = 'v' AND has_table_privilege(c.oid, 'SELECT') LOOP
+        EXECUTE format('SELECT * FROM millrace.%I', name);
+    END LOOP;
+END
+$$;
+RESET ROLE;
+
+-- Who does not see all rows of a table keeps nothing from it, and is shown nothing of what it was made of; and nobody lets others' batches fail by what he may not read.
+SET ROLE regress_millrace_admin;
+SELECT millrace.create_staging('priv.o', stream => 'priv', log => true, key => '{"id": ["$.id", "integer"]}', columns => '{"a": "$.a"}');
+SELECT millrace.create_mart('priv.counts', 'SELECT a, count(*) AS n FROM priv.o GROUP BY a');
+ALTER TABLE priv.o ENABLE ROW LEVEL SECURITY;
+CREATE POLICY visible ON priv.o USING (a = 'x');
+GRANT SELECT ON priv.counts TO regress_millrace_other;
+RESET ROLE;
+SET ROLE regress_millrace_other;
+SELECT millrace.create_model('guest.unread', 'item_knn', 'SELECT id, a FROM priv.o');
+SELECT millrace.create_model('guest.live', 'item_knn', 'SELECT id, a FROM priv.o', online => true);
+RESET ROLE;
+GRANT SELECT ON priv.o, priv.o_log TO regress_millrace_other;
+SET ROLE regress_millrace_other;
+SELECT millrace.create_hub('guest.h', source => 'priv.o', business_key => '{id}');
+SELECT millrace.create_mart('guest.m', 'SELECT a, count(*) AS n FROM priv.o GROUP BY a');
+SELECT millrace.create_rule('guest', kind => 'match', source => 'priv.o', predicate => 'true');
+SELECT millrace.create_model('guest.live', 'item_knn', 'SELECT id, a FROM priv.o', online => true);
+SELECT millrace.create_model('guest.some', 'item_knn', 'SELECT id, a FROM priv.o');
+SELECT model, profiles FROM millrace.model_status ORDER BY model::text;
+SELECT * FROM millrace.verify('priv.o');
+SELECT * FROM millrace.trace('priv.o', '{"id": 1}');
+SELECT * FROM millrace.trace('priv.counts', '{"a": "y"}');
+SELECT millrace.drop_model(model::regclass) FROM millrace.model_status;
+RESET ROLE;
+SELECT millrace.push('priv', '{"id": 5, "a": "x"}') > 0 AS pushed;
+SELECT * FROM millrace.run_stream('priv');
+
+-- Who lacks a right that he had is said, by what he has declared.
+GRANT SELECT ON priv.t TO regress_millrace_other;
+SET ROLE regress_millrace_other;
+SELECT millrace.create_mart('guest.m', 'SELECT a, count(*) AS n FROM priv.t GROUP BY a');
+RESET ROLE;
+SELECT messages FROM millrace.run_stream('priv');
+REVOKE SELECT ON priv.t FROM regress_millrace_other;
+SELECT millrace.push('priv', '{"id": 6, "a": "x"}') > 0 AS pushed;
+\set SHOW_CONTEXT errors
+SELECT messages FROM millrace.run_stream('priv');
+\set SHOW_CONTEXT never
+SET ROLE regress_millrace_other;
+SELECT millrace.drop_table('guest.m');
+RESET ROLE;
+SELECT messages FROM millrace.run_stream('priv');
+
+-- What models keep their owner may verify, and look at before it comes, though functions of ours read it.
+SET ROLE regress_millrace_admin;
+SET client_min_messages = warning;
+SELECT millrace.create_model('priv.model', 'item_knn', 'SELECT id / 3, a FROM priv.o');
+SELECT millrace.create_model('priv.live', 'item_knn', 'SELECT id / 3, a FROM priv.o', online => true);
+SET client_min_messages = notice;
+SELECT count(millrace.push('priv', json_build_object('id', i, 'a', chr(ascii('a') + i % 5)))) FROM generate_series(10, 19) i;
+SELECT messages FROM millrace.run_stream('priv');
+SELECT relation, missing, unexpected FROM unnest('{priv.model,priv.live}'::regclass[]) AS m, millrace.verify(m);
+SELECT relation, change, before, after FROM millrace.preview('priv', payload => '{"id": 20, "a": "z"}') WHERE layer = 'model' ORDER BY 1;
+RESET ROLE;
+
 -- The index of a mart's state calls nobody's functions.
 SET ROLE regress_millrace_admin;
 CREATE FUNCTION priv.twice(n bigint) RETURNS bigint IMMUTABLE LANGUAGE sql RETURN 2 * n;
@@ -65,4 +137,4 @@ SET client_min_messages = warning;
 SELECT millrace.drop_stream('priv', cascade => true);
 RESET ROLE;
 DROP SCHEMA priv, guest CASCADE;
-DROP ROLE regress_millrace_admin, regress_millrace_guest;
+DROP ROLE regress_millrace_admin, regress_millrace_guest, regress_millrace_other;

@@ -90,6 +90,8 @@ SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predica
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'random() > 0.5');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'now() > _event_time');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'EXISTS (SELECT FROM pg_class)');
+CREATE TEMP TABLE passing ();
+SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'EXISTS (SELECT FROM passing)');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'true); DROP TABLE ra.orders; --');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'total > 3', key => '{customer}');
 SELECT millrace.create_rule('x', kind => 'match', source => 'ra.orders', predicate => 'total > 3', rule_group => 'check');

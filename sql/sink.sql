@@ -77,6 +77,8 @@ SELECT messages, dead_letters FROM millrace.run_stream('sk_orders');
 SELECT sk.say('{"id": 1, "user": "b", "status": "paid", "total": 5, "items": [{"product": "tea", "n": 1}]}');
 SELECT messages, dead_letters FROM millrace.run_stream('sk_orders');
 :sent
+-- of sinks over one channel each has its own deletions
+SELECT relation, after ->> 'channel' AS channel, after ->> 'key' AS key, after ->> 'message' AS message FROM millrace.preview('sk_orders', payload => '{"id": 1, "op": "D"}'::json) WHERE layer = 'sink' ORDER BY 1;
 SELECT sk.say('{"id": 1, "op": "D"}', '{"id": 3, "user": "b", "status": "paid", "total": 8}');
 SELECT messages, dead_letters FROM millrace.run_stream('sk_orders');
 :sent

@@ -17,8 +17,7 @@ freshness() {
 		else
 			psql -qX -v ON_ERROR_STOP=1 -d baseline -f "$here/baseline/schema.sql"
 			PGDATABASE=baseline "$PYTHON" "$here/baseline/consume.py" "$KAFKA_BOOTSTRAP" baseline &
-			consumer=$!
-			on_exit stop_consumer
+			on_exit stop $!
 		fi
 		settle
 		skip=0
@@ -41,11 +40,17 @@ freshness() {
 	done
 }
 
-# A broker compiles its code while a load is new to it, and takes a processor for that: it gets this one before, on a topic of its own.
+# A broker compiles its code while a load is new to it, and takes a processor for that: it gets this one before, written and read, on a
+# topic of its own.
 warm_broker() {
+	local reader
 	kafka_topic "$1" "$partitions"
-	"$PYTHON" "$here/gen_orders.py" $(($2 * 15)) --timestamps --partitions "$partitions" >"$work/warm.tsv"
+	"$PYTHON" "$here/gen_orders.py" $(($2 * 30)) --timestamps --partitions "$partitions" >"$work/warm.tsv"
+	kcat -C -q -b "$KAFKA_BOOTSTRAP" -t "$1" -o beginning >/dev/null &
+	reader=$!
+	on_exit stop "$reader"
 	"$here/produce" "$KAFKA_BOOTSTRAP" "$1" --rate "$2" "$work/warm.tsv"
+	stop "$reader"
 	rm "$work/warm.tsv"
 	settle
 }
@@ -67,8 +72,8 @@ measure_full_load() {
 	full=$ours
 }
 
-stop_consumer() {
-	[ -z "${consumer:-}" ] || kill "$consumer" 2>/dev/null || true
-	wait "${consumer:-}" 2>/dev/null || true
-	consumer=
+# Ends a process of ours.
+stop() {
+	kill "$1" 2>/dev/null || true
+	wait "$1" 2>/dev/null || true
 }

@@ -60,8 +60,12 @@ SELECT millrace.start_stream('events');
 \ir generate.sql
 SELECT count(millrace.push('events', event)) AS pushed FROM pg_temp.behaviour_events(:events) AS event;
 SELECT * FROM millrace.run_stream('events');
+-- a first version, which is served; a better one takes its place, if it is better by what the same split sets aside
+SELECT millrace.train('ml.purchase', split => '{"by": "rows", "seed": 42}', metrics => '{auc,logloss}');
 SELECT millrace.train('ml.purchase', search => '{"max_depth": [3, 4], "learning_rate": {"log": [0.05, 0.5]}}', trials => 5, seed => 42, split => '{"by": "rows", "seed": 42}', metrics => '{auc,logloss}');
-SELECT metric, round(value::numeric, 3) AS value, round(popularity::numeric, 3) AS of_the_mean FROM millrace.model_version_metric WHERE model = 'ml.purchase';
-SELECT feature, splits, round(gain::numeric) AS gain FROM ml.purchase ORDER BY gain DESC;
+SELECT version, metric, round(value::numeric, 3) AS value, round(popularity::numeric, 3) AS of_the_mean FROM millrace.model_version_metric WHERE model = 'ml.purchase' ORDER BY 1, 2;
+SELECT millrace.promote('ml.purchase', version => 2, gate => 'new.auc > old.auc');
+SELECT feature, splits, round(gain::numeric) AS gain FROM ml.purchase WHERE version = 2 ORDER BY gain DESC;
 SELECT user_id, product_id, user_session, brand, price, round(millrace.predict('ml.purchase', f)::numeric, 3) AS probability FROM feature_store.streaming_features AS f ORDER BY probability DESC, 1, 2, 3 LIMIT 5;
+SELECT round(millrace.predict_for('ml.purchase', '{"user_id": 1000, "product_id": 70, "user_session": "s1000-24"}')::numeric, 3) AS probability;
 \endif

@@ -25,6 +25,7 @@ typedef struct Hearing
 {
 	MrRule *rule;
 	const MrStaged *staged;
+	bool erasing;
 	int version;
 	int row;
 	int n;
@@ -99,7 +100,7 @@ static void
 note_heard(void *argument)
 {
 	Hearing *hearing = argument;
-	static const Oid types[] = {INT4OID, TEXTARRAYOID, TIMESTAMPTZARRAYOID};
+	static const Oid types[] = {INT4OID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, BOOLOID};
 	static MrStatement *statement = NULL;
 	char **keys = palloc(sizeof(char *) * hearing->n);
 	Datum *times = palloc(sizeof(Datum) * hearing->n);
@@ -112,7 +113,7 @@ note_heard(void *argument)
 
 		statement =
 			mr_statement_create("SELECT channel_id, key, group_by, alert_id, message, not_after "
-								"FROM millrace_internal.heard($1, $2, $3)",
+								"FROM millrace_internal.heard($1, $2, $3, $4)",
 								lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
@@ -128,6 +129,7 @@ note_heard(void *argument)
 	arguments[1] = mr_rule_text_array(keys, n);
 	arguments[2] = PointerGetDatum(
 		construct_array(times, n, TIMESTAMPTZOID, sizeof(TimestampTz), true, TYPALIGN_DOUBLE));
+	arguments[3] = BoolGetDatum(hearing->erasing);
 	mr_rule_send(statement, arguments);
 	hearing->rule->base.written += n;
 }
@@ -136,7 +138,7 @@ static void
 absence_apply(MrTarget *target, MrBatch *batch)
 {
 	MrRule *rule = (MrRule *) target;
-	Hearing hearing = {.rule = rule};
+	Hearing hearing = {.rule = rule, .erasing = batch->erasing};
 	const char *timezone;
 	ErrorData *error;
 
@@ -159,7 +161,8 @@ absence_apply(MrTarget *target, MrBatch *batch)
 		hearing.row++;
 	}
 	mr_rule_hide_row(rule);
-	mr_rule_write_failures(rule, hearing.failures);
+	if (!hearing.erasing)
+		mr_rule_write_failures(rule, hearing.failures);
 	if (error != NULL)
 	{
 		mr_rule_suspend(rule, error);

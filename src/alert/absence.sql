@@ -1,7 +1,7 @@
 -- Rules on what does not come.
 
--- Notes when keys were heard of last; what was said of their absence is over, and messages that say so are returned.
-CREATE FUNCTION millrace_internal.heard(id integer, keys text[], times timestamptz[])
+-- Notes when keys were heard of last; what was said of their absence is over, and messages that say so are returned.  An erasure asks only which of its keys were.
+CREATE FUNCTION millrace_internal.heard(id integer, keys text[], times timestamptz[], erasing boolean)
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -10,6 +10,10 @@ DECLARE
     within interval := (SELECT (t.definition ->> 'within')::bigint * interval '1 microsecond' FROM millrace.target t WHERE t.id = heard.id);
     back text[];
 BEGIN
+    IF erasing THEN
+        UPDATE millrace_state.erase_rule_key k SET shared = true WHERE k.rule_id = heard.id AND k.key = ANY (keys);
+        RETURN;
+    END IF;
     SELECT array_agg(b.key) INTO back
     FROM (SELECT s.key FROM unnest(keys, times) AS u (key, seen) JOIN millrace.rule_state s ON s.rule_id = heard.id AND s.key = u.key
           WHERE u.seen > (s.state #>> '{details,last}')::timestamptz AND s.state ->> 'occurrence' IS NOT NULL ORDER BY s.key FOR NO KEY UPDATE OF s) AS b;
@@ -21,7 +25,7 @@ BEGIN
     ON CONFLICT (rule_id, key) DO UPDATE SET state = EXCLUDED.state, at = EXCLUDED.at WHERE s.state ->> 'occurrence' IS NULL AND EXCLUDED.at > s.at;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.heard(integer, text[], timestamptz[]) IS 'notes when a rule has heard of keys last';
+COMMENT ON FUNCTION millrace_internal.heard(integer, text[], timestamptz[], boolean) IS 'notes when a rule has heard of keys last';
 
 -- What time brings: keys of which nothing was heard for too long, and those that are to be forgotten.
 CREATE FUNCTION millrace_internal.absence_tick(id integer)

@@ -9,7 +9,6 @@
 #include "postgres.h"
 
 #include "access/sysattr.h"
-#include "access/xact.h"
 #include "alert/rule.h"
 #include "catalog/pg_authid.h"
 #include "common/hashfn.h"
@@ -25,7 +24,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "vault/vault.h"
@@ -116,13 +114,11 @@ typedef struct Footing
 static ErrorData *
 try_step(void (*step)(void *), void *argument, Footing footing)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner resources = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
 	bool timed_out = false;
+	MrAttempt attempt;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	mr_attempt_begin(&attempt);
 	PG_TRY();
 	{
 		if (!OidIsValid(footing.owner))
@@ -140,19 +136,14 @@ try_step(void (*step)(void *), void *argument, Footing footing)
 			mr_settings_unpin(nest_level);
 			mr_run_back(&saved);
 		}
-		ReleaseCurrentSubTransaction();
+		mr_attempt_end(&attempt, true);
 	}
 	PG_CATCH();
 	{
 		stop_clock();
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+		error = mr_attempt_failed(&attempt);
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = resources;
 	if (too_long)
 	{
 		timed_out = error != NULL && error->sqlerrcode == ERRCODE_QUERY_CANCELED;

@@ -331,9 +331,7 @@ BEGIN
         IF mart.id IS NULL THEN
             RAISE EXCEPTION '% is not a mart', coalesce(source::text, 'NULL') USING ERRCODE = 'wrong_object_type', HINT = 'Rules of kind threshold are on groups of marts; millrace.create_mart() makes one.';
         END IF;
-        IF NOT has_table_privilege(owner, source, 'SELECT') THEN
-            RAISE EXCEPTION 'permission denied for table %', source USING ERRCODE = 'insufficient_privilege';
-        END IF;
+        PERFORM millrace_internal.check_reader(owner, source);
         IF (mart.definition ->> 'stripes')::integer > 1 THEN
             RAISE EXCEPTION 'a rule cannot be on mart %, whose groups are spread over stripes', source USING ERRCODE = 'feature_not_supported',
                 DETAIL = 'Workers that change one group do not wait for each other, so that neither knows what it will be.';
@@ -449,8 +447,10 @@ CREATE FUNCTION millrace_internal.drop_rule(caller regrole, name text) RETURNS v
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    dropped millrace.rule := millrace_internal.own_rule(caller, name);
+    dropped millrace.rule;
 BEGIN
+    PERFORM millrace_internal.lock_feeding(caller, ARRAY(SELECT t.relation FROM millrace.rule x JOIN millrace.target t ON t.id = x.target_id WHERE x.name = drop_rule.name));
+    dropped := millrace_internal.own_rule(caller, name);
     PERFORM millrace_internal.drop_target(caller, dropped.target_id, false);
 END
 $$;

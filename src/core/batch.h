@@ -8,6 +8,7 @@
 #ifndef MR_CORE_BATCH_H
 #define MR_CORE_BATCH_H
 
+#include "access/attnum.h"
 #include "access/htup.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -93,11 +94,14 @@ typedef struct MrVersion
 	bool known; /* accepted, and the object had been seen before this batch */
 } MrVersion;
 
-/* How far ahead memory is asked for where all rows are visited: a batch is larger than a processor's caches. */
+/*
+ * How far ahead memory is asked for where all rows are visited: a batch is larger than a processor's caches.  What asks is always
+ * inlined, because a function that does nothing else has no effect in the compiler's eyes, and goes.
+ */
 #define MR_AHEAD 4
 
 /* Asks for what is read of a row: its nulls and the first of its values. */
-static inline void
+static pg_attribute_always_inline void
 mr_row_prefetch(const MrRow *row)
 {
 	__builtin_prefetch(row->nulls);
@@ -105,7 +109,7 @@ mr_row_prefetch(const MrRow *row)
 	__builtin_prefetch(row->values + 8);
 }
 
-static inline void
+static pg_attribute_always_inline void
 mr_version_prefetch(const MrVersion *version)
 {
 	for (int r = 0; r < version->nrows; r++)
@@ -138,13 +142,47 @@ typedef struct MrStaged
 } MrStaged;
 
 /* Asks for the rows of the versions that come some way after number `v`. */
-static inline void
+static pg_attribute_always_inline void
 mr_staged_prefetch(const MrStaged *staged, int v)
 {
 	if (v + 2 * MR_AHEAD < staged->nversions)
 		__builtin_prefetch(staged->versions[v + 2 * MR_AHEAD].rows);
 	if (v + MR_AHEAD < staged->nversions)
 		mr_version_prefetch(&staged->versions[v + MR_AHEAD]);
+}
+
+/* Columns of a staging table whose values are not in the row itself. */
+typedef struct MrFarColumns
+{
+	int n;
+	AttrNumber *attnums;
+} MrFarColumns;
+
+/* Asks for what these columns of a row lead to. */
+static pg_attribute_always_inline void
+mr_columns_prefetch(const MrFarColumns *columns, const MrRow *row)
+{
+	for (int i = 0; i < columns->n; i++)
+	{
+		int attribute = columns->attnums[i] - 1;
+
+		if (!row->nulls[attribute])
+			__builtin_prefetch(DatumGetPointer(row->values[attribute]));
+	}
+}
+
+/* The same as mr_staged_prefetch, then for what these columns lead to. */
+static pg_attribute_always_inline void
+mr_staged_prefetch_columns(const MrStaged *staged, int v, const MrFarColumns *columns)
+{
+	mr_staged_prefetch(staged, v);
+	if (v + MR_AHEAD / 2 < staged->nversions)
+	{
+		const MrVersion *version = &staged->versions[v + MR_AHEAD / 2];
+
+		for (int r = 0; r < version->nrows; r++)
+			mr_columns_prefetch(columns, &version->rows[r]);
+	}
 }
 
 typedef struct MrBatch

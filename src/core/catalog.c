@@ -12,6 +12,7 @@
 #include "optimizer/optimizer.h"
 #include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
+#include "storage/lmgr.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -28,18 +29,31 @@ mr_definition_view(const char *kind, int32 id)
 Query *
 mr_definition_query(const char *kind, int32 id)
 {
-	Oid view = mr_definition_view(kind, id);
+	Oid view = InvalidOid;
+	Oid found;
 	Relation relation;
 	Query *query;
 
+	/* Who declares anew makes another view; by the time that we have its lock, that may have taken its place. */
+	while ((found = mr_definition_view(kind, id)) != view)
+	{
+		if (OidIsValid(view))
+			UnlockRelationOid(view, AccessShareLock);
+		view = found;
+		if (OidIsValid(view))
+			LockRelationOid(view, AccessShareLock);
+	}
 	if (!OidIsValid(view))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("the definition millrace_def.%s_%d is gone", kind, id),
 						errdetail("Something that it needs was dropped with CASCADE."),
-						errhint("Create the %s again with replace => true, or drop it with "
-								"millrace.drop_table().",
-								kind)));
-	relation = table_open(view, AccessShareLock);
+						strcmp(kind, "model") == 0
+							? errhint("millrace.validate() says which it is. Drop it with "
+									  "millrace.drop_model() and create it again.")
+							: errhint("Create the %s again with replace => true, or drop it with "
+									  "millrace.drop_table().",
+									  kind)));
+	relation = table_open(view, NoLock);
 	query = copyObject(get_view_query(relation));
 	mr_flatten_groups(query);
 	table_close(relation, NoLock);

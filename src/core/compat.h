@@ -88,6 +88,11 @@
 #define mr_bt_search(index, heap, key, buffer, access) _bt_search(index, key, buffer, access, NULL)
 #endif
 
+/* 16 adds as many pages to a heap at once as an insertion needs. */
+#if PG_VERSION_NUM < 160000
+#define MR_HEAPS_GROW_BY_THE_PAGE
+#endif
+
 /* 16 tells which indexes an update has to reach, for those that summarize. */
 #if PG_VERSION_NUM >= 160000
 #define MrUpdateIndexes TU_UpdateIndexes
@@ -191,6 +196,13 @@
 #define mr_backend_status(index) pgstat_get_local_beentry_by_index(index)
 #else
 #define mr_backend_status(index) pgstat_fetch_stat_local_beentry(index)
+#endif
+
+/* 17 has sets of events belong to a resource owner instead of a memory context. */
+#if PG_VERSION_NUM >= 170000
+#define mr_wait_event_set(nevents) CreateWaitEventSet(CurrentResourceOwner, nevents)
+#else
+#define mr_wait_event_set(nevents) CreateWaitEventSet(CurrentMemoryContext, nevents)
 #endif
 
 #endif /* MR_CORE_COMPAT_H */

@@ -6,10 +6,10 @@ LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_execute_as';
 COMMENT ON FUNCTION millrace_internal.execute_as(regrole, text) IS
     'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function; returns how many rows it was about';
 
-CREATE FUNCTION millrace_internal.qualified_query(role regrole, query text) RETURNS text
+CREATE FUNCTION millrace_internal.qualified_query(role regrole, query text, is_kept boolean DEFAULT true) RETURNS text
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_qualified_query';
-COMMENT ON FUNCTION millrace_internal.qualified_query(regrole, text) IS
-    'a SELECT as a role means it under the search_path of whoever called the declaring function, with every name qualified';
+COMMENT ON FUNCTION millrace_internal.qualified_query(regrole, text, boolean) IS
+    'a SELECT as a role means it under the search_path of whoever called the declaring function, with every name qualified; one that is kept reads nothing temporary';
 
 CREATE FUNCTION millrace_internal.query_columns(query text, OUT number integer, OUT name text, OUT type regtype) RETURNS SETOF record
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_query_columns';
@@ -92,6 +92,11 @@ LANGUAGE C STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'millrace_check_query';
 COMMENT ON FUNCTION millrace_internal.check_query(text, text) IS
     'raises an error unless the text is one SELECT and nothing else';
 
+CREATE FUNCTION millrace_internal.check_names(what text, query text) RETURNS void
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_check_names';
+COMMENT ON FUNCTION millrace_internal.check_names(text, text) IS
+    'raises an error unless each column of a SELECT, in which every name is qualified, has a name of its own';
+
 CREATE FUNCTION millrace_internal.check_stable(kind text, id integer) RETURNS void
 LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_check_stable';
 COMMENT ON FUNCTION millrace_internal.check_stable(text, integer) IS
@@ -113,3 +118,23 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.check_owner(regrole, regrole, text) IS 'raises an error unless the caller has the privileges of the owner';
+
+CREATE FUNCTION millrace_internal.has_row_security(role regrole, relation regclass) RETURNS boolean
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_has_row_security';
+COMMENT ON FUNCTION millrace_internal.has_row_security(regrole, regclass) IS 'whether policies decide which rows of a table a role sees';
+
+-- What is kept from a table, and shown of it, is of all of its rows.
+CREATE FUNCTION millrace_internal.check_reader(role regrole, relation regclass) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT has_table_privilege(role, relation, 'SELECT') THEN
+        RAISE EXCEPTION 'permission denied for table %', relation USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF millrace_internal.has_row_security(role, relation) THEN
+        RAISE EXCEPTION 'permission denied for rows of table %, which has row security for role %', relation, role USING ERRCODE = 'insufficient_privilege',
+            DETAIL = 'What millrace keeps from a table, and shows of it, is of all of its rows.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.check_reader(regrole, regclass) IS 'raises an error unless a role may read all rows of a table';

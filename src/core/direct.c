@@ -17,6 +17,7 @@
 #include "catalog/pg_namespace.h"
 #include "core/compat.h"
 #include "core/direct.h"
+#include "core/extend.h"
 #include "core/leaf.h"
 #include "core/millrace.h"
 #include "executor/executor.h"
@@ -26,6 +27,7 @@
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -38,8 +40,11 @@
 struct MrDirect
 {
 	Relation relation;
+	Datum *values; /* of the row that is being made, by attribute */
+	bool *nulls;
 	int ncolumns;
 	const AttrNumber *attnums;
+	bool *far; /* see mr_rows_far */
 	int nkeys;
 	int nindexes;
 	Relation *indexes;
@@ -59,6 +64,8 @@ struct MrDirect
 	MemoryContext context;
 	MemoryContext chunk_context;
 	bool probe_first;
+	int ncompared; /* columns that the row probed last had to agree in; or 0 */
+	bool agrees; /* and it did */
 	int64 nconflicts; /* rows that were left out */
 	int64 ntaken_back;
 	BulkInsertState bulk; /* remembers the page that is being filled */
@@ -168,8 +175,11 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 	direct->context = CurrentMemoryContext;
 	direct->relation = relation;
 	direct->desc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
+	direct->values = palloc0(sizeof(Datum) * direct->desc->natts);
+	direct->nulls = palloc(sizeof(bool) * direct->desc->natts);
 	direct->ncolumns = ncolumns;
 	direct->attnums = attnums;
+	direct->far = mr_rows_far(direct->desc, ncolumns, attnums);
 	direct->nkeys = nkeys;
 	direct->probe_first = probe_first;
 	direct->unique = -1;
@@ -225,14 +235,14 @@ mr_direct_close(MrDirect *direct)
 	pfree(direct);
 }
 
-/* Puts a row into a slot. */
+/* Puts a row into a slot, as a tuple: what it is made of is at hand now, and will not be again. */
 static void
 fill_slot(MrDirect *direct, TupleTableSlot *slot, const MrRows *rows, int row)
 {
+	MemoryContext previous = MemoryContextSwitchTo(direct->chunk_context);
 	TupleDesc desc = direct->desc;
 
-	ExecClearTuple(slot);
-	memset(slot->tts_isnull, true, desc->natts);
+	memset(direct->nulls, true, desc->natts);
 	for (int c = 0; c < direct->ncolumns; c++)
 	{
 		int attribute = direct->attnums[c] - 1;
@@ -245,10 +255,11 @@ fill_slot(MrDirect *direct, TupleTableSlot *slot, const MrRows *rows, int row)
 							"constraint",
 							NameStr(TupleDescAttr(desc, attribute)->attname),
 							RelationGetRelationName(direct->relation))));
-		slot->tts_values[attribute] = isnull ? (Datum) 0 : rows->values[c][row];
-		slot->tts_isnull[attribute] = isnull;
+		direct->values[attribute] = rows->values[c][row];
+		direct->nulls[attribute] = isnull;
 	}
-	ExecStoreVirtualTuple(slot);
+	ExecStoreHeapTuple(heap_form_tuple(desc, direct->values, direct->nulls), slot, true);
+	MemoryContextSwitchTo(previous);
 }
 
 /* Puts the entry of one index; false when the key of a unique one may be there already. */
@@ -282,13 +293,33 @@ is_being_deleted(MrDirect *direct)
 	return (tuple->t_data->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
 }
 
-/* How the row in direct->found stands. */
+/* Does the row in direct->found agree with the one in the slot? */
+static bool
+agrees(MrDirect *direct, TupleTableSlot *slot)
+{
+	for (int c = 0; c < direct->ncompared; c++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(direct->desc, direct->attnums[c] - 1);
+		bool isnull;
+		bool found_null;
+		Datum value = slot_getattr(slot, direct->attnums[c], &isnull);
+		Datum found = slot_getattr(direct->found, direct->attnums[c], &found_null);
+
+		if (isnull != found_null ||
+			(!isnull && !datum_image_eq(value, found, attribute->attbyval, attribute->attlen)))
+			return false;
+	}
+	return direct->ncompared > 0;
+}
+
+/* How the row in direct->found stands, which has the slot's key. */
 static Standing
-note_standing(MrDirect *direct)
+note_standing(MrDirect *direct, TupleTableSlot *slot)
 {
 	direct->doubtful = TransactionIdIsValid(direct->dirty.xmin) ? direct->dirty.xmin
 																: direct->dirty.xmax;
 	direct->doubtful_token = direct->dirty.speculativeToken;
+	direct->agrees = agrees(direct, slot);
 	return TransactionIdIsValid(direct->dirty.xmin) || is_being_deleted(direct) ? STANDING_IN_DOUBT
 																				: STANDING_FOR_GOOD;
 }
@@ -305,11 +336,12 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 
 	for (int i = 0; i < direct->nkeys; i++)
 	{
-		int attribute = index->rd_index->indkey.values[i] - 1;
+		bool isnull;
 
-		direct->probe[i].sk_argument = slot->tts_values[attribute];
-		direct->probe[i].sk_flags = slot->tts_isnull[attribute] ? SK_ISNULL | SK_SEARCHNULL : 0;
-		any_null |= slot->tts_isnull[attribute];
+		direct->probe[i].sk_argument = slot_getattr(slot, index->rd_index->indkey.values[i],
+													&isnull);
+		direct->probe[i].sk_flags = isnull ? SK_ISNULL | SK_SEARCHNULL : 0;
+		any_null |= isnull;
 	}
 	/* To most indexes no null is equal to another. */
 	if (any_null && !index->rd_index->indnullsnotdistinct)
@@ -326,7 +358,7 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 	{
 		if (ItemPointerEquals(&direct->found->tts_tid, &slot->tts_tid))
 			continue;
-		standing = note_standing(direct);
+		standing = note_standing(direct, slot);
 	}
 	ExecClearTuple(direct->found);
 	MemoryContextSwitchTo(previous);
@@ -342,11 +374,11 @@ take_back(MrDirect *direct, TupleTableSlot *slot)
 	direct->ntaken_back++;
 }
 
-/* The row is left out: its key is there. */
+/* The row is left out: its key is there, in the row that was probed last. */
 static void
 leave_out(MrDirect *direct, bool *conflicts, int row)
 {
-	if (conflicts != NULL)
+	if (conflicts != NULL && !direct->agrees)
 		conflicts[row] = true;
 	direct->nconflicts++;
 }
@@ -405,16 +437,27 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 	return standing == STANDING_NONE;
 }
 
-/* Puts the keys of the tuples in the slots, and marks those that have to be taken back: another row stays. */
+/*
+ * Puts the keys of the tuples in the slots, whose rows have the numbers in `order`, and marks those that have to be
+ * taken back: another row stays.
+ */
 static void
-insert_keys(MrDirect *direct, int n, MrConflict mode, bool *stays)
+insert_keys(MrDirect *direct, const int *order, int n, MrConflict mode, bool *stays,
+			bool *conflicts)
 {
+	AttrNumber first = direct->indexes[direct->unique]->rd_index->indkey.values[0];
+
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot = direct->slots[i];
 		Datum values[INDEX_MAX_KEYS];
 		bool nulls[INDEX_MAX_KEYS];
 
+		if (i + 1 < n)
+		{
+			values[0] = slot_getattr(direct->slots[i + 1], first, &nulls[0]);
+			mr_leaf_expect(direct->leaf, values[0], nulls[0]);
+		}
 		FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
 		if (mr_leaf_insert(direct->leaf, values, nulls, &slot->tts_tid))
 			continue;
@@ -422,6 +465,8 @@ insert_keys(MrDirect *direct, int n, MrConflict mode, bool *stays)
 			(void) insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_YES);
 		else
 			stays[i] = !settle_key(direct, slot);
+		if (stays[i])
+			leave_out(direct, conflicts, order[i]);
 	}
 	mr_leaf_release(direct->leaf);
 }
@@ -436,14 +481,11 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 	heap_multi_insert(direct->relation, direct->slots, n, GetCurrentCommandId(true), 0,
 					  direct->bulk);
 	if (direct->unique >= 0)
-		insert_keys(direct, n, mode, stays);
+		insert_keys(direct, order, n, mode, stays, conflicts);
 	for (int i = 0; i < n; i++)
 	{
 		if (stays[i])
-		{
-			leave_out(direct, conflicts, order[i]);
 			continue;
-		}
 		for (int x = 0; x < direct->nindexes; x++)
 		{
 			if (x != direct->unique)
@@ -487,7 +529,7 @@ is_there(MrDirect *direct, TupleTableSlot *slot)
 	{
 		stays = table_index_fetch_tuple(direct->fetch, &place, &direct->dirty, direct->found,
 										&again, NULL) &&
-				note_standing(direct) == STANDING_FOR_GOOD;
+				note_standing(direct, slot) == STANDING_FOR_GOOD;
 		ExecClearTuple(direct->found);
 	}
 	if (finding != MR_LEAF_NONE && !stays)
@@ -501,14 +543,16 @@ is_there(MrDirect *direct, TupleTableSlot *slot)
 
 int64
 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConflict mode,
-				 bool *conflicts)
+				 int ncompared, bool *conflicts)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	bool probe_first = direct->probe_first && direct->unique >= 0 && mode != MR_CONFLICT_ERROR;
+	BlockNumber start = RelationGetNumberOfBlocks(direct->relation);
 	int chunk[CHUNK];
 	int64 inserted = 0;
 	int next = 0;
 
+	direct->ncompared = ncompared;
 	direct->bulk = create_bulk_state();
 	while (next < rows->nrows)
 	{
@@ -517,14 +561,15 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		CHECK_FOR_INTERRUPTS();
 		while (next < rows->nrows && n < CHUNK)
 		{
-			int row = order[next++];
+			int row = order[next];
+
+			mr_rows_prefetch(rows, direct->ncolumns, direct->far, order, next++, rows->nrows);
 
 			/* Slots outlive the chunk, its tuples do not. */
 			if (n == direct->nslots)
 				direct->slots[direct->nslots++] = MakeSingleTupleTableSlot(direct->desc,
-																		   &TTSOpsVirtual);
+																		   &TTSOpsHeapTuple);
 			fill_slot(direct, direct->slots[n], rows, row);
-			ItemPointerSetInvalid(&direct->slots[n]->tts_tid);
 			if (probe_first && is_there(direct, direct->slots[n]))
 				leave_out(direct, conflicts, row);
 			else
@@ -537,8 +582,15 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		}
 		MemoryContextSwitchTo(direct->chunk_context);
 		if (n > 0)
+		{
 			inserted += insert_chunk(direct, chunk, n, mode, conflicts);
+			if (next < rows->nrows)
+				mr_extend_heap(direct->relation, start, direct->slots, n,
+							   Min(rows->nrows - next, CHUNK));
+		}
 		MemoryContextSwitchTo(previous);
+		for (int i = 0; i < direct->nslots; i++)
+			ExecClearTuple(direct->slots[i]);
 		MemoryContextReset(direct->chunk_context);
 	}
 	FreeBulkInsertState(direct->bulk);

@@ -38,10 +38,11 @@ extern void mr_direct_close(MrDirect *direct);
 
 /*
  * Inserts the rows in the given order, which is that of their keys: so two of us that insert the same keys never wait for
- * each other in a circle.  conflicts (may be NULL) tells by row which were left out.  Returns how many were inserted.
+ * each other in a circle.  conflicts (may be NULL) tells by row which were left out; with `ncompared`, only those of
+ * which one of so many first columns differs from the row that is there.  Returns how many were inserted.
  */
 extern int64 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order,
-							  MrConflict mode, bool *conflicts);
+							  MrConflict mode, int ncompared, bool *conflicts);
 
 /* Were so many of the rows left out that it is better to look first, next time? */
 extern bool mr_direct_many_conflicts(const MrDirect *direct, int nrows);

@@ -36,6 +36,7 @@
 #include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(millrace_check_expression);
+PG_FUNCTION_INFO_V1(millrace_check_names);
 PG_FUNCTION_INFO_V1(millrace_check_query);
 PG_FUNCTION_INFO_V1(millrace_check_stable);
 PG_FUNCTION_INFO_V1(millrace_qualified_query);
@@ -165,11 +166,39 @@ mr_expression_check_stable(Node *expression, const char *what)
 	(void) stable_walker(expression, (void *) what);
 }
 
+/* Places of errors are places in this query, not in the statement that declares it. */
+static void
+query_error_callback(void *query)
+{
+	int position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(query);
+	}
+}
+
+/* The parse trees of what somebody typed. */
+static List *
+parse(const char *text, RawParseMode mode)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack, .callback = query_error_callback, .arg = (void *) text};
+	List *parsed;
+
+	error_context_stack = &callback;
+	parsed = raw_parser(text, mode);
+	error_context_stack = callback.previous;
+	return parsed;
+}
+
 /* The text must be one expression: no FROM, no second statement.  Returns it. */
 static Node *
 parse_text(const char *expression, const char *what)
 {
-	List *parsed = raw_parser(expression, RAW_PARSE_PLPGSQL_EXPR);
+	List *parsed = parse(expression, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *select = list_length(parsed) == 1
 							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
 							 : NULL;
@@ -206,7 +235,7 @@ millrace_check_query(PG_FUNCTION_ARGS)
 {
 	char *what = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char *query = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	List *parsed = raw_parser(query, RAW_PARSE_DEFAULT);
+	List *parsed = parse(query, RAW_PARSE_DEFAULT);
 	SelectStmt *select = list_length(parsed) == 1
 							 ? (SelectStmt *) linitial_node(RawStmt, parsed)->stmt
 							 : NULL;
@@ -264,20 +293,6 @@ mr_expression_print(Node *expression, const List *pieces)
 	return result.data;
 }
 
-/* Places of errors are places in this query, not in the statement that declares it. */
-static void
-query_error_callback(void *query)
-{
-	int position = geterrposition();
-
-	if (position > 0)
-	{
-		errposition(0);
-		internalerrposition(position);
-		internalerrquery(query);
-	}
-}
-
 /* A SELECT as a role means it under the search_path in force. */
 static Query *
 analyze_query(Oid role, char *typed, int nest_level)
@@ -300,27 +315,75 @@ analyze_query(Oid role, char *typed, int nest_level)
 	return query;
 }
 
-/* The same in a spelling that means the same everywhere. */
-static text *
-qualify(Oid role, char *typed, int nest_level)
-{
-	return cstring_to_text(pg_get_querydef(analyze_query(role, typed, nest_level), false));
-}
-
-/* The search_path is that of whoever declares. */
+/* The same in a spelling that means the same everywhere.  The search_path is that of whoever declares. */
 Datum
 millrace_qualified_query(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)),
-							 mr_enter_declaring_path()));
+	Query *query = analyze_query(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)),
+								 mr_enter_declaring_path());
+	bool is_kept = PG_GETARG_BOOL(2);
+
+	if (query->hasModifyingCTE)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("a query must not contain data-modifying statements in WITH")));
+	if (is_kept && isQueryUsingTempRelation(query))
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("a query that is kept cannot read a temporary table or view"),
+						errhint("Use a permanent one: the query outlives the session.")));
+	PG_RETURN_TEXT_P(cstring_to_text(pg_get_querydef(query, false)));
 }
 
 /* The search_path is the calling function's. */
 Datum
 millrace_plain_query(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(
-		qualify(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)), NewGUCNestLevel()));
+	Query *query = analyze_query(PG_GETARG_OID(0), text_to_cstring(PG_GETARG_TEXT_PP(1)),
+								 NewGUCNestLevel());
+
+	PG_RETURN_TEXT_P(cstring_to_text(pg_get_querydef(query, false)));
+}
+
+void
+mr_expression_check_names(const Query *query, const char *what)
+{
+	int number = 0;
+	ListCell *lc;
+	ListCell *lc2;
+
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *entry = lfirst_node(TargetEntry, lc);
+
+		if (entry->resjunk)
+			continue;
+		number++;
+		if (strcmp(entry->resname, "?column?") == 0)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_COLUMN_DEFINITION),
+							errmsg("column %d of %s has no name", number, what),
+							errhint("Name it with AS.")));
+		foreach(lc2, query->targetList)
+		{
+			TargetEntry *other = lfirst_node(TargetEntry, lc2);
+
+			if (other == entry)
+				break;
+			if (!other->resjunk && strcmp(other->resname, entry->resname) == 0)
+				ereport(ERROR, (errcode(ERRCODE_DUPLICATE_COLUMN),
+								errmsg("two columns of %s are called \"%s\"", what, entry->resname),
+								errhint("Name one of them with AS.")));
+		}
+	}
+}
+
+/* Of a qualified SELECT. */
+Datum
+millrace_check_names(PG_FUNCTION_ARGS)
+{
+	Query *query = analyze_query(GetUserId(), text_to_cstring(PG_GETARG_TEXT_PP(1)),
+								 NewGUCNestLevel());
+
+	mr_expression_check_names(query, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
 }
 
 /* Names and types of the columns that a qualified SELECT gives. */

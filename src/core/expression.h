@@ -36,6 +36,9 @@ extern void mr_expression_check_stable(Node *expression, const char *what);
 /* Refuses a text that is not one SQL expression, so that it may be put into a statement. */
 extern void mr_expression_check_text(const char *expression, const char *what);
 
+/* Refuses a query unless each of its columns has a name that no other has; `what` is the query in the error. */
+extern void mr_expression_check_names(const Query *query, const char *what);
+
 /*
  * A condition over the columns of a relation, as the current user means it: one expression, without sub-selects and functions that
  * are volatile.

@@ -164,7 +164,7 @@ guess(uint64 number, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to
 }
 
 /* Asks for the entries around a place that was guessed: the next guesses fall there. */
-static inline void
+static pg_attribute_always_inline void
 prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber high)
 {
 	low = place > low + AROUND ? place - AROUND : low;
@@ -352,6 +352,23 @@ add_entry(MrLeaf *leaf, IndexTuple entry)
 		PageSetLSN(page, written);
 	}
 	END_CRIT_SECTION();
+}
+
+void
+mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
+{
+	OffsetNumber low = OffsetNumberNext(leaf->last);
+	OffsetNumber high;
+	uint64 number;
+	Page page;
+
+	if (!BufferIsValid(leaf->buffer) || !leaf->has_number || isnull)
+		return;
+	page = BufferGetPage(leaf->buffer);
+	high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+	number = mr_prefix_of(&leaf->prefix, first);
+	if (low < high && number <= leaf->to)
+		prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 }
 
 bool

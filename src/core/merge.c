@@ -22,12 +22,14 @@
 #include "catalog/pg_index.h"
 #include "common/int.h"
 #include "core/compat.h"
+#include "core/extend.h"
 #include "core/leaf.h"
 #include "core/merge.h"
 #include "core/millrace.h"
 #include "core/order.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -49,6 +51,7 @@ struct MrMerge
 	int counter;
 	AttrNumber *attnums;
 	MrMergeColumn *columns;
+	bool *far; /* see mr_rows_far */
 	MrOrder *order; /* of keys */
 };
 
@@ -60,7 +63,10 @@ typedef struct Merging
 	MrMergeEmpty empty;
 	int64 *after;
 	ItemPointerData *places;
+	MrMergeValue compute; /* or NULL */
+	void *computing;
 	Relation relation;
+	BlockNumber start; /* pages that it had */
 	int nindexes;
 	Relation *indexes;
 	IndexInfo **infos;
@@ -71,7 +77,7 @@ typedef struct Merging
 	int probe_column[INDEX_MAX_KEYS]; /* number of the column that is the index's i-th */
 	MrLeaf *leaf; /* of the unique index */
 	IndexScanDesc scan;
-	IndexFetchTableData *fetch; /* what an entry leads to */
+	Buffer buffer; /* of the heap, pinned; or invalid */
 	SnapshotData dirty;
 	TupleTableSlot *found; /* the row that is there */
 	TupleTableSlot *changed;
@@ -82,8 +88,9 @@ typedef struct Merging
 	MemoryContext row_context;
 } Merging;
 
-static MrOrder *
-order_of_keys(const MrMerge *merge)
+/* How rows are compared and reached. */
+static void
+describe_columns(MrMerge *merge)
 {
 	Relation relation = table_open(merge->relid, AccessShareLock);
 	Oid *types = palloc(sizeof(Oid) * Max(merge->nkeys, 1));
@@ -96,8 +103,9 @@ order_of_keys(const MrMerge *merge)
 		types[i] = column->atttypid;
 		collations[i] = column->attcollation;
 	}
+	merge->far = mr_rows_far(RelationGetDescr(relation), merge->ncolumns, merge->attnums);
 	table_close(relation, NoLock);
-	return mr_order_create(merge->nkeys, types, collations);
+	merge->order = mr_order_create(merge->nkeys, types, collations);
 }
 
 MrMerge *
@@ -116,7 +124,7 @@ mr_merge_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums,
 	memcpy(merge->columns, columns, sizeof(MrMergeColumn) * ncolumns);
 	while (merge->nkeys < ncolumns && columns[merge->nkeys] == MR_MERGE_KEY)
 		merge->nkeys++;
-	merge->order = order_of_keys(merge);
+	describe_columns(merge);
 	return merge;
 }
 
@@ -163,14 +171,15 @@ key_column(const MrMerge *merge, Relation index, int i)
 	return -1;
 }
 
-/* Is it the unique index over the key, nulls being equal? */
+/* Is it the unique index over the key, nulls being equal or none? */
 static bool
 is_key_index(const MrMerge *merge, Relation index)
 {
 	Form_pg_index form = index->rd_index;
 
-	if (!form->indisunique || !form->indimmediate || !form->indnullsnotdistinct ||
-		form->indnkeyatts != merge->nkeys || index->rd_rel->relam != BTREE_AM_OID)
+	if (!form->indisunique || !form->indimmediate ||
+		!(form->indnullsnotdistinct || form->indisprimary) || form->indnkeyatts != merge->nkeys ||
+		index->rd_rel->relam != BTREE_AM_OID)
 		return false;
 	for (int i = 0; i < merge->nkeys; i++)
 	{
@@ -240,6 +249,7 @@ open_table(Merging *merging)
 	ListCell *lc;
 
 	merging->relation = table_open(merging->merge->relid, RowExclusiveLock);
+	merging->start = RelationGetNumberOfBlocks(merging->relation);
 	merging->desc = CreateTupleDescCopyConstr(RelationGetDescr(merging->relation));
 	oids = RelationGetIndexList(merging->relation);
 	merging->indexes = palloc(sizeof(Relation) * list_length(oids));
@@ -257,7 +267,6 @@ open_table(Merging *merging)
 	}
 	prepare_key(merging);
 	merging->found = table_slot_create(merging->relation, NULL);
-	merging->fetch = table_index_fetch_begin(merging->relation);
 	merging->changed = make_slot(merging);
 	InitDirtySnapshot(merging->dirty);
 	merging->command = GetCurrentCommandId(true);
@@ -270,7 +279,6 @@ close_table(Merging *merging)
 		ExecDropSingleTupleTableSlot(merging->slots[i]);
 	if (merging->scan != NULL)
 		index_endscan(merging->scan);
-	table_index_fetch_end(merging->fetch);
 	ExecDropSingleTupleTableSlot(merging->found);
 	ExecDropSingleTupleTableSlot(merging->changed);
 	if (merging->estate != NULL)
@@ -297,8 +305,14 @@ fill_slot(const Merging *merging, TupleTableSlot *slot, int row)
 	{
 		int attribute = merge->attnums[c] - 1;
 
-		slot->tts_values[attribute] = merging->rows->values[c][row];
-		slot->tts_isnull[attribute] = merging->rows->nulls[c][row];
+		if (merge->columns[c] == MR_MERGE_VALUE)
+			slot->tts_isnull[attribute] = !merging->compute(merging->computing, row, NULL,
+															&slot->tts_values[attribute]);
+		else
+		{
+			slot->tts_values[attribute] = merging->rows->values[c][row];
+			slot->tts_isnull[attribute] = merging->rows->nulls[c][row];
+		}
 	}
 	ExecStoreVirtualTuple(slot);
 	ItemPointerSetInvalid(&slot->tts_tid);
@@ -427,47 +441,58 @@ is_zero(MrMergeColumn kind, Datum value)
 			   DirectFunctionCall2(numeric_cmp, value, NumericGetDatum(int64_to_numeric(0)))) == 0;
 }
 
-/* Updates or deletes the row in merging->found; false when it is not the newest version any more. */
+/* Puts what becomes of a row that is there into merging->changed; false when it goes. */
 static bool
-change_found(Merging *merging, int row)
+compute_changed(Merging *merging, int row, HeapTuple found, int64 *count)
 {
 	const MrMerge *merge = merging->merge;
-	TupleTableSlot *found = merging->found;
 	TupleTableSlot *changed = merging->changed;
-	int natts = merging->desc->natts;
+	bool all_zero = true;
+
+	*count = 0;
+	ExecClearTuple(changed);
+	heap_deform_tuple(found, merging->desc, changed->tts_values, changed->tts_isnull);
+	for (int c = merge->nkeys; c < merge->ncolumns; c++)
+	{
+		int attribute = merge->attnums[c] - 1;
+		Datum *value = &changed->tts_values[attribute];
+		bool *isnull = &changed->tts_isnull[attribute];
+
+		if (merge->columns[c] == MR_MERGE_FIXED)
+			continue;
+		if (merge->columns[c] == MR_MERGE_VALUE)
+		{
+			Datum old = *value;
+
+			return merging->compute(merging->computing, row, &old, value);
+		}
+		*value = add(merge->columns[c], *value, *isnull, merging->rows->values[c][row],
+					 merging->rows->nulls[c][row], isnull);
+		all_zero = all_zero && (*isnull || is_zero(merge->columns[c], *value));
+	}
+	*count = DatumGetInt64(changed->tts_values[merge->attnums[merge->counter] - 1]);
+	return *count != 0 || merging->empty == MR_EMPTY_STAYS ||
+		   (merging->empty == MR_EMPTY_GOES_IF_ALL_ARE && !all_zero);
+}
+
+/* Updates or deletes a row that is there; false when it is not the newest version any more. */
+static bool
+change_row(Merging *merging, int row, HeapTuple found)
+{
+	TupleTableSlot *changed = merging->changed;
 	TM_FailureData failure;
 	MrUpdateIndexes update_indexes;
 	LockTupleMode lock_mode;
 	TM_Result result;
-	bool all_zero = true;
 	int64 count;
 
-	slot_getallattrs(found);
-	ExecClearTuple(changed);
-	memcpy(changed->tts_values, found->tts_values, sizeof(Datum) * natts);
-	memcpy(changed->tts_isnull, found->tts_isnull, natts);
-	for (int c = merge->nkeys; c < merge->ncolumns; c++)
-	{
-		int attribute = merge->attnums[c] - 1;
-
-		if (merge->columns[c] == MR_MERGE_FIXED)
-			continue;
-		changed->tts_values[attribute] =
-			add(merge->columns[c], found->tts_values[attribute], found->tts_isnull[attribute],
-				merging->rows->values[c][row], merging->rows->nulls[c][row],
-				&changed->tts_isnull[attribute]);
-		all_zero = all_zero && (changed->tts_isnull[attribute] ||
-								is_zero(merge->columns[c], changed->tts_values[attribute]));
-	}
-	count = DatumGetInt64(changed->tts_values[merge->attnums[merge->counter] - 1]);
-	if (count == 0 && merging->empty != MR_EMPTY_STAYS &&
-		(merging->empty == MR_EMPTY_GOES || all_zero))
-		result = table_tuple_delete(merging->relation, &found->tts_tid, merging->command,
+	if (!compute_changed(merging, row, found, &count))
+		result = table_tuple_delete(merging->relation, &found->t_self, merging->command,
 									SnapshotAny, InvalidSnapshot, true, &failure, false);
 	else
 	{
 		ExecStoreVirtualTuple(changed);
-		result = table_tuple_update(merging->relation, &found->tts_tid, changed, merging->command,
+		result = table_tuple_update(merging->relation, &found->t_self, changed, merging->command,
 									SnapshotAny, InvalidSnapshot, true, &failure, &lock_mode,
 									&update_indexes);
 		for (int i = 0; i < merging->nindexes && result == TM_Ok; i++)
@@ -495,7 +520,10 @@ change_found(Merging *merging, int row)
 static void
 note_inserted(Merging *merging, int row, TupleTableSlot *slot)
 {
-	note(merging, row, DatumGetInt64(merging->rows->values[merging->merge->counter][row]),
+	note(merging, row,
+		 merging->after == NULL
+			 ? 0
+			 : DatumGetInt64(merging->rows->values[merging->merge->counter][row]),
 		 &slot->tts_tid);
 }
 
@@ -520,7 +548,8 @@ merge_row(Merging *merging, int row, TupleTableSlot *ours)
 		CHECK_FOR_INTERRUPTS();
 		if (find(merging, row, ours == NULL ? NULL : &ours->tts_tid))
 		{
-			if (!wait_for_inserter(merging) && change_found(merging, row))
+			if (!wait_for_inserter(merging) &&
+				change_row(merging, row, ExecFetchSlotHeapTuple(merging->found, false, NULL)))
 				return false;
 			continue;
 		}
@@ -547,13 +576,55 @@ merge_row(Merging *merging, int row, TupleTableSlot *ours)
 
 /* ---- all rows --------------------------------------------------------------------------------- */
 
-/* Looks a key up by way of the leaf; `place` stays invalid when that tells nothing.  True when there is no such row. */
+/*
+ * A copy of the row that an entry of the index leads to, if it is to be seen and not being inserted by somebody.  Its page is
+ * pruned when a new version might not fit any more: an index scan would prune whenever a page is fuller than the
+ * fill factor, and from the first update on it always is.
+ */
+static HeapTuple
+copy_row(Merging *merging, ItemPointer root)
+{
+	HeapTupleData tuple;
+	HeapTuple copy;
+	Page page;
+	bool found;
+
+	merging->buffer = ReleaseAndReadBuffer(merging->buffer, merging->relation,
+										   ItemPointerGetBlockNumber(root));
+	page = BufferGetPage(merging->buffer);
+	LockBuffer(merging->buffer, BUFFER_LOCK_SHARE);
+	found = heap_hot_search_buffer(root, merging->relation, merging->buffer, &merging->dirty,
+								   &tuple, NULL, true);
+	LockBuffer(merging->buffer, BUFFER_LOCK_UNLOCK);
+	if (!found || TransactionIdIsValid(merging->dirty.xmin))
+		return NULL;
+	copy = heap_copytuple(&tuple);
+	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < Max(copy->t_len * 2, BLCKSZ / 10))
+		heap_page_prune_opt(merging->relation, merging->buffer);
+	return copy;
+}
+
+/* Asks for what looking up the keys needs that come after the i-th. */
+static void
+prefetch_keys(const Merging *merging, const int *order, int n, int i)
+{
+	const MrRows *rows = merging->rows;
+	int first = merging->probe_column[0];
+
+	/* A value that is computed is the last column. */
+	mr_rows_prefetch(rows, merging->merge->ncolumns - (merging->compute != NULL),
+					 merging->merge->far, order, i, n);
+	if (i + 1 < n)
+		mr_leaf_expect(merging->leaf, rows->values[first][order[i + 1]],
+					   rows->nulls[first][order[i + 1]]);
+}
+
+/* Looks a key up by way of the leaf; *found stays NULL when that tells nothing.  True when there is no such row. */
 static bool
-is_new(Merging *merging, int row, ItemPointer place)
+is_new(Merging *merging, int row, HeapTuple *found)
 {
 	Datum values[INDEX_MAX_KEYS];
 	bool nulls[INDEX_MAX_KEYS];
-	bool again = false;
 	ItemPointerData root;
 
 	for (int i = 0; i < merging->merge->nkeys; i++)
@@ -566,9 +637,7 @@ is_new(Merging *merging, int row, ItemPointer place)
 		case MR_LEAF_NONE:
 			return true;
 		case MR_LEAF_ONE:
-			if (table_index_fetch_tuple(merging->fetch, &root, &merging->dirty, merging->found,
-										&again, NULL))
-				*place = merging->found->tts_tid;
+			*found = copy_row(merging, &root);
 			return false;
 		case MR_LEAF_UNSURE:
 			return false;
@@ -578,32 +647,36 @@ is_new(Merging *merging, int row, ItemPointer place)
 
 /*
  * Which rows of a chunk have to be inserted?  Their tuples stand in the first slots then, and how many they are is
- * returned; of the others, `places` says where they stand, as far as that is known.
+ * returned; of the others, `found` has copies, as far as they are known.
  */
 static int
-find_new(Merging *merging, const int *order, int n, bool *there, ItemPointerData *places)
+find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *found)
 {
 	const MrMerge *merge = merging->merge;
 	int nnew = 0;
 
 	for (int i = 0; i < n; i++)
 	{
-		ItemPointerSetInvalid(&places[i]);
-		there[i] = !is_new(merging, order[i], &places[i]);
+		prefetch_keys(merging, order, n, i);
+		found[i] = NULL;
+		there[i] = !is_new(merging, order[i], &found[i]);
 	}
 	mr_leaf_release(merging->leaf);
-	table_index_fetch_reset(merging->fetch);
-	ExecClearTuple(merging->found);
+	if (BufferIsValid(merging->buffer))
+		ReleaseBuffer(merging->buffer);
+	merging->buffer = InvalidBuffer;
 	for (int i = 0; i < n; i++)
 	{
-		if (there[i] && !ItemPointerIsValid(&places[i]))
+		if (there[i] && found[i] == NULL)
 		{
 			there[i] = find(merging, order[i], NULL);
 			if (there[i])
-				places[i] = merging->found->tts_tid;
+				found[i] = TransactionIdIsValid(merging->dirty.xmin)
+							   ? NULL
+							   : ExecCopySlotHeapTuple(merging->found);
 		}
 		/* Only who has rows to give can be new. */
-		if (!there[i])
+		if (!there[i] && merging->compute == NULL)
 			there[i] = merging->empty == MR_EMPTY_GOES &&
 					   DatumGetInt64(merging->rows->values[merge->counter][order[i]]) <= 0;
 		if (there[i])
@@ -615,19 +688,21 @@ find_new(Merging *merging, const int *order, int n, bool *there, ItemPointerData
 	return nnew;
 }
 
-/* Merges the rows of one chunk. */
+/* Merges the rows of one chunk, after which there may be more. */
 static void
-merge_chunk(Merging *merging, const int *order, int n)
+merge_chunk(Merging *merging, const int *order, int n, bool more)
 {
 	bool there[CHUNK];
-	ItemPointerData places[CHUNK];
+	HeapTuple found[CHUNK];
 	ItemPointerData taken_back[CHUNK];
 	int ntaken_back = 0;
 	int next = 0;
-	int nnew = find_new(merging, order, n, there, places);
+	int nnew = find_new(merging, order, n, there, found);
 
 	if (nnew > 0)
 		heap_multi_insert(merging->relation, merging->slots, nnew, merging->command, 0, NULL);
+	if (nnew > 0 && more)
+		mr_extend_heap(merging->relation, merging->start, merging->slots, nnew, nnew);
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot;
@@ -635,10 +710,7 @@ merge_chunk(Merging *merging, const int *order, int n)
 		if (there[i])
 		{
 			mr_leaf_release(merging->leaf);
-			if (!ItemPointerIsValid(&places[i]) ||
-				!table_tuple_fetch_row_version(merging->relation, &places[i], &merging->dirty,
-											   merging->found) ||
-				TransactionIdIsValid(merging->dirty.xmin) || !change_found(merging, order[i]))
+			if (found[i] == NULL || !change_row(merging, order[i], found[i]))
 				(void) merge_row(merging, order[i], NULL);
 			continue;
 		}
@@ -668,41 +740,49 @@ merge_all(Merging *merging)
 	{
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(merging->row_context);
-		merge_chunk(merging, &order[first], Min(CHUNK, nrows - first));
+		merge_chunk(merging, &order[first], Min(CHUNK, nrows - first), first + CHUNK < nrows);
 		MemoryContextSwitchTo(merging->context);
 		MemoryContextReset(merging->row_context);
 	}
+}
+
+static void
+merge_with(Merging *merging)
+{
+	MemoryContext previous = CurrentMemoryContext;
+	MrRunAs saved;
+
+	if (merging->rows->nrows == 0)
+		return;
+	merging->context = AllocSetContextCreate(previous, "millrace merge", ALLOCSET_DEFAULT_SIZES);
+	merging->row_context = AllocSetContextCreate(merging->context, "millrace merge chunk",
+												 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(merging->context);
+	mr_run_as_restricted(&saved, merging->merge->role);
+	open_table(merging);
+	merge_all(merging);
+	close_table(merging);
+	mr_run_back(&saved);
+	MemoryContextSwitchTo(previous);
+	MemoryContextDelete(merging->context);
+	/* What comes next in the transaction sees the rows. */
+	CommandCounterIncrement();
 }
 
 void
 mr_merge_rows(MrMerge *merge, const MrRows *rows, MrMergeEmpty empty, int64 *after,
 			  ItemPointerData *places)
 {
-	MemoryContext previous = CurrentMemoryContext;
-	MemoryContext context;
-	Merging *merging;
-	MrRunAs saved;
+	Merging merging = {
+		.merge = merge, .rows = rows, .empty = empty, .after = after, .places = places};
 
-	if (rows->nrows == 0)
-		return;
-	context = AllocSetContextCreate(previous, "millrace merge", ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(context);
-	merging = palloc0(sizeof(Merging));
-	merging->merge = merge;
-	merging->rows = rows;
-	merging->empty = empty;
-	merging->after = after;
-	merging->places = places;
-	merging->context = context;
-	merging->row_context = AllocSetContextCreate(context, "millrace merge chunk",
-												 ALLOCSET_DEFAULT_SIZES);
-	mr_run_as_restricted(&saved, merge->role);
-	open_table(merging);
-	merge_all(merging);
-	close_table(merging);
-	mr_run_back(&saved);
-	MemoryContextSwitchTo(previous);
-	MemoryContextDelete(context);
-	/* What comes next in the transaction sees the rows. */
-	CommandCounterIncrement();
+	merge_with(&merging);
+}
+
+void
+mr_merge_values(MrMerge *merge, const MrRows *rows, MrMergeValue compute, void *context)
+{
+	Merging merging = {.merge = merge, .rows = rows, .compute = compute, .computing = context};
+
+	merge_with(&merging);
 }

@@ -7,6 +7,7 @@
 
 #include "core/compat.h"
 #include "fmgr.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #define MR_VERSION "0.1"
@@ -35,6 +36,19 @@ typedef enum MrErrorClass
 } MrErrorClass;
 
 extern MrErrorClass mr_error_class(int sqlstate);
+
+/* A subtransaction around PG_TRY that leaves memory context and resource owner as they were. */
+typedef struct MrAttempt
+{
+	MemoryContext context;
+	ResourceOwner owner;
+} MrAttempt;
+
+extern void mr_attempt_begin(MrAttempt *attempt);
+/* At the end of PG_TRY; without `keep` it is rolled back. */
+extern void mr_attempt_end(const MrAttempt *attempt, bool keep);
+/* In PG_CATCH: rolls it back and returns the error, which lives where the attempt began. */
+extern ErrorData *mr_attempt_failed(const MrAttempt *attempt);
 
 /* Who the current user was, to go back to him. */
 typedef struct MrRunAs

@@ -1,12 +1,13 @@
 /*
  * owner.c
- *	  Who runs what, under which settings, and what an error means.
+ *	  Who runs what, under which settings, what an error means, and how it is caught.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
@@ -15,6 +16,9 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/pg_locale.h"
+#include "utils/rls.h"
+
+PG_FUNCTION_INFO_V1(millrace_has_row_security);
 
 /* Becomes `role`; the transaction's abort would also go back. */
 void
@@ -44,6 +48,12 @@ mr_run_back(const MrRunAs *saved)
 	if (saved->nest_level > 0)
 		AtEOXact_GUC(false, saved->nest_level);
 	SetUserIdAndSecContext(saved->user, saved->sec_context);
+}
+
+Datum
+millrace_has_row_security(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(check_enable_rls(PG_GETARG_OID(1), PG_GETARG_OID(0), true) == RLS_ENABLED);
 }
 
 bool
@@ -79,8 +89,8 @@ mr_extension_owner(void)
 }
 
 /*
- * Sets what results of expressions may depend on.  Setting a value that is there already is skipped: it
- * would cost more than a small batch.
+ * Sets what results of expressions may depend on, and what would make their evaluation slow.  Setting a value that is
+ * there already is skipped: it would cost more than a small batch.
  */
 int
 mr_settings_pin(const char *timezone)
@@ -91,7 +101,9 @@ mr_settings_pin(const char *timezone)
 									 {"extra_float_digits", "1"},
 									 {"bytea_output", "hex"},
 									 {"xmloption", "content"},
-									 {"search_path", "pg_catalog, pg_temp"}};
+									 {"search_path", "pg_catalog, pg_temp"},
+									 /* Compiling takes longer than most of our statements. */
+									 {"jit", "off"}};
 	int nest_level = NewGUCNestLevel();
 
 	for (int i = 0; i < lengthof(pinned); i++)
@@ -148,6 +160,38 @@ mr_error_class(int sqlstate)
 		default:
 			return MR_ERROR_ENVIRONMENT;
 	}
+}
+
+void
+mr_attempt_begin(MrAttempt *attempt)
+{
+	attempt->context = CurrentMemoryContext;
+	attempt->owner = CurrentResourceOwner;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(attempt->context);
+}
+
+void
+mr_attempt_end(const MrAttempt *attempt, bool keep)
+{
+	if (keep)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(attempt->context);
+	CurrentResourceOwner = attempt->owner;
+}
+
+ErrorData *
+mr_attempt_failed(const MrAttempt *attempt)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(attempt->context);
+	error = CopyErrorData();
+	FlushErrorState();
+	mr_attempt_end(attempt, false);
+	return error;
 }
 
 #ifdef MR_DEBUG_POINTS

@@ -48,6 +48,16 @@ mr_statement_create(const char *sql, int nargs, const Oid *types)
 	return statement;
 }
 
+SPIPlanPtr
+mr_sql_prepare(const char *sql, int nargs, Oid *types)
+{
+	SPIPlanPtr plan = SPI_prepare(sql, nargs, types);
+
+	if (plan == NULL || SPI_keepplan(plan) != 0)
+		elog(ERROR, "cannot prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));
+	return plan;
+}
+
 uint64
 mr_statement_run(MrStatement *statement, Datum *values, const char *nulls)
 {
@@ -55,16 +65,7 @@ mr_statement_run(MrStatement *statement, Datum *values, const char *nulls)
 	int result;
 
 	if (statement->plan == NULL)
-	{
-		SPIPlanPtr plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
-
-		if (plan == NULL)
-			elog(ERROR, "cannot prepare \"%s\": %s", statement->sql,
-				 SPI_result_code_string(SPI_result));
-		if (SPI_keepplan(plan) != 0)
-			elog(ERROR, "cannot keep the plan of \"%s\"", statement->sql);
-		statement->plan = plan;
-	}
+		statement->plan = mr_sql_prepare(statement->sql, statement->nargs, statement->types);
 	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "cannot run \"%s\": %s", statement->sql, SPI_result_code_string(result));
@@ -203,6 +204,18 @@ char *
 mr_sql_text(uint64 row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+List *
+mr_sql_ids(uint64 count)
+{
+	List *ids = NIL;
+	bool isnull;
+
+	for (uint64 i = 0; i < count; i++)
+		ids = lappend_int(ids, DatumGetInt32(mr_sql_value(i, 1, &isnull)));
+	SPI_freetuptable(SPI_tuptable);
+	return ids;
 }
 
 char *

@@ -45,9 +45,15 @@ extern uint64 mr_sql(const char *format, ...) pg_attribute_printf(1, 2);
 extern uint64 mr_sql_with(const char *sql, int nargs, const Oid *types, Datum *values,
 						  const char *nulls);
 
+/* Prepares a statement for as long as the session, or until SPI_freeplan(). */
+extern SPIPlanPtr mr_sql_prepare(const char *sql, int nargs, Oid *types);
+
 /* Column `column` (from 1) of row `row` (from 0) of SPI_tuptable. */
 extern Datum mr_sql_value(uint64 row, int column, bool *isnull);
 extern char *mr_sql_text(uint64 row, int column); /* palloc'd, NULL when null */
+
+/* The first column of the `count` rows of SPI_tuptable, which is freed, as integers. */
+extern List *mr_sql_ids(uint64 count);
 
 /* "schema"."table", quoted where needed. */
 extern char *mr_relation_name(Oid relid);

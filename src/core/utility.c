@@ -1,6 +1,6 @@
 /*
  * utility.c
- *	  Commands before which our processes have to leave a database (C16).
+ *	  Commands before which our processes have to leave a database (C16), and those after which something is somebody else's.
  *
  * DROP DATABASE, ALTER DATABASE ... RENAME and SET TABLESPACE and CREATE DATABASE ... TEMPLATE refuse to work
  * on a database that somebody is connected to; DROP EXTENSION would wait for batches and pull the tables from
@@ -17,6 +17,8 @@
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "core/compat.h"
+#include "core/millrace.h"
+#include "core/statement.h"
 #include "core/worker.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
@@ -148,12 +150,40 @@ prepare_for(Node *parsetree, ProcessUtilityContext context)
 	}
 }
 
+/* Does a command give relations to another role? */
+static bool
+gives_away(Node *parsetree)
+{
+	ListCell *cell;
+
+	if (IsA(parsetree, AlterTableStmt))
+		foreach(cell, ((AlterTableStmt *) parsetree)->cmds)
+			if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
+				return true;
+	return IsA(parsetree, ReassignOwnedStmt);
+}
+
+/* What is kept of relations becomes their owners'; REASSIGN OWNED has no event trigger. */
+static void
+follow_owners(void)
+{
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	(void) mr_sql("SELECT millrace_internal.follow_owners()");
+	SPI_finish();
+	mr_run_back(&saved);
+}
+
 /* The hook. */
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *environment,
 				DestReceiver *dest, QueryCompletion *completion)
 {
+	bool has_given = gives_away(pstmt->utilityStmt);
+
 	if (!IsAbortedTransactionBlockState())
 		prepare_for(pstmt->utilityStmt, context);
 	if (previous_process_utility)
@@ -162,6 +192,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	else
 		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest,
 								completion);
+	/* pg_upgrade makes tables before functions. */
+	if (has_given && !IsBinaryUpgrade && mr_extension_exists())
+		follow_owners();
 }
 
 /* Installs the hook; from _PG_init of the preloaded library. */

@@ -717,7 +717,8 @@ mr_worker_pin_settings(void)
 				{"lock_timeout", "0"},
 				{"idle_in_transaction_session_timeout", "0"},
 				{"idle_session_timeout", "0"},
-				{"transaction_timeout", "0"}};
+				{"transaction_timeout", "0"},
+				{"jit", "off"}};
 
 	StartTransactionCommand();
 	for (int i = 0; i < lengthof(pins); i++)

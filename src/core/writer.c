@@ -115,6 +115,16 @@ mr_table_create(Oid relid, Oid role, int ncolumns, const AttrNumber *attnums, in
 	return table;
 }
 
+bool *
+mr_rows_far(TupleDesc desc, int ncolumns, const AttrNumber *attnums)
+{
+	bool *far = palloc(sizeof(bool) * ncolumns);
+
+	for (int c = 0; c < ncolumns; c++)
+		far[c] = !TupleDescAttr(desc, attnums[c] - 1)->attbyval;
+	return far;
+}
+
 MrRows *
 mr_rows_create(const MrTable *table, int capacity)
 {
@@ -300,7 +310,7 @@ run_with_rows(const MrTable *table, MrStatement *statement, const MrRows *rows, 
 
 /* Inserts directly; -1 when the table is not plain enough for that. */
 static int64
-insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
+insert_directly(MrTable *table, MrRows *rows, MrConflict mode, int ncompared, bool *conflicts)
 {
 	int64 inserted = -1;
 	MrDirect *direct;
@@ -313,7 +323,7 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 	if (direct != NULL)
 	{
 		order = mr_order_rows(table->order, rows, table->nkeys);
-		inserted = mr_direct_insert(direct, rows, order, mode, conflicts);
+		inserted = mr_direct_insert(direct, rows, order, mode, ncompared, conflicts);
 		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
 		table->taken_back += mr_direct_taken_back(direct);
 		mr_direct_close(direct);
@@ -324,20 +334,20 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, bool *conflicts)
 }
 
 int64
-mr_table_insert_new(MrTable *table, MrRows *rows, bool *conflicts)
+mr_table_insert_new(MrTable *table, MrRows *rows, int ncompared, bool *different)
 {
 	int64 inserted;
 
 	if (rows->nrows == 0)
 		return 0;
-	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, conflicts);
+	inserted = insert_directly(table, rows, MR_CONFLICT_SKIP, ncompared, different);
 	if (inserted >= 0)
 		return inserted;
 	if (table->insert_new == NULL)
 		table->insert_new = insert_statement(table, true);
 	inserted = run_with_rows(table, table->insert_new, rows, table->ncolumns);
-	if (conflicts != NULL)
-		memset(conflicts, inserted < rows->nrows, rows->nrows);
+	if (different != NULL)
+		memset(different, inserted < rows->nrows, rows->nrows);
 	return inserted;
 }
 
@@ -412,7 +422,7 @@ bool
 mr_table_insert_free(MrTable *table, MrRows *rows, bool look_first, bool *conflicts)
 {
 	table->probe_first |= look_first;
-	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_SKIP, conflicts) >= 0;
+	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_SKIP, 0, conflicts) >= 0;
 }
 
 int64
@@ -424,7 +434,7 @@ mr_table_taken_back(const MrTable *table)
 void
 mr_table_append(MrTable *table, MrRows *rows)
 {
-	if (rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_ERROR, NULL) >= 0)
+	if (rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_ERROR, 0, NULL) >= 0)
 		return;
 	if (table->append == NULL)
 		table->append = insert_statement(table, false);

@@ -10,6 +10,7 @@
 
 #include "access/attnum.h"
 #include "access/htup.h"
+#include "access/tupdesc.h"
 
 typedef struct MrTable MrTable;
 
@@ -20,6 +21,34 @@ typedef struct MrRows
 	Datum **values;
 	bool **nulls; /* nulls[c] may be NULL: no null in that column */
 } MrRows;
+
+/* Which of these columns of a table lead to their values, because they are not in the row itself. */
+extern bool *mr_rows_far(TupleDesc desc, int ncolumns, const AttrNumber *attnums);
+
+/* How many rows ahead memory is asked for: they are taken in the order of keys, and lie in that of arrival. */
+#define MR_ROWS_AHEAD 8
+
+/*
+ * Asks for the columns of a row that comes a while after the i-th of n in an order, and, where a column is `far`, for what its value
+ * leads to of one that comes sooner.
+ */
+static pg_attribute_always_inline void
+mr_rows_prefetch(const MrRows *rows, int ncolumns, const bool *far, const int *order, int i, int n)
+{
+	if (i + 2 * MR_ROWS_AHEAD < n)
+	{
+		for (int c = 0; c < ncolumns; c++)
+			__builtin_prefetch(&rows->values[c][order[i + 2 * MR_ROWS_AHEAD]]);
+	}
+	if (i + MR_ROWS_AHEAD < n)
+	{
+		for (int c = 0; c < ncolumns; c++)
+		{
+			if (far[c])
+				__builtin_prefetch(DatumGetPointer(rows->values[c][order[i + MR_ROWS_AHEAD]]));
+		}
+	}
+}
 
 /*
  * A table to write into, as its owner-to-be `role`: `attnums` are the written columns, of which the first
@@ -34,10 +63,10 @@ extern void mr_rows_free(const MrTable *table, MrRows *rows);
 
 /*
  * Inserts the rows whose key is not there yet; the caller has made keys unique within `rows`.  The rows
- * are sorted by key first (in place).  Returns how many were new; `conflicts` (may be NULL) tells by row which may
- * have been there already.
+ * are sorted by key first (in place).  Returns how many were new; of the others, `different` (may be NULL) tells
+ * which may differ from the row that is there in one of the first `ncompared` columns.
  */
-extern int64 mr_table_insert_new(MrTable *table, MrRows *rows, bool *conflicts);
+extern int64 mr_table_insert_new(MrTable *table, MrRows *rows, int ncompared, bool *different);
 
 /*
  * Of the marked rows, one that differs from the row with its key in the table in one of the first `ncolumns`

@@ -22,6 +22,7 @@
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "flow/backfill.h"
+#include "flow/plan.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "stage/mapping.h"
@@ -262,30 +263,23 @@ mr_backfill_next(int32 stream_id, const List *except)
 	return next_where(stream_id, condition.data);
 }
 
-void
+List *
 mr_backfill_lock(int32 target_id)
 {
+	List *streams;
+	ListCell *lc;
 	MrRunAs saved;
-	uint64 count;
-	int32 *ids;
 
 	mr_run_as(&saved, mr_extension_owner());
 	/* Streams that feed a target together are locked in one order. */
-	count = mr_sql("SELECT DISTINCT g.stream_id FROM millrace.target_source s "
-				   "JOIN millrace.staging g ON g.id = s.staging_id "
-				   "WHERE s.target_id = %d ORDER BY 1",
-				   target_id);
-	ids = palloc(sizeof(int32) * Max(count, 1));
-	for (uint64 i = 0; i < count; i++)
-	{
-		bool isnull;
-
-		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	for (uint64 i = 0; i < count; i++)
-		mr_stream_lock(ids[i], true);
+	streams = mr_sql_ids(mr_sql("SELECT DISTINCT g.stream_id FROM millrace.target_source s "
+								"JOIN millrace.staging g ON g.id = s.staging_id "
+								"WHERE s.target_id = %d ORDER BY 1",
+								target_id));
+	foreach(lc, streams)
+		mr_stream_lock(lfirst_int(lc), true);
 	mr_run_back(&saved);
+	return streams;
 }
 
 /* The next table that this stream's worker has to read for the target; false when there is none. */
@@ -438,7 +432,7 @@ fill_part(MrStream *stream, MrTarget *target, Part *part)
 											  ItemPointerGetOffsetNumber(&part->place)));
 	}
 	if (nrows > 0 && target->kind->filled_from != MR_FILLED_BY_ITSELF)
-		target->kind->apply(target, batch);
+		mr_flow_apply(target, batch);
 	mr_debug_point("in_chunk");
 
 	mr_run_as(&saved, mr_extension_owner());

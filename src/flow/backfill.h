@@ -30,8 +30,8 @@ extern MrBatch *mr_backfill_restrict(const MrTarget *target, MrBatch *batch);
 extern int32 mr_backfill_next_due(int32 stream_id);
 extern int32 mr_backfill_next(int32 stream_id, const List *except);
 
-/* Locks all streams that feed the target exclusively. */
-extern void mr_backfill_lock(int32 target_id);
+/* Locks all streams that feed the target exclusively, and returns their ids. */
+extern List *mr_backfill_lock(int32 target_id);
 
 /* Fills one chunk, under that lock; false when the compiled stream does not know of it. */
 extern bool mr_backfill_chunk(MrStream *stream, int32 target_id);

@@ -137,7 +137,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.backfill_begin(integer, boolean, boolean, integer) IS 'notes what a target is to be filled from';
 
--- The table that a stream's worker has to read next for a target.
+-- The table that a stream's worker has to read next for a target; none while the filling is paused, and whoever pauses it waits for the end of this transaction.
 CREATE FUNCTION millrace_internal.backfill_next_part(target_id integer, stream_id integer) RETURNS millrace.backfill_part
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -145,6 +145,10 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     part millrace.backfill_part;
 BEGIN
+    PERFORM FROM millrace.backfill b WHERE b.target_id = target_id AND NOT b.paused FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
     SELECT p.* INTO part FROM millrace.backfill_part p JOIN millrace.staging g ON g.id = p.staging_id
     WHERE p.target_id = target_id AND g.stream_id = stream_id ORDER BY p.number LIMIT 1;
     IF part.number IS NULL OR part.by_key THEN
@@ -209,13 +213,13 @@ BEGIN
         RAISE EXCEPTION '% is not a hub, link, satellite, point-in-time table or mart', name USING ERRCODE = 'wrong_object_type';
     END IF;
     PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, name));
-    IF target.state = 'active' THEN
+    -- One that waits for its activation is paused before its first chunk.  A chunk in progress ends first; it may be the last one.
+    INSERT INTO millrace.backfill AS b (target_id, paused) VALUES (target.id, paused)
+    ON CONFLICT (target_id) DO UPDATE SET paused = excluded.paused, retry_at = NULL;
+    IF EXISTS (SELECT FROM millrace.target t WHERE t.id = target.id AND t.state = 'active') THEN
         RAISE EXCEPTION '% % is not being filled', target.kind, name
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'millrace.backfill_status shows what is.';
     END IF;
-    -- One that waits for its activation is paused before its first chunk.
-    INSERT INTO millrace.backfill AS b (target_id, paused) VALUES (target.id, paused)
-    ON CONFLICT (target_id) DO UPDATE SET paused = excluded.paused, retry_at = NULL;
     PERFORM millrace_internal.wake(g.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
           WHERE s.target_id = target.id) AS g;

@@ -40,7 +40,7 @@ mr_flow_complete_known(MrFlow *flow, const MrWaitingIds *ids)
 
 	MemoryContextSwitchTo(flow->batch->context);
 	if (flow->stream->enrichment != NULL)
-		mr_flow_read_entries(flow->stream, flow->batch->context);
+		mr_flow_read_entries(flow->stream);
 	letters = mr_waiting_strike(flow->stream, ids, LETTERS_AT_ONCE);
 	if (letters != NULL)
 	{

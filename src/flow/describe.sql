@@ -552,7 +552,7 @@ BEGIN
         RETURN (SELECT format('SELECT %s FROM (%%s) AS q', replace(string_agg(format('%s AS %I', c.expression, c.name), ', '), '%', '%%'))
                 FROM millrace_internal.trees_columns(millrace_internal.plain_query(described.owner, rtrim(described.query, E'; \n')), described.label, described.entity, described.categories) AS c);
     END IF;
-    IF described.target_id IS NOT NULL THEN
+    IF described.is_online THEN
         RETURN '%s';
     END IF;
     RETURN (SELECT format('SELECT %s FROM (%%s) AS q (%s)', string_agg('q.' || a.attname || CASE a.attname WHEN 'weight' THEN '::double precision AS weight' WHEN 'at' THEN '::timestamptz AS at' ELSE '' END, ', ' ORDER BY a.attnum),
@@ -576,11 +576,14 @@ SET search_path = pg_catalog, pg_temp AS $fn$
                CASE WHEN described.catalogue IS NOT NULL THEN 'catalogue => ' ||
                     millrace_internal.readable_query('the catalogue of model ' || described.relation, to_regclass('millrace_def.model_catalogue_' || described.id),
                                                      described.owner, described.catalogue) END,
+               CASE WHEN described.popular IS NOT NULL THEN 'popular => ' ||
+                    millrace_internal.readable_query('what is popular for model ' || described.relation, to_regclass('millrace_def.model_popular_' || described.id), described.owner, described.popular,
+                        millrace_internal.around_popular_query((SELECT count(*)::integer FROM pg_attribute a WHERE a.attrelid = to_regclass('millrace_def.model_popular_' || described.id) AND a.attnum > 0))) END,
                'keep => ' || described.keep,
                'label => ' || millrace_internal.readable_literal(described.label),
                'entity => ' || millrace_internal.readable_literal(described.entity::text),
                'categories => ' || millrace_internal.readable_literal(nullif(described.categories::text, '{}')),
-               CASE WHEN described.target_id IS NOT NULL THEN 'online => true' END])
+               CASE WHEN described.is_online THEN 'online => true' END])
     FROM to_regclass('millrace_def.model_' || described.id) AS view
 $fn$;
 COMMENT ON FUNCTION millrace_internal.describe_model(millrace.model) IS 'the SQL that declares a model';

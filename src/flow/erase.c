@@ -9,12 +9,12 @@
 #include "postgres.h"
 
 #include "access/table.h"
-#include "access/xact.h"
 #include "alert/rule.h"
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "flow/backfill.h"
+#include "flow/plan.h"
 #include "flow/run.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -27,7 +27,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 
 #define OBJECTS_AT_ONCE 5000
 #define MESSAGES_AT_ONCE 1000
@@ -146,7 +145,7 @@ millrace_erase_staged(PG_FUNCTION_ARGS)
 
 			if (target->kind->filled_from == MR_FILLED_FROM_ROWS || target->kind == &mr_sink_kind ||
 				target->kind == &mr_threshold_kind)
-				target->kind->apply(target, mr_backfill_restrict(target, flow->batch));
+				mr_flow_apply(target, mr_backfill_restrict(target, flow->batch));
 		}
 		mr_run_back(&saved);
 		MemoryContextSwitchTo(previous);
@@ -159,14 +158,16 @@ millrace_erase_staged(PG_FUNCTION_ARGS)
 }
 
 /*
- * erase_reapply(stream integer, target integer, staging integer, versions regclass) → void: brings a target versions that
- * came before, from a table that is like the staging table's log.
+ * erase_reapply(stream integer, target integer, staging integer, versions regclass, heard boolean) → void: brings a target
+ * versions that came before, from a table that is like the staging table's log.  When only what a rule hears of is asked, it
+ * takes them as one of kind absence would.
  */
 Datum
 millrace_erase_reapply(PG_FUNCTION_ARGS)
 {
 	int32 target_id = PG_GETARG_INT32(1);
 	Oid versions = PG_GETARG_OID(3);
+	bool heard = PG_GETARG_BOOL(4);
 	MrTarget *target = NULL;
 	BlockNumber pages;
 	ItemPointerData place;
@@ -200,8 +201,10 @@ millrace_erase_reapply(PG_FUNCTION_ARGS)
 		MemoryContextSwitchTo(flow->batch->context);
 		more = mr_log_read(staged, versions, &place, pages, OBJECTS_AT_ONCE, &nrows);
 		mr_run_as(&saved, flow->stream->owner);
-		if (nrows > 0)
-			target->kind->apply(target, flow->batch);
+		if (nrows > 0 && heard)
+			mr_absence_kind.apply(target, flow->batch);
+		else if (nrows > 0)
+			mr_flow_apply(target, flow->batch);
 		mr_run_back(&saved);
 		MemoryContextSwitchTo(previous);
 	}
@@ -219,27 +222,20 @@ find_erased(MrFlow *flow)
 
 	while (from < flow->batch->nmessages)
 	{
-		MemoryContext context = CurrentMemoryContext;
-		ResourceOwner owner = CurrentResourceOwner;
 		ErrorData *volatile error = NULL;
+		MrAttempt attempt;
 
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(context);
+		mr_attempt_begin(&attempt);
 		PG_TRY();
 		{
 			mr_map_erased(flow->batch, flow->extraction, from);
-			ReleaseCurrentSubTransaction();
+			mr_attempt_end(&attempt, true);
 		}
 		PG_CATCH();
 		{
-			MemoryContextSwitchTo(context);
-			error = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
+			error = mr_attempt_failed(&attempt);
 		}
 		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
 		if (error == NULL)
 			return;
 		if (mr_error_class(error->sqlerrcode) != MR_ERROR_DATA)

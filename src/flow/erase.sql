@@ -3,9 +3,10 @@
 CREATE FUNCTION millrace_internal.erase_staged(stream_id integer, staging_id integer, objects regclass) RETURNS bigint
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_erase_staged';
 COMMENT ON FUNCTION millrace_internal.erase_staged(integer, integer, regclass) IS 'takes objects out of a staging table and the marts over it; returns how many rows these were';
-CREATE FUNCTION millrace_internal.erase_reapply(stream_id integer, target_id integer, staging_id integer, versions regclass) RETURNS void
+CREATE FUNCTION millrace_internal.erase_reapply(stream_id integer, target_id integer, staging_id integer, versions regclass, heard boolean DEFAULT false) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_erase_reapply';
-COMMENT ON FUNCTION millrace_internal.erase_reapply(integer, integer, integer, regclass) IS 'brings a target versions again that stand in a table like the log of its source';
+COMMENT ON FUNCTION millrace_internal.erase_reapply(integer, integer, integer, regclass, boolean) IS
+    'brings a target versions again that stand in a table like the log of its source; heard: notes only of which keys a rule hears by them';
 CREATE FUNCTION millrace_internal.erase_messages(stream_id integer, staging_ids integer[], objects regclass[], OUT inbox bigint, OUT letters bigint)
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_erase_messages';
 COMMENT ON FUNCTION millrace_internal.erase_messages(integer, integer[], regclass[]) IS
@@ -71,6 +72,20 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_table(text, text, regrole[]) IS 'makes a table for the time of an erasure';
+
+-- A table like a staging table's log, with those of its versions of which a row "r" meets a condition.
+CREATE FUNCTION millrace_internal.erase_versions(staging millrace.staging, condition text) RETURNS regclass
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    versions regclass := millrace_internal.erase_table('erase_versions', format('LIKE %s', staging.log), ARRAY[staging.owner]);
+    identity text := array_to_string(millrace_internal.erase_columns(staging, millrace_internal.erase_key(staging.definition) || '{_partition,_position,_loaded_at}'::text[], true), ', ');
+BEGIN
+    PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s SELECT r.* FROM %s AS r WHERE (%s) IN (SELECT %3$s FROM %2$s AS r WHERE %4$s)', versions, staging.log, identity, condition));
+    RETURN versions;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_versions(millrace.staging, text) IS 'versions of a log, for the time of an erasure';
 
 -- The staging tables of a stream in which somebody may be named by these columns.
 CREATE FUNCTION millrace_internal.erase_named(feed millrace.stream, named millrace.staging, wanted text[]) RETURNS integer[]
@@ -218,7 +233,6 @@ DECLARE
     hash_key text := millrace_internal.definition_column('satellite', target.id, 'hash_key');
     source record;
     versions regclass;
-    identity text;
     unit text;
     deleted bigint := 0;
 BEGIN
@@ -246,12 +260,7 @@ BEGIN
     END IF;
     FOR source IN SELECT g AS staging, s.columns FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
         EXECUTE format('GRANT ALL ON %s TO %s', keys, (source.staging).owner);
-        versions := millrace_internal.erase_table('erase_versions', format('LIKE %s', (source.staging).log), ARRAY[(source.staging).owner]);
-        identity := array_to_string(millrace_internal.erase_columns(source.staging, millrace_internal.erase_key((source.staging).definition) || '{_partition,_position,_loaded_at}'::text[], true), ', ');
-        PERFORM millrace_internal.execute_as((source.staging).owner, format(
-            'INSERT INTO %s SELECT r.* FROM %s AS r WHERE (%s) IN (SELECT %s FROM %s AS r WHERE %s IN (SELECT k.key FROM %s AS k))',
-            versions, (source.staging).log, identity, identity, (source.staging).log,
-            millrace_internal.erase_hash(parent, source.staging, source.columns, true), keys));
+        versions := millrace_internal.erase_versions(source.staging, format('%s IN (SELECT k.key FROM %s AS k)', millrace_internal.erase_hash(parent, source.staging, source.columns, true), keys));
         PERFORM millrace_internal.erase_reapply((source.staging).stream_id, target.id, (source.staging).id, versions);
         EXECUTE format('DROP TABLE %s', versions);
     END LOOP;
@@ -285,6 +294,48 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_spans(millrace.target, text[]) IS 'computes a point-in-time table anew for the keys in lists';
 
+CREATE FUNCTION millrace_internal.erase_models(stream_id integer) RETURNS SETOF millrace.model
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT m.* FROM millrace.model m WHERE NOT m.is_online AND EXISTS (SELECT FROM millrace_internal.model_sources(m.id) g WHERE g.stream_id = erase_models.stream_id)
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_models(integer) IS 'the models that are trained on what a stream has brought';
+
+-- What versions of a model and its evaluation set remember of users or entities that its query gives no more.  Hashes are those of a training.
+CREATE FUNCTION millrace_internal.erase_model(model millrace.model) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
+DECLARE
+    state text := format('millrace_state.model_%s', model.id);
+    present regclass;
+    deleted bigint;
+    more bigint := 0;
+BEGIN
+    -- One that was declared meanwhile.
+    PERFORM FROM millrace.model m WHERE m.id = model.id FOR UPDATE;
+    present := millrace_internal.erase_table('erase_present_' || model.id,
+        (SELECT format('id %s%s PRIMARY KEY', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attcollation <> 0 THEN ' COLLATE "C"' END)
+         FROM pg_attribute a WHERE a.attrelid = (state || '_test')::regclass AND a.attnum = 1), ARRAY[model.owner]);
+    PERFORM millrace_internal.execute_as(model.owner, format('INSERT INTO %s SELECT DISTINCT p.id FROM (SELECT %s AS id FROM millrace_def.model_%s AS v) AS p WHERE p.id IS NOT NULL',
+        present, CASE model.kind WHEN 'item_knn' THEN 'v.user_id' ELSE millrace_internal.trees_hash(model, 0) END, model.id));
+    EXECUTE format('DELETE FROM %s_test AS t WHERE NOT EXISTS (SELECT FROM %s AS p WHERE p.id = t.%s)', state, present, CASE model.kind WHEN 'item_knn' THEN 'user_id' ELSE 'entity' END);
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF model.kind = 'item_knn' THEN
+        EXECUTE format('WITH gone AS (DELETE FROM %s_user AS u WHERE NOT EXISTS (SELECT FROM %s AS p WHERE p.id = u.user_id) RETURNING u.version, u.user_id, cardinality(u.items) AS n), '
+                       'less AS (UPDATE millrace.model_version AS v SET users = v.users - g.users, pairs = v.pairs - g.pairs '
+                       'FROM (SELECT l.version, count(DISTINCT l.user_id) AS users, sum(l.n) AS pairs FROM gone AS l GROUP BY l.version) AS g WHERE v.model_id = $1 AND v.version = g.version) '
+                       'SELECT count(*) FROM gone', state, present) INTO more USING model.id;
+    ELSE
+        EXECUTE format('WITH kept AS (SELECT e.version, e.block, ARRAY(SELECT h FROM unnest(e.entities) AS h WHERE h IN (SELECT p.id FROM %2$s AS p) ORDER BY h) AS entities FROM %1$s_entity AS e), '
+                       'less AS (UPDATE %1$s_entity AS e SET entities = k.entities FROM kept AS k WHERE (k.version, k.block) = (e.version, e.block) AND k.entities <> e.entities RETURNING cardinality(k.entities) AS n, e.version, e.block) '
+                       'SELECT coalesce(sum(cardinality(o.entities) - l.n), 0) FROM less AS l JOIN %1$s_entity AS o USING (version, block)', state, present) INTO more;
+    END IF;
+    EXECUTE format('DROP TABLE %s', present);
+    RETURN deleted + more;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_model(millrace.model) IS 'takes those out of what versions of a model remember whom its query gives no more';
+
 -- millrace.erase()
 CREATE FUNCTION millrace_internal.erase(caller regrole, name text, key json) RETURNS TABLE (relation text, rows bigint)
 LANGUAGE plpgsql
@@ -299,6 +350,7 @@ DECLARE
     owners regrole[];
     staging millrace.staging;
     target millrace.target;
+    model millrace.model;
     source record;
     parent regclass;
     objects jsonb := '{}'; -- by identity, the table of the objects that go
@@ -329,6 +381,10 @@ BEGIN
     IF feed.id IS NULL THEN
         SELECT g.* INTO named FROM millrace.staging g WHERE g.relation = millrace_internal.relation(erase.name);
         SELECT s.* INTO feed FROM millrace.stream s WHERE s.id = named.stream_id;
+    END IF;
+    -- Trainings that have read him end first, and none begins; streams need not wait for that.
+    IF pg_has_role(caller, feed.owner, 'MEMBER') THEN
+        PERFORM FROM millrace.model m WHERE m.id IN (SELECT e.id FROM millrace_internal.erase_models(feed.id) e) ORDER BY m.id FOR UPDATE;
     END IF;
     -- Everybody who writes what is fed by this stream waits; in one order, as activations do, and before its row is locked, which workers change.
     IF pg_has_role(caller, feed.owner, 'MEMBER') THEN
@@ -464,7 +520,8 @@ BEGIN
                 millrace_internal.erase_of(staging, true)));
             RETURN NEXT;
         END IF;
-        FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model') ORDER BY t.id LOOP
+        FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model')
+                        AND NOT EXISTS (SELECT FROM millrace.model m WHERE m.target_id = t.id AND NOT m.is_online) ORDER BY t.id LOOP
             relation := target.relation::text;
             rows := staged;
             RETURN NEXT;
@@ -496,6 +553,13 @@ BEGIN
                     AND EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') s WHERE keys ? s) ORDER BY t.id LOOP
         relation := target.relation::text;
         rows := millrace_internal.erase_spans(target, ARRAY(SELECT keys ->> s FROM json_array_elements_text(target.definition -> 'satellites') s WHERE keys ? s));
+        RETURN NEXT;
+    END LOOP;
+
+    -- What was learnt from all of it.
+    FOR model IN SELECT m.* FROM millrace_internal.erase_models(feed.id) m ORDER BY m.id LOOP
+        relation := model.relation::text;
+        rows := millrace_internal.erase_model(model);
         RETURN NEXT;
     END LOOP;
 

@@ -63,6 +63,21 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_bears(text, text[], boolean, text[], text[]) IS 'an SQL condition: a key bears values of columns';
 
+-- The key that a row "r" of a log has for a rule, or NULL: the log has not all of its columns.
+CREATE FUNCTION millrace_internal.erase_logged_key(staging millrace.staging, key text[]) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    columns text[] := ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = staging.log AND a.attnum > 0 AND NOT a.attisdropped);
+BEGIN
+    -- Columns that have been renamed may still be called there as they were declared.
+    key := ARRAY(SELECT coalesce((SELECT c.declared FROM millrace_internal.renamed_columns(staging.id) c WHERE c.now = k AND c.declared = ANY (columns)), k)
+                 FROM unnest(key) WITH ORDINALITY AS u (k, n) ORDER BY n);
+    RETURN CASE WHEN key <@ columns THEN format('coalesce(%s, ''[null]'')', millrace_internal.rule_key(staging.log, 'r', key)) END;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_logged_key(millrace.staging, text[]) IS 'an expression for the key that a row of a log has for a rule';
+
 -- Notes the keys that objects have in rules, while their rows are there, and removes what is said of rows that could not be judged.
 CREATE FUNCTION millrace_internal.erase_rule_keys(staging millrace.staging, objects regclass, wanted text[], texts text[]) RETURNS void
 LANGUAGE plpgsql
@@ -73,6 +88,7 @@ DECLARE
     object_key text[] := millrace_internal.staging_key(staging);
     rule record;
     places text[];
+    logged text;
 BEGIN
     PERFORM set_config('timezone', staging.timezone, true);
     FOR rule IN SELECT r.target_id AS id, t.owner, ARRAY(SELECT json_array_elements_text(t.definition -> 'key')) AS key, to_regclass('millrace_def.rule_' || r.target_id) AS view
@@ -86,11 +102,22 @@ BEGIN
             EXECUTE format('INSERT INTO millrace_state.erase_rule_key (rule_id, key, named) SELECT DISTINCT %s, %s, true FROM %s AS o ON CONFLICT DO NOTHING',
                 rule.id, millrace_internal.rule_key(objects, 'o', places), objects);
         END IF;
-        CONTINUE WHEN rule.view IS NULL OR rule.key = '{}';
-        EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s', rule.owner);
-        PERFORM millrace_internal.execute_as(rule.owner, format('INSERT INTO millrace_state.erase_rule_key (rule_id, key) SELECT DISTINCT %s, coalesce(v.":key", ''[null]'') FROM %s AS v '
-            'WHERE v.":object" = ANY (%L::text[]) ON CONFLICT DO NOTHING', rule.id, rule.view, names));
+        CONTINUE WHEN rule.key = '{}';
+        IF rule.view IS NOT NULL THEN
+            EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s', rule.owner);
+            PERFORM millrace_internal.execute_as(rule.owner, format('INSERT INTO millrace_state.erase_rule_key (rule_id, key) SELECT DISTINCT %s, coalesce(v.":key", ''[null]'') FROM %s AS v '
+                'WHERE v.":object" = ANY (%L::text[]) ON CONFLICT DO NOTHING', rule.id, rule.view, names));
+        END IF;
+        -- And those that they had.
+        logged := millrace_internal.erase_logged_key(staging, rule.key);
+        IF logged IS NOT NULL THEN
+            PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO millrace_state.erase_rule_key (rule_id, key) SELECT DISTINCT %s, %s FROM %s AS r JOIN %s AS o ON %s '
+                'WHERE r._rows > 0 ON CONFLICT DO NOTHING', rule.id, logged, staging.log, objects, millrace_internal.erase_of(staging, true)));
+        END IF;
     END LOOP;
+    -- Of most keys a rule knows nothing.
+    DELETE FROM millrace_state.erase_rule_key k
+    WHERE NOT EXISTS (SELECT FROM millrace.rule_state s WHERE s.rule_id = k.rule_id AND s.key = k.key) AND NOT EXISTS (SELECT FROM millrace.rule_alert a WHERE a.rule_id = k.rule_id AND a.key = k.key);
     -- Letters that have a message are found by it.
     DELETE FROM millrace.letter l USING millrace.target_source s, millrace.rule r
     WHERE s.staging_id = staging.id AND l.rule_id = s.target_id AND r.target_id = l.rule_id
@@ -116,6 +143,38 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_events(integer, text[]) IS 'removes the events of objects from what a rule of kind frequency knows';
 
+-- Notes which of a rule's keys others have, too, in what is staged or in the log; what its predicate is not true of does not count, if the rule can be judged.  Returns whether
+-- the log tells all of it.
+CREATE FUNCTION millrace_internal.erase_shared(staging millrace.staging, target millrace.target) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    share text := format('UPDATE millrace_state.erase_rule_key AS k SET shared = true WHERE k.rule_id = %s AND NOT k.shared AND k.key IN ', target.id);
+    view regclass := to_regclass('millrace_def.rule_' || target.id);
+    logged text := millrace_internal.erase_logged_key(staging, ARRAY(SELECT json_array_elements_text(target.definition -> 'key')));
+    complete boolean := logged IS NOT NULL AND staging.log_since = '-infinity';
+    versions regclass;
+BEGIN
+    IF NOT EXISTS (SELECT FROM millrace_state.erase_rule_key k WHERE k.rule_id = target.id AND NOT k.shared) THEN
+        RETURN complete;
+    END IF;
+    EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s, %s', target.owner, staging.owner);
+    IF view IS NOT NULL AND NOT complete THEN
+        PERFORM millrace_internal.execute_as(target.owner, format('%s (SELECT coalesce(v.":key", ''[null]'') FROM %s AS v)', share, view));
+    END IF;
+    IF logged IS NOT NULL AND target.definition -> 'predicate' IS NOT NULL AND target.state <> 'new'
+       AND EXISTS (SELECT FROM millrace.rule r WHERE r.target_id = target.id AND r.suspended_at IS NULL) THEN
+        versions := millrace_internal.erase_versions(staging, format('%s IN (SELECT k.key FROM millrace_state.erase_rule_key k WHERE k.rule_id = %s AND NOT k.shared)', logged, target.id));
+        PERFORM millrace_internal.erase_reapply(staging.stream_id, target.id, staging.id, versions, true);
+        EXECUTE format('DROP TABLE %s', versions);
+    ELSIF logged IS NOT NULL THEN
+        PERFORM millrace_internal.execute_as(staging.owner, format('%s (SELECT %s FROM %s AS r WHERE r._rows > 0)', share, logged, staging.log));
+    END IF;
+    RETURN complete;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_shared(millrace.staging, millrace.target) IS 'which of the noted keys of a rule others have, too';
+
 -- Removes what rules over a staging table have told and know of objects that are not there any more; what others have said of the same keys is judged again from the log.
 CREATE FUNCTION millrace_internal.erase_rules(staging millrace.staging, objects regclass) RETURNS bigint
 LANGUAGE plpgsql
@@ -127,19 +186,14 @@ DECLARE
     states bigint := 0;
     n bigint;
     versions regclass;
-    identity text;
-    condition text;
+    identity text[];
+    complete boolean;
 BEGIN
     PERFORM set_config('timezone', staging.timezone, true);
-    FOR rule IN SELECT r.target_id AS id, r.kind, r.late_dropped, t.owner, ARRAY(SELECT json_array_elements_text(t.definition -> 'key')) AS key, to_regclass('millrace_def.rule_' || r.target_id) AS view
+    FOR rule IN SELECT t AS target, t.id, r.kind, r.late_dropped
                 FROM millrace.rule r JOIN millrace.target t ON t.id = r.target_id JOIN millrace.target_source s ON s.target_id = t.id
                 WHERE s.staging_id = staging.id AND r.kind <> 'threshold' ORDER BY r.target_id LOOP
-        -- Of these keys there may be none but his.
-        IF rule.view IS NOT NULL THEN
-            EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s', rule.owner);
-            PERFORM millrace_internal.execute_as(rule.owner, format('UPDATE millrace_state.erase_rule_key AS k SET shared = true WHERE k.rule_id = %s AND k.key IN (SELECT coalesce(v.":key", ''[null]'') FROM %s AS v)',
-                rule.id, rule.view));
-        END IF;
+        complete := millrace_internal.erase_shared(staging, rule.target);
         WITH gone AS (
             DELETE FROM millrace.rule_alert a
             WHERE a.rule_id = rule.id
@@ -153,13 +207,12 @@ BEGIN
             ON CONFLICT (rule_id, key) DO UPDATE SET fired = true, ends = EXCLUDED.ends
         )
         SELECT count(*) INTO n FROM gone;
-        IF rule.view IS NOT NULL AND n > 0 THEN
-            PERFORM millrace_internal.execute_as(rule.owner, format('UPDATE millrace_state.erase_rule_key AS k SET shared = true WHERE k.rule_id = %s AND k.fired AND NOT k.shared '
-                'AND k.key IN (SELECT coalesce(v.":key", ''[null]'') FROM %s AS v)', rule.id, rule.view));
+        IF n > 0 THEN
+            PERFORM millrace_internal.erase_shared(staging, rule.target);
         END IF;
         DELETE FROM millrace.rule_state s USING millrace_state.erase_rule_key k
         WHERE s.rule_id = rule.id AND k.rule_id = s.rule_id AND k.key = s.key
-          AND CASE rule.kind WHEN 'match' THEN k.fired OR (k.named AND NOT k.shared) ELSE NOT k.shared END;
+          AND CASE rule.kind WHEN 'match' THEN k.fired OR (NOT k.shared AND (k.named OR complete)) ELSE NOT k.shared END;
         GET DIAGNOSTICS n = ROW_COUNT;
         states := states + n;
         IF rule.kind = 'frequency' THEN
@@ -167,19 +220,14 @@ BEGIN
         END IF;
         CONTINUE WHEN rule.kind = 'absence' OR staging.log IS NULL OR NOT EXISTS (SELECT FROM millrace_state.erase_rule_key k WHERE k.rule_id = rule.id AND k.fired AND k.shared);
         -- Only of these keys, if they can be told in the log.
-        condition := 'true';
-        IF rule.key <@ ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = staging.log AND a.attnum > 0 AND NOT a.attisdropped) THEN
-            condition := format('coalesce(%s, ''[null]'') IN (SELECT k.key FROM millrace_state.erase_rule_key k WHERE k.rule_id = %s AND k.fired AND k.shared)',
-                millrace_internal.rule_key(staging.log, 'r', rule.key), rule.id);
-        END IF;
-        EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s', staging.owner);
-        versions := millrace_internal.erase_table('erase_versions', format('LIKE %s', staging.log), ARRAY[staging.owner]);
-        identity := array_to_string(millrace_internal.erase_columns(staging, millrace_internal.erase_key(staging.definition) || '{_partition,_position,_loaded_at}'::text[], true), ', ');
-        PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s SELECT r.* FROM %s AS r WHERE (%s) IN (SELECT %3$s FROM %2$s AS r WHERE %4$s)', versions, staging.log, identity, condition));
+        versions := millrace_internal.erase_versions(staging, coalesce(
+            millrace_internal.erase_logged_key(staging, ARRAY(SELECT json_array_elements_text((rule.target).definition -> 'key')))
+            || format(' IN (SELECT k.key FROM millrace_state.erase_rule_key k WHERE k.rule_id = %s AND k.fired AND k.shared)', rule.id), 'true'));
         IF rule.kind = 'frequency' THEN
             -- A newer version has taken the place of the others.
-            PERFORM millrace_internal.execute_as(staging.owner, format('DELETE FROM %s AS r WHERE (%s) NOT IN (SELECT %s FROM %s AS r)', versions, identity,
-                array_to_string(millrace_internal.erase_columns(staging, millrace_internal.erase_key(staging.definition) || '{_partition,_position,_loaded_at}'::text[], false), ', '), staging.relation));
+            identity := millrace_internal.erase_key(staging.definition) || '{_partition,_position,_loaded_at}'::text[];
+            PERFORM millrace_internal.execute_as(staging.owner, format('DELETE FROM %s AS r WHERE (%s) NOT IN (SELECT %s FROM %s AS r)', versions,
+                array_to_string(millrace_internal.erase_columns(staging, identity, true), ', '), array_to_string(millrace_internal.erase_columns(staging, identity, false), ', '), staging.relation));
         END IF;
         PERFORM millrace_internal.erase_reapply(staging.stream_id, rule.id, staging.id, versions);
         EXECUTE format('DROP TABLE %s', versions);

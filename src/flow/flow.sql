@@ -170,7 +170,7 @@ BEGIN
     IF class.oid IS NULL OR to_regclass(format('millrace_def.%s_%s', kind, id)) IS NULL THEN
         RETURN QUERY SELECT 'error', validate_table.subject,
             CASE WHEN class.oid IS NULL THEN 'its table was dropped' ELSE 'its definition was dropped with what it needs' END,
-            'Call millrace.drop_table() and declare it again.';
+            format('Call millrace.%s(%L) and declare it again.', CASE kind WHEN 'model' THEN 'drop_model' ELSE 'drop_table' END, relation);
         RETURN;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = owner::oid) THEN
@@ -310,10 +310,12 @@ BEGIN
         RETURN QUERY SELECT v.* FROM millrace_internal.validate_state(stream) v;
         RETURN QUERY SELECT v.* FROM millrace.staging t, millrace_internal.validate_table(t.relation, 'staging', t.id, t.owner) v
         WHERE t.stream_id = stream.id ORDER BY t.id;
-        RETURN QUERY SELECT v.* FROM millrace.target t, millrace_internal.validate_table(t.relation, t.kind, t.id, t.owner) v
+        RETURN QUERY SELECT v.* FROM millrace.target t LEFT JOIN millrace.model m ON m.target_id = t.id, millrace_internal.validate_table(t.relation, t.kind, coalesce(m.id, t.id), t.owner) v
         WHERE t.id IN (SELECT x.target_id FROM millrace.target_source x JOIN millrace.staging g ON g.id = x.staging_id WHERE g.stream_id = stream.id)
         ORDER BY t.id;
     END LOOP;
+    RETURN QUERY SELECT v.* FROM millrace.model m, millrace_internal.validate_table(m.relation, 'model', m.id, m.owner) v
+    WHERE m.target_id IS NULL AND validate.name IS NULL AND pg_has_role(caller, m.owner, 'USAGE') ORDER BY m.id;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.validate(regrole, text, boolean) IS 'the other half of millrace.validate()';

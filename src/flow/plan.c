@@ -115,7 +115,7 @@ load_targets(const MrStream *stream, const char *condition)
 }
 
 MrStream *
-mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool *pending)
+mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, List **pending)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	MrRunAs saved;
@@ -134,12 +134,13 @@ mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction, bool
 							 stream_id));
 		mr_rules_arrange(stream->targets);
 		mr_sinks_arrange(stream->targets);
-		*pending = mr_sql("SELECT FROM millrace.target t "
-						  "JOIN millrace.target_source s ON s.target_id = t.id "
-						  "JOIN millrace.staging g ON g.id = s.staging_id "
-						  "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
-						  stream_id) > 0;
-		SPI_freetuptable(SPI_tuptable);
+		*pending = mr_sql_ids(mr_sql(
+			"SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
+			"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 WHEN 'mart' THEN 5 WHEN 'rule' THEN 6 ELSE 7 END AS phase FROM millrace.target t "
+			"JOIN millrace.target_source s ON s.target_id = t.id "
+			"JOIN millrace.staging g ON g.id = s.staging_id "
+			"WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",
+			stream_id));
 	}
 	mr_run_back(&saved);
 	MemoryContextSwitchTo(previous);
@@ -161,53 +162,21 @@ mr_flow_compile_target(MrStream *stream, int32 target_id)
 }
 
 void
-mr_flow_activate(MrStream *stream)
+mr_flow_activate(MrStream *stream, const List *pending)
 {
-	int32 *ids;
-	uint64 count;
+	ListCell *lc;
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
-	/* Streams that feed a target together are locked in one order. */
-	count = mr_sql("SELECT DISTINCT o.stream_id FROM millrace.target t "
-				   "JOIN millrace.target_source s ON s.target_id = t.id "
-				   "JOIN millrace.staging g ON g.id = s.staging_id "
-				   "JOIN millrace.target_source os ON os.target_id = t.id "
-				   "JOIN millrace.staging o ON o.id = os.staging_id "
-				   "WHERE t.state = 'new' AND g.stream_id = %d ORDER BY 1",
-				   stream->id);
-	ids = palloc(sizeof(int32) * Max(count, 1));
-	for (uint64 i = 0; i < count; i++)
+	foreach(lc, pending)
 	{
-		bool isnull;
+		MrTarget *target = mr_flow_compile_target(stream, lfirst_int(lc));
 
-		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	for (uint64 i = 0; i < count; i++)
-		mr_stream_lock(ids[i], true);
-
-	count = mr_sql(
-		"SELECT DISTINCT t.id, CASE t.kind WHEN 'hub' THEN 1 WHEN 'link' THEN 2 "
-		"WHEN 'satellite' THEN 3 WHEN 'pit' THEN 4 WHEN 'mart' THEN 5 WHEN 'rule' THEN 6 ELSE 7 END AS phase FROM millrace.target t "
-		"JOIN millrace.target_source s ON s.target_id = t.id "
-		"JOIN millrace.staging g ON g.id = s.staging_id "
-		"WHERE t.state = 'new' AND g.stream_id = %d ORDER BY phase, t.id",
-		stream->id);
-	ids = palloc(sizeof(int32) * Max(count, 1));
-	for (uint64 i = 0; i < count; i++)
-	{
-		bool isnull;
-
-		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	for (uint64 i = 0; i < count; i++)
-	{
-		MrTarget *target = mr_flow_compile_target(stream, ids[i]);
-
+		/* Dropped meanwhile. */
+		if (target == NULL)
+			continue;
 		(void) mr_sql("UPDATE millrace.target SET state = '%s' WHERE id = %d",
-					  mr_backfill_begin(target) ? "filling" : "active", ids[i]);
+					  mr_backfill_begin(target) ? "filling" : "active", target->id);
 	}
 	(void) mr_sql("UPDATE millrace.stream SET config_version = config_version + 1 WHERE id = %d",
 				  stream->id);

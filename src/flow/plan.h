@@ -9,22 +9,25 @@
 
 /*
  * Loads and compiles a stream into a child of `parent`; NULL when it is gone.  The caller is in a transaction,
- * connected to SPI, and holds the stream's lock.  *pending says whether some target waits for activation.
+ * connected to SPI, and holds the stream's lock.  *pending are the ids of targets that wait for activation.
  */
 extern MrStream *mr_flow_compile(MemoryContext parent, int32 stream_id, MrPlan **extraction,
-								 bool *pending);
+								 List **pending);
 
 /* One target, compiled with all its sources, whatever stream they belong to. */
 extern MrTarget *mr_flow_compile_target(MrStream *stream, int32 target_id);
 
 /*
- * Activates the stream's targets that have been declared since the last batch, under the exclusive lock of all
- * streams that feed them: from now on batches keep them, and what was there before is filled in (C11).
+ * Activates pending targets, under the exclusive lock of all streams that feed them: from now on batches keep them, and
+ * what was there before is filled in (C11).
  */
-extern void mr_flow_activate(MrStream *stream);
+extern void mr_flow_activate(MrStream *stream, const List *pending);
 
 /* Decodes, maps, stages and applies what the batch holds, leaving bad data out; writes dead letters. */
 extern void mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch);
+
+/* Writes what a batch means for a target; errors say whose they are. */
+extern void mr_flow_apply(MrTarget *target, MrBatch *batch);
 
 /* Decodes and maps what the batch holds, all of it staged before, and applies it to one target only. */
 extern void mr_flow_judge(MrStream *stream, MrPlan *extraction, MrBatch *batch, MrTarget *target);
@@ -36,7 +39,7 @@ extern void mr_flow_judge(MrStream *stream, MrPlan *extraction, MrBatch *batch, 
 extern void mr_flow_collect_ids(MrStream *stream, MrBatch *batch);
 
 /* Asks tables, and reads what was found. */
-extern void mr_flow_read_entries(MrStream *stream, MemoryContext context);
+extern void mr_flow_read_entries(MrStream *stream);
 
 /* Readies the batch for the stream's staging tables. */
 extern void mr_flow_prepare(MrStream *stream, MrBatch *batch);

@@ -27,7 +27,6 @@
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
@@ -462,25 +461,20 @@ run(Preview *preview)
 static void
 run_and_roll_back(Preview *preview)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
+	MrAttempt attempt;
 
-	BeginInternalSubTransaction(NULL);
+	mr_attempt_begin(&attempt);
 	PG_TRY();
 	{
 		run(preview);
+		mr_attempt_end(&attempt, false);
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
+		error = mr_attempt_failed(&attempt);
 	}
 	PG_END_TRY();
-	RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	mr_flow_stats_forget();
 	mr_flow_close(preview->flow);
 	if (error != NULL)

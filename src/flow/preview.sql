@@ -72,10 +72,7 @@ BEGIN
         RETURN format('SELECT a.occurrence, pg_catalog.json_build_object(%s)::text FROM millrace.rule_alert AS a WHERE a.rule_id = %s AND a.%s = ANY ($1) ORDER BY a.id',
             '''key'', a.key, ''occurrence'', a.occurrence, ''severity'', a.severity, ''event_time'', a.event_time, ''details'', a.details, ''suppressed'', a.suppressed', target.id, id_column);
     ELSIF target.kind = 'sink' THEN
-        RETURN format('SELECT m.key, pg_catalog.json_build_object(%s)::text FROM millrace.outbox_message AS m JOIN millrace.channel AS c ON c.id = m.channel_id JOIN millrace.sink AS s ON m.channel_id = ANY (s.channels) '
-                      'WHERE s.target_id = %s AND m.alert_id IS NULL AND m.%s = ANY ($1) '
-                      -- Others may send over the same channel.
-                      'AND (m.message IS NULL OR EXISTS (SELECT FROM millrace.sink_row AS r WHERE r.sink_id = s.target_id AND r.key = m.key AND r.xmin = m.xmin)) ORDER BY m.id',
+        RETURN format('SELECT m.key, pg_catalog.json_build_object(%s)::text FROM millrace.outbox_message AS m JOIN millrace.channel AS c ON c.id = m.channel_id WHERE m.sink_id = %s AND m.%s = ANY ($1) ORDER BY m.id',
             '''channel'', c.name, ''key'', m.key, ''message'', m.message', target.id, id_column);
     ELSIF target.kind = 'pit' THEN
         -- Spans, for they stand for any number of snapshots; under the names that the view has, which shows snapshot_at in the place of both times.
@@ -86,10 +83,10 @@ BEGIN
              WHERE s.attrelid = format('millrace_state.pit_%s', target.id)::regclass AND s.attnum > 0), target.id, format(own, 's'));
     ELSIF target.kind = 'model' THEN
         -- What users have; pairs follow from it.
-        RETURN format('SELECT pg_catalog.to_json(u.user_id)::text, pg_catalog.json_build_object(''user_id'', u.user_id, ''items'', '
-                      '(SELECT pg_catalog.json_agg(i.item ORDER BY i.item) FROM millrace_internal.online_history(u.history, %L) AS h JOIN millrace_state.model_%2$s_item AS i ON i.number = h.number))::text '
-                      'FROM millrace_state.model_%2$s_user AS u WHERE %3$s ORDER BY 1',
-            (SELECT m.params ->> 'max_history' <> '0' FROM millrace.model m WHERE m.target_id = target.id), target.definition ->> 'model', format(own, 'u'));
+        RETURN (SELECT format('SELECT pg_catalog.to_json(u.user_id)::text, pg_catalog.json_build_object(''user_id'', u.user_id, ''items'', '
+                              '(SELECT pg_catalog.json_agg(DISTINCT i.item ORDER BY i.item) FROM millrace_state.online_history(u.history, %L) AS h JOIN %2$s_item AS i ON i.version = 1 AND i.number = h.number))::text '
+                              'FROM %2$s_user AS u WHERE %3$s ORDER BY 1', millrace_internal.history_detail(m), millrace_internal.history_tables(m), format(own, 'u'))
+                FROM millrace.model m WHERE m.target_id = target.id);
     ELSIF target.kind <> 'mart' THEN
         RETURN format('SELECT (SELECT pg_catalog.row_to_json(k.*) FROM (SELECT %s) AS k)::text, pg_catalog.row_to_json(t.*)::text FROM %s AS t WHERE %s ORDER BY 1',
             (SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)

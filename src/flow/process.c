@@ -9,15 +9,17 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
+#include "access/xlog.h"
 #include "core/millrace.h"
 #include "flow/backfill.h"
 #include "flow/flow.h"
 #include "flow/plan.h"
 #include "portability/instr_time.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
+
+/* So many bytes of the log are worth a flush of their own. */
+#define WRITE_AHEAD ((uint64) 8 * 1024 * 1024)
 
 /* What is being written, for whoever catches an error. */
 static MrStaging *writing_for;
@@ -53,33 +55,6 @@ mr_flow_prepare(MrStream *stream, MrBatch *batch)
 	}
 }
 
-/* A subtransaction that keeps the memory context and the resource owner of its caller. */
-typedef struct Attempt
-{
-	MemoryContext context;
-	ResourceOwner owner;
-} Attempt;
-
-static void
-attempt_begin(Attempt *attempt)
-{
-	attempt->context = CurrentMemoryContext;
-	attempt->owner = CurrentResourceOwner;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(attempt->context);
-}
-
-static void
-attempt_end(Attempt *attempt, bool keep)
-{
-	if (keep)
-		ReleaseCurrentSubTransaction();
-	else
-		RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(attempt->context);
-	CurrentResourceOwner = attempt->owner;
-}
-
 /* Notes an error as the reason why a message is left out. */
 static void
 note_failure(MrBatch *batch, MrMessage *message, MrStaging *staging, const ErrorData *error)
@@ -103,23 +78,20 @@ note_failure(MrBatch *batch, MrMessage *message, MrStaging *staging, const Error
  * raised again.
  */
 static ErrorData *
-try_step(void (*step)(void *), void *argument, bool keep, MemoryContext error_context)
+try_step(void (*step)(void *), void *argument, bool keep)
 {
 	ErrorData *volatile error = NULL;
-	Attempt attempt;
+	MrAttempt attempt;
 
-	attempt_begin(&attempt);
+	mr_attempt_begin(&attempt);
 	PG_TRY();
 	{
 		step(argument);
-		attempt_end(&attempt, keep);
+		mr_attempt_end(&attempt, keep);
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(error_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		attempt_end(&attempt, false);
+		error = mr_attempt_failed(&attempt);
 	}
 	PG_END_TRY();
 
@@ -162,7 +134,7 @@ mr_flow_collect_ids(MrStream *stream, MrBatch *batch)
 	batch->stream = stream;
 	mr_enrich_begin(stream->enrichment);
 	/* What cannot be decoded is found again when it is mapped. */
-	while ((error = try_step(collect_step, &step, true, batch->context)) != NULL)
+	while ((error = try_step(collect_step, &step, true)) != NULL)
 	{
 		step.from = mr_enrich_place() + 1;
 		FreeErrorData(error);
@@ -170,12 +142,12 @@ mr_flow_collect_ids(MrStream *stream, MrBatch *batch)
 }
 
 void
-mr_flow_read_entries(MrStream *stream, MemoryContext context)
+mr_flow_read_entries(MrStream *stream)
 {
 	ErrorData *error;
 
 	mr_enrich_select(stream->enrichment);
-	while ((error = try_step(read_step, stream->enrichment, true, context)) != NULL)
+	while ((error = try_step(read_step, stream->enrichment, true)) != NULL)
 	{
 		mr_enrich_refuse(stream->enrichment, error->message);
 		FreeErrorData(error);
@@ -196,7 +168,7 @@ enrich_all(MrStream *stream, MrBatch *batch)
 		mr_flow_collect_ids(stream, batch);
 		mr_enrich_ask(stream->enrichment);
 	}
-	mr_flow_read_entries(stream, batch->context);
+	mr_flow_read_entries(stream);
 	mr_enrich_resolve(batch);
 	mr_flow_stats_add(MR_STAGE_ENRICH, start, batch->nmessages);
 }
@@ -225,7 +197,7 @@ map_all(MrBatch *batch, MrPlan *extraction)
 	MapStep step = {batch, extraction, 0};
 	ErrorData *error;
 
-	while ((error = try_step(map_step, &step, true, batch->context)) != NULL)
+	while ((error = try_step(map_step, &step, true)) != NULL)
 	{
 		MrStaging *staging;
 
@@ -341,6 +313,38 @@ typedef struct WriteStep
 	int to;
 } WriteStep;
 
+/* Whose what failed is. */
+static void
+target_error_context(void *argument)
+{
+	const MrTarget *target = argument;
+
+	errcontext("%s %s", target->kind->name, target->name);
+}
+
+void
+mr_flow_apply(MrTarget *target, MrBatch *batch)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack, .callback = target_error_context, .arg = target};
+
+	error_context_stack = &callback;
+	target->kind->apply(target, batch);
+	error_context_stack = callback.previous;
+}
+
+/* Has the WAL writer flush what a large batch logs while the batch goes on, so that its commit has little to wait for. */
+static void
+write_ahead(XLogRecPtr *logged)
+{
+	XLogRecPtr now = GetXLogInsertRecPtr();
+
+	if (now - *logged < WRITE_AHEAD)
+		return;
+	XLogSetAsyncXactLSN(now);
+	*logged = now;
+}
+
 /* Stages and applies the messages [from, to). */
 static void
 write_step(void *argument)
@@ -350,6 +354,7 @@ write_step(void *argument)
 	MemoryContext context = AllocSetContextCreate(step->batch->context, "millrace target",
 												  ALLOCSET_DEFAULT_SIZES);
 	MrBatch *complete;
+	XLogRecPtr logged = GetXLogInsertRecPtr();
 	instr_time start;
 	int64 rows = 0;
 	ListCell *lc;
@@ -377,12 +382,13 @@ write_step(void *argument)
 		INSTR_TIME_SET_CURRENT(start);
 		target->written = 0;
 		MemoryContextSwitchTo(context);
-		target->kind->apply(
-			target, mr_backfill_restrict(target, target->kind->phase == MR_PHASE_MART ? step->part
-																					  : complete));
+		mr_flow_apply(target, mr_backfill_restrict(target, target->kind->phase == MR_PHASE_MART
+															   ? step->part
+															   : complete));
 		MemoryContextSwitchTo(step->batch->context);
 		MemoryContextReset(context);
 		mr_flow_stats_add(target->kind->stage, start, target->written);
+		write_ahead(&logged);
 	}
 	in_mart = false;
 	MemoryContextDelete(context);
@@ -397,7 +403,7 @@ find_bad(WriteStep *step, int from, int to)
 
 	part.from = from;
 	part.to = to;
-	error = try_step(write_step, &part, false, step->batch->context);
+	error = try_step(write_step, &part, false);
 	if (error == NULL)
 		return;
 	if (to - from == 1)
@@ -423,7 +429,7 @@ write_in_halves(WriteStep *step, int from, int to)
 
 	part.from = from;
 	part.to = to;
-	error = try_step(write_step, &part, true, step->batch->context);
+	error = try_step(write_step, &part, true);
 	if (error == NULL)
 		return;
 	if (to - from == 1)
@@ -477,14 +483,14 @@ mr_flow_process(MrStream *stream, MrPlan *extraction, MrBatch *batch)
 	map_all(batch, extraction);
 	mr_flow_stats_add(MR_STAGE_MAP, start, batch->nmessages);
 
-	error = try_step(write_step, &step, true, batch->context);
+	error = try_step(write_step, &step, true);
 	if (error != NULL)
 	{
 		int known = list_length(batch->failures);
 
 		find_bad(&step, 0, batch->nmessages);
 		if (list_length(batch->failures) > known)
-			error = try_step(write_step, &step, true, batch->context);
+			error = try_step(write_step, &step, true);
 		if (error != NULL)
 			write_in_halves(&step, 0, batch->nmessages);
 	}
@@ -512,7 +518,7 @@ mr_flow_judge(MrStream *stream, MrPlan *extraction, MrBatch *batch, MrTarget *ta
 	part = sub_batch(batch, 0, batch->nmessages);
 	for (int s = 0; s < part->nstaged; s++)
 		mr_object_accept_staged(&part->staged[s]);
-	target->kind->apply(target, part);
+	mr_flow_apply(target, part);
 	/* Others are too old for what is made from the newest ones only. */
 	for (int s = 0; s < part->nstaged && target->kind->filled_from == MR_FILLED_FROM_VERSIONS; s++)
 	{

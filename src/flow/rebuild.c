@@ -16,6 +16,7 @@
 #include "flow/run.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "model/online.h"
 #include "stage/reader.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -27,27 +28,6 @@
 #define REBUILD_ROWS 10000
 
 PG_FUNCTION_INFO_V1(millrace_rebuild_target);
-
-/* The streams that feed a target. */
-static int32 *
-streams_of(int32 target_id, int *count)
-{
-	int32 *ids;
-
-	*count = (int) mr_sql("SELECT DISTINCT g.stream_id FROM millrace.target_source s "
-						  "JOIN millrace.staging g ON g.id = s.staging_id "
-						  "WHERE s.target_id = %d ORDER BY 1",
-						  target_id);
-	ids = palloc(sizeof(int32) * Max(*count, 1));
-	for (int i = 0; i < *count; i++)
-	{
-		bool isnull;
-
-		ids[i] = DatumGetInt32(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	return ids;
-}
 
 /* The tables with pages of a log; none without a log. */
 static List *
@@ -115,7 +95,7 @@ apply_all(MrStream *stream, MrTarget *target, MrStaging *staging, Oid log, const
 				reached = mr_key_place_text(staging, place);
 		}
 		if (nrows > 0)
-			target->kind->apply(target, batch);
+			mr_flow_apply(target, batch);
 		MemoryContextSwitchTo(previous);
 		if (reached != NULL)
 			reached = (ArrayType *) DatumGetPointer(datumCopy(PointerGetDatum(reached), false, -1));
@@ -164,7 +144,8 @@ count_rows(const MrTarget *target)
 					  ? psprintf("millrace.rule_state WHERE rule_id = %d", target->id)
 				  : target->kind->filled_from == MR_FILLED_BY_ITSELF
 					  ? psprintf("millrace_state.%s_%d", target->kind->name, target->id)
-					  : mr_relation_name(target->relid));
+				  : target->kind->phase == MR_PHASE_MODEL ? mr_online_users(target)
+														  : mr_relation_name(target->relid));
 	count = strtoll(mr_sql_text(0, 1), NULL, 10);
 	SPI_freetuptable(SPI_tuptable);
 	return count;
@@ -176,7 +157,7 @@ compile_for(MrStream **stream, int32 stream_id, int32 target_id)
 {
 	MrPlan *extraction;
 	MrTarget *target;
-	bool pending;
+	List *pending;
 
 	*stream = mr_flow_compile(CurrentMemoryContext, stream_id, &extraction, &pending);
 	if (*stream == NULL)
@@ -197,13 +178,13 @@ millrace_rebuild_target(PG_FUNCTION_ARGS)
 	int32 target_id = PG_GETARG_INT32(0);
 	char *filter = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	char *condition = NULL;
-	int32 *streams;
-	int nstreams;
+	List *streams;
 	int nest_level;
 	TupleDesc desc;
 	Datum values[2];
 	bool nulls[2] = {false, false};
 	MrTarget *target = NULL;
+	ListCell *lc;
 
 	mr_flow_require_read_committed("rebuild()");
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -211,14 +192,13 @@ millrace_rebuild_target(PG_FUNCTION_ARGS)
 	nest_level = mr_settings_pin("UTC");
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	mr_backfill_lock(target_id);
-	streams = streams_of(target_id, &nstreams);
-	for (int i = 0; i < nstreams; i++)
+	streams = mr_backfill_lock(target_id);
+	foreach(lc, streams)
 	{
 		MrStream *stream;
 
-		target = compile_for(&stream, streams[i], target_id);
-		if (i == 0)
+		target = compile_for(&stream, lfirst_int(lc), target_id);
+		if (lc == list_head(streams))
 		{
 			if (target->kind->clear == NULL)
 				ereport(ERROR,

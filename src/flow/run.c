@@ -31,6 +31,8 @@
 /* The first batch is a quarter of that, and none has to be smaller than a sixteenth. */
 #define FIRST_BATCH 4
 #define SMALLEST_BATCH 16
+/* One of less than a sixteenth of what it may be says little of the memory that batches take. */
+#define SMALL_BATCH 16
 
 /* No batch is larger than this, however small its messages. */
 #define BATCH_MESSAGES 50000
@@ -102,50 +104,59 @@ compile(MrFlow *flow)
 }
 
 /*
- * Will the stream have to be activated?  Asked before its lock is taken: workers that all hold it shared and
- * then all want it exclusively would be in each other's way.
+ * The streams that have to stand still while targets of this one are activated and, in a caller's transaction, filled:
+ * all that feed a target together with it, in the order in which they are locked.  None when nothing is to be done.
  */
-static bool
-activation_pending(int32 stream_id)
+static List *
+streams_to_stop(const MrFlow *flow)
 {
+	List *ids;
 	MrRunAs saved;
-	bool pending;
 
 	mr_run_as(&saved, mr_extension_owner());
-	pending =
-		mr_sql("SELECT FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id "
-			   "JOIN millrace.staging g ON g.id = s.staging_id "
-			   "WHERE t.state = 'new' AND g.stream_id = %d LIMIT 1",
-			   stream_id) > 0;
-	SPI_freetuptable(SPI_tuptable);
+	ids = mr_sql_ids(mr_sql(
+		"WITH fed AS (SELECT t.id, t.state FROM millrace.target t "
+		"JOIN millrace.target_source s ON s.target_id = t.id "
+		"JOIN millrace.staging g ON g.id = s.staging_id WHERE g.stream_id = %d) "
+		"SELECT DISTINCT g.stream_id FROM fed JOIN millrace.target_source s ON s.target_id = fed.id "
+		"JOIN millrace.staging g ON g.id = s.staging_id "
+		"WHERE EXISTS (SELECT FROM fed WHERE state IN ('new'%s)) ORDER BY 1",
+		flow->stream_id, flow->in_caller ? ", 'filling'" : ""));
 	mr_run_back(&saved);
-	return pending;
+	return ids;
 }
 
 /*
- * Locks and compiles the stream, and fills what has been declared since its last batch; false when it is
- * gone.  The exclusive lock that this takes is asked for at once, and a shared one given up before: of two
- * workers that hold the shared one neither would get it.
+ * Locks and compiles the stream, and activates what has been declared since its last batch; false when it is
+ * gone.  All locks that the transaction will need are taken before it writes anything, and none in two steps: a worker
+ * that holds one of them shared may wait for what was written, or want it exclusively, too.
  */
 bool
 mr_flow_compile_active(MrFlow *flow)
 {
-	bool exclusive;
-
-	do
+	for (;;)
 	{
-		exclusive = activation_pending(flow->stream_id);
-		mr_stream_lock(flow->stream_id, exclusive);
+		List *ids = streams_to_stop(flow);
+		bool exclusive = flow->in_caller || ids != NIL;
+		ListCell *lc;
+
+		if (ids == NIL)
+			ids = list_make1_int(flow->stream_id);
+		foreach(lc, ids)
+			mr_stream_lock(lfirst_int(lc), exclusive);
 		if (!compile(flow))
 			return false;
-		if (!flow->pending)
+		if (list_difference_int(streams_to_stop(flow), exclusive ? ids : NIL) != NIL)
+		{
+			/* Declared between the two looks. */
+			foreach(lc, ids)
+				mr_stream_unlock(lfirst_int(lc), exclusive);
+		}
+		else if (flow->pending != NIL)
+			mr_flow_activate(flow->stream, flow->pending);
+		else
 			return true;
-		/* Declared between the two looks. */
-		if (!exclusive)
-			mr_stream_unlock_shared(flow->stream_id);
-	} while (!exclusive);
-	mr_flow_activate(flow->stream);
-	return compile(flow);
+	}
 }
 
 /* Compiles, activates and opens the source, in the transaction that is open; false when the stream is gone. */
@@ -259,7 +270,7 @@ follow_definitions(MrFlow *flow)
 		return true;
 	ereport(DEBUG1, (errmsg_internal("stream \"%s\" is compiled again: a definition has changed",
 									 flow->stream->name)));
-	if (!compile(flow) || flow->pending)
+	if (!compile(flow) || flow->pending != NIL)
 		return false;
 	flow->source->stream = flow->stream;
 	/* What was looked up has gone with the plan. */
@@ -301,8 +312,9 @@ has_ticks(const MrFlow *flow)
 }
 
 /*
- * Gives the source its turn between batches, about once a second.  False when the stream is not what it was:
- * a source that has nothing would not find out.
+ * Gives the source its turn between batches, and then the targets, about once a second.  False when the stream is not
+ * what it was: a source that has nothing would not find out.  The stream is not locked for the source, nor after it has
+ * written: who holds the lock may want to take its positions over.
  */
 static bool
 tick(MrFlow *flow)
@@ -316,16 +328,18 @@ tick(MrFlow *flow)
 	current = still_current(flow);
 	if (current && flow->kind->tick != NULL)
 		flow->kind->tick(flow->source);
+	if (current)
+		mr_flow_stats_write(flow->stream, flow->worker, false);
+	commit_transaction();
 	if (current && flow->worker == 0 && has_ticks(flow))
 	{
+		begin_transaction();
 		mr_stream_lock(flow->stream_id, false);
 		current = still_current(flow) && follow_definitions(flow);
 		if (current)
 			tick_targets(flow, flow->idle && mr_source_problem(flow->source) == NULL);
+		commit_transaction();
 	}
-	if (current)
-		mr_flow_stats_write(flow->stream, flow->worker, false);
-	commit_transaction();
 	flow->ticked_at = now;
 	return current;
 }
@@ -351,9 +365,17 @@ size_next_batch(MrFlow *flow)
 {
 	Size most = mr_flow_batch_bytes();
 	Size target = (Size) mr_worker_memory * 1024 / 8 * 7;
-	Size taken = mr_worker_memory_taken();
-	double fits = taken == 0 ? 2.0 : Min(2.0, (double) target / taken);
+	TimestampTz now = GetCurrentTimestamp();
+	Size taken;
+	double fits;
 
+	/* To ask costs as much as a batch of one message does. */
+	if (flow->batch->bytes < flow->batch_bytes / SMALL_BATCH &&
+		now - flow->measured_at < USECS_PER_SEC)
+		return;
+	flow->measured_at = now;
+	taken = mr_worker_memory_taken();
+	fits = taken == 0 ? 2.0 : Min(2.0, (double) target / taken);
 	if (taken > target)
 		mr_worker_release_memory();
 	else if (flow->batch->bytes < flow->batch_bytes)
@@ -600,29 +622,21 @@ mr_flow_fill(MrFlow *flow)
 static bool
 fill_in_caller(MrFlow *flow, int32 target_id)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
 	volatile bool filled = false;
+	MrAttempt attempt;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	mr_attempt_begin(&attempt);
 	PG_TRY();
 	{
-		mr_backfill_lock(target_id);
 		filled = mr_backfill_chunk(flow->stream, target_id);
-		ReleaseCurrentSubTransaction();
+		mr_attempt_end(&attempt, true);
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+		error = mr_attempt_failed(&attempt);
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	if (error == NULL)
 		return filled;
 	if (mr_error_class(error->sqlerrcode) == MR_ERROR_ENVIRONMENT &&
@@ -717,42 +731,19 @@ mr_flow_count_letters(const MrBatch *batch)
 	return count;
 }
 
-/* One batch of run_stream in a subtransaction of its own. */
+/* One batch of run_stream; the next one starts from where it has come to. */
 static int64
 run_batch(MrFlow *flow, int max_messages, int64 *letters)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile int64 consumed = 0;
+	int64 consumed;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		mr_batch_reset(flow->batch);
-		fetch(flow, max_messages, flow->kind->in_transaction ? 0 : 1000);
-		consumed = flow->batch->nmessages;
-		if (consumed > 0)
-			consumed = process_and_advance(flow, letters);
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (consumed > 0 && flow->kind->committed != NULL)
-			flow->kind->committed(flow->source, flow->batch);
-	}
-	PG_CATCH();
-	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		ReThrowError(error);
-	}
-	PG_END_TRY();
+	mr_batch_reset(flow->batch);
+	fetch(flow, max_messages, flow->kind->in_transaction ? 0 : 1000);
+	if (flow->batch->nmessages == 0)
+		return 0;
+	consumed = process_and_advance(flow, letters);
+	if (flow->kind->committed != NULL)
+		flow->kind->committed(flow->source, flow->batch);
 	return consumed;
 }
 
@@ -809,6 +800,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 	/* It outlives the connection to SPI. */
 	MemoryContextSwitchTo(context);
 	flow = mr_flow_create(id, 0, 1);
+	flow->in_caller = true;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	mr_flow_check_constraints();
 	PG_TRY();

@@ -15,15 +15,17 @@ struct MrFlow
 	int32 stream_id;
 	int worker;
 	int workers;
+	bool in_caller; /* one transaction has the stream for itself, and fills, too */
 	MrStream *stream;
 	MrPlan *extraction;
-	bool pending; /* targets wait for activation */
+	List *pending; /* ids of targets that wait for activation */
 	const MrSourceKind *kind;
 	MrSource *source;
 	MrBatch *batch;
 	Size batch_bytes; /* the next batch may hold so many of raw messages */
 	bool idle; /* there was nothing to fetch the last time */
 	TimestampTz ticked_at;
+	TimestampTz measured_at; /* what memory the process has taken */
 	TimestampTz fill_at; /* not before, look for something to fill */
 	int fill_failures; /* in a row */
 	MrWaitingPlace waiting_place; /* where asking again for what messages wait for has come to */
@@ -35,7 +37,7 @@ struct MrFlow
 extern MrFlow *mr_flow_create(int32 stream_id, int worker, int workers);
 
 /*
- * Locks and compiles the stream in the open transaction, and fills what has been declared since its last batch;
+ * Locks and compiles the stream in the open transaction, and activates what has been declared since its last batch;
  * false when it is gone.
  */
 extern bool mr_flow_compile_active(MrFlow *flow);

@@ -3,7 +3,7 @@
 CREATE FUNCTION millrace.run_stream(name text, max_messages bigint DEFAULT NULL, OUT messages bigint, OUT batches bigint, OUT dead_letters bigint)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_run_stream';
 COMMENT ON FUNCTION millrace.run_stream(text, bigint) IS
-    'consumes what is there now in the caller''s transaction, each batch in a subtransaction; for the stream''s owner and its members';
+    'consumes what is there now in the caller''s transaction; for the stream''s owner and its members';
 REVOKE ALL ON FUNCTION millrace.run_stream(text, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.run_stream(text, bigint) TO millrace_admin;
 

@@ -188,4 +188,5 @@ GRANT EXECUTE ON FUNCTION millrace.reset_stage_stats(text) TO millrace_admin;
 -- The other halves are for nobody but the extension's owner; what its views call is for those who read them.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA millrace_internal FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace_internal.fence(), millrace_internal.may_watch(regrole), millrace_internal.background(), millrace_internal.may_send(millrace.channel), millrace_internal.timeline(),
-    millrace_internal.online_history(bytea, boolean), millrace_internal.online_list(bytea) TO PUBLIC;
+    millrace_internal.model_copies(), millrace_internal.training_progress(),
+    millrace_internal.postgres_options(integer) TO PUBLIC;

@@ -48,9 +48,7 @@ DECLARE
     keys text[] := millrace_internal.erase_key(staging.definition);
     technical text[] := millrace_internal.erase_columns(staging, '{_version,_event_time,_partition,_position,_loaded_at}', in_log);
 BEGIN
-    IF NOT has_table_privilege(caller, place, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for table %', place USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, place);
     RETURN QUERY SELECT place::text, t.object, t.element, t.version, t.event_time, t.message_partition, t.message_position, t.message_time, t.loaded_at, t.deleted, t.content, since
     FROM millrace_internal.rows_as(role, staging.timezone, format(
         'SELECT json_build_object(%s), %s, %s::text, %s, %s, %s, %s, %s, %s, row_to_json(r.*) FROM %s AS r WHERE %s ORDER BY %s, %s, %s',
@@ -89,9 +87,7 @@ DECLARE
     hashes uuid[];
     view regclass;
 BEGIN
-    IF NOT has_table_privilege(caller, name, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for %', name USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, name);
     IF kept.kind = 'staging' THEN
         SELECT g.* INTO STRICT staging FROM millrace.staging g WHERE g.id = kept.id;
         SELECT array_agg(c.name), array_agg(c.type) INTO names, types FROM millrace_internal.staging_columns(staging.definition) c WHERE c.in_key;

@@ -54,9 +54,6 @@ millrace_compare(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
-	/* Compiling hundreds of expressions takes seconds, however little there is to compare. */
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
-							 false);
 	SPI_connect();
 	mr_run_as_restricted(&saved, role);
 	(void) mr_sql(

@@ -21,7 +21,7 @@ BEGIN
     SELECT 'staging', s.id, s.owner FROM millrace.staging s WHERE s.relation = name;
     IF kind IS NULL THEN
         RAISE EXCEPTION '% is not kept by millrace', name
-            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite, a point-in-time table, a mart or an online model.';
+            USING ERRCODE = 'wrong_object_type', HINT = 'Name a staging table, a hub, a link, a satellite, a point-in-time table, a mart or a model over one staging table.';
     END IF;
 END
 $$;
@@ -54,6 +54,10 @@ COMMENT ON FUNCTION millrace_internal.check_filled(integer) IS 'raises an error 
 
 -- ---- marts -------------------------------------------------------------------------------------------------
 
+CREATE FUNCTION millrace_internal.mart_sides(target_id integer, OUT name text, OUT wanted text, OUT found text) RETURNS SETOF record
+LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_mart_sides';
+COMMENT ON FUNCTION millrace_internal.mart_sides(integer) IS 'the side tables of a mart: what each should have, and what it has, as queries';
+
 CREATE FUNCTION millrace_internal.verify_mart(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp AS $$
@@ -63,6 +67,8 @@ DECLARE
     definition regclass := to_regclass('millrace_def.mart_' || target_id);
     wanted text;
     found text;
+    side record;
+    wrong record;
 BEGIN
     SELECT t.relation, t.owner, g.timezone INTO STRICT mart
     FROM millrace.target t
@@ -81,44 +87,62 @@ BEGIN
     FROM millrace_internal.compare(mart.owner, mart.timezone,
         format('wanted AS MATERIALIZED (SELECT %s FROM %s), found AS MATERIALIZED (SELECT %s FROM %s)', wanted, definition, found, mart.relation),
         'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
+    FOR side IN SELECT s.* FROM millrace_internal.mart_sides(target_id) AS s LOOP
+        SELECT c.* INTO wrong
+        FROM millrace_internal.compare(mart.owner, mart.timezone, format('wanted AS MATERIALIZED (%s), found AS MATERIALIZED (%s)', side.wanted, side.found),
+            'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
+        missing := missing + wrong.missing_rows;
+        unexpected := unexpected + wrong.unexpected_rows;
+        example := coalesce(example, 'in ' || side.name || ': ' || wrong.example);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.verify_mart(integer) IS 'compares a mart with its query over what is staged';
 
--- An online model: what its users have, and of what counts of it how many have each item, alone and with each other one.
+-- What the users of a model have; and of an online one, of what counts of it, how many have each item, alone and with each other one.
 CREATE FUNCTION millrace_internal.verify_model(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    kept record;
-    most integer;
+    model millrace.model;
+    timezone text;
+    detail text;
+    view regclass;
+    tables text;
+    wanted text;
+    found text;
 BEGIN
-    SELECT m.id, m.owner, m.params, g.timezone INTO STRICT kept
-    FROM millrace.model m JOIN millrace.target_source s ON s.target_id = m.target_id JOIN millrace.staging g ON g.id = s.staging_id
-    WHERE m.target_id = target_id;
-    most := (kept.params ->> 'max_history')::integer;
+    SELECT m.* INTO STRICT model FROM millrace.model m WHERE m.target_id = target_id;
+    -- As it is kept.
+    SELECT CASE WHEN model.is_online THEN g.timezone ELSE 'UTC' END INTO STRICT timezone FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target_id;
+    detail := CASE millrace_internal.history_detail(model) WHEN 'time' THEN 'seen_at' WHEN 'weight' THEN 'weight' END;
+    view := format('millrace_def.model_%s', model.id)::regclass;
+    tables := millrace_internal.history_tables(model);
+    wanted := format(
+        'had AS MATERIALIZED (SELECT d.user_id, d.item%s AS item, %s AS detail, count(*) AS n FROM %s AS d WHERE %s GROUP BY 1, 2, 3)',
+        (SELECT CASE WHEN a.attcollation <> 0 THEN ' COLLATE "C"' END FROM pg_attribute a WHERE a.attrelid = (tables || '_item')::regclass AND a.attname = 'item'),
+        coalesce('d.' || detail, 'NULL::integer'), view, (SELECT string_agg(format('d.%I IS NOT NULL', a.attname), ' AND ') FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0));
+    found := format('SELECT json_build_array(u.user_id, i.item, %s, h.n)::text AS said FROM %s_user AS u CROSS JOIN LATERAL millrace_state.online_history(u.history, %L) AS h JOIN %2$s_item AS i ON i.version = 1 AND i.number = h.number',
+        coalesce('h.' || detail, 'NULL::integer'), tables, millrace_internal.history_detail(model));
+    IF model.is_online THEN
+        wanted := wanted || format(', '
+            'counts AS MATERIALIZED (SELECT l.user_id, l.item FROM (SELECT h.user_id, h.item, row_number() OVER (PARTITION BY h.user_id ORDER BY max(h.detail) DESC, h.item) AS place FROM had AS h GROUP BY 1, 2) AS l WHERE l.place <= %2$s), '
+            'counted AS MATERIALIZED (SELECT p.item, l.number, sum(l.n) AS n FROM %1$s_pair AS p CROSS JOIN LATERAL millrace_state.online_list(p.list) AS l GROUP BY 1, 2 HAVING sum(l.n) <> 0)',
+            tables, coalesce(nullif(model.params ->> 'max_history', '0')::integer, 2147483647));
+        found := found || format(
+            ' UNION ALL SELECT json_build_array(i.item, c.n)::text FROM counted AS c JOIN %1$s_item AS i ON i.version = 1 AND i.number = c.number WHERE c.item = 0 '
+            'UNION ALL SELECT json_build_array(i.item, o.item, c.n)::text FROM counted AS c JOIN %1$s_item AS i ON i.version = 1 AND i.number = c.item JOIN %1$s_item AS o ON o.version = 1 AND o.number = c.number', tables);
+    END IF;
+    wanted := wanted || ', wanted AS MATERIALIZED (SELECT json_build_array(h.user_id, h.item, h.detail, h.n)::text AS said FROM had AS h' || CASE WHEN model.is_online THEN
+        ' UNION ALL SELECT json_build_array(c.item, count(*))::text FROM counts AS c GROUP BY c.item '
+        'UNION ALL SELECT json_build_array(a.item, b.item, count(*))::text FROM counts AS a JOIN counts AS b ON b.user_id = a.user_id AND b.item <> a.item GROUP BY a.item, b.item' ELSE '' END || ')';
     SELECT c.* INTO missing, unexpected, example
-    FROM millrace_internal.compare(kept.owner, kept.timezone, format(
-        'had AS MATERIALIZED (SELECT d.user_id, d.item%6$s AS item, %2$s AS seen_at, count(*) AS n FROM millrace_def.model_%1$s AS d WHERE d.user_id IS NOT NULL AND d.item IS NOT NULL AND %3$s GROUP BY 1, 2, 3), '
-        'counts AS MATERIALIZED (SELECT l.user_id, l.item FROM (SELECT h.user_id, h.item, row_number() OVER (PARTITION BY h.user_id ORDER BY max(h.seen_at) DESC, h.item) AS place FROM had AS h GROUP BY 1, 2) AS l%4$s), '
-        'wanted AS MATERIALIZED ('
-        'SELECT json_build_array(h.user_id, h.item, h.seen_at, h.n)::text AS said FROM had AS h '
-        'UNION ALL SELECT json_build_array(c.item, count(*))::text FROM counts AS c GROUP BY c.item '
-        'UNION ALL SELECT json_build_array(a.item, b.item, count(*))::text FROM counts AS a JOIN counts AS b ON b.user_id = a.user_id AND b.item <> a.item GROUP BY a.item, b.item), '
-        'counted AS MATERIALIZED (SELECT p.item, l.number, sum(l.n) AS n FROM millrace_state.model_%1$s_pair AS p CROSS JOIN LATERAL millrace_internal.online_list(p.list) AS l GROUP BY 1, 2 HAVING sum(l.n) <> 0), '
-        'found AS MATERIALIZED ('
-        'SELECT json_build_array(u.user_id, i.item, h.seen_at, h.n)::text AS said FROM millrace_state.model_%1$s_user AS u '
-        'CROSS JOIN LATERAL millrace_internal.online_history(u.history, %5$L) AS h JOIN millrace_state.model_%1$s_item AS i ON i.number = h.number '
-        'UNION ALL SELECT json_build_array(i.item, c.n)::text FROM counted AS c JOIN millrace_state.model_%1$s_item AS i ON i.number = c.number WHERE c.item = 0 '
-        'UNION ALL SELECT json_build_array(i.item, o.item, c.n)::text FROM counted AS c JOIN millrace_state.model_%1$s_item AS i ON i.number = c.item JOIN millrace_state.model_%1$s_item AS o ON o.number = c.number)',
-        kept.id, CASE WHEN most > 0 THEN 'd.seen_at' ELSE 'NULL::timestamptz' END, CASE WHEN most > 0 THEN 'd.seen_at IS NOT NULL' ELSE 'true' END,
-        CASE WHEN most > 0 THEN format(' WHERE l.place <= %s', most) ELSE '' END, most > 0,
-        (SELECT CASE WHEN a.attcollation <> 0 THEN ' COLLATE "C"' END FROM pg_attribute a WHERE a.attrelid = format('millrace_state.model_%s_item', kept.id)::regclass AND a.attname = 'item')),
+    FROM millrace_internal.compare(model.owner, timezone, format('%s, found AS MATERIALIZED (%s)', wanted, found),
         'SELECT * FROM wanted EXCEPT ALL SELECT * FROM found', 'SELECT * FROM found EXCEPT ALL SELECT * FROM wanted') AS c;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.verify_model(integer) IS 'compares what an online model counts with its query over what is staged';
+COMMENT ON FUNCTION millrace_internal.verify_model(integer) IS 'compares what a model keeps with its query over what is staged';
 
 -- ---- vault -------------------------------------------------------------------------------------------------
 
@@ -509,9 +533,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     kept record := millrace_internal.kept_table(name);
 BEGIN
-    IF NOT has_table_privilege(caller, name, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for %', name USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, name);
     IF to_regprocedure(format('millrace_internal.verify_%s(integer)', kept.kind)) IS NULL THEN
         RAISE EXCEPTION '% % cannot be verified', kept.kind, name USING ERRCODE = 'feature_not_supported';
     END IF;

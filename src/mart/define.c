@@ -9,6 +9,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
+#include "core/expression.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "executor/executor.h"
@@ -70,39 +71,6 @@ parse_query(Oid author, char *text)
 	return query;
 }
 
-/* Each column of the mart has a name, and no two the same. */
-static void
-check_names(Query *query)
-{
-	int number = 0;
-	ListCell *lc;
-	ListCell *lc2;
-
-	foreach(lc, query->targetList)
-	{
-		TargetEntry *entry = lfirst_node(TargetEntry, lc);
-
-		if (entry->resjunk)
-			continue;
-		number++;
-		if (strcmp(entry->resname, "?column?") == 0)
-			ereport(ERROR, (errcode(ERRCODE_INVALID_COLUMN_DEFINITION),
-							errmsg("column %d of the mart has no name", number),
-							errhint("Name it with AS.")));
-		foreach(lc2, query->targetList)
-		{
-			TargetEntry *other = lfirst_node(TargetEntry, lc2);
-
-			if (other == entry)
-				break;
-			if (!other->resjunk && strcmp(other->resname, entry->resname) == 0)
-				ereport(ERROR, (errcode(ERRCODE_DUPLICATE_COLUMN),
-								errmsg("two columns of the mart are called \"%s\"", entry->resname),
-								errhint("Name one of them with AS.")));
-		}
-	}
-}
-
 /*
  * mart_query(author regrole, query text, OUT staging_id integer, OUT definition text): refuses what cannot be
  * maintained; the definition is the same query with every name qualified.
@@ -124,7 +92,7 @@ millrace_mart_query(PG_FUNCTION_ARGS)
 
 	error_context_stack = &callback;
 	query = parse_query(author, typed);
-	check_names(query);
+	mr_expression_check_names(query, "the mart");
 	mr_mart_rewrite(query);
 	definition = pg_get_querydef(copyObject(query), false);
 	SPI_connect();

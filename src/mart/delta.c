@@ -76,6 +76,7 @@ struct MrMartDelta
 	MrExpression *where;
 	int nkeys;
 	Key *keys;
+	MrFarColumns far; /* of which keys are plainly made */
 	int striped; /* 1 when groups are spread over stripes, else 0 */
 	int stripe; /* into which this process writes */
 	int nextras;
@@ -290,6 +291,7 @@ compile_groups(MrMartDelta *delta, MrMartQuery *mart)
 	ListCell *lc;
 
 	delta->keys = palloc0(sizeof(Key) * list_length(mart->groups));
+	delta->far.attnums = palloc(sizeof(AttrNumber) * list_length(mart->groups));
 	foreach(lc, mart->groups)
 	{
 		MrMartColumn *group = lfirst(lc);
@@ -299,6 +301,9 @@ compile_groups(MrMartDelta *delta, MrMartQuery *mart)
 		TupleDescInitEntryCollation(desc, i + 1, group->collation);
 		if (!compile_key(&delta->keys[i], group->expression, group->type, group->collation))
 			return false;
+		if (group->expression != NULL && IsA(group->expression, Var) && !delta->keys[i].by_value &&
+			((Var *) group->expression)->varattno > 0)
+			delta->far.attnums[delta->far.n++] = ((Var *) group->expression)->varattno;
 	}
 	delta->group_row = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
 	delta->extras = palloc0(sizeof(Key) * Max(list_length(mart->extras), 1));
@@ -419,6 +424,24 @@ mr_mart_delta_compile(MrMartQuery *mart, const MrStaging *staging, Oid owner)
 
 /* ---- counting --------------------------------------------------------------------------------- */
 
+/* A group that has counted nothing, in one piece: there are many, and each is visited again and again. */
+static Tally *
+make_group(const MrMartDelta *delta)
+{
+	Size counters = MAXALIGN(sizeof(Tally));
+	Size keys = counters + MAXALIGN(sizeof(Counter) * delta->ncounters);
+	Size objects = keys + sizeof(Datum) * delta->nkeys;
+	Size nulls = objects + sizeof(int64) * delta->narguments;
+	char *piece = palloc0(nulls + delta->nkeys);
+	Tally *group = (Tally *) piece;
+
+	group->counters = (Counter *) (piece + counters);
+	group->keys = (Datum *) (piece + keys);
+	group->objects = (int64 *) (piece + objects);
+	group->nulls = (bool *) (piece + nulls);
+	return group;
+}
+
 /* The group of the row, made when it is the first one. */
 static Tally *
 find_group(Counting *counting)
@@ -448,10 +471,8 @@ find_group(Counting *counting)
 	if (found)
 		return entry->group;
 
-	group = palloc0(sizeof(Tally));
+	group = make_group(delta);
 	group->hash = probe.hash;
-	group->keys = palloc(sizeof(Datum) * delta->nkeys);
-	group->nulls = palloc(delta->nkeys);
 	for (int i = 0; i < delta->nkeys; i++)
 	{
 		group->nulls[i] = counting->nulls[i];
@@ -459,8 +480,6 @@ find_group(Counting *counting)
 										 : datumCopy(counting->keys[i], delta->keys[i].by_value,
 													 delta->keys[i].length);
 	}
-	group->objects = palloc0(sizeof(int64) * Max(delta->narguments, 1));
-	group->counters = palloc0(sizeof(Counter) * delta->ncounters);
 	entry->group = group;
 	return group;
 }
@@ -639,6 +658,8 @@ count_rows(Counting *counting, const MrStaged *staged, bool old)
 				__builtin_prefetch(staged->new_rows[i + 2 * MR_AHEAD]);
 			if (i + MR_AHEAD < n)
 				mr_row_prefetch(staged->new_rows[i + MR_AHEAD]);
+			if (i + MR_AHEAD / 2 < n)
+				mr_columns_prefetch(&delta->far, staged->new_rows[i + MR_AHEAD / 2]);
 			slot->tts_values = staged->new_rows[i]->values;
 			slot->tts_isnull = staged->new_rows[i]->nulls;
 		}
@@ -877,7 +898,8 @@ merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *
 	mr_merge_rows(merge, rows, empty, after, places);
 	for (int r = 0; r < rows->nrows; r++)
 	{
-		if (empty != MR_EMPTY_GOES_IF_ALL_ARE)
+		/* That of a stripe may be negative. */
+		if (!delta->striped)
 			mr_mart_check_count(name, after[r]);
 		/* A new group has results, too, if only of no values. */
 		chosen[r] = after[r] > 0 &&

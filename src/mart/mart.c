@@ -66,6 +66,7 @@ typedef struct MrMart
 	Query *definition; /* for privileges */
 	char *timezone;
 	bool global;
+	bool is_striped;
 	MrMergeEmpty empty;
 	int ngroups;
 	char *empty_row;
@@ -217,9 +218,10 @@ mart_load(const MrTarget *base)
 	nest_level = mr_settings_pin("UTC");
 	mart->definition = mr_definition_query("mart", base->id);
 	query = mr_mart_load_query(copyObject(mart->definition), base->id, base->owner);
-	mart->empty = query->stripes > 1 ? MR_EMPTY_GOES_IF_ALL_ARE
-				  : query->global    ? MR_EMPTY_STAYS
-									 : MR_EMPTY_GOES;
+	mart->empty = query->global        ? MR_EMPTY_STAYS
+				  : query->stripes > 1 ? MR_EMPTY_GOES_IF_ALL_ARE
+									   : MR_EMPTY_GOES;
+	mart->is_striped = query->stripes > 1;
 	for (int i = 0; i < base->nsources; i++)
 	{
 		if (base->sources[i].staging != NULL)
@@ -411,7 +413,8 @@ maintain(MrMart *mart, MrBatch *batch, MrStaged *staged)
 	{
 		bool direct = staged != NULL && mart->delta != NULL && is_plain(mart);
 
-		if (!direct && staged != NULL && mart->results != NULL)
+		/* By SQL a row of the state stands for its whole group, which is in several with stripes. */
+		if (!direct && staged != NULL && (mart->results != NULL || mart->is_striped))
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 							errmsg("the tables in millrace_state of mart %s have triggers, rules, "
 								   "policies, constraints or unique indexes of others",

@@ -173,6 +173,7 @@ extern char *mr_mart_base(int32 target_id);
 extern char *mr_mart_delta(MrMartQuery *mart, int32 target_id, bool whole);
 extern char *mr_mart_upsert(MrMartQuery *mart, int32 target_id);
 extern char *mr_mart_side_delta(MrMartQuery *mart, const MrMartSide *side, bool whole);
+extern char *mr_mart_side_rows(MrMartQuery *mart, int32 target_id, const MrMartSide *side);
 extern char *mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSide *side);
 extern char *mr_mart_empty_row(MrMartQuery *mart, const char *base);
 

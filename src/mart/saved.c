@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "core/statement.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
@@ -71,14 +72,7 @@ mr_saved_run(MrSaved *saved, TupleDesc *desc)
 
 	SetTuplestoreDestReceiverParams(receiver, store, context, false, NULL, NULL);
 	if (saved->plan == NULL)
-	{
-		SPIPlanPtr plan = SPI_prepare(saved->sql, 0, NULL);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "cannot prepare \"%s\": %s", saved->sql,
-				 SPI_result_code_string(SPI_result));
-		saved->plan = plan;
-	}
+		saved->plan = mr_sql_prepare(saved->sql, 0, NULL);
 	result = SPI_execute_plan_extended(saved->plan, &options);
 	if (result < 0)
 		elog(ERROR, "cannot run \"%s\": %s", saved->sql, SPI_result_code_string(result));

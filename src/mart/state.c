@@ -539,6 +539,14 @@ mr_mart_side_delta(MrMartQuery *mart, const MrMartSide *side, bool whole)
 	return sql.data;
 }
 
+/* What a side table has. */
+char *
+mr_mart_side_rows(MrMartQuery *mart, int32 target_id, const MrMartSide *side)
+{
+	return psprintf("SELECT %s, n FROM %s", key_list(mart, side, ""),
+					mr_mart_state_name(mr_mart_base(target_id), side));
+}
+
 /* Adds it to the side table; returns what appeared in or disappeared from its group. */
 char *
 mr_mart_side_upsert(MrMartQuery *mart, int32 target_id, const MrMartSide *side)

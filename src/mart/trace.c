@@ -1,6 +1,6 @@
 /*
  * trace.c
- *	  Which rows of its staging table are behind a row of a mart.
+ *	  Which rows of its staging table are behind a row of a mart, and behind those of its side tables.
  */
 #include "postgres.h"
 
@@ -15,12 +15,56 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
+PG_FUNCTION_INFO_V1(millrace_mart_sides);
 PG_FUNCTION_INFO_V1(millrace_mart_trace);
 
 static Datum
 text_array(Datum *texts, int n)
 {
 	return PointerGetDatum(construct_array(texts, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* The query of a mart, under SPI. */
+static MrMartQuery *
+open_mart(int32 id)
+{
+	MrTarget *target = mr_mart_open(id);
+
+	if (target == NULL)
+		elog(ERROR, "there is no mart %d", id);
+	return mr_mart_analyze(mr_definition_query("mart", id), NULL, target->owner);
+}
+
+/*
+ * mart_sides(target integer, OUT name text, OUT wanted text, OUT found text): for each side table of a mart, what it
+ * should have by what is staged, and what it has, as queries.
+ */
+Datum
+millrace_mart_sides(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	int32 id = PG_GETARG_INT32(0);
+	MrMartQuery *mart;
+	int nest_level;
+	ListCell *lc;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	nest_level = mr_settings_pin("UTC");
+	mart = open_mart(id);
+	foreach(lc, mart->sides)
+	{
+		MrMartSide *side = lfirst(lc);
+		Datum values[] = {CStringGetTextDatum(mr_mart_state_name(mr_mart_base(id), side)),
+						  CStringGetTextDatum(mr_mart_side_delta(mart, side, true)),
+						  CStringGetTextDatum(mr_mart_side_rows(mart, id, side))};
+		bool nulls[lengthof(values)] = {false};
+
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	mr_settings_unpin(nest_level);
+	SPI_finish();
+	return (Datum) 0;
 }
 
 /*
@@ -32,7 +76,6 @@ Datum
 millrace_mart_trace(PG_FUNCTION_ARGS)
 {
 	MemoryContext context = CurrentMemoryContext;
-	MrTarget *target;
 	MrMartQuery *mart;
 	TupleDesc desc;
 	Datum *names;
@@ -48,10 +91,7 @@ millrace_mart_trace(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	SPI_connect();
 	nest_level = mr_settings_pin("UTC");
-	target = mr_mart_open(PG_GETARG_INT32(0));
-	if (target == NULL)
-		elog(ERROR, "there is no mart %d", PG_GETARG_INT32(0));
-	mart = mr_mart_analyze(mr_definition_query("mart", target->id), NULL, target->owner);
+	mart = open_mart(PG_GETARG_INT32(0));
 	MemoryContextSwitchTo(context);
 	names = palloc(sizeof(Datum) * list_length(mart->query->targetList));
 	expressions = palloc(sizeof(Datum) * list_length(mart->query->targetList));

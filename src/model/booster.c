@@ -1,6 +1,6 @@
 /*
  * booster.c
- *	  Runs the program that trains trees.
+ *	  Runs the program that trains trees, several at once when there are several trainings.
  *
  * The library starts threads, takes memory that PostgreSQL does not count, and ends its process when something is wrong.  So it runs
  * in a process that the backend starts, with nothing of the backend but a temporary file to read and a pipe to write to.  The backend
@@ -25,6 +25,7 @@
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/wait_event.h"
 
 #define CHUNK (256 * 1024)
@@ -119,9 +120,14 @@ write_input(const MrBoosting *boosting)
 typedef struct Program
 {
 	pid_t pid; /* 0: none */
-	int from; /* the pipe, or -1 */
+	MemoryContext context; /* of this training alone */
+	int training; /* which one it is */
+	File input;
+	int from; /* the pipe */
+	StringInfoData text; /* of its output, what has not been taken */
 	bool by_model; /* its lines are over: what follows is the model */
-	uint32 rounds;
+	uint32 done; /* rounds so far */
+	uint32 rounds; /* that the model has */
 	Size length;
 	char *error;
 } Program;
@@ -152,9 +158,9 @@ become_program(const char *path, int input, int output, pid_t parent)
 }
 
 static void
-start_program(Program *program, const char *path, File input)
+start_program(Program *program, const char *path)
 {
-	int in = FileGetRawDesc(input);
+	int in = FileGetRawDesc(program->input);
 	pid_t parent = getpid();
 	sigset_t before;
 	sigset_t all;
@@ -175,6 +181,7 @@ start_program(Program *program, const char *path, File input)
 	if (program->pid < 0)
 	{
 		program->pid = 0;
+		(void) close(ends[0]);
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 						errmsg("could not start a process to train: %m")));
 	}
@@ -186,12 +193,9 @@ end_program(Program *program)
 {
 	int status = 0;
 
-	if (program->from >= 0)
-		(void) close(program->from);
-	program->from = -1;
-	if (program->pid > 0)
-		while (waitpid(program->pid, &status, 0) < 0 && errno == EINTR)
-			;
+	(void) close(program->from);
+	while (waitpid(program->pid, &status, 0) < 0 && errno == EINTR)
+		;
 	program->pid = 0;
 	return status;
 }
@@ -200,24 +204,24 @@ end_program(Program *program)
 static void
 take_line(Program *program, const char *line)
 {
-	unsigned int round;
 	unsigned long long length;
 
-	if (sscanf(line, "round %u", &round) == 1)
-		mr_progress_done(round);
-	else if (sscanf(line, "model %u %llu", &program->rounds, &length) == 2)
+	if (sscanf(line, "model %u %llu", &program->rounds, &length) == 2)
 	{
 		program->by_model = true;
 		program->length = length;
 	}
 	else if (strncmp(line, "error ", 6) == 0)
-		program->error = pstrdup(line + 6);
+		program->error = MemoryContextStrdup(program->context, line + 6);
+	else
+		(void) sscanf(line, "round %u", &program->done);
 }
 
 /* Takes whole lines off what was read. */
 static void
-take_lines(Program *program, StringInfo text)
+take_lines(Program *program)
 {
+	StringInfo text = &program->text;
 	char *end;
 	int taken = 0;
 
@@ -232,46 +236,54 @@ take_lines(Program *program, StringInfo text)
 	text->len -= taken;
 }
 
-/* Reads what is there: 0 at the end, -1 when one has to wait. */
-static ssize_t
-read_pipe(int pipe, char *to)
+/* Reads what is there; true: that was all. */
+static bool
+read_output(Program *program)
 {
-	ssize_t n = read(pipe, to, CHUNK);
-
-	if (n < 0 && errno != EAGAIN && errno != EINTR)
-		ereport(ERROR, (errcode_for_file_access(), errmsg("could not read from a pipe: %m")));
-	return n;
-}
-
-/* Reads what it writes, to the end. */
-static void
-read_output(Program *program, StringInfo text)
-{
+	StringInfo text = &program->text;
 	ssize_t n;
 
 	for (;;)
 	{
 		enlargeStringInfo(text, CHUNK);
-		n = read_pipe(program->from, text->data + text->len);
+		n = read(program->from, text->data + text->len, CHUNK);
 		if (n == 0)
-			break;
-		if (n > 0)
+			return true;
+		if (n < 0)
 		{
-			text->len += n;
-			take_lines(program, text);
-			continue;
+			if (errno != EAGAIN && errno != EINTR)
+				ereport(ERROR,
+						(errcode_for_file_access(), errmsg("could not read from a pipe: %m")));
+			return false;
 		}
-		(void) WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH,
-								 program->from, -1, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		text->len += n;
+		take_lines(program);
 	}
+}
+
+/* Waits until one of the programs has written or ended. */
+static void
+wait_for_output(const Program *programs, int n)
+{
+	WaitEventSet *set = mr_wait_event_set(n + 2);
+	WaitEvent event;
+
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < n; i++)
+		if (programs[i].pid > 0)
+			AddWaitEventToSet(set, WL_SOCKET_READABLE, programs[i].from, NULL, NULL);
+	(void) WaitEventSetWait(set, -1, &event, 1, PG_WAIT_EXTENSION);
+	FreeWaitEventSet(set);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* What it says must be a model. */
 static bytea *
-check_output(const Program *program, StringInfo text, int status)
+check_output(const Program *program, int status)
 {
+	const StringInfoData *text = &program->text;
 	bytea *model;
 
 	if (WIFSIGNALED(status))
@@ -288,45 +300,105 @@ check_output(const Program *program, StringInfo text, int status)
 		ereport(ERROR, (errcode(ERRCODE_EXTERNAL_ROUTINE_EXCEPTION),
 						errmsg("the program that trains ended without a model (exit code %d)",
 							   WEXITSTATUS(status)),
-						errhint("The server's log has what it says of itself.")));
+						/* that of the dynamic linker */
+						WEXITSTATUS(status) == 127
+							? errhint("Perhaps libxgboost is not installed: the server's log says.")
+							: errhint("The server's log has what it says of itself.")));
 	model = palloc(VARHDRSZ + text->len);
 	SET_VARSIZE(model, VARHDRSZ + text->len);
 	memcpy(VARDATA(model), text->data, text->len);
 	return model;
 }
 
-bytea *
-mr_booster_train(const MrBoosting *boosting, uint32 *rounds)
+/* Starts a training. */
+static void
+start_training(Program *program, const MrBoosterWork *work, int training, const char *path)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace booster",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	MrBoosting boosting = {0};
+
+	*program = (Program){.context = context, .training = training};
+	initStringInfo(&program->text);
+	work->give(work->context, training, &boosting);
+	program->input = write_input(&boosting);
+	start_program(program, path);
+	MemoryContextSwitchTo(old);
+}
+
+/* Hands over what a program that has ended has trained. */
+static void
+finish_training(Program *program, const MrBoosterWork *work)
+{
+	int status = end_program(program);
+
+	FileClose(program->input);
+	work->take(work->context, program->training, check_output(program, status), program->rounds);
+	MemoryContextDelete(program->context);
+}
+
+/* Keeps so many programs running until all trainings are done. */
+static void
+run_programs(Program *programs, const MrBoosterWork *work, const char *path)
+{
+	uint64 done = 0; /* rounds of those that have ended */
+	int started = 0;
+	int ended = 0;
+
+	while (ended < work->trainings)
+	{
+		uint64 going = 0;
+
+		for (int i = 0; i < work->at_once && started < work->trainings; i++)
+			if (programs[i].pid == 0)
+				start_training(&programs[i], work, started++, path);
+		wait_for_output(programs, work->at_once);
+		for (int i = 0; i < work->at_once; i++)
+		{
+			bool at_end;
+
+			if (programs[i].pid == 0)
+				continue;
+			at_end = read_output(&programs[i]);
+			*(at_end ? &done : &going) += programs[i].done;
+			if (at_end)
+			{
+				finish_training(&programs[i], work);
+				ended++;
+			}
+		}
+		mr_progress_done(done + going);
+	}
+}
+
+void
+mr_booster_train(const MrBoosterWork *work)
 {
 	char *path = psprintf("%s/" MR_PROGRAM_NAME, pkglib_path);
-	Program program = {.from = -1};
-	volatile bool ended = false;
-	StringInfoData text;
-	int status;
-	File input;
+	Program *programs = palloc0(work->at_once * sizeof(Program));
 
 	if (access(path, X_OK) != 0)
 		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						errmsg("this millrace was built without XGBoost"),
 						errdetail("There is no program \"%s\".", path),
 						errhint("Models that XGBoost has saved can be imported.")));
-	input = write_input(boosting);
-	initStringInfo(&text);
-	mr_progress_phase(MR_TRAINING_COMPUTING, boosting->rounds);
+	/* Its threads sleep while they wait for each other: when others need the processors too, spinning takes ten times as long. */
+	(void) setenv("OMP_WAIT_POLICY", "passive", 0);
+	mr_progress_phase(MR_TRAINING_COMPUTING, work->rounds);
 	PG_TRY();
 	{
-		start_program(&program, path, input);
-		read_output(&program, &text);
-		ended = true;
+		run_programs(programs, work, path);
 	}
 	PG_FINALLY();
 	{
-		if (!ended && program.pid > 0)
-			(void) kill(program.pid, SIGKILL);
-		status = end_program(&program);
+		/* all have ended, but for an error */
+		for (int i = 0; i < work->at_once; i++)
+			if (programs[i].pid > 0)
+				(void) kill(programs[i].pid, SIGKILL);
+		for (int i = 0; i < work->at_once; i++)
+			if (programs[i].pid > 0)
+				(void) end_program(&programs[i]);
 	}
 	PG_END_TRY();
-	FileClose(input);
-	*rounds = program.rounds;
-	return check_output(&program, &text, status);
 }

@@ -1,6 +1,6 @@
 /*
  * booster.h
- *	  Training trees with XGBoost, in a program of its own.
+ *	  Training trees with XGBoost, in programs of its own.
  */
 #ifndef MR_MODEL_BOOSTER_H
 #define MR_MODEL_BOOSTER_H
@@ -23,7 +23,19 @@ typedef struct MrBoosting
 	void *context;
 } MrBoosting;
 
-/* The model as XGBoost saves it, and how many rounds it has. */
-extern bytea *mr_booster_train(const MrBoosting *boosting, uint32 *rounds);
+/* Trainings that are independent of each other. */
+typedef struct MrBoosterWork
+{
+	int trainings;
+	int at_once; /* how many programs run at a time */
+	uint64 rounds; /* of all of them, for the progress */
+	/* Says what one is about, when it starts; what it allocates is kept until the training has been taken. */
+	void (*give)(void *context, int training, MrBoosting *boosting);
+	/* Takes its model, as XGBoost saves it, with so many rounds; in whatever order they end. */
+	void (*take)(void *context, int training, bytea *model, uint32 rounds);
+	void *context;
+} MrBoosterWork;
+
+extern void mr_booster_train(const MrBoosterWork *work);
 
 #endif /* MR_MODEL_BOOSTER_H */

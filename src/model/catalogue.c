@@ -73,17 +73,6 @@ equality(Oid type)
 	return text;
 }
 
-/* Prepares a statement for the life of the session.  SPI is connected, as the owner. */
-static SPIPlanPtr
-prepare(const char *sql, Oid argument)
-{
-	SPIPlanPtr plan = SPI_prepare(sql, 1, &argument);
-
-	if (plan == NULL || SPI_keepplan(plan) != 0)
-		elog(ERROR, "cannot prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));
-	return plan;
-}
-
 /* Prepares what is asked of a catalogue. */
 static void
 learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
@@ -92,7 +81,9 @@ learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 	const char *collate;
 	const char *equals;
 	const char *item;
+	Oid numbers[] = {INT4OID, INT4ARRAYOID};
 	MrAsOwner as;
+	Oid items;
 	Oid type;
 
 	kept->model_id = 0;
@@ -104,23 +95,26 @@ learn(MrCatalogueKept *kept, Oid model, int32 model_id, Oid owner)
 						errdetail("Something that it needs was dropped with CASCADE."),
 						errhint("Drop the model with millrace.drop_model() and create it again.")));
 	type = get_atttype(kept->view, 1);
+	items = get_array_type(type);
 	equals = equality(type);
 	item = quote_identifier(get_attname(kept->view, 1, false));
 	available = get_attnum(kept->view, "available") != InvalidAttrNumber ? "c.available" : "true";
 	collate = OidIsValid(mr_ids_collation(type)) ? " COLLATE \"C\"" : "";
 	mr_become_owner(&as, kept->owner);
 	SPI_connect();
-	kept->known = prepare(psprintf("SELECT c.*, u.n::integer FROM unnest($1) WITH ORDINALITY AS "
-								   "u (id, n) JOIN millrace_def.model_catalogue_%d AS c ON c.%s %s "
-								   "u.id WHERE %s",
-								   model_id, item, equals, available),
-						  get_array_type(type));
-	kept->unknown =
-		prepare(psprintf("SELECT c.* FROM millrace_def.model_catalogue_%d AS c WHERE %s AND NOT "
-						 "EXISTS (SELECT FROM millrace_state.model_%d_item AS i WHERE i.version = "
-						 "$1 AND i.item %s c.%s%s) ORDER BY c.%s%s",
-						 model_id, available, model_id, equals, item, collate, item, collate),
-				INT4OID);
+	kept->known =
+		mr_sql_prepare(psprintf("SELECT c.*, u.n::integer FROM unnest($1) WITH ORDINALITY AS "
+								"u (id, n) JOIN millrace_def.model_catalogue_%d AS c ON c.%s %s "
+								"u.id WHERE %s",
+								model_id, item, equals, available),
+					   1, &items);
+	kept->unknown = mr_sql_prepare(
+		psprintf("SELECT c.* FROM millrace_def.model_catalogue_%d AS c WHERE %s AND NOT "
+				 "EXISTS (SELECT FROM millrace_state.model_%d_item AS i WHERE i.version = "
+				 "$1 AND i.item %s c.%s%s AND i.number <> ALL ($2)) "
+				 "ORDER BY c.%s%s",
+				 model_id, available, model_id, equals, item, collate, item, collate),
+		2, numbers);
 	SPI_finish();
 	mr_become_caller(&as);
 	kept->model_id = model_id;
@@ -212,10 +206,10 @@ mr_catalogue_check(MrCatalogue *catalogue, Datum *ids, int n)
 }
 
 void
-mr_catalogue_unknown(MrCatalogue *catalogue, int32 version, bool (*offer)(void *context, Datum id),
-					 void *context)
+mr_catalogue_unknown(MrCatalogue *catalogue, int32 version, Datum unused,
+					 bool (*offer)(void *context, Datum id), void *context)
 {
-	Datum argument = Int32GetDatum(version);
+	Datum arguments[2] = {Int32GetDatum(version), unused};
 	TupleTableSlot *slot = NULL;
 	bool more = true;
 	Portal portal;
@@ -223,7 +217,7 @@ mr_catalogue_unknown(MrCatalogue *catalogue, int32 version, bool (*offer)(void *
 
 	SPI_connect();
 	mr_become_owner(&as, catalogue->kept->owner);
-	portal = SPI_cursor_open(NULL, catalogue->kept->unknown, &argument, NULL, true);
+	portal = SPI_cursor_open(NULL, catalogue->kept->unknown, arguments, NULL, true);
 	mr_become_caller(&as);
 	while (more)
 	{

@@ -43,9 +43,9 @@ extern bool *mr_catalogue_check(MrCatalogue *catalogue, Datum *ids, int n);
 
 /*
  * Calls back with items that it has so, which the version does not know, in their order, until that returns false.  An item of
- * several rows may come again.
+ * several rows may come again.  What has a number of the array, it does not know any more.
  */
-extern void mr_catalogue_unknown(MrCatalogue *catalogue, int32 version,
+extern void mr_catalogue_unknown(MrCatalogue *catalogue, int32 version, Datum unused,
 								 bool (*offer)(void *context, Datum id), void *context);
 
 #endif /* MR_MODEL_CATALOGUE_H */

@@ -156,23 +156,35 @@ mr_test_create(MrInput *asked, MrInput *given)
 }
 
 void
-mr_test_skip(MrTest *test, const MrJudged *judged)
+mr_test_place(MrTest *test, const MrInput *input)
+{
+	test->users = mr_ids_places(test->asked->users, input->users);
+	test->items = mr_ids_places(test->asked->items, input->items);
+	if (test->given == NULL)
+		return;
+	test->given_users = mr_ids_places(test->asked->users, test->given->users);
+	test->given_items = mr_ids_places(test->given->items, input->items);
+}
+
+void
+mr_test_skip(MrTest *test, const MrInput *input)
 {
 	const MrInput *asked = test->asked;
-	uint32 *users = mr_input_places(asked->users, judged->input->users);
-	uint32 *items = mr_input_places(asked->items, judged->input->items);
 
 	for (uint32 user = 0; user < asked->nusers; user++)
-		for (uint32 p = asked->user_start[user]; p < asked->user_start[user + 1]; p++)
-		{
-			uint32 item = items[asked->user_items[p]];
+	{
+		const uint32 *user_items = mr_input_column(asked, asked->user_items, user);
 
-			if (users[user] != MR_UNKNOWN && item != MR_UNKNOWN &&
-				mr_input_find(judged->input, users[user], item) != MR_UNKNOWN)
-				test->skipped[p] = true;
+		CHECK_FOR_INTERRUPTS();
+		for (uint32 p = 0; p < mr_input_length(asked, user); p++)
+		{
+			uint32 item = test->items[user_items[p]];
+
+			if (test->users[user] != MR_UNKNOWN && item != MR_UNKNOWN &&
+				mr_input_find(input, test->users[user], item) != MR_UNKNOWN)
+				test->skipped[asked->user_start[user] + p] = true;
 		}
-	pfree(users);
-	pfree(items);
+	}
 }
 
 /* Memory for one way to recommend. */
@@ -203,7 +215,7 @@ judging_init(Judging *judging, const MrJudged *judged, const MrTest *test, const
 	judging->most = Min(judging->most, judged->input->nitems);
 
 	for (uint32 user = 0; user < test->asked->nusers; user++)
-		longest = Max(longest, test->asked->user_start[user + 1] - test->asked->user_start[user]);
+		longest = Max(longest, mr_input_length(test->asked, user));
 	longest = Max(longest, judging->most);
 	judging->discounts = mr_zeros(longest + 1, sizeof(double));
 	for (Size rank = 1; rank <= longest; rank++)
@@ -227,17 +239,43 @@ static void
 add_item(Judging *judging, uint32 item, double weight)
 {
 	const MrJudged *judged = judging->judged;
+	Size first = judged->start[item];
+	Size length = judged->start[item + 1] - first;
+	const int32 *targets = mr_column_read(judged->targets, first, length);
+	const float *scores = mr_column_read(judged->scores, first, length);
 
 	judging->seen[item] = judging->user;
-	for (Size p = judged->start[item]; p < judged->start[item + 1]; p++)
+	for (Size p = 0; p < length; p++)
 	{
-		uint32 target = judged->targets[p];
-		double part = mr_score_part(weight, judged->scores[p]);
+		uint32 target = targets[p];
+		double part = mr_score_part(weight, scores[p]);
 
 		if (judging->sums[target] == 0 && part > 0)
 			judging->touched[judging->ntouched++] = target;
 		judging->sums[target] += part;
 	}
+}
+
+/* What a user has; nothing if he is not known. */
+typedef struct Profile
+{
+	const uint32 *items;
+	const double *weights;
+	uint32 length;
+} Profile;
+
+static Profile
+find_profile(const MrInput *input, uint32 user)
+{
+	Profile profile = {0};
+
+	if (user != MR_UNKNOWN)
+	{
+		profile.items = mr_input_column(input, input->user_items, user);
+		profile.weights = mr_input_column(input, input->weights, user);
+		profile.length = mr_input_length(input, user);
+	}
+	return profile;
 }
 
 /*
@@ -248,28 +286,27 @@ static void
 add_profile(Judging *judging, uint32 known_user, const MrInput *given, uint32 given_user,
 			const uint32 *given_items)
 {
-	const MrInput *input = judging->judged->input;
-	uint32 p = known_user == MR_UNKNOWN ? 0 : input->user_start[known_user];
-	uint32 end = known_user == MR_UNKNOWN ? 0 : input->user_start[known_user + 1];
-	uint32 q = given_user == MR_UNKNOWN ? 0 : given->user_start[given_user];
-	uint32 given_end = given_user == MR_UNKNOWN ? 0 : given->user_start[given_user + 1];
+	Profile ours = find_profile(judging->judged->input, known_user);
+	Profile theirs = find_profile(given, given_user);
+	uint32 p = 0;
+	uint32 q = 0;
 
-	while (p < end || q < given_end)
+	while (p < ours.length || q < theirs.length)
 	{
-		uint32 item = p < end ? input->user_items[p] : MR_UNKNOWN;
-		uint32 other = q < given_end ? given_items[given->user_items[q]] : MR_UNKNOWN;
+		uint32 item = p < ours.length ? ours.items[p] : MR_UNKNOWN;
+		uint32 other = q < theirs.length ? given_items[theirs.items[q]] : MR_UNKNOWN;
 
-		if (q < given_end && other == MR_UNKNOWN)
+		if (q < theirs.length && other == MR_UNKNOWN)
 			q++;
 		else if (item <= other)
 		{
-			add_item(judging, item, input->weighted ? input->weights[p] : 1);
+			add_item(judging, item, ours.weights != NULL ? ours.weights[p] : 1);
 			p++;
 			q += item == other;
 		}
 		else
 		{
-			add_item(judging, other, given->weighted ? given->weights[q] : 1);
+			add_item(judging, other, theirs.weights != NULL ? theirs.weights[q] : 1);
 			q++;
 		}
 	}
@@ -342,20 +379,20 @@ first_popular(const Judging *judging, uint32 known_user, const MrInput *given, u
 			  const uint32 *given_items, uint32 first_place)
 {
 	const MrInput *input = judging->judged->input;
+	Profile ours = find_profile(input, known_user);
+	Profile theirs = find_profile(given, given_user);
 	uint32 rank = first_place + 1;
 
-	if (known_user != MR_UNKNOWN)
-		for (uint32 p = input->user_start[known_user]; p < input->user_start[known_user + 1]; p++)
-			rank -= judging->places[input->user_items[p]] < first_place;
-	if (given_user != MR_UNKNOWN)
-		for (uint32 q = given->user_start[given_user]; q < given->user_start[given_user + 1]; q++)
-		{
-			uint32 item = given_items[given->user_items[q]];
+	for (uint32 p = 0; p < ours.length; p++)
+		rank -= judging->places[ours.items[p]] < first_place;
+	for (uint32 q = 0; q < theirs.length; q++)
+	{
+		uint32 item = given_items[theirs.items[q]];
 
-			if (item != MR_UNKNOWN && judging->places[item] < first_place &&
-				(known_user == MR_UNKNOWN || mr_input_find(input, known_user, item) == MR_UNKNOWN))
-				rank--;
-		}
+		if (item != MR_UNKNOWN && judging->places[item] < first_place &&
+			(known_user == MR_UNKNOWN || mr_input_find(input, known_user, item) == MR_UNKNOWN))
+			rank--;
+	}
 	return rank;
 }
 
@@ -462,37 +499,31 @@ mr_evaluate(const MrJudged *judged, const MrTest *test, const MrMetric *metrics,
 			MrJudgement *judgement)
 {
 	const MrInput *asked = test->asked;
-	uint32 *users = mr_input_places(asked->users, judged->input->users);
-	uint32 *items = mr_input_places(asked->items, judged->input->items);
-	uint32 *given_users = NULL;
-	uint32 *given_items = NULL;
+	const uint32 *users = test->users;
+	const uint32 *items = test->items;
 	int64 known_users = 0;
 	int64 known_items = 0;
 	Judging judging;
 
 	judging_init(&judging, judged, test, metrics, n);
-	if (test->given != NULL)
-	{
-		given_users = mr_input_places(asked->users, test->given->users);
-		given_items = mr_input_places(test->given->items, judged->input->items);
-	}
 	memset(judgement, 0, sizeof(MrJudgement));
 	mr_progress_phase(MR_TRAINING_JUDGING, asked->nusers);
 	for (uint32 user = 0; user < asked->nusers; user++)
 	{
-		uint32 given_user = given_users == NULL ? MR_UNKNOWN : given_users[user];
+		uint32 given_user = test->given == NULL ? MR_UNKNOWN : test->given_users[user];
 		uint32 first_place = MR_UNKNOWN;
+		const uint32 *user_items = mr_input_column(asked, asked->user_items, user);
 
 		CHECK_FOR_INTERRUPTS();
 		if (user % 1024 == 0)
 			mr_progress_done(user);
 		judging.user = user + 1;
 		judging.nasked = 0;
-		for (uint32 p = asked->user_start[user]; p < asked->user_start[user + 1]; p++)
+		for (uint32 p = 0; p < mr_input_length(asked, user); p++)
 		{
-			uint32 item = items[asked->user_items[p]];
+			uint32 item = items[user_items[p]];
 
-			if (test->skipped[p])
+			if (test->skipped[asked->user_start[user] + p])
 				continue;
 			judging.nasked++;
 			known_users += users[user] != MR_UNKNOWN;
@@ -506,14 +537,15 @@ mr_evaluate(const MrJudged *judged, const MrTest *test, const MrMetric *metrics,
 			continue;
 		judgement->users++;
 		judgement->pairs += judging.nasked;
-		add_profile(&judging, users[user], test->given, given_user, given_items);
+		add_profile(&judging, users[user], test->given, given_user, test->given_items);
 		find_ours(&judging);
 		judge_answer(&judging, &judging.ours);
 		find_popular(&judging);
 		judging.most_had.first_hit = first_place == MR_UNKNOWN
 										 ? 0
 										 : first_popular(&judging, users[user], test->given,
-														 given_user, given_items, first_place);
+														 given_user, test->given_items,
+														 first_place);
 		judge_answer(&judging, &judging.most_had);
 	}
 	judgement->values = judge_all(&judging, &judging.ours, judgement->users,

@@ -14,8 +14,8 @@ typedef struct MrJudged
 	MrInput *input; /* what it was trained on: users, items, and who has what */
 	/* By item: of what items it is a neighbour. */
 	Size *start; /* one more than there are items */
-	int32 *targets;
-	float *scores;
+	MrColumn *targets; /* int32 */
+	MrColumn *scores; /* float */
 } MrJudged;
 
 /* What it is judged by. */
@@ -24,6 +24,11 @@ typedef struct MrTest
 	MrInput *asked; /* to be found */
 	MrInput *given; /* what users have beside what the version knows of them; or NULL */
 	bool *skipped; /* by pair that is asked: it does not count */
+	/* The numbers of its users and items in what the version to be judged was trained on. */
+	uint32 *users; /* those asked for */
+	uint32 *items;
+	uint32 *given_users; /* by user asked for: his number among those given */
+	uint32 *given_items;
 } MrTest;
 
 typedef struct MrMetric
@@ -46,8 +51,11 @@ extern MrMetric *mr_metrics_parse(ArrayType *names, int *n);
 /* A test of nothing skipped. */
 extern MrTest *mr_test_create(MrInput *asked, MrInput *given);
 
-/* Skips what a version was trained on: it cannot recommend it. */
-extern void mr_test_skip(MrTest *test, const MrJudged *judged);
+/* Finds a test's users and items in what a version was trained on, before it is judged. */
+extern void mr_test_place(MrTest *test, const MrInput *input);
+
+/* Skips what that has: the version cannot recommend it.  For a test that is placed in it. */
+extern void mr_test_skip(MrTest *test, const MrInput *input);
 
 extern void mr_evaluate(const MrJudged *judged, const MrTest *test, const MrMetric *metrics, int n,
 						MrJudgement *judgement);

@@ -36,11 +36,19 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM millrace_internal.check_query(what, query);
     RETURN (SELECT format('SELECT %s FROM (%s) AS q (%s)', string_agg(format('q.%I::%s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum),
-                          rtrim(millrace_internal.qualified_query(caller, query), ';'), string_agg(a.attname, ', ' ORDER BY a.attnum))
+                          rtrim(millrace_internal.qualified_query(caller, query, is_kept => false), ';'), string_agg(a.attname, ', ' ORDER BY a.attnum))
             FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = ANY (columns));
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.pairs_query(regrole, millrace.model, text, text, text[]) IS 'a statement that gives the columns of a model''s query by another query';
+
+CREATE FUNCTION millrace_internal.model_time(model millrace.model) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attname::text FROM pg_attribute a
+    WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attnum > coalesce(cardinality(model.entity), 1) + 1 AND a.atttypid = 'timestamptz'::regtype
+$$;
+COMMENT ON FUNCTION millrace_internal.model_time(millrace.model) IS 'the column in the definition of a model that says when a row is from; NULL: none';
 
 CREATE FUNCTION millrace_internal.check_split(caller regrole, model millrace.model, split json,
     OUT kind text, OUT share double precision, OUT seed bigint, OUT since timestamptz, OUT train_query text, OUT test_query text)
@@ -57,12 +65,12 @@ BEGIN
     IF split IS NULL THEN
         RETURN;
     END IF;
-    PERFORM millrace_internal.check_word('by of split', kind, CASE model.kind WHEN 'item_knn' THEN '{customer_rows,customers,time,leave_one_out,tables}' ELSE '{rows,tables}' END::text[]);
+    PERFORM millrace_internal.check_word('by of split', kind, CASE model.kind WHEN 'item_knn' THEN '{customer_rows,customers,time,leave_one_out,tables}' ELSE '{rows,time,tables}' END::text[]);
     known := CASE kind WHEN 'time' THEN '{by,test,since}' WHEN 'leave_one_out' THEN '{by,seed}' WHEN 'tables' THEN '{by,test,train}' ELSE '{by,test,seed}' END;
     PERFORM millrace_internal.check_members(format('a split by %s', kind), split, known);
-    IF kind = 'time' AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = 'at') THEN
+    IF kind = 'time' AND millrace_internal.model_time(model) IS NULL THEN
         RAISE EXCEPTION 'a split by time needs a query that gives times' USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'Create the model with a query that gives user, item and time.';
+            HINT = CASE model.kind WHEN 'item_knn' THEN 'Create the model with a query that gives user, item and time.' ELSE 'Create the model with a query that gives a time beside the features.' END;
     END IF;
     IF kind = 'tables' THEN
         IF split ->> 'test' IS NULL THEN
@@ -88,14 +96,14 @@ $$;
 COMMENT ON FUNCTION millrace_internal.check_split(regrole, millrace.model, json) IS 'what a split says, with its defaults, checked';
 
 -- So that it means the same whoever reads it later.
-CREATE FUNCTION millrace_internal.qualified_split(caller regrole, split json) RETURNS json
+CREATE FUNCTION millrace_internal.qualified_split(caller regrole, split json, is_kept boolean) RETURNS json
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT json_object_agg(e.key, CASE WHEN split ->> 'by' = 'tables' AND e.key <> 'by' THEN to_json(millrace_internal.qualified_query(caller, e.value #>> '{}'))
+    SELECT json_object_agg(e.key, CASE WHEN split ->> 'by' = 'tables' AND e.key <> 'by' THEN to_json(millrace_internal.qualified_query(caller, e.value #>> '{}', is_kept))
                                        WHEN e.key = 'since' THEN to_json((e.value #>> '{}')::timestamptz) ELSE e.value END)
     FROM json_each(split) AS e
 $$;
-COMMENT ON FUNCTION millrace_internal.qualified_split(regrole, json) IS 'a split with every name of its queries qualified, and its time with a zone';
+COMMENT ON FUNCTION millrace_internal.qualified_split(regrole, json, boolean) IS 'a split with every name of its queries qualified, and its time with a zone';
 
 -- Parameters of a trial: those of `base`, but for what is searched, each by a hash of its name and the trial's number.
 CREATE FUNCTION millrace_internal.draw_params(base json, search json, trial integer, seed bigint) RETURNS json
@@ -151,6 +159,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     result record;
 BEGIN
+    PERFORM millrace_internal.check_model_query(model);
     IF model.kind = 'xgboost' THEN
         result := millrace_internal.trees_evaluate(model.id, cardinality(model.entity), versions, model.owner, millrace_internal.trees_query(caller, model, 'test', test, 0), names);
     ELSE
@@ -164,15 +173,52 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.judge_versions(regrole, millrace.model, integer[], text, text[]) IS 'metrics of stored versions, all by the same';
 
+CREATE FUNCTION millrace_internal.has_evaluation_set(model_id integer) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM millrace_state.model_%s_test)', model_id) INTO found;
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.has_evaluation_set(integer) IS 'whether something was set aside for good by which versions of a model are judged';
+
+-- What two versions were judged to be when they were trained, which can be compared when the same split set aside by what.
+CREATE FUNCTION millrace_internal.noted_metrics(model millrace.model, version integer, old_version integer, names text[]) RETURNS double precision[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    metric_values double precision[];
+BEGIN
+    SELECT array_agg(coalesce(x.value, 'NaN') ORDER BY v.version = old_version, n.n) INTO metric_values
+    FROM millrace.model_version v CROSS JOIN unnest(names) WITH ORDINALITY AS n (name, n) JOIN millrace.model_metric x ON x.model_id = v.model_id AND x.version = v.version AND x.metric = n.name
+    WHERE v.model_id = model.id AND v.version IN (version, old_version)
+    AND v.split::jsonb = (SELECT o.split::jsonb FROM millrace.model_version o WHERE o.model_id = model.id AND o.version = old_version);
+    IF cardinality(metric_values) IS DISTINCT FROM 2 * cardinality(names) THEN
+        RAISE EXCEPTION 'versions % and % of model % have no metrics of one split by which to compare them, and there is no evaluation set', version, old_version, model.relation
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('The gate speaks of %s.', array_to_string(names, ', ')),
+            HINT = 'Train both with the same split and these metrics, or one with refit => false, which keeps an evaluation set; or give a test.';
+    END IF;
+    RETURN metric_values;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.noted_metrics(millrace.model, integer, integer, text[]) IS 'the metrics of two versions by what the same split set aside when they were trained';
+
 CREATE FUNCTION millrace_internal.evaluate(caller regrole, model regclass, version integer, test text, metrics text[]) RETURNS TABLE (metric text, value double precision, popularity double precision, pairs bigint, skipped bigint)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    of millrace.model := millrace_internal.own_trained_model(caller, model);
+    of millrace.model := millrace_internal.own_model(caller, model);
     names text[] := coalesce(metrics, millrace_internal.default_metrics(of));
     result record;
 BEGIN
+    IF of.is_online AND test IS NULL THEN
+        RAISE EXCEPTION 'online model % has no evaluation set', model USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give a test.';
+    END IF;
     PERFORM millrace_internal.check_model_version(of, version);
     result := millrace_internal.judge_versions(caller, of, ARRAY[version], test, names);
     RETURN QUERY SELECT m.metric, nullif(m.value, 'NaN'), nullif(m.popularity, 'NaN'), result.pairs, result.skipped

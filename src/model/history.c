@@ -1,11 +1,13 @@
 /*
  * history.c
- *	  Histories of an online model: what users have.
+ *	  Histories: what users have now.
  *
  * A history is a row of numbers: for each event the item's number less that of the one before it, the time when the model has
- * max_history, and in how many rows it is.
+ * max_history or the weight when it has weights, and in how many rows it is.
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "catalog/pg_type.h"
 #include "core/compat.h"
@@ -13,13 +15,14 @@
 #include "miscadmin.h"
 #include "model/online.h"
 #include "utils/builtins.h"
+#include "utils/float.h"
 #include "utils/sortsupport.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(millrace_online_history);
 
 MrEvent *
-mr_history_read(Datum history, bool timed, int *nevents)
+mr_history_read(Datum history, bool detailed, int *nevents)
 {
 	bytea *packed = DatumGetByteaPP(history);
 	const uint8 *at = (const uint8 *) VARDATA_ANY(packed);
@@ -35,7 +38,7 @@ mr_history_read(Datum history, bool timed, int *nevents)
 
 		number += (uint32) mr_number_get(&at, end);
 		event->number = number;
-		event->time = timed ? mr_number_unfold(mr_number_get(&at, end)) : 0;
+		event->detail = detailed ? mr_number_unfold(mr_number_get(&at, end)) : 0;
 		event->n = (int32) mr_number_get(&at, end);
 	}
 	*nevents = n;
@@ -43,7 +46,7 @@ mr_history_read(Datum history, bool timed, int *nevents)
 }
 
 Datum
-mr_history_make(const MrEvent *events, int nevents, bool timed)
+mr_history_make(const MrEvent *events, int nevents, bool detailed)
 {
 	bytea *packed = MemoryContextAllocHuge(CurrentMemoryContext,
 										   VARHDRSZ + (Size) nevents * 3 * MR_NUMBER_BYTES);
@@ -53,13 +56,38 @@ mr_history_make(const MrEvent *events, int nevents, bool timed)
 	for (int i = 0; i < nevents; i++)
 	{
 		at = mr_number_put(at, events[i].number - before);
-		if (timed)
-			at = mr_number_put(at, mr_number_fold(events[i].time));
+		if (detailed)
+			at = mr_number_put(at, mr_number_fold(events[i].detail));
 		at = mr_number_put(at, (uint32) events[i].n);
 		before = events[i].number;
 	}
 	SET_VARSIZE(packed, at - (uint8 *) packed);
 	return PointerGetDatum(packed);
+}
+
+/* Negative numbers have the order of their bits turned round. */
+int64
+mr_weight_detail(double weight)
+{
+	int64 bits;
+
+	/* One zero, and one NaN. */
+	if (weight == 0)
+		weight = 0;
+	if (isnan(weight))
+		weight = get_float8_nan();
+	memcpy(&bits, &weight, sizeof(bits));
+	return bits < 0 ? bits ^ PG_INT64_MAX : bits;
+}
+
+double
+mr_detail_weight(int64 detail)
+{
+	int64 bits = detail < 0 ? detail ^ PG_INT64_MAX : detail;
+	double weight;
+
+	memcpy(&weight, &bits, sizeof(weight));
+	return weight;
 }
 
 typedef struct Cutting
@@ -77,8 +105,8 @@ compare_events(const void *left, const void *right, void *arg)
 	const MrEvent *r = right;
 	Cutting *cutting = arg;
 
-	if (l->time != r->time)
-		return l->time > r->time ? -1 : 1;
+	if (l->detail != r->detail)
+		return l->detail > r->detail ? -1 : 1;
 	return ApplySortComparator(cutting->id(cutting->context, l->number), false,
 							   cutting->id(cutting->context, r->number), false, cutting->compare);
 }
@@ -122,21 +150,26 @@ mr_history_cut(const MrEvent *events, int nevents, int most, MrItemId id, SortSu
 	return most;
 }
 
-/* online_history(history bytea, timed boolean) → (number integer, seen_at timestamptz, n integer) of each event. */
+/*
+ * online_history(history bytea, detail text) → (number integer, seen_at timestamptz, weight double precision, n integer) of each
+ * event; the detail is "time", "weight" or NULL.
+ */
 Datum
 millrace_online_history(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	bool timed = PG_GETARG_BOOL(1);
+	char *detail = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	bool weighted = detail != NULL && strcmp(detail, "weight") == 0;
 	int nevents;
-	MrEvent *events = mr_history_read(PG_GETARG_DATUM(0), timed, &nevents);
+	MrEvent *events = mr_history_read(PG_GETARG_DATUM(0), detail != NULL, &nevents);
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < nevents; i++)
 	{
-		Datum values[3] = {Int32GetDatum((int32) events[i].number),
-						   TimestampTzGetDatum(events[i].time), Int32GetDatum(events[i].n)};
-		bool nulls[3] = {false, !timed, false};
+		Datum values[4] = {
+			Int32GetDatum((int32) events[i].number), TimestampTzGetDatum(events[i].detail),
+			Float8GetDatum(mr_detail_weight(events[i].detail)), Int32GetDatum(events[i].n)};
+		bool nulls[4] = {false, detail == NULL || weighted, !weighted, false};
 
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "model/knn.h"
 #include "port/atomics.h"
+#include "port/pg_bitutils.h"
 #include "storage/barrier.h"
 #include "storage/shmem.h"
 #include "utils/memutils.h"
@@ -28,6 +29,15 @@
 
 /* Rows that are taken at once. */
 #define ROWS_TAKEN 8
+
+/* What users have lies anywhere in memory: it is fetched so many users before it is read. */
+#define USERS_AHEAD 12
+
+/* Labels are grouped by so many of their upper bits, to find a bound. */
+#define LABEL_BITS 8
+
+/* Labels are dismissed by counts below that; few have higher ones. */
+#define SMALL_COUNTS 32
 
 #define BLOCK_ALIGN(size) TYPEALIGN(PG_CACHE_LINE_SIZE, size)
 
@@ -68,6 +78,7 @@ lay_out(MrKnn *knn, char *block, const MrKnnShape *shape)
 	Size k = shape->params.k;
 	Size lists = shape->symmetric ? mul_size(shape->participants, shape->items) : 0;
 
+	memset(knn, 0, sizeof(MrKnn));
 	knn->shape = *shape;
 	knn->head = (MrKnnHead *) block;
 	knn->user_start = place(block, &end, (Size) shape->users + 1, sizeof(uint32));
@@ -92,6 +103,17 @@ mr_knn_size(const MrKnnShape *shape)
 	MrKnn knn;
 
 	return lay_out(&knn, NULL, shape);
+}
+
+Size
+mr_knn_memory(const MrKnnShape *shape)
+{
+	/* beside the block: a row, the labels of one, and thresholds, which the lists of all items need */
+	Size item = (shape->weighted ? sizeof(double) : sizeof(uint32)) + sizeof(uint32) / 2 +
+				(shape->symmetric ? sizeof(double) : 0);
+
+	return add_size(mr_knn_size(shape),
+					mul_size(mul_size(shape->participants, shape->items), item));
 }
 
 void
@@ -173,6 +195,18 @@ row_work(const MrKnn *knn, uint32 i)
 	return work;
 }
 
+/* Has what a user has fetched into the processor's cache; of long lists it fetches the rest itself. */
+static pg_attribute_always_inline void
+prefetch_user(const MrKnn *knn, uint32 user, bool weighted)
+{
+	uint32 start = knn->user_start[user];
+
+	__builtin_prefetch(&knn->user_items[start]);
+	__builtin_prefetch(&knn->user_items[start + 64 / sizeof(uint32)]);
+	if (weighted)
+		__builtin_prefetch(&knn->user_weights[start]);
+}
+
 /*
  * Computes a row.  Of one that will have few labels, they are noted: without a branch, which would often be foreseen
  * wrongly.  Weights of zero let a label be noted again, at most once for each addition.
@@ -180,6 +214,7 @@ row_work(const MrKnn *knn, uint32 i)
 static pg_attribute_always_inline void
 add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool sparse)
 {
+	uint32 last = knn->shape.pairs - 1;
 	uint32 ntouched = 0;
 
 	for (uint32 p = knn->item_start[i]; p < knn->item_start[i + 1]; p++)
@@ -189,6 +224,7 @@ add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool sparse)
 		uint32 end = knn->shape.symmetric ? place : knn->user_start[user + 1];
 		double weight = weighted ? knn->user_weights[place] : 1;
 
+		prefetch_user(knn, knn->item_users[Min(p + USERS_AHEAD, last)], weighted);
 		for (uint32 q = knn->user_start[user]; q < end; q++)
 		{
 			uint32 j = knn->user_items[q];
@@ -207,43 +243,54 @@ add_row(const MrKnn *knn, Row *row, uint32 i, bool weighted, bool sparse)
 	row->ntouched = ntouched;
 }
 
-/* Offers what two items have in common to the lists that it may belong to. */
-static pg_attribute_always_inline void
-offer_pair(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, uint32 j, double common,
-		   MrNeighbour *own, uint32 *own_length, MrNeighbour *lists, uint32 *lengths)
+/*
+ * A score that the first K of a row of counts do not fall below: where K labels are not below some label, each of their items
+ * was had with the row's own once at least, and has no more users than that label's.
+ */
+static double
+find_bound(const MrKnn *knn, const Row *row, MrMeasure measure, uint32 i)
 {
-	uint32 k = knn->shape.params.k;
-	MrNeighbour found;
+	int shift = Max(pg_leftmost_one_pos32(knn->shape.items) + 1 - LABEL_BITS, 0);
+	uint32 groups[1 << LABEL_BITS] = {0};
+	uint32 labels = 0;
 
-	found.score = mr_knn_similarity(measure, common, knn->sizes[i], knn->sizes[j],
-									knn->shape.params.shrink);
-	if (*own_length < k || found.score >= own[0].score)
+	for (uint32 n = 0; n < row->ntouched; n++)
+		groups[row->touched[n] >> shift]++;
+	for (uint32 group = lengthof(groups); group-- > 0;)
 	{
-		found.number = knn->numbers[j];
-		mr_best_offer(own, own_length, k, &found);
+		labels += groups[group];
+		/* one of them is the row's own */
+		if (labels > knn->shape.params.k)
+			return mr_knn_similarity(measure, 1, knn->sizes[i], knn->sizes[group << shift],
+									 knn->shape.params.shrink);
 	}
-	if (lists != NULL && found.score >= row->thresholds[j])
-	{
-		MrNeighbour *other = lists + (Size) j * k;
-
-		found.number = knn->numbers[i];
-		mr_best_offer(other, &lengths[j], k, &found);
-		if (lengths[j] == k)
-			row->thresholds[j] = other[0].score;
-	}
+	return 0;
 }
 
-/* Offers what a row has, and clears it. */
+/*
+ * Offers what a row has to the lists that it may belong to, and clears it.
+ *
+ * The lower a label is, the more users its item has: with the same count its score is not higher.  So when one has been found
+ * to be below the bound, lower ones with its count are dismissed without a look at their sizes, which are far away.
+ */
 static pg_attribute_always_inline void
 offer_row(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, bool weighted, bool sparse,
-		  MrNeighbour *own, uint32 *own_length, MrNeighbour *lists, uint32 *lengths)
+		  MrNeighbour *lists, uint32 *lengths)
 {
-	uint32 end = sparse ? row->ntouched : knn->shape.symmetric ? i : knn->shape.items;
+	uint32 k = knn->shape.params.k;
+	bool dismisses = !weighted && lists == NULL;
+	uint32 dismissed[SMALL_COUNTS + 1] = {0}; /* by count: labels below this one */
+	double bound = dismisses && sparse ? find_bound(knn, row, measure, i) : 0;
+	MrNeighbour *own = lists == NULL ? row->list : lists + (Size) i * k;
+	uint32 own_length = lists == NULL ? 0 : lengths[i];
+	uint32 end = sparse ? row->ntouched : lists != NULL ? i : knn->shape.items;
 
 	for (uint32 n = 0; n < end; n++)
 	{
 		uint32 j = sparse ? row->touched[n] : n;
+		uint32 count = weighted ? 0 : Min(row->counts[j], SMALL_COUNTS);
 		double common = weighted ? row->sums[j] : row->counts[j];
+		MrNeighbour found;
 
 		if (common <= 0)
 			continue;
@@ -251,9 +298,37 @@ offer_row(MrKnn *knn, Row *row, MrMeasure measure, uint32 i, bool weighted, bool
 			row->sums[j] = 0;
 		else
 			row->counts[j] = 0;
-		if (j != i)
-			offer_pair(knn, row, measure, i, j, common, own, own_length, lists, lengths);
+		if (j == i || (dismisses && j < dismissed[count]))
+			continue;
+		found.score = mr_knn_similarity(measure, common, knn->sizes[i], knn->sizes[j],
+										knn->shape.params.shrink);
+		if (found.score >= bound)
+		{
+			found.number = knn->numbers[j];
+			mr_best_offer(own, &own_length, k, &found);
+			if (own_length == k)
+				bound = Max(bound, own[0].score);
+		}
+		else if (count < SMALL_COUNTS)
+			dismissed[count] = j + 1;
+		if (lists != NULL && found.score >= row->thresholds[j])
+		{
+			MrNeighbour *other = lists + (Size) j * k;
+
+			found.number = knn->numbers[i];
+			mr_best_offer(other, &lengths[j], k, &found);
+			if (lengths[j] == k)
+				row->thresholds[j] = other[0].score;
+		}
 	}
+	if (lists == NULL)
+	{
+		write_list(knn, i, own, own_length);
+		return;
+	}
+	lengths[i] = own_length;
+	if (own_length == k)
+		row->thresholds[i] = own[0].score;
 }
 
 /* One row, with the choices made that are the same for all of its additions. */
@@ -261,15 +336,12 @@ static void
 work_row(MrKnn *knn, Row *row, uint32 i, MrNeighbour *lists, uint32 *lengths)
 {
 	bool sparse = row_work(knn, i) < (knn->shape.symmetric ? i : knn->shape.items) / 2;
-	MrNeighbour *own = lists == NULL ? row->list : lists + (Size) i * knn->shape.params.k;
-	uint32 own_alone = 0;
-	uint32 *own_length = lists == NULL ? &own_alone : &lengths[i];
 
 #define WORK(weighted, sparse, measure) \
 	do \
 	{ \
 		add_row(knn, row, i, weighted, sparse); \
-		offer_row(knn, row, measure, i, weighted, sparse, own, own_length, lists, lengths); \
+		offer_row(knn, row, measure, i, weighted, sparse, lists, lengths); \
 	} while (0)
 #define WORK_SPARSE(weighted, measure) \
 	do \
@@ -288,11 +360,6 @@ work_row(MrKnn *knn, Row *row, uint32 i, MrNeighbour *lists, uint32 *lengths)
 		WORK_SPARSE(false, MR_MEASURE_JACCARD);
 	else
 		WORK_SPARSE(false, MR_MEASURE_COSINE);
-
-	if (lists == NULL)
-		write_list(knn, i, own, *own_length);
-	else if (*own_length == knn->shape.params.k)
-		row->thresholds[i] = own[0].score;
 }
 
 /* Merges the lists that the processes have of an item. */

@@ -1,31 +1,17 @@
 /*
  * lists.c
  *	  Copying a version of item-item neighbours into shared memory.
- *
- * A version never changes once its transaction has committed, and its number is not used again: so a copy needs no invalidation.
- * Which version is served is read from the tables at each call.
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
-#include "common/hashfn.h"
 #include "core/copies.h"
-#include "core/millrace.h"
-#include "funcapi.h"
 #include "miscadmin.h"
+#include "model/copied.h"
 #include "model/lists.h"
 #include "model/store.h"
-#include "storage/ipc.h"
-#include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-
-PG_FUNCTION_INFO_V1(millrace_model_copies);
-PG_FUNCTION_INFO_V1(millrace_forget_copies);
 
 /* Sizes of a copy, at its beginning. */
 typedef struct Shape
@@ -36,29 +22,11 @@ typedef struct Shape
 	bool by_value; /* of ids */
 } Shape;
 
-/* What the registry tells of a version. */
-typedef struct Registered
-{
-	Shape shape; /* without ids */
-	uint64 digest;
-	bool is_own; /* made by the current transaction */
-} Registered;
-
-/* The next array of a copy; counts only when there is no block. */
-static void *
-place(char *block, Size *size, uint64 count, Size width)
-{
-	Size at = *size;
-
-	*size = add_size(at, MAXALIGN(mul_size(count, width)));
-	return block == NULL ? NULL : block + at;
-}
-
 static void
 place_lists(MrLists *lists, char *block, Size *size, const Shape *shape)
 {
-	lists->start = place(block, size, shape->items + 1, sizeof(uint64));
-	lists->entries = place(block, size, shape->neighbours, sizeof(MrListed));
+	lists->start = mr_copied_place(block, size, shape->items + 1, sizeof(uint64));
+	lists->entries = mr_copied_place(block, size, shape->neighbours, sizeof(MrListed));
 }
 
 /* Finds the way around in a block, or (NULL) how large one is. */
@@ -68,53 +36,20 @@ lay_out(MrCopy *version, char *block, const Shape *shape)
 	Size size = MAXALIGN(sizeof(Shape));
 
 	version->items = (uint32) shape->items;
-	version->places = place(block, &size, shape->items, sizeof(uint32));
+	version->places = mr_copied_place(block, &size, shape->items, sizeof(uint32));
 	place_lists(&version->targets, block, &size, shape);
 	place_lists(&version->sources, block, &size, shape);
-	version->id_start = shape->by_value ? NULL : place(block, &size, shape->items, sizeof(uint64));
-	version->ids = place(block, &size, shape->id_bytes, 1);
+	version->id_start = shape->by_value
+							? NULL
+							: mr_copied_place(block, &size, shape->items, sizeof(uint64));
+	version->ids = mr_copied_place(block, &size, shape->id_bytes, 1);
 	return size;
 }
 
-/* Reads the registry's row of a version; false when there is none. */
-static bool
-read_registered(int32 model_id, int32 version, Registered *registered)
+void
+mr_lists_find(MrCopy *found, char *block)
 {
-	TupleDesc desc;
-	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model_version", "model_version_pkey"), 1,
-								  Int32GetDatum(model_id), 2, Int32GetDatum(version), &desc);
-	text *hash;
-	bool isnull;
-
-	if (row == NULL)
-		return false;
-	hash = DatumGetTextPP(mr_lookup_named(row, desc, "input_hash", &isnull));
-	registered->shape.items = DatumGetInt32(mr_lookup_named(row, desc, "items", &isnull));
-	registered->shape.neighbours = DatumGetInt64(mr_lookup_named(row, desc, "neighbours", &isnull));
-	registered->digest = DatumGetUInt64(hash_any_extended(
-		(unsigned char *) VARDATA_ANY(hash), VARSIZE_ANY_EXHDR(hash),
-		(uint64) DatumGetTimestampTz(mr_lookup_named(row, desc, "trained_at", &isnull))));
-	registered->is_own = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(row->t_data));
-	return true;
-}
-
-dsm_segment *
-mr_version_attach(Oid relation, int32 model_id, int32 version, MrCopy *found)
-{
-	MrCopyKey key = {.database = MyDatabaseId, .relation = relation, .version = version};
-	Registered registered;
-	dsm_segment *segment;
-	char *block;
-
-	if (!read_registered(model_id, version, &registered) || registered.is_own)
-		return NULL;
-	key.digest = registered.digest;
-	segment = mr_copy_attach(&key, "mr_version_copy_main");
-	if (segment == NULL)
-		return NULL;
-	block = mr_copy_data(segment);
-	(void) lay_out(found, block, (Shape *) block);
-	return segment;
+	(void) lay_out(found, block, (const Shape *) block);
 }
 
 /* ---- making a copy ---------------------------------------------------------------------------------------- */
@@ -233,76 +168,29 @@ read_lists(int32 model_id, int32 version, const char *table, const char *index, 
 			 model_id, version, filled);
 }
 
-/* The process that makes a copy. */
-void
-mr_version_copy_main(Datum slot)
+dsm_segment *
+mr_lists_copy(int32 model_id, int32 version, uint64 nitems, uint64 neighbours)
 {
-	MrCopyKey key = mr_copy_loader_start(slot);
-	Registered registered;
-	TupleDesc desc;
-	HeapTuple model = NULL;
+	Shape shape = {.items = nitems, .neighbours = neighbours};
 	dsm_segment *segment;
-	int32 model_id;
 	MrCopy copy;
 	Items items;
 	char *block;
 
-	if (mr_extension_exists())
-		model = mr_lookup_row(mr_lookup_configuration("model", "model_relation_key"), 2,
-							  ObjectIdGetDatum(key.relation), 0, (Datum) 0, &desc);
-	if (model == NULL)
-		proc_exit(0);
-	model_id = DatumGetInt32(mr_lookup_column(model, 1, desc));
-	if (!read_registered(model_id, key.version, &registered) || registered.digest != key.digest)
-		proc_exit(0);
-	read_items(model_id, key.version, registered.shape.items, &items);
-	registered.shape.id_bytes = items.id_bytes;
-	registered.shape.by_value = items.by_value;
-	segment = mr_copy_create(lay_out(&copy, NULL, &registered.shape));
+	read_items(model_id, version, nitems, &items);
+	shape.id_bytes = items.id_bytes;
+	shape.by_value = items.by_value;
+	segment = mr_copy_create(lay_out(&copy, NULL, &shape));
 	if (segment == NULL)
-		proc_exit(0);
+		return NULL;
 	block = mr_copy_data(segment);
-	memcpy(block, &registered.shape, sizeof(Shape));
-	(void) lay_out(&copy, block, &registered.shape);
-	memcpy(copy.places, items.places, registered.shape.items * sizeof(uint32));
+	memcpy(block, &shape, sizeof(Shape));
+	(void) lay_out(&copy, block, &shape);
+	memcpy(copy.places, items.places, nitems * sizeof(uint32));
 	if (copy.id_start != NULL)
-		memcpy(copy.id_start, items.id_start, registered.shape.items * sizeof(uint64));
+		memcpy(copy.id_start, items.id_start, nitems * sizeof(uint64));
 	memcpy(copy.ids, items.ids, items.id_bytes);
-	read_lists(model_id, key.version, "target", "target_pkey", &registered.shape, &copy.targets);
-	read_lists(model_id, key.version, "source", "source_pkey", &registered.shape, &copy.sources);
-	mr_copy_publish(segment);
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	proc_exit(0);
-}
-
-/* ---- for SQL ---------------------------------------------------------------------------------------------- */
-
-/* The copies in shared memory: model, version, whether it is there, bytes. */
-Datum
-millrace_model_copies(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	MrCopyInfo *copies;
-	int n = mr_copy_list(&copies);
-
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < n; i++)
-	{
-		Datum values[4] = {
-			ObjectIdGetDatum(copies[i].key.relation), Int32GetDatum(copies[i].key.version),
-			BoolGetDatum(copies[i].state == MR_COPY_READY), Int64GetDatum(copies[i].size)};
-		bool nulls[4] = {false};
-
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-	}
-	return (Datum) 0;
-}
-
-/* Lets go of the copies of a model, of one version or (0) of all. */
-Datum
-millrace_forget_copies(PG_FUNCTION_ARGS)
-{
-	mr_copy_forget(PG_GETARG_OID(0), PG_GETARG_INT32(1));
-	PG_RETURN_VOID();
+	read_lists(model_id, version, "target", "target_pkey", &shape, &copy.targets);
+	read_lists(model_id, version, "source", "source_pkey", &shape, &copy.sources);
+	return segment;
 }

@@ -7,7 +7,6 @@
 #ifndef MR_MODEL_LISTS_H
 #define MR_MODEL_LISTS_H
 
-#include "model/lookup.h"
 #include "storage/dsm.h"
 
 /* One entry of a list. */
@@ -35,20 +34,18 @@ typedef struct MrCopy
 	char *ids;
 } MrCopy;
 
-/*
- * The version of a model in shared memory; NULL: there is no copy (yet).  One that the current transaction has made has none.  It
- * is there until the segment is detached.
- */
-extern dsm_segment *mr_version_attach(Oid relation, int32 model_id, int32 version, MrCopy *found);
+/* The way around in a copy. */
+extern void mr_lists_find(MrCopy *found, char *block);
+
+/* For the process that makes a copy, of so many items and neighbours; NULL: there is no room. */
+extern dsm_segment *mr_lists_copy(int32 model_id, int32 version, uint64 nitems, uint64 neighbours);
 
 /* The id of an item. */
 static inline Datum
-mr_version_id(const MrCopy *version, uint32 item)
+mr_lists_id(const MrCopy *copy, uint32 item)
 {
-	return version->id_start == NULL ? ((const Datum *) version->ids)[item]
-									 : PointerGetDatum(version->ids + version->id_start[item]);
+	return copy->id_start == NULL ? ((const Datum *) copy->ids)[item]
+								  : PointerGetDatum(copy->ids + copy->id_start[item]);
 }
-
-extern PGDLLEXPORT void mr_version_copy_main(Datum slot);
 
 #endif /* MR_MODEL_LISTS_H */

@@ -1,6 +1,6 @@
 /*
  * load.c
- *	  Judging versions that are stored: their tables are read whole.
+ *	  Judging versions that are stored, or counted: their tables are read whole.
  */
 #include "postgres.h"
 
@@ -20,6 +20,8 @@ PG_FUNCTION_INFO_V1(millrace_model_evaluate);
 typedef struct Loading
 {
 	DestReceiver receiver;
+	void (*take)(struct Loading *loading, const Datum *values);
+	MemoryContext context; /* of a row */
 	MrJudged *judged;
 	Size count; /* elements so far */
 	Size most;
@@ -37,89 +39,94 @@ end_loading(DestReceiver *self)
 
 /* An array of a row, of so many elements. */
 static const void *
-array_column(TupleTableSlot *slot, int column, uint32 *length)
+array_column(Datum value, uint32 *length)
 {
-	ArrayType *array = DatumGetArrayTypeP(slot->tts_values[column]);
+	ArrayType *array = DatumGetArrayTypeP(value);
 
 	*length = (uint32) ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	return ARR_DATA_PTR(array);
 }
 
-/* Where the elements of the next block begin. */
-static Size
-next_block(Loading *loading, uint32 length, uint32 number, uint32 numbers)
+/* Counts the elements of the next block. */
+static void
+count_block(Loading *loading, uint32 length, uint32 number, uint32 numbers)
 {
-	Size first = loading->count;
-
-	if (number >= numbers || length > loading->most - first)
+	if (number >= numbers || length > loading->most - loading->count)
 		elog(ERROR, "a table of the model has more than its version");
 	loading->count += length;
-	return first;
 }
 
-/* An item: they come in the order of their numbers. */
-static bool
-take_item(TupleTableSlot *slot, DestReceiver *self)
+/* An item, and how many users have it: they come in the order of their numbers. */
+static void
+take_item(Loading *loading, const Datum *values)
 {
-	slot_getallattrs(slot);
-	(void) mr_ids_number(((Loading *) self)->judged->input->items, slot->tts_values[0]);
-	return true;
+	MrInput *input = loading->judged->input;
+	uint32 item = mr_ids_number(input->items, values[0]);
+
+	if (item >= input->nitems || (uint32) DatumGetInt32(values[1]) > input->nusers)
+		elog(ERROR, "a table of the model has more than its version");
+	input->item_users[item] = DatumGetInt32(values[1]);
 }
 
 /* A block of what a user has: they come in the order of the ids, which is that of their numbers. */
-static bool
-take_user(TupleTableSlot *slot, DestReceiver *self)
+static void
+take_user(Loading *loading, const Datum *values)
 {
-	Loading *loading = (Loading *) self;
 	MrInput *input = loading->judged->input;
 	uint32 length;
 	uint32 user;
-	const int32 *items;
-	Size first;
+	const void *items;
 
-	slot_getallattrs(slot);
-	user = mr_ids_number(input->users, slot->tts_values[0]);
-	items = array_column(slot, 1, &length);
-	first = next_block(loading, length, user, input->nusers);
-	memcpy(input->user_items + first, items, length * sizeof(uint32));
+	user = mr_ids_number(input->users, values[0]);
+	items = array_column(values[1], &length);
+	count_block(loading, length, user, input->nusers);
+	mr_column_append(input->user_items, items, length);
 	if (input->weighted)
-		memcpy(input->weights + first, array_column(slot, 2, &length), length * sizeof(double));
-	for (uint32 i = 0; i < length; i++)
-		input->item_users[items[i]]++;
+		mr_column_append(input->weights, array_column(values[2], &length), length);
 	input->user_start[user + 1] = loading->count;
-	return true;
 }
 
 /* A block of the list of an item: they come in the order of the items. */
-static bool
-take_source(TupleTableSlot *slot, DestReceiver *self)
+static void
+take_source(Loading *loading, const Datum *values)
 {
-	Loading *loading = (Loading *) self;
 	MrJudged *judged = loading->judged;
 	uint32 item;
 	uint32 length;
 	const void *targets;
-	Size first;
+
+	item = DatumGetInt32(values[0]);
+	targets = array_column(values[1], &length);
+	count_block(loading, length, item, judged->input->nitems);
+	mr_column_append(judged->targets, targets, length);
+	mr_column_append(judged->scores, array_column(values[2], &length), length);
+	judged->start[item + 1] = loading->count;
+}
+
+static bool
+take_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	Loading *loading = (Loading *) self;
+	MemoryContext old = MemoryContextSwitchTo(loading->context);
 
 	slot_getallattrs(slot);
-	item = DatumGetInt32(slot->tts_values[0]);
-	targets = array_column(slot, 1, &length);
-	first = next_block(loading, length, item, judged->input->nitems);
-	memcpy(judged->targets + first, targets, length * sizeof(int32));
-	memcpy(judged->scores + first, array_column(slot, 2, &length), length * sizeof(float));
-	judged->start[item + 1] = loading->count;
+	loading->take(loading, slot->tts_values);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(loading->context);
 	return true;
 }
 
 /* Gives the rows of a query to a function. */
 static void
-load_rows(MrJudged *judged, Size most, bool (*take)(TupleTableSlot *, DestReceiver *), char *sql)
+load_rows(MrJudged *judged, Size most, void (*take)(Loading *, const Datum *), char *sql)
 {
-	Loading loading = {.judged = judged, .most = most};
+	Loading loading = {.take = take, .judged = judged, .most = most};
 	SPIExecuteOptions options = {.read_only = true, .dest = &loading.receiver};
 	int result;
 
-	loading.receiver.receiveSlot = take;
+	loading.context = AllocSetContextCreate(CurrentMemoryContext, "millrace row",
+											ALLOCSET_DEFAULT_SIZES);
+	loading.receiver.receiveSlot = take_row;
 	loading.receiver.rStartup = start_loading;
 	loading.receiver.rShutdown = end_loading;
 	loading.receiver.rDestroy = end_loading;
@@ -129,8 +136,94 @@ load_rows(MrJudged *judged, Size most, bool (*take)(TupleTableSlot *, DestReceiv
 	if (result < 0)
 		elog(ERROR, "cannot run \"%s\": %s", sql, SPI_result_code_string(result));
 	SPI_finish();
+	MemoryContextDelete(loading.context);
 	if (loading.count != most)
 		elog(ERROR, "the tables of the model have less than its version");
+}
+
+/* Statements that give what a version is judged by. */
+typedef struct Sources
+{
+	char *sizes; /* how many users, items, pairs and neighbours follow */
+	char *items;
+	char *users;
+	char *lists;
+} Sources;
+
+/* Of a version that is stored. */
+static Sources
+stored_sources(int32 model_id, int32 version)
+{
+	Sources sources = {
+		psprintf("SELECT v.users::bigint, v.items::bigint, v.pairs, v.neighbours FROM "
+				 "millrace.model_version v WHERE v.model_id = %d AND v.version = %d",
+				 model_id, version),
+		psprintf("SELECT item, users FROM millrace_state.model_%d_item WHERE version = %d "
+				 "ORDER BY version, number",
+				 model_id, version),
+		psprintf("SELECT user_id, items, weights FROM millrace_state.model_%d_user "
+				 "WHERE version = %d ORDER BY version, user_id, block",
+				 model_id, version),
+		psprintf("SELECT item, targets, scores FROM millrace_state.model_%d_source "
+				 "WHERE version = %d ORDER BY version, item, block",
+				 model_id, version)};
+
+	return sources;
+}
+
+/* Of an online model, from what is counted now; what a user has and does not count weighs nothing. */
+static Sources
+counted_sources(int32 model_id, int max_history)
+{
+	char *numbered = psprintf(
+		"WITH numbered AS MATERIALIZED (SELECT i.number AS at, i.item, c.users, "
+		"(row_number() OVER (ORDER BY i.item) - 1)::integer AS number FROM "
+		"(SELECT l.number, sum(l.n)::integer AS users FROM millrace_state.model_%d_pair "
+		"AS p CROSS JOIN LATERAL millrace_state.online_list(p.list) AS l "
+		"WHERE p.item = 0 GROUP BY l.number HAVING sum(l.n) > 0) AS c "
+		"JOIN millrace_state.model_%d_item AS i ON i.version = 1 AND i.number = c.number) ",
+		model_id, model_id);
+	Sources sources = {
+		NULL, psprintf("%sSELECT item, users FROM numbered ORDER BY number", numbered),
+		psprintf("%sSELECT h.user_id, array_agg(h.number ORDER BY h.number) AS list, "
+				 "array_agg(h.weight ORDER BY h.number) FROM (SELECT u.user_id, n.number, "
+				 "(row_number() OVER (PARTITION BY u.user_id ORDER BY max(e.seen_at) DESC, "
+				 "n.number) <= %d)::integer::double precision AS weight "
+				 "FROM millrace_state.model_%d_user AS u CROSS JOIN LATERAL "
+				 "millrace_state.online_history(u.history, %s) AS e "
+				 "JOIN numbered AS n ON n.at = e.number GROUP BY u.user_id, n.number) AS h "
+				 "GROUP BY h.user_id ORDER BY h.user_id",
+				 numbered, max_history > 0 ? max_history : PG_INT32_MAX, model_id,
+				 max_history > 0 ? "'time'" : "NULL"),
+		psprintf(
+			"%sSELECT i.number, array_agg(o.number ORDER BY o.number) AS list, "
+			"array_agg(n.score ORDER BY o.number) "
+			"FROM millrace_state.model_%d_neighbour AS n JOIN numbered AS i ON i.item = n.item "
+			"JOIN numbered AS o ON o.item = n.neighbour GROUP BY i.number ORDER BY i.number",
+			numbered, model_id)};
+
+	sources.sizes = psprintf(
+		"SELECT u.n, (SELECT count(*) FROM (%s) AS i), u.pairs::bigint, (SELECT "
+		"coalesce(sum(cardinality(l.list)), 0)::bigint FROM (%s) AS l) FROM (SELECT count(*) AS n, "
+		"coalesce(sum(cardinality(h.list)), 0) AS pairs FROM (%s) AS h) AS u",
+		sources.items, sources.lists, sources.users);
+	return sources;
+}
+
+/* Runs a statement that gives a row, by the snapshot that all others have. */
+static void
+load_sizes(const char *sql, int64 *sizes, int n)
+{
+	SPI_connect();
+	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "the model has no such version");
+	for (int i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		sizes[i] = DatumGetInt64(mr_sql_value(0, i + 1, &isnull));
+	}
+	SPI_finish();
 }
 
 void
@@ -138,48 +231,35 @@ mr_judged_load(MrJudged *judged, int32 model_id, int32 version)
 {
 	Oid view = mr_definition_view("model", model_id);
 	MrInput *input = palloc0(sizeof(MrInput));
+	int64 max_history; /* -1: it is not online */
 	int64 sizes[4];
+	Sources sources;
 
-	SPI_connect();
-	if (mr_sql("SELECT v.users::bigint, v.items::bigint, v.pairs, v.neighbours"
-			   " FROM millrace.model_version v WHERE v.model_id = %d AND v.version = %d",
-			   model_id, version) != 1)
-		elog(ERROR, "model %d has no version %d", model_id, version);
-	for (int i = 0; i < lengthof(sizes); i++)
-	{
-		bool isnull;
-
-		sizes[i] = DatumGetInt64(mr_sql_value(0, i + 1, &isnull));
-	}
-	SPI_finish();
+	load_sizes(psprintf("SELECT CASE WHEN NOT m.is_online THEN -1 ELSE "
+						"(m.params ->> 'max_history')::bigint END FROM millrace.model AS m "
+						"WHERE m.id = %d",
+						model_id),
+			   &max_history, 1);
+	sources = max_history < 0 ? stored_sources(model_id, version)
+							  : counted_sources(model_id, (int) max_history);
+	load_sizes(sources.sizes, sizes, lengthof(sizes));
 
 	judged->input = input;
-	input->weighted = get_attnum(view, "weight") != InvalidAttrNumber;
+	input->weighted = max_history > 0 || get_attnum(view, "weight") != InvalidAttrNumber;
 	input->users = mr_ids_create(get_atttype(view, 1), "user");
 	input->items = mr_ids_create(get_atttype(view, 2), "item");
 	input->nusers = sizes[0];
 	input->nitems = sizes[1];
 	input->pairs = sizes[2];
 	input->user_start = mr_zeros((Size) input->nusers + 1, sizeof(uint32));
-	input->user_items = mr_zeros(input->pairs, sizeof(uint32));
-	input->weights = input->weighted ? mr_zeros(input->pairs, sizeof(double)) : NULL;
+	mr_input_columns(input, false, input->pairs, mr_memory_left() / 4);
 	input->item_users = mr_zeros(input->nitems, sizeof(uint32));
 	judged->start = mr_zeros((Size) input->nitems + 1, sizeof(Size));
-	judged->targets = mr_zeros(sizes[3], sizeof(int32));
-	judged->scores = mr_zeros(sizes[3], sizeof(float));
+	mr_judged_columns(judged, sizes[3], mr_memory_left() / 2);
 
-	load_rows(judged, 0, take_item,
-			  psprintf("SELECT item FROM millrace_state.model_%d_item WHERE version = %d"
-					   " ORDER BY version, number",
-					   model_id, version));
-	load_rows(judged, input->pairs, take_user,
-			  psprintf("SELECT user_id, items, weights FROM millrace_state.model_%d_user"
-					   " WHERE version = %d ORDER BY version, user_id, block",
-					   model_id, version));
-	load_rows(judged, sizes[3], take_source,
-			  psprintf("SELECT item, targets, scores FROM millrace_state.model_%d_source"
-					   " WHERE version = %d ORDER BY version, item, block",
-					   model_id, version));
+	load_rows(judged, 0, take_item, sources.items);
+	load_rows(judged, input->pairs, take_user, sources.users);
+	load_rows(judged, sizes[3], take_source, sources.lists);
 	if (mr_ids_count(input->users) != input->nusers || mr_ids_count(input->items) != input->nitems)
 		elog(ERROR, "the tables of the model have less than its version");
 	(void) mr_ids_sort(input->users);
@@ -247,12 +327,14 @@ millrace_model_evaluate(PG_FUNCTION_ARGS)
 	for (int v = 0; v < nversions; v++)
 	{
 		mr_judged_load(&judged[v], model_id, DatumGetInt32(versions[v]));
-		mr_test_skip(test, &judged[v]);
+		mr_test_place(test, judged[v].input);
+		mr_test_skip(test, judged[v].input);
 	}
 	found = palloc(Max(nversions * nmetrics, 1) * sizeof(Datum));
 	popular = palloc(Max(nversions * nmetrics, 1) * sizeof(Datum));
 	for (int v = 0; v < nversions; v++)
 	{
+		mr_test_place(test, judged[v].input);
 		mr_evaluate(&judged[v], test, metrics, nmetrics, &judgement);
 		for (int m = 0; m < nmetrics; m++)
 		{

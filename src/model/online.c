@@ -1,6 +1,6 @@
 /*
  * online.c
- *	  Keeping online models: the target kind "model".
+ *	  Keeping what users have, and online models: the target kind "model".
  *
  * Each batch's old and new rows say how often users have items more or less than before; expressions are evaluated as the
  * model's owner.  New items get numbers, then users are visited in the order of their ids, each locked or inserted before the
@@ -11,11 +11,9 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "core/catalog.h"
 #include "core/expression.h"
+#include "core/merge.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "model/ids.h"
@@ -23,27 +21,18 @@
 #include "model/store.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
-#include "parser/parsetree.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/sortsupport.h"
 #include "utils/typcache.h"
-
-PG_FUNCTION_INFO_V1(millrace_online_check);
-PG_FUNCTION_INFO_V1(millrace_online_estimate);
-
-/* A pair of items takes at most so much, both of its directions and indexes counted. */
-#define PAIR_BYTES 20
 
 /* Columns of the definition. */
 enum
 {
 	USER,
 	ITEM,
-	TIME,
+	DETAIL, /* the time of a model with max_history, the weight of a weighted one */
+	AT, /* another time: rows without it do not count */
 	COLUMNS
 };
 
@@ -51,53 +40,32 @@ typedef struct MrOnline
 {
 	MrTarget base;
 	int32 model_id;
+	bool is_online; /* else only what users have is kept */
 	int max_history; /* 0: all */
+	bool detailed;
+	bool weighted;
 	Query *definition; /* for privileges */
 	MrStaging *staging; /* NULL: another stream's */
 	MrExpression *where; /* or NULL */
-	MrExpression *columns[COLUMNS]; /* the last one with max_history only */
+	MrExpression *columns[COLUMNS]; /* NULL: the query has none */
 	ExprContext *econtext;
 	TupleTableSlot *row;
-	Oid types[COLUMNS];
+	Oid types[ITEM + 1];
 	Oid pairs_id;
 	Oid pairs_item;
-	MrTable *users;
-	MrTable *pairs;
-	MrStatement *find_items;
-	MrStatement *insert_items;
-	MrStatement *find_item;
-	MrStatement *lock_users;
-	MrStatement *update_users;
-	MrStatement *delete_users;
+	MrMerge *users;
+	MrTable *pairs; /* NULL: none are counted */
+	MrNumbers *numbers;
 } MrOnline;
 
-/* A user has an item at a time in so many rows more. */
+/* A user has an item with a detail in so many rows more. */
 typedef struct Difference
 {
 	uint32 user; /* by arrival, then by the order of ids */
 	uint32 item; /* by arrival, then its number */
-	int64 time;
+	int64 detail;
 	int32 n;
 } Difference;
-
-/* The id of an item, while a batch lasts. */
-typedef struct Named
-{
-	uint32 number;
-	Datum id;
-	char status;
-} Named;
-
-#define SH_PREFIX named
-#define SH_ELEMENT_TYPE Named
-#define SH_KEY_TYPE uint32
-#define SH_KEY number
-#define SH_HASH_KEY(table, key) murmurhash32(key)
-#define SH_EQUAL(table, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
 
 /* A look at one batch. */
 typedef struct Keeping
@@ -109,23 +77,14 @@ typedef struct Keeping
 	int count;
 	int room;
 	int *starts; /* by user, and one more */
-	named_hash *named; /* ids of items by number */
 	SortSupportData by_id; /* the order of items */
-	MrPairs *pairs;
+	uint32 *changed; /* users, by the rows that are written */
+	Datum *before; /* what these rows had, if pairs are counted; 0: nothing */
+	MrPairs *pairs; /* NULL: none are counted */
+	MemoryContext context;
 } Keeping;
 
 /* ---- loading ---------------------------------------------------------------------------------------------- */
-
-/* The one table that the query of a model is over, or 0. */
-static Index
-source_of(const Query *definition)
-{
-	List *from = definition->jointree->fromlist;
-
-	return list_length(from) == 1 && IsA(linitial(from), RangeTblRef)
-			   ? (Index) linitial_node(RangeTblRef, from)->rtindex
-			   : 0;
-}
 
 /* The columns of the staging table that the model reads make a difference between old and new rows. */
 static void
@@ -134,61 +93,53 @@ compare_columns(const Query *definition, MrStaging *staging)
 	Bitmapset *read = NULL;
 	int member = -1;
 
-	pull_varattnos((Node *) definition->targetList, source_of(definition), &read);
-	pull_varattnos((Node *) definition->jointree, source_of(definition), &read);
+	pull_varattnos((Node *) definition->targetList, mr_online_source(definition), &read);
+	pull_varattnos((Node *) definition->jointree, mr_online_source(definition), &read);
 	while ((member = bms_next_member(read, member)) >= 0)
 		mr_staging_compare(staging, member + FirstLowInvalidHeapAttributeNumber);
 }
 
-static MrStatement *
-statement(const MrOnline *model, const char *sql, int nargs, Oid first, Oid second)
+/* The beginning of the names of the tables that histories are kept in. */
+static const char *
+tables_of(const MrOnline *model)
 {
-	Oid types[2] = {first, second};
-
-	return mr_statement_create(psprintf(sql, model->model_id), nargs, types);
+	return psprintf("model_%d_%s", model->model_id, model->is_online ? "" : "current_");
 }
 
-/* Statements and tables of the state. */
+/* Tables of the state. */
 static void
 prepare(MrOnline *model)
 {
 	static const AttrNumber attnums[] = {1, 2, 3};
-	Oid users = get_array_type(model->types[USER]);
-	Oid items = get_array_type(model->types[ITEM]);
+	static const MrMergeColumn user_columns[] = {MR_MERGE_KEY, MR_MERGE_VALUE};
+	const char *prefix = model->is_online ? "" : "current_";
 
-	model->pairs_id = mr_store_table(model->model_id, "pair");
-	model->pairs_item = mr_store_table(model->model_id, "pair_item");
-	model->users = mr_table_create(mr_store_table(model->model_id, "user"), mr_extension_owner(), 2,
-								   attnums, 1);
-	model->pairs = mr_table_create(model->pairs_id, mr_extension_owner(), 3, attnums, 1);
-	model->find_items =
-		statement(model,
-				  "SELECT u.n, i.number FROM unnest($1) WITH ORDINALITY AS u (id, n) "
-				  "JOIN millrace_state.model_%d_item AS i ON i.item = u.id",
-				  1, items, InvalidOid);
-	model->insert_items = statement(model,
-									"INSERT INTO millrace_state.model_%d_item (item) "
-									"SELECT u FROM unnest($1) AS u ON CONFLICT DO NOTHING",
-									1, items, InvalidOid);
-	model->find_item = statement(model,
-								 "SELECT i.item FROM millrace_state.model_%d_item AS i "
-								 "WHERE i.number = $1",
-								 1, INT4OID, InvalidOid);
-	model->lock_users = statement(model,
-								  "SELECT u.n, s.ctid, s.history "
-								  "FROM unnest($1) WITH ORDINALITY AS u (id, n) "
-								  "JOIN millrace_state.model_%d_user AS s ON s.user_id = u.id "
-								  "ORDER BY u.n FOR UPDATE OF s",
-								  1, users, InvalidOid);
-	model->update_users =
-		statement(model,
-				  "UPDATE millrace_state.model_%d_user AS s "
-				  "SET history = u.history FROM unnest($1, $2) AS u (place, history) "
-				  "WHERE s.ctid = u.place",
-				  2, TIDARRAYOID, BYTEAARRAYOID);
-	model->delete_users =
-		statement(model, "DELETE FROM millrace_state.model_%d_user WHERE ctid = ANY ($1)", 1,
-				  TIDARRAYOID, InvalidOid);
+	model->users = mr_merge_create(mr_store_table(model->model_id, psprintf("%suser", prefix)),
+								   mr_extension_owner(), 2, attnums, user_columns, 1);
+	model->numbers = mr_numbers_create(model->model_id, prefix, model->types[ITEM]);
+	if (model->is_online)
+	{
+		model->pairs_id = mr_store_table(model->model_id, "pair");
+		model->pairs_item = mr_store_table(model->model_id, "pair_item");
+		model->pairs = mr_table_create(model->pairs_id, mr_extension_owner(), 3, attnums, 1);
+	}
+}
+
+/* Compiles a column of the query, as the model's owner. */
+static void
+compile_column(MrOnline *model, const TargetEntry *entry)
+{
+	int column = entry->resno - 1;
+
+	if (column == DETAIL && !model->detailed)
+		column = AT;
+	model->columns[column] = mr_expression_compile((Node *) entry->expr);
+}
+
+char *
+mr_online_users(const MrTarget *target)
+{
+	return psprintf("millrace_state.%suser", tables_of((const MrOnline *) target));
 }
 
 static MrTarget *
@@ -203,22 +154,26 @@ online_load(const MrTarget *base)
 	model->base = *base;
 	SPI_connect();
 	MemoryContextSwitchTo(context);
-	if (mr_sql("SELECT id, coalesce((params ->> 'max_history')::integer, 0) FROM millrace.model "
-			   "WHERE target_id = %d",
+	if (mr_sql("SELECT id, coalesce((params ->> 'max_history')::integer, 0), is_online "
+			   "FROM millrace.model WHERE target_id = %d",
 			   base->id) != 1)
 		elog(ERROR, "model of target %d is gone", base->id);
 	model->model_id = DatumGetInt32(mr_sql_value(0, 1, &isnull));
 	model->max_history = DatumGetInt32(mr_sql_value(0, 2, &isnull));
+	model->is_online = DatumGetBool(mr_sql_value(0, 3, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	for (int i = 0; i < base->nsources; i++)
 		if (base->sources[i].staging != NULL)
 			model->staging = base->sources[i].staging;
-	model->definition = mr_definition_query("model", model->model_id);
+	model->definition = mr_online_query(model->model_id);
+	model->weighted = get_attnum(mr_definition_view("model", model->model_id), "weight") !=
+					  InvalidAttrNumber;
+	model->detailed = model->weighted || model->max_history > 0;
 	foreach(lc, model->definition->targetList)
 	{
 		TargetEntry *entry = lfirst_node(TargetEntry, lc);
 
-		if (!entry->resjunk)
+		if (!entry->resjunk && entry->resno <= ITEM + 1)
 			model->types[entry->resno - 1] = getBaseType(exprType((Node *) entry->expr));
 	}
 	prepare(model);
@@ -228,10 +183,8 @@ online_load(const MrTarget *base)
 		mr_run_as_restricted(&saved, base->owner);
 		foreach(lc, model->definition->targetList)
 		{
-			TargetEntry *entry = lfirst_node(TargetEntry, lc);
-
-			if (!entry->resjunk)
-				model->columns[entry->resno - 1] = mr_expression_compile((Node *) entry->expr);
+			if (!lfirst_node(TargetEntry, lc)->resjunk)
+				compile_column(model, lfirst_node(TargetEntry, lc));
 		}
 		if (model->definition->jointree->quals != NULL)
 			model->where = mr_expression_compile(model->definition->jointree->quals);
@@ -275,7 +228,9 @@ count_row(Keeping *keeping, int sign)
 	difference = &keeping->differences[keeping->count++];
 	difference->user = mr_ids_number(keeping->users, values[USER]);
 	difference->item = mr_ids_number(keeping->items, values[ITEM]);
-	difference->time = model->columns[TIME] == NULL ? 0 : DatumGetTimestampTz(values[TIME]);
+	difference->detail = !model->detailed  ? 0
+						 : model->weighted ? mr_weight_detail(DatumGetFloat8(values[DETAIL]))
+										   : DatumGetTimestampTz(values[DETAIL]);
 	difference->n = sign;
 }
 
@@ -320,66 +275,7 @@ compare_differences(const void *left, const void *right)
 		return l->user < r->user ? -1 : 1;
 	if (l->item != r->item)
 		return l->item < r->item ? -1 : 1;
-	return l->time < r->time ? -1 : l->time > r->time;
-}
-
-/* Some ids by the order of ids, as an array. */
-static Datum
-id_array(const MrIds *ids, const uint32 *places, int n, Oid type)
-{
-	MrArray *array = mr_array_create(type, n);
-
-	for (int i = 0; i < n; i++)
-		mr_array_add(array, mr_ids_value(ids, places[i]), false);
-	return mr_array_datum(array);
-}
-
-/* Looks for the numbers of items that have none yet; returns how many are left. */
-static int
-find_items(Keeping *keeping, uint32 *missing, int nmissing, uint32 *numbers)
-{
-	MrOnline *model = keeping->model;
-	Datum ids = id_array(keeping->items, missing, nmissing, model->types[ITEM]);
-	uint64 found = mr_statement_run(model->find_items, &ids, NULL);
-	int left = 0;
-
-	for (uint64 r = 0; r < found; r++)
-	{
-		bool isnull;
-		int64 n = DatumGetInt64(mr_sql_value(r, 1, &isnull));
-
-		numbers[missing[n - 1]] = (uint32) DatumGetInt32(mr_sql_value(r, 2, &isnull));
-	}
-	SPI_freetuptable(SPI_tuptable);
-	for (int i = 0; i < nmissing; i++)
-		if (numbers[missing[i]] == 0)
-			missing[left++] = missing[i];
-	return left;
-}
-
-/* The numbers of the items of a batch, by the order of their ids; what is new gets one. */
-static uint32 *
-number_items(Keeping *keeping)
-{
-	int count = (int) mr_ids_count(keeping->items);
-	uint32 *numbers = palloc0(sizeof(uint32) * count);
-	uint32 *missing = palloc(sizeof(uint32) * count);
-	int nmissing = count;
-
-	for (int i = 0; i < count; i++)
-		missing[i] = i;
-	nmissing = find_items(keeping, missing, nmissing, numbers);
-	/* One that somebody has just put there is waited for, and found then. */
-	if (nmissing > 0)
-	{
-		Datum ids = id_array(keeping->items, missing, nmissing, keeping->model->types[ITEM]);
-
-		(void) mr_statement_run(keeping->model->insert_items, &ids, NULL);
-		nmissing = find_items(keeping, missing, nmissing, numbers);
-	}
-	if (nmissing > 0)
-		elog(ERROR, "an item of model %s has no number", keeping->model->base.name);
-	return numbers;
+	return l->detail < r->detail ? -1 : l->detail > r->detail;
 }
 
 /* Puts what the rows said in order: by user, in the order of ids, and by the numbers of items. */
@@ -388,7 +284,7 @@ sum_up(Keeping *keeping)
 {
 	uint32 *user_places = mr_ids_sort(keeping->users);
 	uint32 *item_places = mr_ids_sort(keeping->items);
-	uint32 *numbers = number_items(keeping);
+	uint32 *numbers = mr_numbers_find(keeping->model->numbers, keeping->items);
 	uint32 nusers = mr_ids_count(keeping->users);
 	Difference *differences = keeping->differences;
 	int kept = 0;
@@ -417,27 +313,6 @@ sum_up(Keeping *keeping)
 }
 
 /* ---- users ------------------------------------------------------------------------------------------------ */
-
-/* The id of an item that a history has; those of the batch are there already. */
-static Datum
-item_id(void *context, uint32 number)
-{
-	Keeping *keeping = context;
-	MrOnline *model = keeping->model;
-	Datum argument = Int32GetDatum((int32) number);
-	bool found;
-	Named *named = named_insert(keeping->named, number, &found);
-	bool isnull;
-
-	if (found)
-		return named->id;
-	if (mr_statement_run(model->find_item, &argument, NULL) != 1)
-		elog(ERROR, "item %u of model %s is gone", number, model->base.name);
-	named->id = datumCopy(mr_sql_value(0, 1, &isnull), get_typbyval(model->types[ITEM]),
-						  get_typlen(model->types[ITEM]));
-	SPI_freetuptable(SPI_tuptable);
-	return named->id;
-}
 
 /* More or fewer users have an item, alone and with each of others. */
 static void
@@ -481,13 +356,15 @@ write_pairs(Keeping *keeping)
 {
 	MrOnline *model = keeping->model;
 
-	mr_pairs_write(keeping->pairs, model->pairs, model->pairs_id, model->pairs_item);
+	if (keeping->pairs != NULL)
+		mr_pairs_write(keeping->pairs, model->pairs, model->pairs_id, model->pairs_item);
 }
 
-/* Notes which pairs a user has now, and had before. */
+/* Notes which pairs a user has now, and had before, by histories. */
 static void
 count_pairs(Keeping *keeping, const MrEvent *old, int nold, const MrEvent *new, int nnew)
 {
+	MrNumbers *numbers = keeping->model->numbers;
 	int most = keeping->model->max_history;
 	uint32 *before = palloc(sizeof(uint32) * (nold + 1));
 	uint32 *after = palloc(sizeof(uint32) * (nnew + 1));
@@ -498,8 +375,8 @@ count_pairs(Keeping *keeping, const MrEvent *old, int nold, const MrEvent *new, 
 	int ngone;
 	int ncome;
 
-	nold = mr_history_cut(old, nold, most, item_id, &keeping->by_id, keeping, before);
-	nnew = mr_history_cut(new, nnew, most, item_id, &keeping->by_id, keeping, after);
+	nold = mr_history_cut(old, nold, most, mr_numbers_id, &keeping->by_id, numbers, before);
+	nnew = mr_history_cut(new, nnew, most, mr_numbers_id, &keeping->by_id, numbers, after);
 	compare_items(before, nold, after, nnew, kept, &nkept, gone, &ngone, come, &ncome);
 	for (int i = 0; i < ngone; i++)
 	{
@@ -551,7 +428,8 @@ merge_history(const Keeping *keeping, uint32 user, const MrEvent *old, int nold,
 					: o == nold ? 1
 					: old[o].number != difference->item
 						? (old[o].number < difference->item ? -1 : 1)
-						: (old[o].time < difference->time ? -1 : old[o].time > difference->time);
+						: (old[o].detail < difference->detail ? -1
+															  : old[o].detail > difference->detail);
 		MrEvent event = {0};
 
 		if (order <= 0)
@@ -559,7 +437,7 @@ merge_history(const Keeping *keeping, uint32 user, const MrEvent *old, int nold,
 		if (order >= 0)
 		{
 			event.number = difference->item;
-			event.time = difference->time;
+			event.detail = difference->detail;
 			event.n += difference->n;
 			next++;
 		}
@@ -572,145 +450,86 @@ merge_history(const Keeping *keeping, uint32 user, const MrEvent *old, int nold,
 	return new;
 }
 
-/* Does the batch only add to what the user has? */
+/* What the batch makes of the history of a user. */
 static bool
-only_adds(const Keeping *keeping, uint32 user)
+change_history(void *context, int row, const Datum *old, Datum *value)
 {
-	for (int i = keeping->starts[user]; i < keeping->starts[user + 1]; i++)
-		if (keeping->differences[i].n < 0)
-			return false;
-	return true;
+	Keeping *keeping = context;
+	bool detailed = keeping->model->detailed;
+	MrEvent *before = NULL;
+	int nbefore = 0;
+	MrEvent *after;
+	int nafter;
+
+	keeping->before[row] = (Datum) 0;
+	if (old != NULL)
+	{
+		/* Pairs are counted when it is known that it was the newest one. */
+		if (keeping->pairs != NULL)
+		{
+			MemoryContext previous = MemoryContextSwitchTo(keeping->context);
+
+			keeping->before[row] = PointerGetDatum(PG_DETOAST_DATUM_COPY(*old));
+			MemoryContextSwitchTo(previous);
+			old = &keeping->before[row];
+		}
+		before = mr_history_read(*old, detailed, &nbefore);
+	}
+	after = merge_history(keeping, keeping->changed[row], before, nbefore, &nafter);
+	*value = mr_history_make(after, nafter, detailed);
+	if (before != NULL)
+		pfree(before);
+	pfree(after);
+	return nafter > 0;
 }
 
-/* Inserts those users who are new; returns how many are left. */
-static int
-insert_users(Keeping *keeping, uint32 *users, int nusers)
+/* Notes which pairs a user has now, and had before. */
+static void
+count_changed(Keeping *keeping, int row)
 {
-	MrOnline *model = keeping->model;
-	MrRows *rows = mr_rows_create(model->users, nusers);
-	bool *conflicts = palloc0(sizeof(bool) * nusers);
-	uint32 *tried = palloc(sizeof(uint32) * nusers);
-	int left = 0;
+	Datum old = keeping->before[row];
+	int nbefore = 0;
+	MrEvent *before = old == (Datum) 0 ? NULL
+									   : mr_history_read(old, keeping->model->detailed, &nbefore);
+	int nafter;
+	MrEvent *after = merge_history(keeping, keeping->changed[row], before, nbefore, &nafter);
 
-	rows->nrows = 0;
-	for (int i = 0; i < nusers; i++)
-	{
-		MrEvent *events;
-		int n;
-
-		if (!only_adds(keeping, users[i]))
-			continue;
-		events = merge_history(keeping, users[i], NULL, 0, &n);
-		rows->values[0][rows->nrows] = mr_ids_value(keeping->users, users[i]);
-		rows->values[1][rows->nrows] = mr_history_make(events, n, model->max_history > 0);
-		tried[rows->nrows++] = users[i];
-		pfree(events);
-	}
-	if (!mr_table_insert_free(model->users, rows, true, conflicts))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the tables in millrace_state of model %s have triggers, rules, policies, "
-						"constraints or unique indexes of others",
-						model->base.name),
-				 errhint("Remove them, or create the model again.")));
-	for (int i = 0, t = 0; i < nusers; i++)
-	{
-		if (t < rows->nrows && tried[t] == users[i] && !conflicts[t++])
-		{
-			MrEvent *events;
-			int n;
-
-			events = merge_history(keeping, users[i], NULL, 0, &n);
-			count_pairs(keeping, NULL, 0, events, n);
-			pfree(events);
-		}
-		else
-			users[left++] = users[i];
-	}
-	CommandCounterIncrement();
-	return left;
-}
-
-/* Locks the users who are there, and changes what they have; returns how many are left, who have gone meanwhile. */
-static int
-change_users(Keeping *keeping, uint32 *users, int nusers)
-{
-	MrOnline *model = keeping->model;
-	bool timed = model->max_history > 0;
-	Datum ids = id_array(keeping->users, users, nusers, model->types[USER]);
-	uint64 found = mr_statement_run(model->lock_users, &ids, NULL);
-	SPITupleTable *locked = SPI_tuptable;
-	MrArray *changed = mr_array_create(TIDOID, (int) found);
-	MrArray *histories = mr_array_create(BYTEAOID, (int) found);
-	MrArray *empty = mr_array_create(TIDOID, 8);
-	int left = 0;
-	int next = 0;
-
-	for (uint64 r = 0; r < found; r++)
-	{
-		bool isnull;
-		int n = (int) DatumGetInt64(SPI_getbinval(locked->vals[r], locked->tupdesc, 1, &isnull));
-		Datum place = SPI_getbinval(locked->vals[r], locked->tupdesc, 2, &isnull);
-		Datum history = SPI_getbinval(locked->vals[r], locked->tupdesc, 3, &isnull);
-		MrEvent *old;
-		MrEvent *new;
-		int nold;
-		int nnew;
-
-		while (next < n - 1)
-			users[left++] = users[next++];
-		old = mr_history_read(history, timed, &nold);
-		new = merge_history(keeping, users[next++], old, nold, &nnew);
-		count_pairs(keeping, old, nold, new, nnew);
-		if (nnew == 0)
-			mr_array_add(empty, place, false);
-		else
-		{
-			mr_array_add(changed, place, false);
-			mr_array_add(histories, mr_history_make(new, nnew, timed), false);
-		}
-		pfree(old);
-		pfree(new);
-	}
-	while (next < nusers)
-		users[left++] = users[next++];
-	if (mr_array_length(changed) > 0)
-	{
-		Datum arguments[] = {mr_array_datum(changed), mr_array_datum(histories)};
-
-		(void) mr_statement_run(model->update_users, arguments, NULL);
-	}
-	if (mr_array_length(empty) > 0)
-	{
-		Datum argument = mr_array_datum(empty);
-
-		(void) mr_statement_run(model->delete_users, &argument, NULL);
-	}
-	SPI_freetuptable(locked);
-	return left;
+	count_pairs(keeping, before, nbefore, after, nafter);
+	if (before != NULL)
+		pfree(before);
+	pfree(after);
 }
 
 /* Writes what users have, and notes what that means for pairs. */
 static void
 write_users(Keeping *keeping)
 {
-	int nusers = (int) mr_ids_count(keeping->users);
-	uint32 *users = palloc(sizeof(uint32) * Max(nusers, 1));
-	int left = 0;
+	MrOnline *model = keeping->model;
+	Size nusers = Max(mr_ids_count(keeping->users), 1);
+	Datum *ids = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * nusers);
+	bool *nulls = mr_zeros(nusers, sizeof(bool));
+	MrRows rows = {.values = &ids, .nulls = &nulls};
 
-	for (int u = 0; u < nusers; u++)
-		if (keeping->starts[u] < keeping->starts[u + 1])
-			users[left++] = u;
-	keeping->model->base.written += left;
-	while (left > 0)
+	keeping->changed = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(uint32) * nusers);
+	keeping->before = mr_zeros(nusers, sizeof(Datum));
+	for (uint32 u = 0; u < mr_ids_count(keeping->users); u++)
 	{
-		left = insert_users(keeping, users, left);
-		if (left > 0)
-			left = change_users(keeping, users, left);
-		for (int i = 0; i < left; i++)
-			if (!only_adds(keeping, users[i]))
-				does_not_fit(keeping);
+		if (keeping->starts[u] == keeping->starts[u + 1])
+			continue;
+		keeping->changed[rows.nrows] = u;
+		ids[rows.nrows++] = mr_ids_value(keeping->users, u);
 	}
+	model->base.written += rows.nrows;
+	if (!mr_merge_is_plain(model->users))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the tables in millrace_state of model %s have triggers, rules, policies, "
+						"constraints or unique indexes of others",
+						model->base.name),
+				 errhint("Remove them, or create the model again.")));
+	mr_merge_values(model->users, &rows, change_history, keeping);
+	for (int r = 0; r < rows.nrows && keeping->pairs != NULL; r++)
+		count_changed(keeping, r);
 }
 
 /* ---- batches ---------------------------------------------------------------------------------------------- */
@@ -719,7 +538,7 @@ write_users(Keeping *keeping)
 static void
 maintain(MrOnline *model, const MrStaged *staged)
 {
-	Keeping keeping = {.model = model, .room = 1024};
+	Keeping keeping = {.model = model, .room = 1024, .context = CurrentMemoryContext};
 	MrRunAs saved;
 	int nest_level;
 
@@ -732,27 +551,23 @@ maintain(MrOnline *model, const MrStaged *staged)
 	mr_run_back(&saved);
 	if (keeping.count == 0)
 		return;
+	mr_ids_check(keeping.users);
+	mr_ids_check(keeping.items);
 
-	keeping.named = named_create(CurrentMemoryContext, 128, NULL);
 	keeping.by_id.ssup_cxt = CurrentMemoryContext;
 	keeping.by_id.ssup_collation = mr_ids_collation(model->types[ITEM]);
 	PrepareSortSupportFromOrderingOp(
 		lookup_type_cache(model->types[ITEM], TYPECACHE_LT_OPR)->lt_opr, &keeping.by_id);
-	keeping.pairs = mr_pairs_create();
+	if (model->is_online)
+		keeping.pairs = mr_pairs_create();
 	mr_run_as(&saved, mr_extension_owner());
 	nest_level = mr_settings_prefer_indexes();
 	sum_up(&keeping);
 	write_users(&keeping);
+	mr_debug_point("users_counted");
 	write_pairs(&keeping);
 	mr_settings_unpin(nest_level);
 	mr_run_back(&saved);
-}
-
-/* Whose error it is. */
-static void
-model_error_context(void *model)
-{
-	errcontext("online model %s", ((MrOnline *) model)->base.name);
 }
 
 static void
@@ -760,8 +575,6 @@ online_apply(MrTarget *target, MrBatch *batch)
 {
 	MrOnline *model = (MrOnline *) target;
 	MemoryContext previous = CurrentMemoryContext;
-	ErrorContextCallback callback = {
-		.previous = error_context_stack, .callback = model_error_context, .arg = model};
 	MemoryContext context;
 	MrStaged *staged;
 	int nest_level;
@@ -771,15 +584,14 @@ online_apply(MrTarget *target, MrBatch *batch)
 	staged = &batch->staged[model->staging->ordinal];
 	if (staged->nold == 0 && staged->nnew == 0)
 		return;
-	context = AllocSetContextCreate(previous, "millrace online model", ALLOCSET_DEFAULT_SIZES);
-	error_context_stack = &callback;
-	nest_level = mr_settings_pin(model->staging->timezone);
+	context = AllocSetContextCreate(previous, "millrace model", ALLOCSET_DEFAULT_SIZES);
+	/* A training reads under UTC. */
+	nest_level = mr_settings_pin(model->is_online ? model->staging->timezone : "UTC");
 	SPI_connect();
 	MemoryContextSwitchTo(context);
 	maintain(model, staged);
 	SPI_finish();
 	mr_settings_unpin(nest_level);
-	error_context_stack = callback.previous;
 	MemoryContextSwitchTo(previous);
 	MemoryContextDelete(context);
 }
@@ -797,8 +609,9 @@ online_clear(MrTarget *target, const char *filter, char **condition)
 						errhint("Rebuild it whole, without a filter.")));
 	mr_run_as(&saved, mr_extension_owner());
 	/* Not TRUNCATE: who reads under an older snapshot must go on seeing the model. */
-	(void) mr_sql("DELETE FROM millrace_state.model_%d_user", model->model_id);
-	(void) mr_sql("DELETE FROM millrace_state.model_%d_pair", model->model_id);
+	(void) mr_sql("DELETE FROM millrace_state.%suser", tables_of(model));
+	if (model->is_online)
+		(void) mr_sql("DELETE FROM millrace_state.model_%d_pair", model->model_id);
 	mr_run_back(&saved);
 	*condition = NULL;
 }
@@ -812,65 +625,3 @@ const MrTargetKind mr_model_kind = {
 	.filled_from = MR_FILLED_FROM_ROWS,
 	.clear = online_clear,
 };
-
-/* ---- declaring -------------------------------------------------------------------------------------------- */
-
-/* online_check(model integer) → the relation that the query of a model is over; refuses what cannot be kept up to date. */
-Datum
-millrace_online_check(PG_FUNCTION_ARGS)
-{
-	Query *query = mr_definition_query("model", PG_GETARG_INT32(0));
-	Index source = source_of(query);
-
-	if (source == 0 || rt_fetch(source, query->rtable)->rtekind != RTE_RELATION || query->hasAggs ||
-		query->hasWindowFuncs || query->hasTargetSRFs || query->hasSubLinks ||
-		query->distinctClause != NIL || query->groupClause != NIL || query->groupingSets != NIL ||
-		query->havingQual != NULL || query->limitCount != NULL || query->limitOffset != NULL ||
-		query->setOperations != NULL || query->cteList != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("the query of an online model must be SELECT … FROM staging [WHERE …]"),
-				 errhint("What is not so simple is trained: leave online away.")));
-	mr_expression_check_stable((Node *) query->targetList, "the query of an online model");
-	mr_expression_check_stable(query->jointree->quals, "the query of an online model");
-	PG_RETURN_OID(rt_fetch(source, query->rtable)->relid);
-}
-
-/*
- * online_estimate(model integer, owner regrole, max_history integer) → pairs of items at most, of what is staged now: no more
- * than all users have together, and than there are of so many items.
- */
-Datum
-millrace_online_estimate(PG_FUNCTION_ARGS)
-{
-	int32 model_id = PG_GETARG_INT32(0);
-	int32 most = PG_GETARG_INT32(2);
-	MrRunAs saved;
-	int64 pairs;
-	bool isnull;
-
-	SPI_connect();
-	mr_run_as_restricted(&saved, PG_GETARG_OID(1));
-	(void) mr_sql("SELECT least(u.pairs, i.n::numeric * (i.n - 1) / 2, 9e18)::bigint FROM "
-				  "(SELECT coalesce(sum(h.n::numeric * (h.n - 1) / 2), 0) AS pairs FROM "
-				  "(SELECT least(count(DISTINCT d.item), %d) AS n FROM millrace_def.model_%d AS d "
-				  "GROUP BY d.user_id) AS h) AS u, "
-				  "(SELECT count(DISTINCT d.item) AS n FROM millrace_def.model_%d AS d) AS i",
-				  most > 0 ? most : PG_INT32_MAX, model_id, model_id);
-	mr_run_back(&saved);
-	pairs = DatumGetInt64(mr_sql_value(0, 1, &isnull));
-	SPI_finish();
-	if (mr_online_model_size >= 0 && pairs > mr_online_model_size * INT64CONST(1024) / PAIR_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("the online model may have %lld pairs of items, more than "
-						"millrace.online_model_size allows",
-						(long long) pairs),
-				 errdetail("A pair takes up to %d bytes.", PAIR_BYTES),
-				 errhint("\"max_history\" in params limits what of a user's history counts.")));
-	ereport(
-		NOTICE,
-		(errmsg("the online model will have up to %lld pairs of items, %lld kB", (long long) pairs,
-				(long long) (pairs / 1024 * PAIR_BYTES + pairs % 1024 * PAIR_BYTES / 1024))));
-	PG_RETURN_INT64(pairs);
-}

@@ -1,14 +1,18 @@
 /*
  * online.h
- *	  Online models: item-item neighbours that are kept up to date with a staging table, as integers.
+ *	  What models keep up to date with a staging table: what users have, and of an online model item-item neighbours, as
+ *	  integers.
  *
- *	  millrace_state.model_<id>_item    number, from 1, and id of every item that has come
+ *	  millrace_state.model_<id>_item    version (1), number, from 1, and id of every item that has come; as in store.h
  *	  millrace_state.model_<id>_user    id of a user, and his history
  *	  millrace_state.model_<id>_pair    number of an item, a list, whether its rows were put together into it
  *
- * A history says in how many rows a user has an item, of a model with max_history by their times.  A list says of items how
- * many users have them together with the item whose list it is.  An item has any number of rows in the table of pairs, and
- * what counts is their sum: so who finds a row that somebody else is changing adds another, and nobody waits there.
+ * A model that is trained, over one staging table, has the first two as model_<id>_current_item and _current_user.
+ *
+ * A history says in how many rows a user has an item, of a model with max_history by their times, of a weighted one by their
+ * weights.  A list says of items how many users have them together with the item whose list it is.  An item has any number
+ * of rows in the table of pairs, and what counts is their sum: so who finds a row that somebody else is changing adds another,
+ * and nobody waits there.
  * Everybody has item 0: its list says how many users have an item.
  */
 #ifndef MR_MODEL_ONLINE_H
@@ -17,17 +21,30 @@
 #include "access/genam.h"
 #include "access/relscan.h"
 #include "core/writer.h"
+#include "lib/stringinfo.h"
+#include "model/ids.h"
 #include "model/knn.h"
+#include "model/served.h"
+#include "nodes/parsenodes.h"
 #include "stage/staging.h"
 
 /* The item that everybody has. */
 #define MR_EVERYBODY 0
 
-/* Columns of the tables. */
+/* Columns of the tables of users and pairs. */
 #define MR_ONLINE_KEY 1
 #define MR_ONLINE_VALUE 2
 
 extern const MrTargetKind mr_model_kind;
+
+/* The table of histories of such a target. */
+extern char *mr_online_users(const MrTarget *target);
+
+/* ---- online_query.c --------------------------------------------------------------------------------------- */
+
+/* The query of a model, over what its plain sub-selects are over; and the one table that such a query is over, or 0. */
+extern Query *mr_online_query(int32 model_id);
+extern Index mr_online_source(const Query *query);
 
 /* ---- numbers of 1 to 10 bytes ----------------------------------------------------------------------------- */
 
@@ -107,27 +124,46 @@ extern void mr_list_begin(MrListRow *row, Datum list);
 static inline bool
 mr_list_next(MrListRow *row, uint32 *number, int32 *n)
 {
+	uint64 folded;
+
 	if (row->at >= row->end)
 		return false;
-	row->number += (uint32) mr_number_get(&row->at, row->end);
+	/* most of them have a byte for each */
+	if (likely(row->end - row->at >= 2 && ((row->at[0] | row->at[1]) & 0x80) == 0))
+	{
+		row->number += row->at[0];
+		folded = row->at[1];
+		row->at += 2;
+	}
+	else
+	{
+		row->number += (uint32) mr_number_get(&row->at, row->end);
+		folded = mr_number_get(&row->at, row->end);
+	}
 	*number = row->number;
-	*n = (int32) mr_number_unfold(mr_number_get(&row->at, row->end));
+	*n = (int32) mr_number_unfold(folded);
 	return true;
 }
 
 /* ---- history.c -------------------------------------------------------------------------------------------- */
 
-/* In how many rows a user has an item at a time; without max_history all times are 0. */
+/* In how many rows a user has an item with a detail: their time, their weight, or 0. */
 typedef struct MrEvent
 {
 	uint32 number;
 	int32 n;
-	int64 time;
+	int64 detail;
 } MrEvent;
 
-/* From the type bytea; ascending by number and time. */
-extern MrEvent *mr_history_read(Datum history, bool timed, int *nevents);
-extern Datum mr_history_make(const MrEvent *events, int nevents, bool timed);
+/* From the type bytea; ascending by number and detail. */
+extern MrEvent *mr_history_read(Datum history, bool detailed, int *nevents);
+extern Datum mr_history_make(const MrEvent *events, int nevents, bool detailed);
+
+/* A weight as a detail, of which the order is the same, and back. */
+extern int64 mr_weight_detail(double weight);
+extern double mr_detail_weight(int64 detail);
+
+struct SortSupportData;
 
 /* The id of an item. */
 typedef Datum (*MrItemId)(void *context, uint32 number);
@@ -139,13 +175,59 @@ typedef Datum (*MrItemId)(void *context, uint32 number);
 extern int mr_history_cut(const MrEvent *events, int nevents, int most, MrItemId id,
 						  struct SortSupportData *compare, void *context, uint32 *items);
 
+/* ---- number.c --------------------------------------------------------------------------------------------- */
+
+/* The numbers of items of a model's histories; under SPI, as the extension's owner. */
+typedef struct MrNumbers MrNumbers;
+
+/* Of which the names of tables begin with that. */
+extern MrNumbers *mr_numbers_create(int32 model_id, const char *prefix, Oid type);
+
+/* The numbers of the items of a batch, which are sorted; what is new gets one. */
+extern uint32 *mr_numbers_find(MrNumbers *numbers, const MrIds *items);
+
+/* The id of an item, an MrItemId; it is remembered until the next batch, in the memory that mr_numbers_find() was called in. */
+extern Datum mr_numbers_id(void *numbers, uint32 number);
+
 /* ---- online_serve.c --------------------------------------------------------------------------------------- */
 
-/* The functions that users call, of an online model; false when the model is none, or there is an error to be told. */
-extern bool mr_online_similar(FunctionCallInfo fcinfo);
-extern bool mr_online_recommend(FunctionCallInfo fcinfo, bool exclude_seen, bool explain,
-								bool fallback);
-extern bool mr_online_recommend_basket(FunctionCallInfo fcinfo, bool exclude_seen, bool explain,
-									   bool fallback);
+/* What is counted, while a model answers. */
+typedef struct MrCounted
+{
+	MemoryContext context; /* of its arrays and rows, and itself */
+	struct MrCountedGuard *guard;
+	MrServed *served;
+	MrCounting counting;
+	Relation pairs;
+	Relation pairs_item; /* its index, with a scan for all lists */
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	StringInfoData rows; /* of the list that was read last */
+	StringInfoData everybody; /* those that sizes are from */
+	uint32 items; /* more than any number of an item */
+	double *sizes; /* by number: as the measure takes how many have it, 0 when nobody does */
+	double *scores; /* by number: 0 at first */
+	int32 *common; /* by number: with the item whose list is being read; 0 when none is */
+	uint32 *said; /* of which items that list speaks */
+	Size room;
+} MrCounted;
+
+/* Reads from the parameters of a model how it counts. */
+extern void mr_counted_learn(MrCounting *counting, Datum params);
+
+extern MrCounted *mr_counted_open(MrServed *served);
+extern void mr_counted_close(MrCounted *counted);
+
+/*
+ * The list of an item, in no order: all that have users in common with it; their similarities before they are rounded go to their
+ * numbers in `exact`, unless it is NULL.
+ */
+extern const MrListed *mr_counted_list(MrCounted *counted, uint32 item, double *exact, int *length);
+
+/* Adds what an item of a profile says of others to their scores. */
+extern void mr_counted_add(MrCounted *counted, uint32 item, double weight);
+
+/* What a user has, first the items that count. */
+extern uint32 *mr_counted_profile(MrCounted *counted, char *user, int *count, int *counting);
 
 #endif /* MR_MODEL_ONLINE_H */

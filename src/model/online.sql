@@ -1,20 +1,21 @@
--- Online models: neighbours that are kept up to date with a staging table; src/model/online.h describes their tables.
+-- What models keep up to date with a staging table: what users have, and of online models neighbours; src/model/online.h describes their tables.
 
 CREATE FUNCTION millrace_internal.online_check(model integer) RETURNS regclass
 LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_online_check';
-COMMENT ON FUNCTION millrace_internal.online_check(integer) IS 'the table that the query of an online model is over; an error when the model could not be kept up to date';
+COMMENT ON FUNCTION millrace_internal.online_check(integer) IS 'the table that the query of a model is over; an error when the model could not be kept up to date';
 
 CREATE FUNCTION millrace_internal.online_estimate(model integer, owner regrole, max_history integer) RETURNS bigint
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_online_estimate';
 COMMENT ON FUNCTION millrace_internal.online_estimate(integer, regrole, integer) IS 'how many pairs of items an online model will have at most for what is staged now, computed as its owner; an error when these are too many';
 
-CREATE FUNCTION millrace_internal.online_history(history bytea, timed boolean, OUT number integer, OUT seen_at timestamptz, OUT n integer) RETURNS SETOF record
-LANGUAGE C STRICT IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_online_history';
-COMMENT ON FUNCTION millrace_internal.online_history(bytea, boolean) IS 'in how many rows a user has an item, at what time, from his history in an online model';
+-- Beside the tables that they read: owners of models name them, too, when they compare or look at what is there.
+CREATE FUNCTION millrace_state.online_history(history bytea, detail text, OUT number integer, OUT seen_at timestamptz, OUT weight double precision, OUT n integer) RETURNS SETOF record
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_online_history';
+COMMENT ON FUNCTION millrace_state.online_history(bytea, text) IS 'in how many rows a user has an item, with what detail (time, weight, or NULL: none), from his history';
 
-CREATE FUNCTION millrace_internal.online_list(list bytea, OUT number integer, OUT n integer) RETURNS SETOF record
+CREATE FUNCTION millrace_state.online_list(list bytea, OUT number integer, OUT n integer) RETURNS SETOF record
 LANGUAGE C STRICT IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'millrace_online_list';
-COMMENT ON FUNCTION millrace_internal.online_list(bytea) IS 'how many users more have an item together with another, from a row of an online model';
+COMMENT ON FUNCTION millrace_state.online_list(bytea) IS 'how many users more have an item together with another, from a row of an online model';
 
 -- Parameters of online models with their defaults, checked.
 CREATE FUNCTION millrace_internal.online_params(params json, OUT similarity text, OUT shrink double precision, OUT max_history integer)
@@ -36,23 +37,91 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.online_params(json) IS 'the parameters of an online model';
 
-CREATE FUNCTION millrace_internal.create_online_model(caller regrole, qualified text, query text, definition text, params json) RETURNS void
+-- What a history has beside items.
+CREATE FUNCTION millrace_internal.history_detail(model millrace.model) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN (model.params ->> 'max_history')::integer > 0 THEN 'time'
+                WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass(format('millrace_def.model_%s', model.id)) AND a.attname = 'weight') THEN 'weight' END
+$$;
+COMMENT ON FUNCTION millrace_internal.history_detail(millrace.model) IS 'the detail that histories of a model have';
+
+CREATE FUNCTION millrace_internal.history_tables(model millrace.model) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('millrace_state.model_%s%s', model.id, CASE WHEN NOT model.is_online THEN '_current' END)
+$$;
+COMMENT ON FUNCTION millrace_internal.history_tables(millrace.model) IS 'how the tables begin that what users of a model have is kept in';
+
+-- The staging table that the query of a model is over; NULL: it is not so simple, or its owner may not see all of it, as batches do.
+CREATE FUNCTION millrace_internal.model_staging(owner regrole, id integer) RETURNS millrace.staging
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    found millrace.staging;
+BEGIN
+    SELECT g.* INTO found FROM millrace.staging g WHERE g.relation = millrace_internal.online_check(id);
+    PERFORM millrace_internal.check_reader(owner, found.relation);
+    RETURN found;
+EXCEPTION WHEN feature_not_supported OR insufficient_privilege THEN
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.model_staging(regrole, integer) IS 'the staging table with which what users of a model have can be kept up to date';
+
+-- Of users and items of these types.
+CREATE FUNCTION millrace_internal.create_histories(caller regrole, tables text, types text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TABLE %s_item (version integer DEFAULT 1, number integer GENERATED BY DEFAULT AS IDENTITY, item %s NOT NULL, PRIMARY KEY (version, number))', tables, types[2]);
+    EXECUTE format('CREATE UNIQUE INDEX %s_item_item ON %s_item (version, item)', split_part(tables, '.', 2), tables);
+    -- Histories grow.
+    EXECUTE format('CREATE TABLE %s_user (user_id %s PRIMARY KEY, history bytea NOT NULL) WITH (fillfactor = 50)', tables, types[1]);
+    EXECUTE format('GRANT SELECT ON %1$s_item, %1$s_user TO %2$s', tables, caller);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_histories(regrole, text, text[]) IS 'makes the tables that what users of a model have is kept in';
+
+CREATE FUNCTION millrace_internal.create_model_target(caller regrole, id integer, relation regclass, staging millrace.staging) RETURNS integer
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    target_id integer := nextval('millrace.target_id_seq');
+BEGIN
+    INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon) VALUES (target_id, 'model', relation, caller, json_build_object('model', id), '-infinity');
+    INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (target_id, staging.id, 1);
+    PERFORM millrace_internal.changed(staging.stream_id);
+    RETURN target_id;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.create_model_target(regrole, integer, regclass, millrace.staging) IS 'lets batches of a staging table keep a model';
+
+-- No batch that keeps it goes on, and none begins until the transaction ends.
+CREATE FUNCTION millrace_internal.lock_model_target(target_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT millrace_internal.lock_stream(g.stream_id, true) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = lock_model_target.target_id
+$$;
+COMMENT ON FUNCTION millrace_internal.lock_model_target(integer) IS 'keeps batches that keep a model waiting';
+
+CREATE FUNCTION millrace_internal.create_online_model(caller regrole, qualified text, query text, definition text, params json, catalogue text, popular text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     settings record := millrace_internal.online_params(params);
     id integer := nextval('millrace.model_id_seq');
-    target_id integer := nextval('millrace.target_id_seq');
+    target_id integer;
     state text := format('millrace_state.model_%s', id);
     view text := format('millrace_def.model_%s', id);
     columns integer := CASE WHEN settings.max_history > 0 THEN 3 ELSE 2 END;
     staging millrace.staging;
     types text[];
 BEGIN
-    -- Made twice: the columns are known when it is there.
-    EXECUTE format('CREATE VIEW %s AS %s', view, definition);
-    SELECT array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) INTO types FROM pg_attribute a WHERE a.attrelid = view::regclass AND a.attnum > 0;
+    SELECT array_agg(c.type ORDER BY c.number) INTO types FROM millrace_internal.query_columns(definition) AS c;
     IF coalesce(cardinality(types), 0) <> columns THEN
         RAISE EXCEPTION 'the query of an online model % must give % columns: user, item%', CASE columns WHEN 3 THEN 'with max_history' ELSE 'without max_history' END, columns, CASE columns WHEN 3 THEN ', time' ELSE '' END
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('It gives %s.', coalesce(cardinality(types), 0));
@@ -60,36 +129,34 @@ BEGIN
     IF types[3] <> 'timestamp with time zone' THEN
         RAISE EXCEPTION 'the third column of the query must be a timestamp with time zone, not %', types[3] USING ERRCODE = 'datatype_mismatch';
     END IF;
-    EXECUTE format('DROP VIEW %s', view);
     EXECUTE format('CREATE VIEW %s (%s) AS %s', view, CASE columns WHEN 3 THEN 'user_id, item, seen_at' ELSE 'user_id, item' END, definition);
     EXECUTE format('ALTER VIEW %s OWNER TO %s', view, caller);
+    PERFORM millrace_internal.check_ids(view::regclass);
     SELECT g.* INTO staging FROM millrace.staging g WHERE g.relation = millrace_internal.online_check(id);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the query of an online model must be over a staging table' USING ERRCODE = 'wrong_object_type', HINT = 'What reads other tables is trained: leave online away.';
     END IF;
+    PERFORM millrace_internal.check_reader(caller, staging.relation);
     PERFORM millrace_internal.online_estimate(id, caller, settings.max_history);
 
     SELECT array_agg(format_type(a.atttypid, a.atttypmod) || CASE WHEN t.typcollation <> 0 THEN ' COLLATE "C"' ELSE '' END ORDER BY a.attnum) INTO types
     FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = view::regclass AND a.attnum IN (1, 2);
-    EXECUTE format('CREATE TABLE %s_item (number integer GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, item %s NOT NULL)', state, types[2]);
-    EXECUTE format('CREATE UNIQUE INDEX model_%s_item_item ON %s_item (item)', id, state);
-    -- Histories grow.
-    EXECUTE format('CREATE TABLE %s_user (user_id %s PRIMARY KEY, history bytea NOT NULL) WITH (fillfactor = 80)', state, types[1]);
+    PERFORM millrace_internal.create_histories(caller, state, types);
     EXECUTE format('CREATE TABLE %s_pair (item integer NOT NULL, list bytea NOT NULL, is_folded boolean NOT NULL) WITH (fillfactor = 50)', state);
     EXECUTE format('ALTER TABLE %s_pair ALTER list SET STORAGE EXTERNAL', state);
     EXECUTE format('CREATE INDEX model_%s_pair_item ON %s_pair (item)', id, state);
     EXECUTE format($view$
         CREATE VIEW %1$s_neighbour AS
         WITH counted AS (
-            SELECT p.item, l.number, sum(l.n)::integer AS n FROM %1$s_pair AS p CROSS JOIN LATERAL millrace_internal.online_list(p.list) AS l
+            SELECT p.item, l.number, sum(l.n)::integer AS n FROM %1$s_pair AS p CROSS JOIN LATERAL millrace_state.online_list(p.list) AS l
             GROUP BY p.item, l.number HAVING sum(l.n) <> 0),
         scored AS (
             SELECT i.item, o.item AS neighbour, %2$s AS score
             FROM counted AS c
             JOIN counted AS a ON a.item = 0 AND a.number = c.item
             JOIN counted AS b ON b.item = 0 AND b.number = c.number
-            JOIN %1$s_item AS i ON i.number = c.item
-            JOIN %1$s_item AS o ON o.number = c.number
+            JOIN %1$s_item AS i ON i.version = 1 AND i.number = c.item
+            JOIN %1$s_item AS o ON o.version = 1 AND o.number = c.number
             WHERE c.item <> 0)
         SELECT 1 AS version, s.item, row_number() OVER (PARTITION BY s.item ORDER BY s.score DESC, s.neighbour)::integer AS rank, s.neighbour, s.score::real AS score
         FROM scored AS s$view$, state,
@@ -97,40 +164,25 @@ BEGIN
                WHEN 'dice' THEN '2 * c.n::double precision / (a.n::double precision + b.n + %L::double precision + 1e-6::double precision)'
                WHEN 'jaccard' THEN 'c.n::double precision / (a.n::double precision + b.n - c.n + %L::double precision + 1e-6::double precision)'
                ELSE 'c.n::double precision / (sqrt(a.n::double precision) * sqrt(b.n::double precision) + %L::double precision + 1e-6::double precision)' END, settings.shrink));
-    EXECUTE format('GRANT SELECT ON %1$s_item, %1$s_user, %1$s_pair, %1$s_neighbour TO %2$s', state, caller);
+    EXECUTE format('GRANT SELECT ON %1$s_pair, %1$s_neighbour TO %2$s', state, caller);
     PERFORM millrace_internal.run_as(caller, format('CREATE VIEW %s AS SELECT n.version, n.item, n.rank, n.neighbour, n.score FROM %s_neighbour AS n', qualified, state));
 
-    INSERT INTO millrace.target (id, kind, relation, owner, definition, horizon) VALUES (target_id, 'model', qualified::regclass, caller, json_build_object('model', id), '-infinity');
-    INSERT INTO millrace.target_source (target_id, staging_id, ordinal) VALUES (target_id, staging.id, 1);
+    PERFORM millrace_internal.create_catalogue(caller, id, catalogue);
+    PERFORM millrace_internal.create_popular(caller, id, popular);
+
+    target_id := millrace_internal.create_model_target(caller, id, qualified::regclass, staging);
     params := json_build_object('similarity', settings.similarity, 'shrink', settings.shrink, 'max_history', settings.max_history);
-    INSERT INTO millrace.model (id, relation, kind, owner, query, params, target_id) VALUES (id, qualified::regclass, 'item_knn', caller, query, params, target_id);
+    INSERT INTO millrace.model (id, relation, kind, owner, query, params, catalogue, popular, is_online, target_id) VALUES (id, qualified::regclass, 'item_knn', caller, query, params, catalogue, popular, true, target_id);
     INSERT INTO millrace.model_version (model_id, version, params, refit, trained_by, trained_at) VALUES (id, 1, params, false, caller, clock_timestamp());
     INSERT INTO millrace.model_alias (model_id, alias, version) VALUES (id, 'production', 1);
     INSERT INTO millrace.model_promotion (model_id, alias, to_version, is_rollback, promoted_by, reason) VALUES (id, 'production', 1, false, caller, 'online');
-    PERFORM millrace_internal.changed(staging.stream_id);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.create_online_model(regrole, text, text, text, json) IS 'declares a model that is kept up to date with a staging table';
+COMMENT ON FUNCTION millrace_internal.create_online_model(regrole, text, text, text, json, text, text) IS 'declares a model that is kept up to date with a staging table';
 
 CREATE FUNCTION millrace_internal.drop_target_model(target_id integer, cascade boolean) RETURNS void
-LANGUAGE plpgsql
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_variable
-DECLARE
-    dropped millrace.model;
-    name text;
-BEGIN
-    SELECT m.* INTO STRICT dropped FROM millrace.model m WHERE m.target_id = target_id;
-    SELECT format('%I.%I', n.nspname, c.relname) INTO name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = dropped.relation;
-    DELETE FROM millrace.model_alias a WHERE a.model_id = dropped.id;
-    DELETE FROM millrace.model m WHERE m.id = dropped.id;
-    DELETE FROM millrace.target t WHERE t.id = target_id;
-    IF name IS NOT NULL THEN
-        EXECUTE format('DROP VIEW %s%s', name, CASE WHEN cascade THEN ' CASCADE' ELSE '' END);
-    END IF;
-    EXECUTE format('DROP VIEW IF EXISTS millrace_state.model_%s_neighbour', dropped.id);
-    EXECUTE format('DROP TABLE millrace_state.model_%1$s_item, millrace_state.model_%1$s_user, millrace_state.model_%1$s_pair', dropped.id);
-    EXECUTE format('DROP VIEW IF EXISTS millrace_def.model_%s', dropped.id);
-END
+    SELECT millrace_internal.remove_model(m, cascade) FROM millrace.model m WHERE m.target_id = drop_target_model.target_id
 $$;
-COMMENT ON FUNCTION millrace_internal.drop_target_model(integer, boolean) IS 'drops an online model: its view, definition, state and configuration';
+COMMENT ON FUNCTION millrace_internal.drop_target_model(integer, boolean) IS 'drops a model that batches keep';

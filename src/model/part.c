@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "model/input.h"
 #include "utils/memutils.h"
 
@@ -27,16 +28,20 @@ mr_input_part(MrInput *input, const uint8 *flags, uint8 mask, bool is_set, bool 
 	uint32 *users = mr_zeros(input->nusers, sizeof(uint32));
 	uint32 *items = mr_zeros(input->nitems, sizeof(uint32));
 	Size pairs = 0;
-	const double *weights = early ? input->early_weights : input->weights;
-	const TimestampTz *times = early ? input->early_times : input->times;
 
 	for (uint32 user = 0; user < input->nusers; user++)
-		for (uint32 p = input->user_start[user]; p < input->user_start[user + 1]; p++)
-			if (((flags[p] & mask) != 0) == is_set)
+	{
+		const uint32 *user_items = mr_input_column(input, input->user_items, user);
+		const uint8 *user_flags = flags + input->user_start[user];
+
+		CHECK_FOR_INTERRUPTS();
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
+			if (((user_flags[p] & mask) != 0) == is_set)
 			{
-				users[user] = items[input->user_items[p]] = 1;
+				users[user] = items[user_items[p]] = 1;
 				pairs++;
 			}
+	}
 	if (pairs == input->pairs && !early)
 	{
 		pfree(users);
@@ -52,72 +57,73 @@ mr_input_part(MrInput *input, const uint8 *flags, uint8 mask, bool is_set, bool 
 	part->nusers = mr_ids_count(part->users);
 	part->nitems = mr_ids_count(part->items);
 	part->user_start = mr_zeros((Size) part->nusers + 1, sizeof(uint32));
-	part->user_items = mr_zeros(pairs, sizeof(uint32));
-	if (input->weighted)
-		part->weights = mr_zeros(pairs, sizeof(double));
-	if (input->timed)
-		part->times = mr_zeros(pairs, sizeof(TimestampTz));
+	mr_input_columns(part, false, pairs, mr_memory_left() / 4);
 	part->item_users = mr_zeros(part->nitems, sizeof(uint32));
 	for (uint32 user = 0; user < input->nusers; user++)
-		for (uint32 p = input->user_start[user]; p < input->user_start[user + 1]; p++)
-		{
-			uint32 item = items[input->user_items[p]];
+	{
+		const uint32 *user_items = mr_input_column(input, input->user_items, user);
+		const double *weights =
+			mr_input_column(input, early ? input->early_weights : input->weights, user);
+		const TimestampTz *times = mr_input_column(input, early ? input->early_times : input->times,
+												   user);
+		const uint8 *user_flags = flags + input->user_start[user];
 
-			if (((flags[p] & mask) != 0) != is_set)
+		CHECK_FOR_INTERRUPTS();
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
+		{
+			uint32 item = items[user_items[p]];
+
+			if (((user_flags[p] & mask) != 0) != is_set)
 				continue;
 			if (input->weighted)
-				part->weights[part->pairs] = weights[p];
+				*(double *) mr_column_add(part->weights) = weights[p];
 			if (input->timed)
-				part->times[part->pairs] = times[p];
+				*(TimestampTz *) mr_column_add(part->times) = times[p];
 			part->item_users[item]++;
-			part->user_items[part->pairs++] = item;
-			part->user_start[users[user] + 1] = part->pairs;
+			*(uint32 *) mr_column_add(part->user_items) = item;
+			part->user_start[users[user] + 1] = ++part->pairs;
 		}
+	}
 	pfree(users);
 	pfree(items);
 	return part;
 }
 
-uint32 *
-mr_input_places(const MrIds *ids, MrIds *others)
-{
-	uint32 *places = mr_zeros(mr_ids_count(ids), sizeof(uint32));
-
-	for (uint32 i = 0; i < mr_ids_count(ids); i++)
-		if (!mr_ids_place(others, mr_ids_value(ids, i), &places[i]))
-			places[i] = MR_UNKNOWN;
-	return places;
-}
-
 uint32
 mr_input_find(const MrInput *input, uint32 user, uint32 item)
 {
-	uint32 first = input->user_start[user];
-	uint32 end = input->user_start[user + 1];
+	const uint32 *items = mr_input_column(input, input->user_items, user);
+	uint32 first = 0;
+	uint32 end = mr_input_length(input, user);
 
 	while (first < end)
 	{
 		uint32 middle = first + (end - first) / 2;
 
-		if (input->user_items[middle] < item)
+		if (items[middle] < item)
 			first = middle + 1;
 		else
 			end = middle;
 	}
-	return first < input->user_start[user + 1] && input->user_items[first] == item ? first
-																				   : MR_UNKNOWN;
+	return first < mr_input_length(input, user) && items[first] == item
+			   ? input->user_start[user] + first
+			   : MR_UNKNOWN;
 }
 
 void
 mr_input_mark(const MrInput *input, uint8 *flags, const MrInput *pairs, uint8 bit)
 {
-	uint32 *users = mr_input_places(pairs->users, input->users);
-	uint32 *items = mr_input_places(pairs->items, input->items);
+	uint32 *users = mr_ids_places(pairs->users, input->users);
+	uint32 *items = mr_ids_places(pairs->items, input->items);
 
 	for (uint32 user = 0; user < pairs->nusers; user++)
-		for (uint32 p = pairs->user_start[user]; p < pairs->user_start[user + 1]; p++)
+	{
+		const uint32 *user_items = mr_input_column(pairs, pairs->user_items, user);
+
+		CHECK_FOR_INTERRUPTS();
+		for (uint32 p = 0; p < mr_input_length(pairs, user); p++)
 		{
-			uint32 item = items[pairs->user_items[p]];
+			uint32 item = items[user_items[p]];
 			uint32 at = users[user] == MR_UNKNOWN || item == MR_UNKNOWN
 							? MR_UNKNOWN
 							: mr_input_find(input, users[user], item);
@@ -125,6 +131,7 @@ mr_input_mark(const MrInput *input, uint8 *flags, const MrInput *pairs, uint8 bi
 			if (at != MR_UNKNOWN)
 				flags[at] |= bit;
 		}
+	}
 	pfree(users);
 	pfree(items);
 }

@@ -2,7 +2,7 @@
  * predict.c
  *	  predict() and predict_for(): what trees say of a row.
  *
- * A session keeps the version of each model that it has asked last.  A call keeps the one that it uses: which version is served, and
+ * A session keeps the version of each model that it has asked last: in shared memory, or in its own while there is no copy.  A call keeps the one that it uses: which version is served, and
  * whether the caller may ask, is looked up again only when the snapshot is another one, which is once for a statement.
  */
 #include "postgres.h"
@@ -10,46 +10,40 @@
 #include <math.h>
 
 #include "access/htup_details.h"
-#include "catalog/objectaddress.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
+#include "core/copies.h"
 #include "core/statement.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/catalogue.h"
-#include "model/lookup.h"
 #include "model/model.h"
 #include "model/predictor.h"
-#include "model/store.h"
 #include "parser/parse_coerce.h"
-#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(millrace_predict);
 PG_FUNCTION_INFO_V1(millrace_predict_for);
 
-/* What a session knows of a model. */
-typedef struct Known
+/* The table that a model reads. */
+enum
 {
-	Oid relation; /* key */
-	bool valid;
-	int32 id;
-	Oid owner;
-	Oid trees; /* the table: SELECT on it lets one ask for entities */
+	TREES /* SELECT on it lets one ask for entities */
+};
+
+/* What a session keeps of a model. */
+typedef struct Kept
+{
 	int nentity;
-	MrIndexed aliases;
 	MrPredictor *predictor; /* the version that was asked last, or NULL */
 	SPIPlanPtr features; /* of an entity; NULL until it is needed */
-} Known;
+} Kept;
 
 /* How a column's values become a feature's. */
 typedef struct Column
@@ -67,7 +61,7 @@ typedef struct Call
 	Oid relation;
 	Oid user;
 	SnapshotData seen; /* of it only what tells snapshots apart */
-	Known *known;
+	MrModel *model;
 	MrPredictor *predictor;
 	float *row;
 	/* Of rows of one type: */
@@ -78,76 +72,54 @@ typedef struct Call
 	bool *nulls;
 } Call;
 
-static HTAB *models = NULL;
-
 /* ---- models ----------------------------------------------------------------------------------------------- */
 
+/* Reads what a session keeps of a model. */
 static void
-relation_changed(Datum arg, Oid relid)
+learn(MrModel *model, HeapTuple row, TupleDesc desc)
 {
-	HASH_SEQ_STATUS all;
-	Known *known;
-
-	hash_seq_init(&all, models);
-	while ((known = hash_seq_search(&all)) != NULL)
-		if (!OidIsValid(relid) || relid == known->relation)
-			known->valid = false;
-}
-
-/* Reads what a session keeps of a model.  Its trees stay, if it is the same one. */
-static void
-learn(Known *known)
-{
-	TupleDesc desc;
-	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model", "model_relation_key"), 2,
-								  ObjectIdGetDatum(known->relation), 0, (Datum) 0, &desc);
+	Kept *kept = model->kept;
 	bool isnull;
-	int32 id;
 
-	if (row == NULL ||
-		strcmp(TextDatumGetCString(mr_lookup_named(row, desc, "kind", &isnull)), "xgboost") != 0)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("%s is not a model%s",
-							   DatumGetCString(DirectFunctionCall1(
-								   regclassout, ObjectIdGetDatum(known->relation))),
-							   row == NULL ? "" : " that predicts")));
-	id = DatumGetInt32(mr_lookup_column(row, 1, desc));
-	if (known->id != id)
-	{
-		if (known->predictor != NULL)
-			mr_predictor_release(known->predictor);
-		known->predictor = NULL;
-		/* the old one may be running: it is left alone */
-		known->features = NULL;
-	}
-	known->id = id;
-	known->owner = DatumGetObjectId(mr_lookup_named(row, desc, "owner", &isnull));
-	known->nentity = ArrayGetNItems(
+	model->tables[TREES] = mr_lookup_state(model->id, "trees", "trees_pkey");
+	kept->nentity = ArrayGetNItems(
 		1, ARR_DIMS(DatumGetArrayTypeP(mr_lookup_named(row, desc, "entity", &isnull))));
-	known->trees = mr_store_table(id, "trees");
-	known->aliases = mr_lookup_configuration("model_alias", "model_alias_pkey");
-	known->valid = true;
 }
 
-static Known *
-find_model(Oid relation)
+/* Lets go of the trees of a model that is gone.  Its statement may be running: that is left alone. */
+static void
+forget(void *kept)
 {
-	Known *known;
-	bool found;
+	if (((Kept *) kept)->predictor != NULL)
+		mr_predictor_release(((Kept *) kept)->predictor);
+}
 
-	if (models == NULL)
+const MrModelKeeping mr_trees_keeping = {sizeof(Kept), learn, forget};
+
+/* Has the session keep a version; in shared memory, if there is a copy. */
+static MrPredictor *
+keep_version(MrModel *model, int32 version)
+{
+	Kept *kept = model->kept;
+	MrPredictor *predictor = kept->predictor;
+	bool is_kept = predictor != NULL && predictor->version == version;
+
+	if (is_kept && predictor->segment != NULL && mr_copies_enabled())
 	{
-		HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(Known)};
-
-		models = hash_create("millrace trees", 16, &control, HASH_ELEM | HASH_BLOBS);
-		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+		mr_copy_touch(predictor->segment);
+		return predictor;
 	}
-	known = hash_search(models, &relation, HASH_ENTER, &found);
-	if (!found)
-		memset((char *) known + sizeof(Oid), 0, sizeof(Known) - sizeof(Oid));
-	if (!known->valid)
-		learn(known);
-	return known;
+	predictor = mr_predictor_attach(model, version);
+	if (predictor == NULL && is_kept && kept->predictor->segment == NULL)
+		return kept->predictor;
+	if (predictor == NULL)
+		predictor = mr_predictor_load(model->id, version);
+	if (!mr_copies_enabled())
+		mr_copy_forget(model->relation, 0);
+	if (kept->predictor != NULL)
+		mr_predictor_release(kept->predictor);
+	kept->predictor = predictor;
+	return predictor;
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------ */
@@ -174,33 +146,16 @@ same_snapshot(const SnapshotData *a, const SnapshotData *b)
 static void
 use_served(Call *call, MemoryContext context)
 {
-	Known *known = call->known;
-	TupleDesc desc;
-	HeapTuple row = mr_lookup_row(known->aliases, 1, Int32GetDatum(known->id), 2,
-								  CStringGetTextDatum("production"), &desc);
-	int32 version;
+	MrPredictor *predictor = keep_version(call->model, mr_model_served(call->model));
 
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("model %s has no version yet", mr_relation_name(known->relation)),
-						errhint("Call millrace.train().")));
-	version = DatumGetInt32(mr_lookup_column(row, 3, desc));
-	if (known->predictor == NULL || known->predictor->version != version)
-	{
-		MrPredictor *loaded = mr_predictor_load(known->id, version);
-
-		if (known->predictor != NULL)
-			mr_predictor_release(known->predictor);
-		known->predictor = loaded;
-	}
-	if (call->predictor == known->predictor)
+	if (call->predictor == predictor)
 		return;
 	if (call->predictor != NULL)
 		mr_predictor_release(call->predictor);
-	call->predictor = known->predictor;
-	call->predictor->uses++;
+	call->predictor = predictor;
+	predictor->uses++;
 	call->identifier = 0;
-	call->row = MemoryContextAlloc(context, call->predictor->nfeatures * sizeof(float));
+	call->row = MemoryContextAlloc(context, predictor->nfeatures * sizeof(float));
 }
 
 /* What the call site keeps, with the version that is served to the current user. */
@@ -209,7 +164,6 @@ prepare_call(FmgrInfo *function, Oid relation)
 {
 	Call *call = function->fn_extra;
 	Snapshot snapshot = GetActiveSnapshot();
-	AclResult allowed;
 
 	if (call == NULL)
 	{
@@ -219,17 +173,12 @@ prepare_call(FmgrInfo *function, Oid relation)
 		MemoryContextRegisterResetCallback(function->fn_mcxt, &call->release);
 		function->fn_extra = call;
 	}
+	/* Somebody who fetches from a cursor may have dropped the model meanwhile. */
 	if (call->relation == relation && call->user == GetUserId() &&
-		same_snapshot(&call->seen, snapshot))
+		call->model->learnt == call->model->changes && same_snapshot(&call->seen, snapshot))
 		return call;
 	call->relation = InvalidOid;
-	allowed = pg_class_aclcheck(relation, GetUserId(), ACL_SELECT);
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(relation)),
-					   get_rel_name(relation));
-	/* Nobody drops the model meanwhile. */
-	LockRelationOid(relation, AccessShareLock);
-	call->known = find_model(relation);
+	call->model = mr_model_open(relation, true);
 	use_served(call, function->fn_mcxt);
 	call->user = GetUserId();
 	call->seen = *snapshot;
@@ -524,58 +473,79 @@ millrace_predict(PG_FUNCTION_ARGS)
 									   format_type_be(type))));
 			take_composite(call, PG_GETARG_DATUM(1), fcinfo->flinfo->fn_mcxt);
 	}
-	margin = mr_trees_margin(call->predictor->trees, row);
-	PG_RETURN_FLOAT4(output_margin ? margin : mr_trees_predict(call->predictor->trees, margin));
+	margin = mr_trees_margin(&call->predictor->trees, row);
+	PG_RETURN_FLOAT4(output_margin ? margin : mr_trees_predict(&call->predictor->trees, margin));
 }
 
 /* ---- entities --------------------------------------------------------------------------------------------- */
 
+/* A type by its name; what "character" and "bit" mean in SQL is a length of 1. */
+static char *
+type_name(Oid type)
+{
+	return format_type_extended(type, -1, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/* The operator by which values of an entity's column are the same. */
+static Oid
+equality(Oid type, const char *column)
+{
+	Oid equals = lookup_type_cache(type, TYPECACHE_EQ_OPR)->eq_opr;
+
+	if (!OidIsValid(equals))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+						errmsg("column \"%s\" of the entity has type %s, which has no equality",
+							   column, format_type_be(type))));
+	return equals;
+}
+
 /* The statement that gives the features of an entity.  SPI is connected, as the owner. */
 static SPIPlanPtr
-prepare_features(const Known *known)
+prepare_features(const MrModel *model)
 {
-	Oid view = mr_definition_view("model", known->id);
+	int nentity = ((const Kept *) model->kept)->nentity;
+	Oid view = mr_definition_view("model", model->id);
 	Oid type = JSONOID;
 	StringInfoData sql;
-	SPIPlanPtr plan;
 
-	if (!OidIsValid(view))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("the query millrace_def.model_%d is gone", known->id),
-						errdetail("Something that it needs was dropped with CASCADE."),
-						errhint("Drop the model with millrace.drop_model() and create it again.")));
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ");
-	for (AttrNumber a = known->nentity + 2; get_attname(view, a, true) != NULL; a++)
-		appendStringInfo(&sql, "%sv.%s", a > known->nentity + 2 ? ", " : "",
+	for (AttrNumber a = nentity + 2; get_attname(view, a, true) != NULL; a++)
+		appendStringInfo(&sql, "%sv.%s", a > nentity + 2 ? ", " : "",
 						 quote_identifier(get_attname(view, a, false)));
-	appendStringInfo(&sql, " FROM millrace_def.model_%d AS v WHERE ", known->id);
-	for (AttrNumber a = 1; a <= known->nentity; a++)
+	appendStringInfo(&sql, " FROM millrace_def.model_%d AS v WHERE ", model->id);
+	for (AttrNumber a = 1; a <= nentity; a++)
 	{
 		char *name = get_attname(view, a, false);
+		Oid column = get_atttype(view, a);
 
-		appendStringInfo(&sql, "%sv.%s = ($1 ->> %s)::%s", a > 1 ? " AND " : "",
-						 quote_identifier(name), quote_literal_cstr(name),
-						 format_type_be_qualified(get_atttype(view, a)));
+		appendStringInfoString(&sql, a > 1 ? " AND " : "");
+		/* By the type's own equality, which need not be in pg_catalog: an index on the column may serve. */
+		generate_operator_clause(
+			&sql, psprintf("v.%s", quote_identifier(name)), column, equality(column, name),
+			psprintf("($1 ->> %s)::%s", quote_literal_cstr(name), type_name(column)), column);
 	}
 	appendStringInfoString(&sql, " LIMIT 2");
-	plan = SPI_prepare(sql.data, 1, &type);
-	if (plan == NULL || SPI_keepplan(plan) != 0)
-		elog(ERROR, "cannot prepare \"%s\": %s", sql.data, SPI_result_code_string(SPI_result));
-	return plan;
+	return mr_sql_prepare(sql.data, 1, &type);
 }
 
 /* An entity must have the columns of the model's, and no other. */
 static void
-check_entity(const Known *known, text *entity)
+check_entity(const MrModel *model, text *entity)
 {
 	JsonbContainer *object =
 		&DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(entity))))
 			 ->root;
-	Oid view = mr_definition_view("model", known->id);
+	int nentity = ((const Kept *) model->kept)->nentity;
+	Oid view = mr_definition_view("model", model->id);
 	bool is_object = JsonContainerIsObject(object);
 
-	for (AttrNumber a = 1; is_object && a <= known->nentity; a++)
+	if (!OidIsValid(view))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the query of model %s is gone", mr_relation_name(model->relation)),
+						errdetail("Something that it needs was dropped with CASCADE."),
+						errhint("Drop the model with millrace.drop_model() and create it again.")));
+	for (AttrNumber a = 1; is_object && a <= nentity; a++)
 	{
 		char *name = get_attname(view, a, true);
 
@@ -584,9 +554,9 @@ check_entity(const Known *known, text *entity)
 			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 							errmsg("the entity has no \"%s\"", name)));
 	}
-	if (!is_object || JsonContainerSize(object) != (uint32) known->nentity)
+	if (!is_object || JsonContainerSize(object) != (uint32) nentity)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("the entity must be a JSON object of %d members", known->nentity)));
+						errmsg("the entity must be a JSON object of %d members", nentity)));
 }
 
 /* What the served version says of an entity, by what the model's query gives of it now. */
@@ -597,33 +567,35 @@ millrace_predict_for(PG_FUNCTION_ARGS)
 	Datum entity;
 	MrAsOwner as;
 	float margin;
-	Known *known;
+	MrModel *model;
+	Kept *kept;
 	Call *call;
 	int result;
 
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_NULL();
 	call = prepare_call(fcinfo->flinfo, PG_GETARG_OID(0));
-	known = call->known;
-	if (pg_class_aclcheck(known->trees, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	model = call->model;
+	kept = model->kept;
+	if (pg_class_aclcheck(model->tables[TREES].table, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for the entities of model %s",
-							   mr_relation_name(known->relation)),
+							   mr_relation_name(model->relation)),
 						errhint("The model's owner may give it with millrace.grant_profiles().")));
 	entity = PG_GETARG_DATUM(1);
-	check_entity(known, DatumGetTextPP(entity));
+	check_entity(model, DatumGetTextPP(entity));
 
-	mr_become_owner(&as, known->owner);
+	mr_become_owner(&as, model->owner);
 	SPI_connect();
-	if (known->features == NULL)
-		known->features = prepare_features(known);
-	result = SPI_execute_plan(known->features, &entity, NULL, true, 2);
+	if (kept->features == NULL)
+		kept->features = prepare_features(model);
+	result = SPI_execute_plan(kept->features, &entity, NULL, true, 2);
 	if (result != SPI_OK_SELECT)
 		elog(ERROR, "cannot read an entity: %s", SPI_result_code_string(result));
 	if (SPI_processed > 1)
 		ereport(ERROR, (errcode(ERRCODE_CARDINALITY_VIOLATION),
 						errmsg("the query of model %s gives the entity more than once",
-							   mr_relation_name(known->relation))));
+							   mr_relation_name(model->relation))));
 	if (SPI_processed == 1)
 	{
 		/* Its rows are always of the same kind: any number that no type has. */
@@ -635,6 +607,6 @@ millrace_predict_for(PG_FUNCTION_ARGS)
 	mr_become_caller(&as);
 	if (!result)
 		PG_RETURN_NULL();
-	margin = mr_trees_margin(call->predictor->trees, call->row);
-	PG_RETURN_FLOAT4(mr_trees_predict(call->predictor->trees, margin));
+	margin = mr_trees_margin(&call->predictor->trees, call->row);
+	PG_RETURN_FLOAT4(mr_trees_predict(&call->predictor->trees, margin));
 }

@@ -5,39 +5,49 @@
 #ifndef MR_MODEL_PREDICTOR_H
 #define MR_MODEL_PREDICTOR_H
 
+#include "model/session.h"
 #include "model/trees.h"
+#include "storage/dsm.h"
 
 /* A value of a category, and its number. */
 typedef struct MrCode
 {
-	const char *text;
-	int length;
+	uint32 text; /* where it begins in the texts */
+	uint32 length;
 	float code;
 } MrCode;
 
 typedef struct MrFeature
 {
-	char *name;
+	const char *name;
 	bool is_category;
 	float unseen; /* what stands for a value that is not there */
-	int ncodes;
-	MrCode *codes; /* by their bytes */
+	uint32 ncodes;
+	const MrCode *codes; /* by their bytes */
+	const char *texts;
 } MrFeature;
 
-/* A version; it is freed when nobody uses it any more. */
+/* A version, in shared memory or in this process's own; it is let go of when nobody uses it any more. */
 typedef struct MrPredictor
 {
 	MemoryContext context;
+	dsm_segment *segment; /* NULL: it is all in the context */
 	int uses;
 	int32 version;
 	int nfeatures;
 	MrFeature *features;
-	MrTrees *trees;
+	MrTrees trees;
 } MrPredictor;
 
-/* Reads a version of a model into a context of its own below CacheMemoryContext; it is used once. */
+/* The copy of a version in shared memory, which is used once; NULL: there is none (yet). */
+extern MrPredictor *mr_predictor_attach(MrModel *model, int32 version);
+
+/* Reads a version of a model into memory of its own; it is used once. */
 extern MrPredictor *mr_predictor_load(int32 model_id, int32 version);
 extern void mr_predictor_release(MrPredictor *predictor);
+
+/* For the process that makes a copy; NULL: there is no room. */
+extern dsm_segment *mr_predictor_copy(int32 model_id, int32 version);
 
 /* The number of a feature, or -1. */
 extern int mr_predictor_find(const MrPredictor *predictor, const char *name, int length);

@@ -2,175 +2,167 @@
  * served.c
  *	  The version of a model that is served.
  *
- * A session remembers what cannot change while the model is there: which tables it has.  Whether the caller may ask and which
- * version is served is looked up at each call.  Lists are read from a copy in shared memory (lists.h), or row by row from the tables
- * while there is none.
+ * Lists are read from a copy in shared memory (lists.h), or row by row from the tables while there is none.
  */
 #include "postgres.h"
 
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/objectaddress.h"
+#include "core/catalog.h"
 #include "core/copies.h"
-#include "core/statement.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "model/copied.h"
 #include "model/ids.h"
+#include "model/named.h"
+#include "model/online.h"
 #include "model/served.h"
-#include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
-/* How long a session reads tables, when there is no copy, until it asks for one again (ms). */
-#define ASK_AGAIN 1000
-
-static HTAB *models = NULL;
+/* How much of a list is fetched before it is read. */
+#define PREFETCH_LINES 6
 
 /* ---- models ----------------------------------------------------------------------------------------------- */
 
-/* A model may be another one by now; one that is answering goes on with what it has. */
+/* Finds how ids of a type are read. */
 static void
-relation_changed(Datum arg, Oid relid)
+learn_input(MrIdInput *input, Oid type)
 {
-	HASH_SEQ_STATUS all;
-	MrKnown *known;
+	Oid function;
 
-	hash_seq_init(&all, models);
-	while ((known = hash_seq_search(&all)) != NULL)
-		if (!OidIsValid(relid) || relid == known->relation)
-			known->valid = false;
+	getTypeInputInfo(type, &function, &input->parameter);
+	fmgr_info_cxt(function, &input->function, CacheMemoryContext);
 }
 
 /* Reads what a session keeps of a model. */
 static void
-learn(MrKnown *known)
+learn(MrModel *model, HeapTuple row, TupleDesc desc)
 {
-	TupleDesc desc;
-	HeapTuple row = mr_lookup_row(mr_lookup_configuration("model", "model_relation_key"), 2,
-								  ObjectIdGetDatum(known->relation), 0, (Datum) 0, &desc);
+	MrKept *kept = model->kept;
 	bool is_varlena;
 	bool isnull;
+	Datum value;
 	Oid output;
+	Oid view;
 
-	if (row == NULL ||
-		strcmp(TextDatumGetCString(mr_lookup_named(row, desc, "kind", &isnull)), "item_knn") != 0)
-		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-						errmsg("%s is not a model%s",
-							   DatumGetCString(DirectFunctionCall1(
-								   regclassout, ObjectIdGetDatum(known->relation))),
-							   row == NULL ? "" : " that recommends")));
-	known->id = DatumGetInt32(mr_lookup_column(row, 1, desc));
-	known->aliases = mr_lookup_configuration("model_alias", "model_alias_pkey");
-	known->by_number = mr_lookup_state(known->id, "item", "item_pkey");
-	known->by_item = mr_lookup_state(known->id, "item", "item_item");
-	known->by_place = mr_lookup_state(known->id, "item", "item_place");
-	known->users = mr_lookup_state(known->id, "user", "user_pkey");
-	known->targets = mr_lookup_state(known->id, "target", "target_pkey");
-	known->sources = mr_lookup_state(known->id, "source", "source_pkey");
-	known->type = get_atttype(known->by_number.table, MR_ITEM_ID);
-	known->collation = mr_ids_collation(known->type);
-	fmgr_info_cxt(lookup_type_cache(known->type, TYPECACHE_CMP_PROC)->cmp_proc, &known->compare,
-				  CacheMemoryContext);
-	get_typlenbyval(known->type, &known->length, &known->by_value);
-	getTypeOutputInfo(known->type, &output, &is_varlena);
-	fmgr_info_cxt(output, &known->output, CacheMemoryContext);
-	known->owner = DatumGetObjectId(mr_lookup_named(row, desc, "owner", &isnull));
-	(void) mr_lookup_named(row, desc, "catalogue", &isnull);
-	known->has_catalogue = !isnull;
-	known->valid = true;
-}
-
-/* What the session knows of a model. */
-static MrKnown *
-find_model(Oid relation)
-{
-	MrKnown *known;
-	bool found;
-
-	if (models == NULL)
+	model->tables[MR_BY_NUMBER] = mr_lookup_state(model->id, "item", "item_pkey");
+	model->tables[MR_BY_ITEM] = mr_lookup_state(model->id, "item", "item_item");
+	model->tables[MR_USERS] = mr_lookup_state(model->id, "user", "user_pkey");
+	if (model->kind == MR_MODEL_ONLINE)
 	{
-		HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(MrKnown)};
-
-		models = hash_create("millrace models", 16, &control, HASH_ELEM | HASH_BLOBS);
-		CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+		model->tables[MR_PAIRS] = mr_lookup_state(model->id, "pair", "pair_item");
+		mr_counted_learn(&kept->counting, mr_lookup_named(row, desc, "params", &isnull));
 	}
-	known = hash_search(models, &relation, HASH_ENTER, &found);
-	if (!found)
-		memset((char *) known + sizeof(Oid), 0, sizeof(MrKnown) - sizeof(Oid));
-	if (!known->valid)
-		learn(known);
-	return known;
+	else
+	{
+		model->tables[MR_BY_PLACE] = mr_lookup_state(model->id, "item", "item_place");
+		model->tables[MR_TARGETS] = mr_lookup_state(model->id, "target", "target_pkey");
+		model->tables[MR_SOURCES] = mr_lookup_state(model->id, "source", "source_pkey");
+	}
+	value = mr_lookup_named(row, desc, "target_id", &isnull);
+	view = mr_definition_view("model", model->id);
+	kept->target_id = isnull || !OidIsValid(view) || model->kind == MR_MODEL_ONLINE
+						  ? 0
+						  : DatumGetInt32(value);
+	if (kept->target_id != 0)
+	{
+		kept->weighted = get_attnum(view, "weight") != InvalidAttrNumber;
+		model->tables[MR_KEEPING] = mr_lookup_configuration("target", "target_pkey");
+		model->tables[MR_CURRENT_USERS] = mr_lookup_state(model->id, "current_user",
+														  "current_user_pkey");
+		model->tables[MR_CURRENT_ITEMS] = mr_lookup_state(model->id, "current_item",
+														  "current_item_pkey");
+	}
+	kept->placed = 0;
+	kept->type = get_atttype(model->tables[MR_BY_NUMBER].table, MR_ITEM_ID);
+	kept->collation = mr_ids_collation(kept->type);
+	learn_input(&kept->items, kept->type);
+	learn_input(&kept->users,
+				get_atttype(model->tables[MR_USERS].table,
+							model->kind == MR_MODEL_ONLINE ? MR_ONLINE_KEY : MR_USER_ID));
+	fmgr_info_cxt(lookup_type_cache(kept->type, TYPECACHE_CMP_PROC)->cmp_proc, &kept->compare,
+				  CacheMemoryContext);
+	get_typlenbyval(kept->type, &kept->length, &kept->by_value);
+	getTypeOutputInfo(kept->type, &output, &is_varlena);
+	fmgr_info_cxt(output, &kept->output, CacheMemoryContext);
+	(void) mr_lookup_named(row, desc, "catalogue", &isnull);
+	kept->has_catalogue = !isnull;
+	(void) mr_lookup_named(row, desc, "popular", &isnull);
+	kept->has_popular = !isnull;
 }
+
+/* Lets go of what is kept of a model that is gone. */
+static void
+forget(void *kept)
+{
+	if (((MrKept *) kept)->segment != NULL)
+		dsm_detach(((MrKept *) kept)->segment);
+	if (((MrKept *) kept)->places != NULL)
+		pfree(((MrKept *) kept)->places);
+	if (((MrKept *) kept)->ids != NULL)
+		MemoryContextDelete(((MrKept *) kept)->ids);
+}
+
+const MrModelKeeping mr_neighbours_keeping = {sizeof(MrKept), learn, forget};
 
 /*
  * The copy of a version, or NULL.  What a transaction has used it keeps to its end: a function that the caller's query calls may
  * ask again, and see another version.
  */
 static const MrCopy *
-find_copy(MrKnown *known, int32 version)
+find_copy(MrModel *model, int32 version)
 {
 	TimestampTz transaction = GetCurrentTransactionStartTimestamp();
+	MrKept *kept = model->kept;
 
-	if (known->segment != NULL && (known->copied != version || !mr_copies_enabled()))
+	if (kept->segment != NULL && (kept->copied != version || !mr_copies_enabled()))
 	{
-		if (known->used == transaction)
+		if (kept->used == transaction)
 			return NULL;
-		dsm_detach(known->segment);
-		known->segment = NULL;
+		dsm_detach(kept->segment);
+		kept->segment = NULL;
 		if (!mr_copies_enabled())
-			mr_copy_forget(known->relation, 0);
+			mr_copy_forget(model->relation, 0);
 	}
-	if (known->segment == NULL && mr_copies_enabled() &&
-		TimestampDifferenceExceeds(known->asked, GetCurrentStatementStartTimestamp(), ASK_AGAIN))
+	if (kept->segment == NULL)
 	{
-		known->segment = mr_version_attach(known->relation, known->id, version, &known->copy);
-		known->copied = version;
-		known->asked = known->segment == NULL ? GetCurrentStatementStartTimestamp() : 0;
+		kept->segment = mr_copied_attach(model, version);
+		if (kept->segment == NULL)
+			return NULL;
+		kept->copied = version;
+		mr_lists_find(&kept->copy, mr_copy_data(kept->segment));
 	}
-	if (known->segment == NULL)
-		return NULL;
-	known->used = transaction;
-	mr_copy_touch(known->segment);
-	return &known->copy;
+	kept->used = transaction;
+	mr_copy_touch(kept->segment);
+	return &kept->copy;
 }
 
 void
 mr_served_open(MrServed *served, Oid relation)
 {
-	AclResult allowed;
-	TupleDesc desc;
-	HeapTuple row;
+	MrModel *model = mr_model_open(relation, false);
 
 	memset(served, 0, sizeof(MrServed));
-	allowed = pg_class_aclcheck(relation, GetUserId(), ACL_SELECT);
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(relation)),
-					   get_rel_name(relation));
-	/* Nobody drops the model meanwhile. */
-	LockRelationOid(relation, AccessShareLock);
-	served->known = find_model(relation);
-	row = mr_lookup_row(served->known->aliases, 1, Int32GetDatum(served->known->id), 2,
-						CStringGetTextDatum("production"), &desc);
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("model %s has no version yet", mr_relation_name(relation)),
-						errhint("Call millrace.train().")));
-	served->version = DatumGetInt32(mr_lookup_column(row, 3, desc));
-	served->copy = find_copy(served->known, served->version);
+	served->model = model;
+	served->kept = model->kept;
+	served->version = mr_model_served(model);
+	if (model->kind != MR_MODEL_ONLINE)
+		served->copy = find_copy(model, served->version);
 	if (served->copy == NULL)
 	{
-		served->items = table_open(served->known->by_number.table, AccessShareLock);
-		served->by_number = index_open(served->known->by_number.index, AccessShareLock);
+		served->items = table_open(model->tables[MR_BY_NUMBER].table, AccessShareLock);
+		served->by_number = index_open(model->tables[MR_BY_NUMBER].index, AccessShareLock);
 		served->slot = table_slot_create(served->items, NULL);
 		served->scan = mr_index_beginscan(served->items, served->by_number, GetActiveSnapshot(), 2);
 	}
+	if (served->model->kind == MR_MODEL_ONLINE)
+		served->counted = mr_counted_open(served);
 }
 
 void
@@ -178,6 +170,8 @@ mr_served_close(MrServed *served)
 {
 	if (served->copy != NULL)
 		return;
+	if (served->counted != NULL)
+		mr_counted_close(served->counted);
 	index_endscan(served->scan);
 	ExecDropSingleTupleTableSlot(served->slot);
 	index_close(served->by_number, AccessShareLock);
@@ -187,18 +181,14 @@ mr_served_close(MrServed *served)
 /* ---- items ------------------------------------------------------------------------------------------------ */
 
 Datum
-mr_served_read_id(Oid type, char *text)
+mr_served_read_id(MrIdInput *input, char *text)
 {
-	Oid input;
-	Oid parameter;
-
-	getTypeInputInfo(type, &input, &parameter);
-	return OidInputFunctionCall(input, text, parameter, -1);
+	return InputFunctionCall(&input->function, text, input->parameter, -1);
 }
 
 /* The number of an item in a copy: numbers have the order of ids. */
 static bool
-search_item(const MrKnown *known, const MrCopy *copy, Datum id, uint32 *number)
+search_item(const MrKept *kept, const MrCopy *copy, Datum id, uint32 *number)
 {
 	uint32 low = 0;
 	uint32 high = copy->items;
@@ -206,8 +196,8 @@ search_item(const MrKnown *known, const MrCopy *copy, Datum id, uint32 *number)
 	while (low < high)
 	{
 		uint32 middle = low + (high - low) / 2;
-		int32 order = DatumGetInt32(FunctionCall2Coll(
-			(FmgrInfo *) &known->compare, known->collation, mr_version_id(copy, middle), id));
+		int32 order = DatumGetInt32(FunctionCall2Coll((FmgrInfo *) &kept->compare, kept->collation,
+													  mr_lists_id(copy, middle), id));
 
 		if (order == 0)
 		{
@@ -223,17 +213,16 @@ search_item(const MrKnown *known, const MrCopy *copy, Datum id, uint32 *number)
 }
 
 bool
-mr_served_find_item(MrServed *served, char *text, uint32 *number)
+mr_served_find_id(MrServed *served, Datum id, uint32 *number)
 {
-	Datum id = mr_served_read_id(served->known->type, text);
 	SysScanDesc rows;
 	HeapTuple row;
 	bool found;
 
 	if (served->copy != NULL)
-		return search_item(served->known, served->copy, id, number);
-	rows = mr_lookup(served->items, served->known->by_item.index, 1, Int32GetDatum(served->version),
-					 MR_ITEM_ID, id);
+		return search_item(served->kept, served->copy, id, number);
+	rows = mr_lookup(served->items, served->model->tables[MR_BY_ITEM].index, 1,
+					 Int32GetDatum(served->version), MR_ITEM_ID, id);
 	row = systable_getnext(rows);
 	found = HeapTupleIsValid(row);
 	if (found)
@@ -243,36 +232,85 @@ mr_served_find_item(MrServed *served, char *text, uint32 *number)
 	return found;
 }
 
+bool
+mr_served_find_item(MrServed *served, char *text, uint32 *number)
+{
+	return mr_served_find_id(served, mr_served_read_id(&served->kept->items, text), number) &&
+		   (served->counted == NULL || served->counted->sizes[*number] > 0);
+}
+
+/* Keeps the id of an item of an online model, whose number never becomes another's; no more of them than work_mem has room for. */
+static Datum
+keep_id(MrKept *kept, uint32 number, Datum id)
+{
+	MemoryContext previous;
+	bool found;
+
+	if (kept->ids == NULL)
+		kept->ids = AllocSetContextCreate(CacheMemoryContext, "millrace ids",
+										  ALLOCSET_DEFAULT_SIZES);
+	else if (MemoryContextMemAllocated(kept->ids, false) > work_mem * (Size) 1024)
+	{
+		kept->named = NULL;
+		MemoryContextReset(kept->ids);
+	}
+	if (kept->named == NULL)
+		kept->named = named_create(kept->ids, 128, NULL);
+	previous = MemoryContextSwitchTo(kept->ids);
+	id = datumCopy(id, kept->by_value, kept->length);
+	MemoryContextSwitchTo(previous);
+	named_insert(kept->named, number, &found)->id = id;
+	return id;
+}
+
 Datum
 mr_served_id(MrServed *served, uint32 number)
 {
+	MrKept *kept = served->kept;
 	ScanKeyData keys[2];
+	Named *named;
 	bool isnull;
+	Datum id;
 
 	if (served->copy != NULL)
-		return mr_version_id(served->copy, number);
+		return mr_lists_id(served->copy, number);
+	if (kept->named != NULL && (named = named_lookup(kept->named, number)) != NULL)
+		return named->id;
 	/* the columns of the key have the same numbers in table and index */
 	mr_lookup_key(&keys[0], served->items, 1, Int32GetDatum(served->version));
 	mr_lookup_key(&keys[1], served->items, MR_ITEM_NUMBER, Int32GetDatum((int32) number));
 	index_rescan(served->scan, keys, 2, NULL, 0);
 	if (!index_getnext_slot(served->scan, ForwardScanDirection, served->slot))
-		elog(ERROR, "model %d, version %d has no item %u", served->known->id, served->version,
+		elog(ERROR, "model %d, version %d has no item %u", served->model->id, served->version,
 			 number);
-	return slot_getattr(served->slot, MR_ITEM_ID, &isnull);
+	id = slot_getattr(served->slot, MR_ITEM_ID, &isnull);
+	return served->counted == NULL ? id : keep_id(kept, number, id);
+}
+
+Datum
+mr_served_id_copy(MrServed *served, uint32 number)
+{
+	return datumCopy(mr_served_id(served, number), served->kept->by_value, served->kept->length);
 }
 
 Datum
 mr_served_id_text(MrServed *served, Datum id)
 {
-	return CStringGetTextDatum(OutputFunctionCall(&served->known->output, id));
+	return CStringGetTextDatum(OutputFunctionCall(&served->kept->output, id));
 }
 
 void
 mr_reading_begin(MrReading *reading, const MrServed *served, bool targets, uint32 number)
 {
-	MrIndexed indexed = targets ? served->known->targets : served->known->sources;
+	MrIndexed indexed = served->model->tables[targets ? MR_TARGETS : MR_SOURCES];
 
 	reading->table = NULL;
+	if (served->counted != NULL)
+	{
+		reading->at_end = false;
+		reading->entries = mr_counted_list(served->counted, number, NULL, &reading->length);
+		return;
+	}
 	if (served->copy != NULL)
 	{
 		const MrLists *lists = targets ? &served->copy->targets : &served->copy->sources;
@@ -324,4 +362,39 @@ mr_reading_end(MrReading *reading)
 		return;
 	systable_endscan(reading->rows);
 	table_close(reading->table, AccessShareLock);
+}
+
+const MrListed *
+mr_served_sources(const MrServed *served, uint32 number, uint64 *length)
+{
+	MrListed *list = NULL;
+	MrReading reading;
+	uint64 room = 0;
+
+	*length = 0;
+	if (served->copy != NULL)
+	{
+		const MrLists *lists = &served->copy->sources;
+		const MrListed *entries = lists->entries + lists->start[number];
+
+		*length = lists->start[number + 1] - lists->start[number];
+		/* Lists are read together, and begin somewhere. */
+		for (int line = 0; line < PREFETCH_LINES; line++)
+			__builtin_prefetch((const char *) entries + line * 64);
+		return entries;
+	}
+	mr_reading_begin(&reading, served, false, number);
+	while (mr_reading_next(&reading))
+	{
+		if (*length + reading.length > room)
+		{
+			room = Max(room * 2, MR_NEIGHBOURS_BLOCK);
+			list = list == NULL ? palloc(room * sizeof(MrListed))
+								: repalloc_huge(list, room * sizeof(MrListed));
+		}
+		memcpy(list + *length, reading.entries, reading.length * sizeof(MrListed));
+		*length += reading.length;
+	}
+	mr_reading_end(&reading);
+	return list;
 }

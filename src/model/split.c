@@ -68,14 +68,15 @@ static void
 mark_first(const MrInput *input, uint32 user, uint32 m, bool by_time, int64 user_hash,
 		   char *const *item_texts, Drawn *drawn, uint8 others, uint8 *flags)
 {
-	uint32 first = input->user_start[user];
-	uint32 n = input->user_start[user + 1] - first;
+	const uint32 *items = mr_input_column(input, input->user_items, user);
+	const TimestampTz *times = mr_input_column(input, input->times, user);
+	uint32 n = mr_input_length(input, user);
 
 	for (uint32 i = 0; i < n; i++)
 	{
-		drawn[i].time = by_time ? input->times[first + i] : 0;
-		drawn[i].hash = hash_text(item_texts[input->user_items[first + i]], user_hash);
-		drawn[i].number = first + i;
+		drawn[i].time = by_time ? times[i] : 0;
+		drawn[i].hash = hash_text(item_texts[items[i]], user_hash);
+		drawn[i].number = input->user_start[user] + i;
 	}
 	qsort(drawn, n, sizeof(Drawn), compare_drawn);
 	for (uint32 i = 0; i < n; i++)
@@ -102,14 +103,19 @@ draw_users(const MrInput *input, int64 seed)
 {
 	Drawn *people = MemoryContextAllocHuge(CurrentMemoryContext,
 										   Max((Size) input->nusers, 1) * sizeof(Drawn));
-	char **texts = id_texts(input->users);
+	int nest_level = mr_settings_pin("UTC");
 
 	for (uint32 user = 0; user < input->nusers; user++)
 	{
+		char *text = mr_ids_text(input->users, user);
+
+		CHECK_FOR_INTERRUPTS();
 		people[user].time = 0;
-		people[user].hash = hash_text(texts[user], seed);
+		people[user].hash = hash_text(text, seed);
 		people[user].number = user;
+		pfree(text);
 	}
+	mr_settings_unpin(nest_level);
 	return people;
 }
 
@@ -155,9 +161,14 @@ mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed, uint8
 
 	if (kind == MR_SPLIT_TIME)
 	{
-		for (uint32 p = 0; p < input->pairs; p++)
-			if (input->late[p])
-				flags[p] |= MR_PAIR_ASKED;
+		for (uint32 user = 0; user < input->nusers; user++)
+		{
+			const bool *late = mr_input_column(input, input->late, user);
+
+			for (uint32 p = 0; p < mr_input_length(input, user); p++)
+				if (late[p])
+					flags[input->user_start[user] + p] |= MR_PAIR_ASKED;
+		}
 	}
 	else if (kind != MR_SPLIT_TABLES)
 	{
@@ -172,7 +183,7 @@ mr_split(const MrInput *input, MrSplitKind kind, double share, int64 seed, uint8
 		for (uint32 i = 0; i < chosen; i++)
 		{
 			uint32 user = people[i].number;
-			uint32 n = input->user_start[user + 1] - input->user_start[user];
+			uint32 n = mr_input_length(input, user);
 			uint32 m = kind == MR_SPLIT_LEAVE_ONE_OUT ? n > 1 : share_of(n, share);
 
 			CHECK_FOR_INTERRUPTS();

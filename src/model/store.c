@@ -129,20 +129,22 @@ write_users(int32 model_id, int32 version, const MrInput *input)
 	writing_begin(&writing, model_id, "user", version, 5, 3);
 	for (uint32 user = 0; user < input->nusers; user++)
 	{
-		uint32 first = input->user_start[user];
+		const uint32 *items = mr_input_column(input, input->user_items, user);
+		const double *weights = mr_input_column(input, input->weights, user);
+		uint32 length = mr_input_length(input, user);
+		uint32 first = 0;
 
-		for (int32 block = 0; first < input->user_start[user + 1]; block++)
+		for (int32 block = 0; first < length; block++)
 		{
 			Datum **values = writing_row(&writing, &row);
-			uint32 n = Min(input->user_start[user + 1] - first, most);
+			uint32 n = Min(length - first, most);
 
 			values[1][row] = mr_ids_value(input->users, user);
 			values[2][row] = Int32GetDatum(block);
-			values[3][row] = make_array(writing.context, INT4OID, 4, input->user_items + first, n);
+			values[3][row] = make_array(writing.context, INT4OID, 4, items + first, n);
 			writing.rows->nulls[4][row] = !input->weighted;
 			if (input->weighted)
-				values[4][row] = make_array(writing.context, FLOAT8OID, 8, input->weights + first,
-											n);
+				values[4][row] = make_array(writing.context, FLOAT8OID, 8, weights + first, n);
 			first += n;
 		}
 	}
@@ -174,12 +176,16 @@ write_list(Writing *writing, uint32 item, const int32 *neighbours, const float *
 static void
 write_targets(int32 model_id, int32 version, const MrKnn *knn)
 {
-	Size k = knn->shape.params.k;
 	Writing writing;
 
 	writing_begin(&writing, model_id, "target", version, 5, 3);
 	for (uint32 i = 0; i < knn->shape.items; i++)
-		write_list(&writing, i, knn->neighbours + i * k, knn->scores + i * k, knn->found[i]);
+	{
+		const float *scores;
+		const int32 *neighbours = mr_knn_list(knn, i, &scores);
+
+		write_list(&writing, i, neighbours, scores, knn->found[i]);
+	}
 	writing_flush(&writing);
 }
 
@@ -187,86 +193,138 @@ write_targets(int32 model_id, int32 version, const MrKnn *knn)
 static Size *
 find_sources(const MrKnn *knn)
 {
-	Size k = knn->shape.params.k;
 	uint32 items = knn->shape.items;
-	Size *start = MemoryContextAllocExtended(
-		CurrentMemoryContext, ((Size) items + 1) * sizeof(Size), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	Size *start = mr_zeros((Size) items + 1, sizeof(Size));
 
 	for (uint32 i = 0; i < items; i++)
+	{
+		const float *scores;
+		const int32 *neighbours = mr_knn_list(knn, i, &scores);
+
+		CHECK_FOR_INTERRUPTS();
 		for (uint32 n = 0; n < knn->found[i]; n++)
-			start[knn->neighbours[i * k + n] + 1]++;
+			start[neighbours[n] + 1]++;
+	}
 	for (uint32 i = 0; i < items; i++)
 		start[i + 1] += start[i];
 	return start;
 }
 
-/*
- * Turns the lists round for the sources from one to before another: targets are visited in ascending order, so that they
- * are in each list.
- */
-static void
-turn_lists(MrJudged *judged, const MrKnn *knn, uint32 first, uint32 end)
+/* The memory that is left beside the block of neighbours: an eighth at least. */
+static Size
+memory_beside(const MrKnn *knn)
 {
-	Size k = knn->shape.params.k;
-	const Size *start = judged->start + first;
-	Size total = judged->start[end] - *start;
-	Size *next = MemoryContextAllocHuge(CurrentMemoryContext, Max(end - first, 1) * sizeof(Size));
+	Size left = mr_memory_left();
+	Size block = knn->list_start == NULL ? mr_knn_size(&knn->shape) : 0;
 
-	judged->targets = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(int32));
-	judged->scores = MemoryContextAllocHuge(CurrentMemoryContext, Max(total, 1) * sizeof(float));
+	return left - Min(block, left / 8 * 7);
+}
+
+/* The lists of some sources. */
+typedef struct Sources
+{
+	Size *start; /* by source, of all of them */
+	uint32 first;
+	uint32 end; /* the one after the last */
+	int32 *targets;
+	float *scores;
+} Sources;
+
+/*
+ * Turns the lists round for the next sources, as many as maintenance_work_mem allows, one at least: targets are visited in
+ * ascending order, so that they are in each list.  False: there are no more.
+ */
+static bool
+next_sources(Sources *sources, const MrKnn *knn)
+{
+	Size most = memory_beside(knn) / (sizeof(int32) + sizeof(float));
+	uint32 items = knn->shape.items;
+	uint32 first = sources->first = sources->end;
+	uint32 end = first + 1;
+	Size total;
+	Size *next;
+
+	if (sources->targets != NULL)
+	{
+		pfree(sources->targets);
+		pfree(sources->scores);
+	}
+	if (first >= items)
+		return false;
+	while (end < items && sources->start[end + 1] - sources->start[first] <= most)
+		end++;
+	sources->end = end;
+	total = sources->start[end] - sources->start[first];
+	sources->targets = mr_zeros(total, sizeof(int32));
+	sources->scores = mr_zeros(total, sizeof(float));
+	next = mr_zeros(end - first, sizeof(Size));
 	for (uint32 source = first; source < end; source++)
-		next[source - first] = judged->start[source] - *start;
-	for (uint32 i = 0; i < knn->shape.items; i++)
+		next[source - first] = sources->start[source] - sources->start[first];
+	for (uint32 i = 0; i < items; i++)
+	{
+		const float *scores;
+		const int32 *neighbours = mr_knn_list(knn, i, &scores);
+
+		CHECK_FOR_INTERRUPTS();
 		for (uint32 n = 0; n < knn->found[i]; n++)
 		{
-			uint32 source = knn->neighbours[i * k + n];
+			uint32 source = neighbours[n];
 
 			if (source >= first && source < end)
 			{
 				Size at = next[source - first]++;
 
-				judged->targets[at] = i;
-				judged->scores[at] = knn->scores[i * k + n];
+				sources->targets[at] = i;
+				sources->scores[at] = scores[n];
 			}
 		}
+	}
 	pfree(next);
+	return true;
+}
+
+void
+mr_judged_columns(MrJudged *judged, uint64 neighbours, Size memory)
+{
+	uint64 most = memory / (sizeof(int32) + sizeof(float));
+
+	judged->targets = mr_column_create(sizeof(int32), neighbours, most);
+	judged->scores = mr_column_create(sizeof(float), neighbours, most);
 }
 
 void
 mr_judged_knn(MrJudged *judged, MrInput *input, const MrKnn *knn)
 {
+	Sources sources = {.start = find_sources(knn)};
+
 	judged->input = input;
-	judged->start = find_sources(knn);
-	turn_lists(judged, knn, 0, knn->shape.items);
+	judged->start = sources.start;
+	mr_judged_columns(judged, sources.start[knn->shape.items], memory_beside(knn) / 2);
+	while (next_sources(&sources, knn))
+	{
+		Size total = sources.start[sources.end] - sources.start[sources.first];
+
+		mr_column_append(judged->targets, sources.targets, total);
+		mr_column_append(judged->scores, sources.scores, total);
+	}
 }
 
-/* Writes the lists by source, of as many sources at once as maintenance_work_mem allows, one at least. */
+/* Writes the lists by source. */
 static void
 write_sources(int32 model_id, int32 version, const MrKnn *knn)
 {
-	Size most = (Size) maintenance_work_mem * 1024 / (sizeof(int32) + sizeof(float));
-	uint32 items = knn->shape.items;
-	MrJudged sources = {.start = find_sources(knn)};
+	Sources sources = {.start = find_sources(knn)};
 	Writing writing;
-	uint32 end;
 
 	writing_begin(&writing, model_id, "source", version, 5, 3);
-	for (uint32 first = 0; first < items; first = end)
-	{
-		const Size *start = sources.start + first;
+	while (next_sources(&sources, knn))
+		for (uint32 i = sources.first; i < sources.end; i++)
+		{
+			Size at = sources.start[i] - sources.start[sources.first];
 
-		for (end = first + 1; end < items; end++)
-			if (sources.start[end + 1] - *start > most)
-				break;
-		CHECK_FOR_INTERRUPTS();
-		turn_lists(&sources, knn, first, end);
-		for (uint32 i = first; i < end; i++)
-			write_list(&writing, i, sources.targets + (sources.start[i] - *start),
-					   sources.scores + (sources.start[i] - *start),
+			write_list(&writing, i, sources.targets + at, sources.scores + at,
 					   (uint32) (sources.start[i + 1] - sources.start[i]));
-		pfree(sources.targets);
-		pfree(sources.scores);
-	}
+		}
 	writing_flush(&writing);
 	pfree(sources.start);
 }
@@ -280,22 +338,27 @@ mr_store_test(int32 model_id, const MrInput *pairs, bool is_given)
 
 	rows->nrows = 0;
 	for (uint32 user = 0; user < pairs->nusers; user++)
-		for (uint32 p = pairs->user_start[user]; p < pairs->user_start[user + 1]; p++)
+	{
+		const uint32 *items = mr_input_column(pairs, pairs->user_items, user);
+		const double *weights = mr_input_column(pairs, pairs->weights, user);
+
+		for (uint32 p = 0; p < mr_input_length(pairs, user); p++)
 		{
 			int row = rows->nrows++;
 
 			rows->values[0][row] = mr_ids_value(pairs->users, user);
-			rows->values[1][row] = mr_ids_value(pairs->items, pairs->user_items[p]);
+			rows->values[1][row] = mr_ids_value(pairs->items, items[p]);
 			rows->values[2][row] = BoolGetDatum(is_given);
-			rows->values[3][row] = Float8GetDatum(pairs->weighted ? pairs->weights[p] : 1);
+			rows->values[3][row] = Float8GetDatum(weights != NULL ? weights[p] : 1);
 			if (rows->nrows == CHUNK)
 			{
 				CHECK_FOR_INTERRUPTS();
-				(void) mr_table_insert_new(table, rows, NULL);
+				(void) mr_table_insert_new(table, rows, 0, NULL);
 				rows->nrows = 0;
 			}
 		}
-	(void) mr_table_insert_new(table, rows, NULL);
+	}
+	(void) mr_table_insert_new(table, rows, 0, NULL);
 	mr_rows_free(table, rows);
 }
 

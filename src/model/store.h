@@ -34,6 +34,9 @@ extern void mr_store_version(int32 model_id, int32 version, const MrInput *input
 /* What is needed to judge a version that is not stored. */
 extern void mr_judged_knn(MrJudged *judged, MrInput *input, const MrKnn *knn);
 
+/* Makes the columns of so many neighbours in all, which may have so much memory. */
+extern void mr_judged_columns(MrJudged *judged, uint64 neighbours, Size memory);
+
 /* Adds pairs to the model's evaluation set; one that is in it stays as it is. */
 extern void mr_store_test(int32 model_id, const MrInput *pairs, bool is_given);
 

@@ -16,6 +16,7 @@
 #include "model/knn.h"
 #include "model/split.h"
 #include "model/store.h"
+#include "model/trials.h"
 #include "optimizer/optimizer.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -37,13 +38,12 @@
 
 PG_FUNCTION_INFO_V1(millrace_model_train);
 
-/* The weight by which the measure counts a pair. */
+/* The weight by which the measure counts a pair: sum is that of the item's weights. */
 static double
-pair_weight(const MrInput *input, MrMeasure measure, uint32 user, uint32 place, const double *sums,
+pair_weight(const MrInput *input, MrMeasure measure, uint32 user, double weight, double sum,
 			double average)
 {
-	uint32 items = input->user_start[user + 1] - input->user_start[user];
-	double weight = input->weighted ? input->weights[place] : 1;
+	uint32 items = mr_input_length(input, user);
 	double rarity;
 
 	if (measure == MR_MEASURE_COSINE)
@@ -54,8 +54,7 @@ pair_weight(const MrInput *input, MrMeasure measure, uint32 user, uint32 place, 
 	/* weights that are all zero count for nothing, and have no average */
 	if (average == 0)
 		return 0;
-	return weight * (BM25_K1 + 1) /
-		   (BM25_K1 * (1 - BM25_B + BM25_B * sums[input->user_items[place]] / average) + weight) *
+	return weight * (BM25_K1 + 1) / (BM25_K1 * (1 - BM25_B + BM25_B * sum / average) + weight) *
 		   rarity;
 }
 
@@ -63,13 +62,17 @@ pair_weight(const MrInput *input, MrMeasure measure, uint32 user, uint32 place, 
 static double *
 sum_items(const MrInput *input, double *average)
 {
-	double *sums = MemoryContextAllocExtended(CurrentMemoryContext,
-											  Max(input->nitems, 1) * sizeof(double),
-											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	double *sums = mr_zeros(input->nitems, sizeof(double));
 	double total = 0;
 
-	for (uint32 p = 0; p < input->pairs; p++)
-		sums[input->user_items[p]] += input->weighted ? input->weights[p] : 1;
+	for (uint32 user = 0; user < input->nusers; user++)
+	{
+		const uint32 *items = mr_input_column(input, input->user_items, user);
+		const double *weights = mr_input_column(input, input->weights, user);
+
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
+			sums[items[p]] += weights != NULL ? weights[p] : 1;
+	}
 	for (uint32 i = 0; i < input->nitems; i++)
 		total += sums[i];
 	*average = input->nitems > 0 ? total / input->nitems : 0;
@@ -102,13 +105,17 @@ fill_matrix(MrKnn *knn, const MrInput *input, const uint32 *numbers)
 	/* By label, users ascending; then from there by user, labels ascending. */
 	memcpy(next, knn->item_start, ((Size) items + 1) * sizeof(uint32));
 	for (uint32 user = 0; user < input->nusers; user++)
-		for (uint32 p = input->user_start[user]; p < input->user_start[user + 1]; p++)
+	{
+		const uint32 *user_items = mr_input_column(input, input->user_items, user);
+
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
 		{
-			uint32 at = next[labels[input->user_items[p]]]++;
+			uint32 at = next[labels[user_items[p]]]++;
 
 			knn->item_users[at] = user;
-			knn->item_places[at] = p;
+			knn->item_places[at] = input->user_start[user] + p;
 		}
+	}
 	memcpy(knn->user_start, input->user_start, ((Size) input->nusers + 1) * sizeof(uint32));
 	memcpy(user_next, input->user_start, (Size) input->nusers * sizeof(uint32));
 	for (uint32 i = 0; i < items; i++)
@@ -118,8 +125,12 @@ fill_matrix(MrKnn *knn, const MrInput *input, const uint32 *numbers)
 			uint32 place = user_next[user]++;
 
 			if (knn->shape.weighted)
-				knn->user_weights[place] = pair_weight(input, knn->shape.params.measure, user,
-													   knn->item_places[at], sums, average);
+				knn->user_weights[place] = pair_weight(
+					input, knn->shape.params.measure, user,
+					input->weighted
+						? *(double *) mr_column_read(input->weights, knn->item_places[at], 1)
+						: 1,
+					sums == NULL ? 0 : sums[numbers[i]], average);
 			knn->user_items[place] = i;
 			knn->item_places[at] = place;
 		}
@@ -130,6 +141,35 @@ fill_matrix(MrKnn *knn, const MrInput *input, const uint32 *numbers)
 		pfree(sums);
 }
 
+/* The weights by which the measure counts the pairs. */
+static MrColumn *
+weigh(const MrInput *input, MrMeasure measure)
+{
+	MrColumn *weighed;
+	double average = 0;
+	double *sums = NULL;
+
+	if (measure == MR_MEASURE_COSINE)
+		return input->weights;
+	if (measure == MR_MEASURE_BM25)
+		sums = sum_items(input, &average);
+	weighed = mr_column_create(sizeof(double), input->pairs, mr_memory_left() / 4 / sizeof(double));
+	for (uint32 user = 0; user < input->nusers; user++)
+	{
+		const uint32 *items = mr_input_column(input, input->user_items, user);
+		const double *weights = mr_input_column(input, input->weights, user);
+
+		CHECK_FOR_INTERRUPTS();
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
+			*(double *) mr_column_add(weighed) =
+				pair_weight(input, measure, user, weights != NULL ? weights[p] : 1,
+							sums == NULL ? 0 : sums[items[p]], average);
+	}
+	if (sums != NULL)
+		pfree(sums);
+	return weighed;
+}
+
 /* How many additions all rows need, by row. */
 static double
 average_work(const MrInput *input)
@@ -138,7 +178,7 @@ average_work(const MrInput *input)
 
 	for (uint32 user = 0; user < input->nusers; user++)
 	{
-		double items = input->user_start[user + 1] - input->user_start[user];
+		double items = mr_input_length(input, user);
 
 		work += items * items;
 	}
@@ -153,40 +193,27 @@ average_work(const MrInput *input)
 static void
 choose_shape(MrKnnShape *shape, const MrInput *input, int *workers)
 {
-	Size allowed = (Size) maintenance_work_mem * 1024;
-
-	*workers = (int) Min((uint32) max_parallel_maintenance_workers,
-						 shape->items / ITEMS_PER_WORKER);
+	*workers = (int) Min((uint32) *workers, shape->items / ITEMS_PER_WORKER);
 	shape->participants = *workers + 1;
 	shape->symmetric = true;
-	if (mr_knn_size(shape) > allowed ||
+	if (mr_knn_memory(shape) > mr_memory_left() ||
 		average_work(input) < (double) ADDITIONS_PER_OFFER * shape->params.k)
 		shape->symmetric = false;
 }
 
-/* What was learnt, and how long it took. */
-typedef struct Learnt
+/* Is there no memory for a block? */
+static bool
+is_short(const MrKnnShape *shape, const MrInput *input)
 {
-	MrKnn knn;
-	dsm_segment *segment; /* where it lies; NULL: in a context of this process */
-	MemoryContext context;
-	double seconds;
-} Learnt;
+	return input->user_items->file != NULL || mr_knn_memory(shape) > mr_memory_left();
+}
 
-/* Finds the neighbours of each item. */
-static void
-learn(Learnt *learnt, const MrInput *input, const MrKnnParams *params)
+/* What the input and the parameters say of a block, for one process. */
+static MrKnnShape
+shape_of(const MrInput *input, const MrKnnParams *params)
 {
-	MrKnnShape shape = {.params = *params};
-	MemoryContext old;
-	TimestampTz begun;
-	int workers;
-	Size size;
+	MrKnnShape shape = {.params = *params, .participants = 1};
 
-	learnt->context = AllocSetContextCreate(CurrentMemoryContext, "millrace neighbours",
-											ALLOCSET_DEFAULT_SIZES);
-	learnt->segment = NULL;
-	old = MemoryContextSwitchTo(learnt->context);
 	shape.users = input->nusers;
 	shape.items = input->nitems;
 	shape.pairs = input->pairs;
@@ -194,10 +221,48 @@ learn(Learnt *learnt, const MrInput *input, const MrKnnParams *params)
 	shape.weighted = shape.params.measure == MR_MEASURE_TFIDF ||
 					 shape.params.measure == MR_MEASURE_BM25 ||
 					 (shape.params.measure == MR_MEASURE_COSINE && input->weighted);
+	return shape;
+}
+
+Size
+mr_learn_memory(const MrInput *input, const MrKnnParams *params)
+{
+	MrKnnShape shape = shape_of(input, params);
+	Size neighbours = mul_size(shape.items, shape.params.k);
+
+	/* to be judged they are turned round, once in parts and once as a whole */
+	return add_size(mr_knn_memory(&shape),
+					mul_size(neighbours, 2 * (sizeof(int32) + sizeof(float))));
+}
+
+void
+mr_learn(MrLearnt *learnt, const MrInput *input, const MrKnnParams *params, int workers)
+{
+	MrKnnShape shape = shape_of(input, params);
+	MemoryContext old;
+	TimestampTz begun;
+	Size size;
+
+	learnt->context = AllocSetContextCreate(CurrentMemoryContext, "millrace neighbours",
+											ALLOCSET_DEFAULT_SIZES);
+	learnt->segment = NULL;
+	old = MemoryContextSwitchTo(learnt->context);
 	choose_shape(&shape, input, &workers);
+	if (is_short(&shape, input))
+	{
+		begun = GetCurrentTimestamp();
+		memset(&learnt->knn, 0, sizeof(MrKnn));
+		learnt->knn.shape = shape;
+		learnt->knn.numbers = mr_input_popular(input);
+		mr_knn_run_passes(&learnt->knn, input,
+						  shape.weighted ? weigh(input, shape.params.measure) : NULL);
+		learnt->seconds = (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
+		MemoryContextSwitchTo(old);
+		return;
+	}
 	size = mr_knn_size(&shape);
 	if (workers > 0)
-		learnt->segment = dsm_create(size, DSM_CREATE_NULL_IF_MAXSEGMENTS);
+		learnt->segment = mr_knn_segment(size);
 	mr_knn_init(&learnt->knn,
 				learnt->segment != NULL ? dsm_segment_address(learnt->segment)
 										: MemoryContextAllocHuge(CurrentMemoryContext, size),
@@ -211,8 +276,8 @@ learn(Learnt *learnt, const MrInput *input, const MrKnnParams *params)
 	MemoryContextSwitchTo(old);
 }
 
-static void
-forget(Learnt *learnt)
+void
+mr_forget(MrLearnt *learnt)
 {
 	if (learnt->segment != NULL)
 		dsm_detach(learnt->segment);
@@ -240,25 +305,15 @@ enum
 	ARG_HALVING
 };
 
-/* A trial of a search. */
-typedef struct Trial
-{
-	MrKnnParams params;
-	int number; /* from 0 */
-	int rung; /* how far it came, from 1 */
-	double *values; /* by metric */
-	double seconds;
-} Trial;
-
 /* All trials. */
-static Trial *
+static MrTrial *
 read_trials(FunctionCallInfo fcinfo, int *n, int nmetrics)
 {
 	static const char *const measures[] = {"cosine", "tfidf", "bm25", "dice", "jaccard"};
 	Datum *similarities;
 	Datum *ks;
 	Datum *shrinks;
-	Trial *trials;
+	MrTrial *trials;
 	int nks;
 	int nshrinks;
 
@@ -270,7 +325,7 @@ read_trials(FunctionCallInfo fcinfo, int *n, int nmetrics)
 					  TYPALIGN_DOUBLE, &shrinks, NULL, &nshrinks);
 	if (nks != *n || nshrinks != *n || *n == 0)
 		elog(ERROR, "the parameters of trials differ in number");
-	trials = palloc0(*n * sizeof(Trial));
+	trials = palloc0(*n * sizeof(MrTrial));
 	for (int t = 0; t < *n; t++)
 	{
 		for (int m = 0; m < lengthof(measures); m++)
@@ -377,8 +432,8 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 static int
 compare_trials(const void *a, const void *b)
 {
-	const Trial *x = a;
-	const Trial *y = b;
+	const MrTrial *x = a;
+	const MrTrial *y = b;
 
 	if (isnan(x->values[0]) || isnan(y->values[0]))
 	{
@@ -402,13 +457,12 @@ rung_users(const Training *training, int rung, int rungs)
 /*
  * Judges trials, and puts the best one first.  With synchronous halving (Jamieson and Talwalkar, "Non-stochastic Best Arm
  * Identification and Hyperparameter Optimization", 2016) all are tried on few users; the better half of them is tried on
- * twice as many, and so on, until one is left that is tried on all.  What was learnt last stays.
+ * twice as many, and so on, until one is left that is tried on all.  What a single trial has learnt stays.
  */
 static void
-judge_trials(const Training *training, Trial *trials, int ntrials, bool halving,
-			 const MrMetric *metrics, int nmetrics, Learnt *learnt, MrJudgement *judgement)
+judge_trials(const Training *training, MrTrial *trials, int ntrials, bool halving,
+			 const MrMetric *metrics, int nmetrics, MrLearnt *learnt, MrJudgement *judgement)
 {
-	MemoryContext context = CurrentMemoryContext;
 	int rungs = 1;
 	int alive = ntrials;
 
@@ -428,35 +482,20 @@ judge_trials(const Training *training, Trial *trials, int ntrials, bool halving,
 								   judge->given == NULL ? NULL
 														: mr_split_sample(judge->given, bound));
 		}
+		mr_test_place(judge, part);
+		mr_test_skip(judge, part);
+		mr_trials_judge(part, judge, trials, alive, metrics, nmetrics, learnt, judgement);
+		if (alive == 1 && ntrials > 1)
+			mr_forget(learnt);
 		for (int t = 0; t < alive; t++)
-		{
-			MemoryContext scratch = AllocSetContextCreate(context, "millrace judging",
-														  ALLOCSET_DEFAULT_SIZES);
-			TimestampTz begun = GetCurrentTimestamp();
-			MrJudged judged;
-
-			if (rung > 0 || t > 0)
-				forget(learnt);
-			learn(learnt, part, &trials[t].params);
-			MemoryContextSwitchTo(scratch);
-			mr_judged_knn(&judged, part, &learnt->knn);
-			mr_test_skip(judge, &judged);
-			mr_evaluate(&judged, judge, metrics, nmetrics, judgement);
-			MemoryContextSwitchTo(context);
-			memcpy(trials[t].values, judgement->values, nmetrics * sizeof(double));
-			judgement->popular = memcpy(palloc(nmetrics * sizeof(double)), judgement->popular,
-										nmetrics * sizeof(double));
-			MemoryContextDelete(scratch);
 			trials[t].rung = rung + 1;
-			trials[t].seconds += (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
-		}
-		qsort(trials, alive, sizeof(Trial), compare_trials);
+		qsort(trials, alive, sizeof(MrTrial), compare_trials);
 	}
 }
 
 /* Arrays of what is known of trials, in the order they were given: values by trial and metric, rungs, seconds. */
 static void
-trial_arrays(const Trial *trials, int ntrials, int nmetrics, Datum *arrays)
+trial_arrays(const MrTrial *trials, int ntrials, int nmetrics, Datum *arrays)
 {
 	Datum *values = palloc(Max(ntrials * nmetrics, 1) * sizeof(Datum));
 	Datum *rungs = palloc(ntrials * sizeof(Datum));
@@ -483,10 +522,15 @@ find_range(const MrInput *input, Datum *range, bool *nulls)
 	TimestampTz first = DT_NOEND;
 	TimestampTz last = DT_NOBEGIN;
 
-	for (uint32 p = 0; input->timed && p < input->pairs; p++)
+	for (uint32 user = 0; input->timed && user < input->nusers; user++)
 	{
-		first = Min(first, input->times[p]);
-		last = Max(last, input->times[p]);
+		const TimestampTz *times = mr_input_column(input, input->times, user);
+
+		for (uint32 p = 0; p < mr_input_length(input, user); p++)
+		{
+			first = Min(first, times[p]);
+			last = Max(last, times[p]);
+		}
 	}
 	range[0] = TimestampTzGetDatum(first);
 	range[1] = TimestampTzGetDatum(last);
@@ -511,11 +555,11 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	MrMetric *metrics = NULL;
 	MrJudgement judgement = {0};
 	int nmetrics = 0;
-	Trial *trials;
+	MrTrial *trials;
 	int ntrials;
 	uint64 stored = 0;
 	MrInput *whole;
-	Learnt learnt;
+	MrLearnt learnt;
 	Datum values[17];
 	bool nulls[17] = {false};
 	Datum *popular;
@@ -543,12 +587,12 @@ millrace_model_train(PG_FUNCTION_ARGS)
 	if (nmetrics > 0)
 		judge_trials(&training, trials, ntrials, PG_GETARG_BOOL(ARG_HALVING), metrics, nmetrics,
 					 &learnt, &judgement);
-	/* What was learnt last is what is stored, when it is that. */
+	/* What a single trial has learnt is what is stored, when it is that. */
 	if (nmetrics == 0 || ntrials > 1 || whole != training.part)
 	{
-		if (nmetrics > 0)
-			forget(&learnt);
-		learn(&learnt, whole, &trials[0].params);
+		if (nmetrics > 0 && ntrials == 1)
+			mr_forget(&learnt);
+		mr_learn(&learnt, whole, &trials[0].params, max_parallel_maintenance_workers);
 	}
 
 	begun = GetCurrentTimestamp();
@@ -574,7 +618,7 @@ millrace_model_train(PG_FUNCTION_ARGS)
 		construct_array(popular, nmetrics, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[6] =
 		CStringGetTextDatum(psprintf("%016llx", (unsigned long long) mr_input_digest(whole)));
-	forget(&learnt);
+	mr_forget(&learnt);
 	MemoryContextSwitchTo(old);
 	result = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 	MemoryContextDelete(context);

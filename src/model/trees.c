@@ -130,6 +130,21 @@ mr_trees_pack(const MrTrees *trees)
 	return pq_endtypsend(&to);
 }
 
+Size
+mr_trees_size(const MrTrees *trees)
+{
+	return MAXALIGN(sizeof(MrTrees)) + (Size) trees->nnodes * sizeof(MrNode) +
+		   (Size) trees->ntrees * sizeof(MrTree);
+}
+
+void
+mr_trees_find(MrTrees *found, char *chunk)
+{
+	*found = *(const MrTrees *) chunk;
+	found->nodes = (MrNode *) (chunk + MAXALIGN(sizeof(MrTrees)));
+	found->trees = (MrTree *) (found->nodes + found->nnodes);
+}
+
 /* Memory is one chunk.  What was stored is trusted as far as PostgreSQL's pages are, but no further than the bytes go. */
 MrTrees *
 mr_trees_unpack(bytea *packed)
@@ -137,7 +152,6 @@ mr_trees_unpack(bytea *packed)
 	StringInfoData from = {.data = VARDATA_ANY(packed), .len = VARSIZE_ANY_EXHDR(packed)};
 	MrTrees head;
 	MrTrees *trees;
-	Size size;
 
 	if (pq_getmsgint(&from, 4) != FORMAT)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
@@ -147,13 +161,11 @@ mr_trees_unpack(bytea *packed)
 	head.nfeatures = pq_getmsgint(&from, 4);
 	head.ntrees = pq_getmsgint(&from, 4);
 	head.nnodes = pq_getmsgint(&from, 4);
-	size = (Size) head.ntrees * sizeof(MrTree) + (Size) head.nnodes * sizeof(MrNode);
-	if (size != (Size) (from.len - from.cursor))
+	if (mr_trees_size(&head) - MAXALIGN(sizeof(MrTrees)) != (Size) (from.len - from.cursor))
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("a stored model is not whole")));
-	trees = MemoryContextAllocHuge(CurrentMemoryContext, MAXALIGN(sizeof(MrTrees)) + size);
+	trees = MemoryContextAllocHuge(CurrentMemoryContext, mr_trees_size(&head));
 	*trees = head;
-	trees->nodes = (MrNode *) ((char *) trees + MAXALIGN(sizeof(MrTrees)));
-	trees->trees = (MrTree *) (trees->nodes + head.nnodes);
+	mr_trees_find(trees, (char *) trees);
 	for (uint32 t = 0; t < head.ntrees; t++)
 	{
 		trees->trees[t].root = pq_getmsgint(&from, 4);

@@ -62,4 +62,8 @@ extern float mr_trees_predict(const MrTrees *trees, float margin);
 extern bytea *mr_trees_pack(const MrTrees *trees);
 extern MrTrees *mr_trees_unpack(bytea *packed);
 
+/* What was unpacked is one chunk, of this size; and the way around in one that was copied elsewhere. */
+extern Size mr_trees_size(const MrTrees *trees);
+extern void mr_trees_find(MrTrees *found, char *chunk);
+
 #endif /* MR_MODEL_TREES_H */

@@ -1,8 +1,9 @@
 -- Boosted trees, as XGBoost trains them.
 --
--- The definition of such a model has the columns of the entity as they are, the label and the features as `real`, categories as text.  A version lies in two tables:
+-- The definition of such a model has the columns of the entity as they are, the label and the features as `real`, categories as text.  A version lies in three tables:
 --     millrace_state.model_<id>_trees        its trees, the names of its features, and by category what its values are numbered by
 --     millrace_state.model_<id>_importance   what each feature does
+--     millrace_state.model_<id>_entity       hashes of the entities that it was trained on, ascending, in blocks; of an imported one nothing
 -- and millrace_state.model_<id>_test has hashes of the entities that never train, because versions are judged by them.
 
 -- Parameters of trees with those defaults that are not XGBoost's own, checked.
@@ -40,19 +41,27 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.trees_params(json) IS 'the parameters of boosted trees';
 
--- The columns of a query as a model of trees takes them: those of the entity as they are, then the label and the features.
+-- The columns of a query as a model of trees takes them: those of the entity as they are, the label, the features, and at last the time, if it gives one.
 CREATE FUNCTION millrace_internal.trees_columns(query text, label text, entity text[], categories json, OUT name text, OUT expression text) RETURNS SETOF record
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     col record;
+    time_name text;
 BEGIN
-    FOR col IN SELECT c.name, c.type, t.typcategory = 'S' AS is_text, array_position(entity, c.name) AS place FROM millrace_internal.query_columns(query) AS c JOIN pg_type t ON t.oid = c.type
-               ORDER BY place, c.name <> label, c.number LOOP
+    FOR col IN SELECT c.name, c.type, t.typcategory = 'S' AS is_text, array_position(entity, c.name) AS place, c.type IN ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype) AND c.name <> label AND categories -> c.name IS NULL AS is_time FROM millrace_internal.query_columns(query) AS c JOIN pg_type t ON t.oid = c.type
+               ORDER BY place, c.name <> label, is_time, c.number LOOP
         name := col.name;
         IF col.place IS NOT NULL THEN
             expression := format('q.%I', name);
+        ELSIF col.is_time THEN
+            IF time_name IS NOT NULL THEN
+                RAISE EXCEPTION 'query gives two times, "%" and "%"', time_name, name USING ERRCODE = 'invalid_parameter_value',
+                    HINT = 'A time is no feature: leave out all but the one by which rows may be split.';
+            END IF;
+            time_name := name;
+            expression := format('q.%I::timestamptz', name);
         ELSIF categories -> name IS NOT NULL THEN
             expression := format('q.%I::text COLLATE "C"', name);
         ELSIF col.type = 'boolean'::regtype THEN
@@ -69,6 +78,15 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.trees_columns(text, text, text[], json) IS 'the columns of a query as a model of trees takes them';
 
+-- The features in the definition of a model of trees; a time is none.
+CREATE FUNCTION millrace_internal.trees_features(id integer, entity text[], OUT number smallint, OUT name text) RETURNS SETOF record
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT a.attnum, a.attname FROM pg_attribute a
+    WHERE a.attrelid = format('millrace_def.model_%s', id)::regclass AND a.attnum > cardinality(entity) + 1 AND a.atttypid IN ('real'::regtype, 'text'::regtype) ORDER BY a.attnum
+$$;
+COMMENT ON FUNCTION millrace_internal.trees_features(integer, text[]) IS 'the features in the definition of a model of trees';
+
 CREATE FUNCTION millrace_internal.create_trees(caller regrole, id integer, qualified text, definition text, label text, entity text[], categories json) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -82,6 +100,7 @@ BEGIN
     IF label IS NULL OR coalesce(cardinality(entity), 0) = 0 THEN
         RAISE EXCEPTION 'a model of kind xgboost needs a label and an entity' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    PERFORM millrace_internal.check_names('query', definition);
     PERFORM millrace_internal.check_members('categories', categories, columns);
     SELECT u.name INTO wrong FROM unnest(entity || label) AS u (name) WHERE NOT coalesce(u.name = ANY (columns), false) LIMIT 1;
     IF FOUND THEN
@@ -95,16 +114,17 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'what is not known of category "%" must be -1 or "missing", not %', wrong, categories -> wrong USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF cardinality(columns) = cardinality(entity) + 1 THEN
-        RAISE EXCEPTION 'query gives no column beside entity and label' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
     SELECT string_agg(format('%s AS %I', c.expression, c.name), ', ') INTO selected FROM millrace_internal.trees_columns(definition, label, entity, categories) AS c;
     EXECUTE format('CREATE VIEW millrace_def.model_%s AS SELECT %s FROM (%s) AS q', id, selected, rtrim(definition, ';'));
+    IF NOT EXISTS (SELECT FROM millrace_internal.trees_features(id, entity)) THEN
+        RAISE EXCEPTION 'query gives no feature beside entity and label' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     EXECUTE format('ALTER VIEW millrace_def.model_%s OWNER TO %s', id, caller);
     EXECUTE format('CREATE TABLE %s_trees (version integer PRIMARY KEY, library text NOT NULL, objective text NOT NULL, features text[] NOT NULL, codes jsonb NOT NULL, trees bytea NOT NULL, rounds integer, threads integer)', state);
     EXECUTE format('CREATE TABLE %s_importance (version integer, feature text COLLATE "C", splits bigint NOT NULL, gain double precision NOT NULL, cover double precision NOT NULL, PRIMARY KEY (version, feature))', state);
+    EXECUTE format('CREATE TABLE %s_entity (version integer, block integer, entities bigint[] NOT NULL, PRIMARY KEY (version, block))', state);
     EXECUTE format('CREATE TABLE %s_test (entity bigint PRIMARY KEY)', state);
-    EXECUTE format('GRANT SELECT ON %1$s_trees, %1$s_importance, %1$s_test TO %2$s', state, caller);
+    EXECUTE format('GRANT SELECT ON %1$s_trees, %1$s_importance, %1$s_entity, %1$s_test TO %2$s', state, caller);
     PERFORM millrace_internal.run_as(caller, format('CREATE VIEW %s AS SELECT version, feature, splits, gain, cover FROM %s_importance', qualified, state));
 END
 $$;
@@ -123,7 +143,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     state text := format('millrace_state.model_%s', model.id);
-    features text[] := ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attnum > cardinality(model.entity) + 1 ORDER BY a.attnum);
+    features text[] := ARRAY(SELECT f.name FROM millrace_internal.trees_features(model.id, model.entity) AS f ORDER BY f.number);
     file record := millrace_internal.read_trees(content);
     wrong record;
 BEGIN
@@ -183,46 +203,61 @@ GRANT EXECUTE ON FUNCTION millrace.import_model(regclass, bytea, json) TO millra
 
 -- ---- training ----------------------------------------------------------------------------------------------
 
--- A statement that gives two hashes of the entity, label and features: of the model's query, of its evaluation set (what is 'test' and no query is given), or of a query of the caller's.
+CREATE FUNCTION millrace_internal.can_hash(type regtype) RETURNS boolean
+LANGUAGE C STRICT STABLE AS 'MODULE_PATHNAME', 'millrace_can_hash';
+COMMENT ON FUNCTION millrace_internal.can_hash(regtype) IS 'whether values of a type that are equal have the same hash';
+
+-- The hash of an entity of a row "v", as an SQL expression: equal ones have the same, as 1.0 and 1.00; where the type has no hash, those of the same text.
+CREATE FUNCTION millrace_internal.trees_hash(model millrace.model, seed bigint) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('pg_catalog.hash_record_extended(ROW(%s), %s)',
+                  string_agg(format('v.%I::%s%s', e.name, format_type(a.atttypid, -1), CASE WHEN NOT millrace_internal.can_hash(a.atttypid) THEN '::pg_catalog.text' END), ', ' ORDER BY e.n), seed)
+    FROM unnest(model.entity) WITH ORDINALITY AS e (name, n) JOIN pg_attribute a ON a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = e.name
+$$;
+COMMENT ON FUNCTION millrace_internal.trees_hash(millrace.model, bigint) IS 'how an entity is hashed';
+
+-- A statement that gives two hashes of the entity, label and features (and the time, if `what` is 'time'): of the model's query, of its evaluation set (what is 'test' and no query is given), or of a query of the caller's.
 CREATE FUNCTION millrace_internal.trees_query(caller regrole, model millrace.model, what text, query text, seed bigint) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    view text := format('millrace_def.model_%s', model.id);
-    source text := view;
-    hashes text[] := ARRAY['0', seed::text];
+    features text[] := ARRAY(SELECT f.name FROM millrace_internal.trees_features(model.id, model.entity) AS f ORDER BY f.number);
+    columns text[] := model.entity || model.label || features;
+    source text := format('millrace_def.model_%s', model.id);
+    hashes text[] := ARRAY[millrace_internal.trees_hash(model, 0), millrace_internal.trees_hash(model, seed)];
     name text;
+    given text;
 BEGIN
     IF query IS NOT NULL THEN
         PERFORM millrace_internal.check_query(what, query);
-        query := rtrim(millrace_internal.qualified_query(caller, query), ';');
-        SELECT a.attname INTO name FROM pg_attribute a
-        WHERE a.attrelid = view::regclass AND a.attnum > 0 AND NOT EXISTS (SELECT FROM millrace_internal.query_columns(query) AS c WHERE c.name = a.attname) ORDER BY a.attnum LIMIT 1;
+        query := rtrim(millrace_internal.qualified_query(caller, query, is_kept => false), ';');
+        PERFORM millrace_internal.check_names(what, query);
+        SELECT c INTO name FROM unnest(columns) AS c WHERE c NOT IN (SELECT g.name FROM millrace_internal.query_columns(query) AS g) LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'the query % gives no column "%"', what, name USING ERRCODE = 'undefined_column';
         END IF;
+        SELECT string_agg(format('q.%I', c), ', ') INTO given FROM unnest(columns) AS c;
         source := (SELECT format('(SELECT %s FROM (%s) AS q)', string_agg(format('%s AS %I', c.expression, c.name), ', '), query)
-                   FROM millrace_internal.trees_columns(format('SELECT %s FROM (%s) AS q', (SELECT string_agg(format('q.%I', a.attname), ', ') FROM pg_attribute a WHERE a.attrelid = view::regclass AND a.attnum > 0), query),
-                                                        model.label, model.entity, model.categories) AS c);
+                   FROM millrace_internal.trees_columns(format('SELECT %s FROM (%s) AS q', given, query), model.label, model.entity, model.categories) AS c);
     END IF;
-    FOREACH name IN ARRAY model.entity LOOP
-        hashes := ARRAY(SELECT format('hashtextextended(coalesce(v.%I::text, %L), %s)', name, '', h) FROM unnest(hashes) WITH ORDINALITY AS h (h, n) ORDER BY h.n);
-    END LOOP;
-    RETURN (SELECT format('SELECT %s, %s FROM %s AS v%s ORDER BY %s', array_to_string(hashes, ', '), string_agg(format('v.%I', a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attnum > cardinality(model.entity)),
+    RETURN (SELECT format('SELECT %s, %s%s FROM %s AS v%s ORDER BY %s', array_to_string(hashes, ', '), string_agg(format('v.%I', c.name), ', ' ORDER BY c.n) FILTER (WHERE c.n > cardinality(model.entity)),
+                          CASE WHEN what = 'time' THEN format(', v.%I', millrace_internal.model_time(model)) END,
                           source, CASE WHEN what = 'test' AND query IS NULL THEN format(' WHERE %s IN (SELECT t.entity FROM millrace_state.model_%s_test AS t)', hashes[1], model.id) END,
-                          string_agg(format('v.%I', a.attname) || CASE WHEN t.typcollation <> 0 THEN ' COLLATE "C"' ELSE '' END, ', ' ORDER BY a.attnum))
-            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = view::regclass AND a.attnum > 0);
+                          string_agg(format('v.%I', c.name) || CASE WHEN t.typcollation <> 0 THEN ' COLLATE "C"' ELSE '' END, ', ' ORDER BY c.n))
+            FROM unnest(columns) WITH ORDINALITY AS c (name, n) JOIN pg_attribute a ON a.attrelid = format('millrace_def.model_%s', model.id)::regclass AND a.attname = c.name JOIN pg_type t ON t.oid = a.atttypid);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.trees_query(regrole, millrace.model, text, text, bigint) IS 'a statement that gives the rows that trees are trained on or judged by';
 
 -- Parameters by trial; no share and no test: nothing is split.  The values of metrics are by trial and metric.
-CREATE FUNCTION millrace_internal.trees_train(model_id integer, owner regrole, relation regclass, nentity integer, categories jsonb, params jsonb, query text, train_query text, test_query text, share double precision,
-    refit boolean, metrics text[], OUT rows bigint, OUT skipped bigint, OUT input_hash text, OUT content bytea, OUT codes jsonb, OUT rounds integer, OUT threads integer, OUT compute_seconds double precision,
-    OUT best integer, OUT test_rows bigint, OUT metric_values double precision[], OUT baseline double precision[], OUT trial_seconds double precision[])
+CREATE FUNCTION millrace_internal.trees_train(model_id integer, version integer, owner regrole, relation regclass, nentity integer, categories jsonb, params jsonb, query text, train_query text, test_query text, share double precision,
+    is_by_time boolean, since timestamptz, refit boolean, metrics text[], halving boolean, OUT rows bigint, OUT skipped bigint, OUT input_hash text, OUT content bytea, OUT codes jsonb, OUT rounds integer, OUT threads integer,
+    OUT compute_seconds double precision, OUT best integer, OUT test_rows bigint, OUT baseline double precision[], OUT metric_values double precision[], OUT trial_rungs double precision[],
+    OUT trial_seconds double precision[])
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_trees_train';
-COMMENT ON FUNCTION millrace_internal.trees_train(integer, regrole, regclass, integer, jsonb, jsonb, text, text, text, double precision, boolean, text[]) IS
+COMMENT ON FUNCTION millrace_internal.trees_train(integer, integer, regrole, regclass, integer, jsonb, jsonb, text, text, text, double precision, boolean, timestamptz, boolean, text[], boolean) IS
     'reads the query of a model as its owner, has XGBoost train trees on its rows and judges them';
 
 CREATE FUNCTION millrace_internal.trees_evaluate(model_id integer, nentity integer, versions integer[], owner regrole, test_query text, metrics text[],
@@ -242,8 +277,9 @@ DECLARE
     computed timestamptz;
     result record;
 BEGIN
-    result := millrace_internal.trees_train(model.id, model.owner, model.relation, cardinality(model.entity), model.categories::jsonb, to_jsonb(params),
-        millrace_internal.trees_query(asked.requested_by, model, 'query', NULL, split.seed), split.train_query, split.test_query, CASE WHEN split.kind = 'rows' THEN split.share END, asked.refit, asked.metrics);
+    result := millrace_internal.trees_train(model.id, asked.version, model.owner, model.relation, cardinality(model.entity), model.categories::jsonb, to_jsonb(params),
+        millrace_internal.trees_query(asked.requested_by, model, CASE split.kind WHEN 'time' THEN 'time' ELSE 'query' END, NULL, split.seed), split.train_query, split.test_query,
+        CASE WHEN split.kind IN ('rows', 'time') THEN split.share END, split.kind = 'time', split.since, asked.refit, asked.metrics, asked.halving);
     computed := clock_timestamp();
     PERFORM millrace_internal.store_trees(model, asked.version, result.content, result.codes);
     EXECUTE format('UPDATE millrace_state.model_%s_trees SET rounds = $2, threads = $3 WHERE version = $1', model.id) USING asked.version, result.rounds, result.threads;
@@ -255,7 +291,7 @@ BEGIN
     FROM unnest(asked.metrics, result.baseline) WITH ORDINALITY AS m (metric, baseline, n);
     IF asked.search IS NOT NULL THEN
         INSERT INTO millrace.model_trial (model_id, version, trial, params, rung, metrics, seconds)
-        SELECT model.id, asked.version, t, params[t], 1,
+        SELECT model.id, asked.version, t, params[t], result.trial_rungs[t],
                (SELECT json_object_agg(m.metric, nullif(result.metric_values[(t - 1) * cardinality(asked.metrics) + m.n], 'NaN') ORDER BY m.n) FROM unnest(asked.metrics) WITH ORDINALITY AS m (metric, n)),
                result.trial_seconds[t]
         FROM generate_subscripts(params, 1) AS t;

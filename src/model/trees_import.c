@@ -313,9 +313,12 @@ read_trees(MrTreesFile *file, JsonbContainer *array)
 
 /* ---- the model -------------------------------------------------------------------------------------------- */
 
-/* XGBoost writes NaN where categories are split, which is no JSON: it becomes a text, which is no number. */
+/*
+ * XGBoost writes NaN where categories are split, which is no JSON: it becomes a text, which is no number.  So does the zero below
+ * zero, whose sign numbers of JSON lose.
+ */
 static char *
-replace_nan(char *json)
+replace_numbers(char *json)
 {
 	bool in_string = false;
 
@@ -329,6 +332,12 @@ replace_nan(char *json)
 		{
 			memcpy(at, "\"\" ", 3);
 			at += 2;
+		}
+		else if (!in_string && (strncmp(at, "-0E0", 4) == 0 || strncmp(at, "-0.0", 4) == 0) &&
+				 strchr(",] \n", at[4]) != NULL)
+		{
+			memcpy(at, "\"-0\"", 4);
+			at += 3;
 		}
 	}
 	return json;
@@ -406,7 +415,7 @@ mr_trees_import(const char *bytes, Size length)
 	if (length > 1 && bytes[0] == '{' && strchr("iUIlL", bytes[1]) != NULL)
 		json = mr_ubjson_to_json(bytes, length);
 	else
-		json = replace_nan(pnstrdup(bytes, length));
+		json = replace_numbers(pnstrdup(bytes, length));
 	if (strlen(json) < length && json[0] != '{')
 		bad_file("it is neither JSON nor UBJSON");
 	root = &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(json)))->root;

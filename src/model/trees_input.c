@@ -36,13 +36,16 @@ mr_trees_shape(int32 model_id, int nentity)
 {
 	MrTreesShape *shape = palloc0(sizeof(MrTreesShape));
 	Oid view = mr_definition_view("model", model_id);
+	Oid type;
 
 	if (!OidIsValid(view))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("the query millrace_def.model_%d is gone", model_id),
 						errdetail("Something that it needs was dropped with CASCADE."),
 						errhint("Drop the model with millrace.drop_model() and create it again.")));
-	while (get_attname(view, nentity + 2 + shape->nfeatures, true) != NULL)
+	/* what comes after them is a time */
+	while ((type = get_atttype(view, nentity + 2 + shape->nfeatures)) == FLOAT4OID ||
+		   type == TEXTOID)
 		shape->nfeatures++;
 	shape->names = palloc(shape->nfeatures * sizeof(char *));
 	shape->categories = palloc0(shape->nfeatures * sizeof(MrIds *));
@@ -81,6 +84,11 @@ typedef struct Reader
 static void
 start_reading(DestReceiver *self, int operation, TupleDesc desc)
 {
+	Reader *reader = (Reader *) self;
+	MrTreesInput *input = reader->input;
+
+	if (desc->natts > COLUMN_FEATURES + input->shape->nfeatures)
+		input->times = MemoryContextAlloc(reader->context, input->room * sizeof(TimestampTz));
 }
 
 static void
@@ -98,6 +106,8 @@ grow(MrTreesInput *input)
 	input->chances = repalloc_huge(input->chances, room * sizeof(int64));
 	input->contents = repalloc_huge(input->contents, room * sizeof(uint64));
 	input->labels = repalloc_huge(input->labels, room * sizeof(float));
+	if (input->times != NULL)
+		input->times = repalloc_huge(input->times, room * sizeof(TimestampTz));
 	input->values = repalloc_huge(input->values, room * input->shape->nfeatures * sizeof(uint32));
 	input->room = room;
 }
@@ -167,6 +177,12 @@ read_row(TupleTableSlot *slot, DestReceiver *self)
 	input->entities[input->count] = DatumGetInt64(slot->tts_values[COLUMN_ENTITY]);
 	input->chances[input->count] = DatumGetInt64(slot->tts_values[COLUMN_CHANCE]);
 	memcpy(&input->labels[input->count], &label, sizeof(label));
+	/* what has no time is older than all that has one */
+	if (input->times != NULL)
+		input->times[input->count] =
+			slot->tts_isnull[COLUMN_FEATURES + shape->nfeatures]
+				? DT_NOBEGIN
+				: DatumGetTimestampTz(slot->tts_values[COLUMN_FEATURES + shape->nfeatures]);
 	hash = hash_combine64(DatumGetUInt64(slot->tts_values[COLUMN_ENTITY]), label);
 	values = input->values + input->count * shape->nfeatures;
 	for (int f = 0; f < shape->nfeatures; f++)
@@ -181,7 +197,7 @@ MrTreesInput *
 mr_trees_input_read(const MrTreesShape *shape, const char *sql, Oid owner)
 {
 	MrTreesInput *input = palloc0(sizeof(MrTreesInput));
-	Reader reader = {.input = input};
+	Reader reader = {.input = input, .context = CurrentMemoryContext};
 	SPIExecuteOptions options = {.read_only = true, .dest = &reader.receiver};
 	MrAsOwner as;
 	int result;

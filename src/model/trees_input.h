@@ -7,6 +7,7 @@
 
 #include "model/ids.h"
 #include "model/predictor.h"
+#include "utils/timestamp.h"
 
 /* What all rows of a training have in common. */
 typedef struct MrTreesShape
@@ -29,6 +30,7 @@ typedef struct MrTreesInput
 	int64 *chances; /* the same, with the seed of the split */
 	uint64 *contents; /* hashes of all that a row has */
 	float *labels;
+	TimestampTz *times; /* NULL: the statement gives none */
 	uint32
 		*values; /* by row and feature: the bits of a number, or the number of a text by arrival */
 } MrTreesInput;
@@ -40,8 +42,8 @@ typedef struct MrTreesInput
 extern MrTreesShape *mr_trees_shape(int32 model_id, int nentity);
 
 /*
- * Reads a statement as the model's owner: it gives two hashes of the entity, the label and the features, in an order in which
- * equal rows are neighbours.
+ * Reads a statement as the model's owner: it gives two hashes of the entity, the label, the features and, if wanted, a time, in an
+ * order in which rows that are equal but for the time are neighbours.
  */
 extern MrTreesInput *mr_trees_input_read(const MrTreesShape *shape, const char *sql, Oid owner);
 

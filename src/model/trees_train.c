@@ -1,320 +1,51 @@
 /*
  * trees_train.c
- *	  Training a version of trees, and judging versions.
- *
- * Rows that judge have the lowest hashes of their entities, those that decide when to stop the highest ones of the rest: an entity
- * is never on two sides.
+ *	  Training a version of trees, with parameters that are given or searched for.
  */
 #include "postgres.h"
 
 #include <math.h>
 
-#include "catalog/pg_type.h"
-#include "core/statement.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "model/booster.h"
 #include "model/model.h"
+#include "model/trees_evaluate.h"
 #include "model/trees_import.h"
-#include "model/trees_input.h"
+#include "model/trees_split.h"
 #include "optimizer/optimizer.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(millrace_trees_train);
-PG_FUNCTION_INFO_V1(millrace_trees_evaluate);
 
-/* Some rows of an input. */
-typedef struct Rows
+/* A trial of a search, or the only one there is. */
+typedef struct Trial
 {
-	const MrTreesInput *input;
-	uint64 *rows;
-	uint64 n;
-} Rows;
-
-/* ---- which rows ------------------------------------------------------------------------------------------- */
-
-/* No row is in two of these. */
-#define ROW_JUDGES 1
-#define ROW_IS_HELD 2
-
-static Rows
-choose_rows(const MrTreesInput *input, const uint8 *flags, uint8 mask, bool is_set)
-{
-	Rows chosen = {.input = input};
-
-	chosen.rows = palloc_extended(Max(input->count, 1) * sizeof(uint64), MCXT_ALLOC_HUGE);
-	for (uint64 row = 0; row < input->count; row++)
-		if (((flags[row] & mask) != 0) == is_set)
-			chosen.rows[chosen.n++] = row;
-	return chosen;
-}
-
-static int
-compare_chances(const void *a, const void *b)
-{
-	int64 x = *(const int64 *) a;
-	int64 y = *(const int64 *) b;
-
-	return x < y ? -1 : x > y;
-}
-
-/* The hash up to which a share of the rows is: at least one, and not all. */
-static int64
-find_chance(const Rows *rows, double share)
-{
-	int64 *chances = palloc_extended(rows->n * sizeof(int64), MCXT_ALLOC_HUGE);
-	uint64 wanted = Max((uint64) floor(share * rows->n + 0.5), 1);
-	int64 last;
-
-	for (uint64 i = 0; i < rows->n; i++)
-		chances[i] = rows->input->chances[rows->rows[i]];
-	qsort(chances, rows->n, sizeof(int64), compare_chances);
-	last = chances[Min(wanted, rows->n) - 1];
-	if (last == chances[rows->n - 1])
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("there are too few entities to be split")));
-	pfree(chances);
-	return last;
-}
-
-/* Which entities some hashes are of. */
-static HTAB *
-make_set(const int64 *entities, uint64 n)
-{
-	HASHCTL control = {
-		.keysize = sizeof(int64), .entrysize = sizeof(int64), .hcxt = CurrentMemoryContext};
-	HTAB *set = hash_create("millrace entities", Max(n, 16), &control,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-
-	for (uint64 i = 0; i < n; i++)
-		(void) hash_search(set, &entities[i], HASH_ENTER, NULL);
-	return set;
-}
-
-static void
-mark_set(const MrTreesInput *input, uint8 *flags, HTAB *set, uint8 bit)
-{
-	for (uint64 row = 0; row < input->count; row++)
-		if (hash_search(set, &input->entities[row], HASH_FIND, NULL) != NULL)
-			flags[row] |= bit;
-}
-
-/* The model's evaluation set: entities that never train. */
-static HTAB *
-read_held(int32 model_id)
-{
-	int64 *entities;
-	uint64 n;
-
-	SPI_connect();
-	n = mr_sql("SELECT entity FROM millrace_state.model_%d_test", model_id);
-	/* in the caller's memory */
-	entities = SPI_palloc(Max(n, 1) * sizeof(int64));
-	for (uint64 i = 0; i < n; i++)
-	{
-		bool isnull;
-
-		entities[i] = DatumGetInt64(mr_sql_value(i, 1, &isnull));
-	}
-	SPI_finish();
-	return make_set(entities, n);
-}
-
-/* Adds entities to it. */
-static void
-hold(int32 model_id, const Rows *rows)
-{
-	MrArray *entities = mr_array_create(INT8OID, (int) Min(rows->n, 1000));
-	Oid type = INT8ARRAYOID;
-	Datum value;
-
-	for (uint64 i = 0; i < rows->n; i++)
-		mr_array_add(entities, Int64GetDatum(rows->input->entities[rows->rows[i]]), false);
-	value = mr_array_datum(entities);
-	SPI_connect();
-	(void) mr_sql_with(psprintf("INSERT INTO millrace_state.model_%d_test SELECT DISTINCT e FROM "
-								"unnest($1) AS e ON CONFLICT DO NOTHING",
-								model_id),
-					   1, &type, &value, NULL);
-	SPI_finish();
-}
-
-/* ---- metrics ---------------------------------------------------------------------------------------------- */
-
-typedef enum Metric
-{
-	METRIC_LOGLOSS,
-	METRIC_ERROR,
-	METRIC_RMSE,
-	METRIC_MAE,
-	METRIC_AUC
-} Metric;
-
-static const char *const metric_names[] = {"logloss", "error", "rmse", "mae", "auc"};
-
-/* Logarithms of less would outweigh everything. */
-#define LEAST_PROBABILITY 1e-16
-
-static Metric *
-read_metrics(ArrayType *names, int *n)
-{
-	Datum *values;
-	Metric *metrics;
-
-	deconstruct_array(names, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, n);
-	metrics = palloc(Max(*n, 1) * sizeof(Metric));
-	for (int i = 0; i < *n; i++)
-	{
-		char *name = TextDatumGetCString(values[i]);
-		int metric = 0;
-
-		while (metric < lengthof(metric_names) && strcmp(metric_names[metric], name) != 0)
-			metric++;
-		if (metric == lengthof(metric_names))
-			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-							errmsg("there is no metric \"%s\" of predictions", name),
-							errhint("Known are: logloss, error, rmse, mae, auc.")));
-		metrics[i] = metric;
-	}
-	return metrics;
-}
-
-/* A prediction and what was right. */
-typedef struct Judged
-{
-	double predicted;
-	double label;
-} Judged;
-
-static int
-compare_judged(const void *a, const void *b)
-{
-	double x = ((const Judged *) a)->predicted;
-	double y = ((const Judged *) b)->predicted;
-
-	return x < y ? -1 : x > y;
-}
-
-/* How often one with the label is above one without it, a tie being half of it; sorts the rows. */
-static double
-area_under_curve(Judged *rows, uint64 n)
-{
-	double with = 0;
-	double without = 0;
-	double below = 0;
-
-	qsort(rows, n, sizeof(Judged), compare_judged);
-	for (uint64 i = 0; i < n;)
-	{
-		double here[2] = {0, 0};
-		double value = rows[i].predicted;
-
-		for (; i < n && rows[i].predicted == value; i++)
-			here[rows[i].label > 0.5]++;
-		below += here[1] * (without + here[0] / 2);
-		with += here[1];
-		without += here[0];
-	}
-	return with == 0 || without == 0 ? NAN : below / (with * without);
-}
-
-/* NaN: there is nothing to judge by. */
-static double
-compute_metric(Metric metric, Judged *rows, uint64 n)
-{
-	double sum = 0;
-
-	if (n == 0)
-		return NAN;
-	if (metric == METRIC_AUC)
-		return area_under_curve(rows, n);
-	for (uint64 i = 0; i < n; i++)
-	{
-		double predicted = rows[i].predicted;
-		double label = rows[i].label;
-		double difference = predicted - label;
-
-		if (metric == METRIC_LOGLOSS)
-			sum -= label * log(Max(predicted, LEAST_PROBABILITY)) +
-				   (1 - label) * log(Max(1 - predicted, LEAST_PROBABILITY));
-		else if (metric == METRIC_ERROR)
-			sum += predicted > 0.5 ? 1 - label : label;
-		else
-			sum += metric == METRIC_RMSE ? difference * difference : fabs(difference);
-	}
-	return metric == METRIC_RMSE ? sqrt(sum / n) : sum / n;
-}
-
-/* Is the first value better?  None is worse than any. */
-static bool
-is_better(Metric metric, double a, double b)
-{
-	return !isnan(a) && (isnan(b) || (metric == METRIC_AUC ? a > b : a < b));
-}
-
-/* Metrics of trees; of a constant when there are none. */
-static void
-judge(const Rows *rows, const MrTrees *trees, const MrTreesCodes *codes, double constant,
-	  const Metric *metrics, int nmetrics, double *values)
-{
-	Judged *judged = palloc_extended(Max(rows->n, 1) * sizeof(Judged), MCXT_ALLOC_HUGE);
-	float *row = palloc(rows->input->shape->nfeatures * sizeof(float));
-
-	for (uint64 i = 0; i < rows->n; i++)
-	{
-		judged[i].predicted = constant;
-		judged[i].label = rows->input->labels[rows->rows[i]];
-		if (trees != NULL)
-		{
-			mr_trees_row(rows->input, codes, rows->rows[i], row);
-			judged[i].predicted = mr_trees_predict(trees, mr_trees_margin(trees, row));
-		}
-		if (i % 10000 == 0)
-			CHECK_FOR_INTERRUPTS();
-	}
-	for (int m = 0; m < nmetrics; m++)
-		values[m] = compute_metric(metrics[m], judged, rows->n);
-	pfree(judged);
-	pfree(row);
-}
-
-/* The mean of the labels. */
-static double
-mean_label(const Rows *rows)
-{
-	double sum = 0;
-
-	for (uint64 i = 0; i < rows->n; i++)
-		sum += rows->input->labels[rows->rows[i]];
-	return rows->n == 0 ? NAN : sum / rows->n;
-}
-
-static Datum
-make_doubles(const double *values, int n)
-{
-	Datum *datums = palloc(Max(n, 1) * sizeof(Datum));
-
-	for (int i = 0; i < n; i++)
-		datums[i] = Float8GetDatum(values[i]);
-	return PointerGetDatum(
-		construct_array(datums, n, FLOAT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
-/* ---- training --------------------------------------------------------------------------------------------- */
-
-/* What a training has learnt. */
-typedef struct Learnt
-{
-	MrTreesCodes *codes;
-	bytea *content;
-	uint32 rounds;
+	JsonbContainer *params;
+	int number; /* from 0 */
+	int rung; /* how far it came, from 1 */
+	double *values; /* by metric */
+	double loss; /* the smaller the better; NaN: nobody knows */
+	TimestampTz begun;
 	double seconds;
-} Learnt;
+} Trial;
+
+/* Trials that are trained on the same rows. */
+typedef struct Fitting
+{
+	const MrTreesRows *rows;
+	MrTreesCodes *codes; /* of these rows */
+	Trial *trials;
+	int halvings; /* of the rounds */
+	int threads; /* of each program */
+	const MrTreesRows *test;
+	const MrTreesMetric *metrics;
+	int nmetrics;
+	bytea *content; /* when there is nothing to judge: what was trained */
+	uint32 rounds;
+} Fitting;
 
 /* Where the program's rows come from. */
 typedef struct Source
@@ -346,7 +77,7 @@ number_of(JsonbContainer *params, const char *name)
 
 /* The parameters that are the library's, as names and values by turns. */
 static void
-give_params(MrBoosting *boosting, JsonbContainer *params)
+give_params(MrBoosting *boosting, JsonbContainer *params, int threads)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(params);
 	JsonbIteratorToken token;
@@ -371,56 +102,143 @@ give_params(MrBoosting *boosting, JsonbContainer *params)
 												  numeric_out, NumericGetDatum(value.val.numeric)));
 		}
 	boosting->params[n++] = "nthread";
-	boosting->params[n++] = psprintf("%d", max_parallel_maintenance_workers + 1);
+	boosting->params[n++] = psprintf("%d", threads);
 	boosting->params[n++] = "verbosity";
 	boosting->params[n++] = "0";
 	boosting->nparams = n;
 }
 
-/* Trains with the parameters of a trial. */
-static void
-learn(Learnt *learnt, const Rows *rows, JsonbContainer *params)
+/* How many rounds a trial is trained for. */
+static uint32
+rounds_of(const Fitting *fitting, int trial)
 {
-	const MrTreesShape *shape = rows->input->shape;
-	MrBoosting boosting = {.features = shape->names,
-						   .nfeatures = shape->nfeatures,
-						   .rounds = (uint32) number_of(params, "rounds"),
-						   .patience = (uint32) number_of(params, "early_stopping_rounds"),
-						   .rows = rows->n,
-						   .row = give_row};
-	uint64 *order = palloc_extended(Max(rows->n, 1) * sizeof(uint64), MCXT_ALLOC_HUGE);
-	float *labels = palloc_extended(Max(rows->n, 1) * sizeof(float), MCXT_ALLOC_HUGE);
-	Source source = {.input = rows->input, .rows = order};
-	TimestampTz begun = GetCurrentTimestamp();
-	uint64 n = 0;
+	return Max((uint32) number_of(fitting->trials[trial].params, "rounds") >> fitting->halvings, 1);
+}
 
-	if (rows->n == 0)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("there is no row with a label to train on")));
-	learnt->codes = mr_trees_codes(rows->input, rows->rows, rows->n);
-	source.codes = learnt->codes;
+/* What is trained with the parameters of a trial: those that decide when to stop are the last rows. */
+static void
+give_trial(void *context, int trial, MrBoosting *boosting)
+{
+	const Fitting *fitting = context;
+	const MrTreesRows *rows = fitting->rows;
+	JsonbContainer *params = fitting->trials[trial].params;
+	uint64 *order = palloc_extended(rows->n * sizeof(uint64), MCXT_ALLOC_HUGE);
+	float *labels = palloc_extended(rows->n * sizeof(float), MCXT_ALLOC_HUGE);
+	Source *source = palloc(sizeof(Source));
+
+	*source = (Source){.input = rows->input, .codes = fitting->codes, .rows = order};
+	*boosting = (MrBoosting){.features = rows->input->shape->names,
+							 .nfeatures = rows->input->shape->nfeatures,
+							 .rounds = rounds_of(fitting, trial),
+							 .patience = (uint32) number_of(params, "early_stopping_rounds"),
+							 .rows = rows->n,
+							 .labels = labels,
+							 .row = give_row,
+							 .context = source};
+	fitting->trials[trial].begun = GetCurrentTimestamp();
 	memcpy(order, rows->rows, rows->n * sizeof(uint64));
-	if (boosting.patience > 0)
+	if (boosting->patience > 0)
 	{
-		int64 last = find_chance(rows, 1 - number_of(params, "validation"));
+		int64 last = mr_trees_chance(rows, 1 - number_of(params, "validation"));
+		uint64 n = 0;
 
 		for (int side = 0; side < 2; side++)
 			for (uint64 i = 0; i < rows->n; i++)
 				if ((rows->input->chances[rows->rows[i]] > last) == (side == 1))
 				{
 					order[n++] = rows->rows[i];
-					boosting.rows_to_stop += side;
+					boosting->rows_to_stop += side;
 				}
 	}
 	for (uint64 i = 0; i < rows->n; i++)
 		labels[i] = rows->input->labels[order[i]];
-	boosting.labels = labels;
-	boosting.context = &source;
-	give_params(&boosting, params);
-	learnt->content = mr_booster_train(&boosting, &learnt->rounds);
-	learnt->seconds = (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
-	pfree(order);
-	pfree(labels);
+	give_params(boosting, params, fitting->threads);
+}
+
+/* Judges what was trained with them, or keeps it. */
+static void
+take_trial(void *context, int number, bytea *model, uint32 rounds)
+{
+	Fitting *fitting = context;
+	Trial *trial = &fitting->trials[number];
+	MemoryContext scratch;
+	MemoryContext old;
+
+	if (fitting->nmetrics == 0)
+	{
+		fitting->content = memcpy(palloc_extended(VARSIZE(model), MCXT_ALLOC_HUGE), model,
+								  VARSIZE(model));
+		fitting->rounds = rounds;
+	}
+	else
+	{
+		scratch = AllocSetContextCreate(CurrentMemoryContext, "millrace judging",
+										ALLOCSET_DEFAULT_SIZES);
+		old = MemoryContextSwitchTo(scratch);
+		mr_trees_judge(fitting->test,
+					   mr_trees_import(VARDATA(model), VARSIZE(model) - VARHDRSZ)->trees,
+					   fitting->codes, 0, fitting->metrics, fitting->nmetrics, trial->values);
+		trial->loss = trial->values[0] * (fitting->metrics[0] == MR_TREES_AUC ? -1 : 1);
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(scratch);
+	}
+	trial->seconds += (GetCurrentTimestamp() - trial->begun) / (double) USECS_PER_SEC;
+}
+
+/* Trains so many of the trials, each in a program of its own. */
+static void
+fit(Fitting *fitting, int ntrials)
+{
+	int threads = max_parallel_maintenance_workers + 1;
+	MrBoosterWork work = {.trainings = ntrials,
+						  .at_once = Min(ntrials, threads),
+						  .give = give_trial,
+						  .take = take_trial,
+						  .context = fitting};
+
+	if (fitting->rows->n == 0)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("there is no row with a label to train on")));
+	/* What is compared must not depend on how many are trained at once. */
+	fitting->threads = ntrials > 1 ? 1 : threads;
+	for (int t = 0; t < ntrials; t++)
+		work.rounds += rounds_of(fitting, t);
+	mr_booster_train(&work);
+}
+
+/* Trials by what they lose; those of which nothing is known last. */
+static int
+compare_trials(const void *a, const void *b)
+{
+	const Trial *x = a;
+	const Trial *y = b;
+
+	if (isnan(x->loss) != isnan(y->loss))
+		return isnan(x->loss) ? 1 : -1;
+	if (x->loss < y->loss || x->loss > y->loss)
+		return x->loss < y->loss ? -1 : 1;
+	return x->number - y->number;
+}
+
+/*
+ * Judges trials, and puts the best one first.  With synchronous halving, as of neighbours, all are tried with few rounds, the
+ * better half of them with twice as many, and so on, until one is left that has all of its rounds.
+ */
+static void
+judge_trials(Fitting *fitting, int ntrials, bool halving)
+{
+	int rungs = 1;
+
+	while (halving && (ntrials + (1 << (rungs - 1)) - 1) >> (rungs - 1) > 1)
+		rungs++;
+	for (int rung = 0, alive = ntrials; rung < rungs; rung++, alive = (alive + 1) / 2)
+	{
+		fitting->halvings = rungs - 1 - rung;
+		fit(fitting, alive);
+		for (int t = 0; t < alive; t++)
+			fitting->trials[t].rung = rung + 1;
+		qsort(fitting->trials, alive, sizeof(Trial), compare_trials);
+	}
 }
 
 /* What stands for texts that a version does not know. */
@@ -440,6 +258,7 @@ read_unseen(MrTreesShape *shape, Jsonb *categories)
 enum
 {
 	ARG_MODEL,
+	ARG_VERSION,
 	ARG_OWNER,
 	ARG_RELATION,
 	ARG_NENTITY,
@@ -449,8 +268,11 @@ enum
 	ARG_TRAIN,
 	ARG_TEST,
 	ARG_SHARE,
+	ARG_BY_TIME,
+	ARG_SINCE,
 	ARG_REFIT,
-	ARG_METRICS
+	ARG_METRICS,
+	ARG_HALVING
 };
 
 /* A training while it goes on. */
@@ -458,24 +280,15 @@ typedef struct Training
 {
 	MrTreesShape *shape;
 	MrTreesInput *input; /* all that the query gives */
-	Rows part; /* trains what is judged */
-	Rows whole; /* trains what is kept */
-	Rows test; /* judges */
+	MrTreesRows part; /* trains what is judged */
+	MrTreesRows whole; /* trains what is kept */
+	MrTreesRows test; /* judges */
 } Training;
 
 static char *
 text_argument(FunctionCallInfo fcinfo, int argument)
 {
 	return PG_ARGISNULL(argument) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(argument));
-}
-
-static uint8 *
-make_flags(const MrTreesInput *input, HTAB *held)
-{
-	uint8 *flags = palloc_extended(Max(input->count, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-
-	mark_set(input, flags, held, ROW_IS_HELD);
-	return flags;
 }
 
 /* Reads, and finds what trains and what judges. */
@@ -488,7 +301,7 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 	bool is_split = !PG_ARGISNULL(ARG_SHARE) || !PG_ARGISNULL(ARG_TEST);
 	char *train = text_argument(fcinfo, ARG_TRAIN);
 	char *test = text_argument(fcinfo, ARG_TEST);
-	HTAB *held = read_held(model_id);
+	MrEntities held = mr_entities_held(model_id);
 	MrTreesInput *tested = NULL;
 	MrTreesInput *trained;
 	uint8 *flags;
@@ -502,50 +315,106 @@ prepare(Training *training, FunctionCallInfo fcinfo, bool is_judged)
 		tested = mr_trees_input_read(training->shape, test, owner);
 	mr_trees_shape_sort(training->shape);
 
-	flags = make_flags(training->input, held);
-	train_flags = train == NULL ? flags : make_flags(trained, held);
+	flags = mr_trees_flags(training->input, &held);
+	train_flags = train == NULL ? flags : mr_trees_flags(trained, &held);
 	if (tested != NULL)
 	{
-		HTAB *set = make_set(tested->entities, tested->count);
+		MrEntities asked;
 
-		mark_set(training->input, flags, set, ROW_JUDGES);
-		mark_set(trained, train_flags, set, ROW_JUDGES);
-		training->test = choose_rows(tested, make_flags(tested, held), 0, false);
+		training->test = mr_trees_choose(tested, mr_trees_flags(tested, &held), 0, false);
+		asked = mr_entities_find(&training->test);
+		mr_entities_mark(training->input, flags, &asked, MR_ROW_JUDGES);
+		mr_entities_mark(trained, train_flags, &asked, MR_ROW_JUDGES);
+	}
+	else if (PG_GETARG_BOOL(ARG_BY_TIME))
+	{
+		MrTreesRows rest = mr_trees_choose(training->input, flags, MR_ROW_IS_HELD, false);
+
+		mr_trees_mark_late(training->input, flags,
+						   PG_ARGISNULL(ARG_SINCE)
+							   ? mr_trees_time(&rest, PG_GETARG_FLOAT8(ARG_SHARE))
+							   : PG_GETARG_TIMESTAMPTZ(ARG_SINCE));
+		training->test = mr_trees_choose(training->input, flags, MR_ROW_JUDGES, true);
 	}
 	else if (is_split)
 	{
-		Rows rest = choose_rows(training->input, flags, ROW_IS_HELD, false);
-		int64 last = rest.n == 0 ? 0 : find_chance(&rest, PG_GETARG_FLOAT8(ARG_SHARE));
+		MrTreesRows rest = mr_trees_choose(training->input, flags, MR_ROW_IS_HELD, false);
+		int64 last = rest.n == 0 ? 0 : mr_trees_chance(&rest, PG_GETARG_FLOAT8(ARG_SHARE));
 
 		for (uint64 i = 0; i < rest.n; i++)
 			if (training->input->chances[rest.rows[i]] <= last)
-				flags[rest.rows[i]] |= ROW_JUDGES;
-		training->test = choose_rows(training->input, flags, ROW_JUDGES, true);
+				flags[rest.rows[i]] |= MR_ROW_JUDGES;
+		training->test = mr_trees_choose(training->input, flags, MR_ROW_JUDGES, true);
 	}
 	if (is_split && !refit)
-		hold(model_id, &training->test);
+	{
+		MrEntities judging = mr_entities_find(&training->test);
+
+		mr_entities_write(&judging,
+						  psprintf("INSERT INTO millrace_state.model_%d_test SELECT e FROM "
+								   "unnest($1) AS e WHERE $2 >= 0 ON CONFLICT DO NOTHING",
+								   model_id));
+	}
 	/* The evaluation set judges when it was added to, or when there is nothing else. */
 	if (!is_split || (!refit && tested == NULL))
-		training->test = choose_rows(training->input, flags, ROW_JUDGES | ROW_IS_HELD, true);
+		training->test = mr_trees_choose(training->input, flags, MR_ROW_JUDGES | MR_ROW_IS_HELD,
+										 true);
 	if (is_judged && !is_split && training->test.n == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("the model has no evaluation set to compute metrics on"),
 						errhint("Give a split.")));
-	training->part = choose_rows(trained, train_flags, ROW_JUDGES | ROW_IS_HELD, false);
+	training->part = mr_trees_choose(trained, train_flags,
+									 MR_ROW_JUDGES | MR_ROW_IS_HELD | MR_ROW_IS_LATE, false);
 	training->whole = training->part;
 	if (is_split && refit)
-		training->whole = choose_rows(training->input, flags, ROW_IS_HELD, false);
+		training->whole = mr_trees_choose(training->input, flags, MR_ROW_IS_HELD, false);
 }
 
 /* The same for the same rows. */
 static uint64
-digest(const Rows *rows)
+digest(const MrTreesRows *rows)
 {
 	uint64 hash = rows->n;
 
 	for (uint64 i = 0; i < rows->n; i++)
 		hash = hash * UINT64CONST(0x9e3779b97f4a7c15) + rows->input->contents[rows->rows[i]];
 	return hash;
+}
+
+/* All trials. */
+static Trial *
+read_trials(Jsonb *params, int *n, int nmetrics)
+{
+	Trial *trials;
+
+	*n = JsonContainerSize(&params->root);
+	trials = palloc0(*n * sizeof(Trial));
+	for (int t = 0; t < *n; t++)
+	{
+		trials[t].params = getIthJsonbValueFromContainer(&params->root, t)->val.binary.data;
+		trials[t].number = t;
+		trials[t].values = palloc0(Max(nmetrics, 1) * sizeof(double));
+	}
+	return trials;
+}
+
+/* Arrays of what is known of trials, in the order they were given: values by trial and metric, rungs, seconds. */
+static void
+trial_arrays(const Trial *trials, int ntrials, int nmetrics, Datum *arrays)
+{
+	double *values = palloc(Max(ntrials * nmetrics, 1) * sizeof(double));
+	double *rungs = palloc(ntrials * sizeof(double));
+	double *seconds = palloc(ntrials * sizeof(double));
+
+	for (int t = 0; t < ntrials; t++)
+	{
+		memcpy(values + trials[t].number * nmetrics, trials[t].values, nmetrics * sizeof(double));
+		rungs[trials[t].number] = trials[t].rung;
+		seconds[trials[t].number] = trials[t].seconds;
+	}
+	arrays[0] = mr_trees_doubles(values, ntrials * nmetrics);
+	arrays[1] = mr_trees_doubles(rungs, ntrials);
+	arrays[2] = mr_trees_doubles(seconds, ntrials);
 }
 
 /* Judges the parameters of each trial, and trains with the best ones on all rows.  Returns what is noted of it. */
@@ -556,115 +425,64 @@ millrace_trees_train(PG_FUNCTION_ARGS)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Training training = {0};
-	JsonbContainer *all = &PG_GETARG_JSONB_P(ARG_PARAMS)->root;
-	int trials = JsonContainerSize(all);
-	double *trial_seconds = palloc0(trials * sizeof(double));
-	double *trial_values;
-	double *baseline;
-	Metric *metrics = NULL;
-	Learnt learnt = {0};
+	MrTreesMetric *metrics = NULL;
 	int nmetrics = 0;
-	int best = 0;
-	bool nulls[14] = {false};
+	Trial *trials;
+	int ntrials;
+	double *baseline;
+	Fitting trying;
+	Fitting best;
+	MrEntities entities;
 	Datum values[14];
+	bool nulls[14] = {false};
 	TupleDesc desc;
 	Datum result;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	if (!PG_ARGISNULL(ARG_METRICS))
-		metrics = read_metrics(PG_GETARG_ARRAYTYPE_P(ARG_METRICS), &nmetrics);
-	trial_values = palloc0(Max(trials * nmetrics, 1) * sizeof(double));
+		metrics = mr_trees_metrics(PG_GETARG_ARRAYTYPE_P(ARG_METRICS), &nmetrics);
+	trials = read_trials(PG_GETARG_JSONB_P(ARG_PARAMS), &ntrials, nmetrics);
 	baseline = palloc0(Max(nmetrics, 1) * sizeof(double));
 	mr_progress_start(PG_GETARG_OID(ARG_RELATION));
 	prepare(&training, fcinfo, nmetrics > 0);
-	judge(&training.test, NULL, NULL, mean_label(&training.part), metrics, nmetrics, baseline);
-	for (int t = 0; t < trials && nmetrics > 0; t++)
+	mr_trees_judge(&training.test, NULL, NULL, mr_trees_mean_label(&training.part), metrics,
+				   nmetrics, baseline);
+	trying = (Fitting){.rows = &training.part,
+					   .trials = trials,
+					   .test = &training.test,
+					   .metrics = metrics,
+					   .nmetrics = nmetrics};
+	if (nmetrics > 0)
 	{
-		MemoryContext scratch = AllocSetContextCreate(context, "millrace judging",
-													  ALLOCSET_DEFAULT_SIZES);
-		TimestampTz begun = GetCurrentTimestamp();
-		Learnt tried;
-
-		MemoryContextSwitchTo(scratch);
-		learn(&tried, &training.part, getIthJsonbValueFromContainer(all, t)->val.binary.data);
-		mr_progress_phase(MR_TRAINING_JUDGING, 0);
-		judge(&training.test,
-			  mr_trees_import(VARDATA_ANY(tried.content), VARSIZE_ANY_EXHDR(tried.content))->trees,
-			  tried.codes, 0, metrics, nmetrics, trial_values + t * nmetrics);
-		MemoryContextSwitchTo(context);
-		MemoryContextDelete(scratch);
-		trial_seconds[t] = (GetCurrentTimestamp() - begun) / (double) USECS_PER_SEC;
-		if (is_better(metrics[0], trial_values[t * nmetrics], trial_values[best * nmetrics]))
-			best = t;
+		trying.codes = mr_trees_codes(trying.rows->input, trying.rows->rows, trying.rows->n);
+		judge_trials(&trying, ntrials, PG_GETARG_BOOL(ARG_HALVING));
 	}
-	learn(&learnt, &training.whole, getIthJsonbValueFromContainer(all, best)->val.binary.data);
+	best = (Fitting){.rows = &training.whole, .trials = &(Trial){.params = trials[0].params}};
+	best.codes = mr_trees_codes(best.rows->input, best.rows->rows, best.rows->n);
+	fit(&best, 1);
 	mr_progress_phase(MR_TRAINING_WRITING, 0);
+	entities = mr_entities_find(&training.whole);
+	mr_entities_write(&entities,
+					  psprintf("INSERT INTO millrace_state.model_%d_entity VALUES (%d, $2, $1)",
+							   PG_GETARG_INT32(ARG_MODEL), PG_GETARG_INT32(ARG_VERSION)));
 	values[0] = Int64GetDatum(training.input->rows);
 	values[1] = Int64GetDatum(training.input->skipped);
 	values[2] =
 		CStringGetTextDatum(psprintf("%016llx", (unsigned long long) digest(&training.whole)));
-	values[3] = PointerGetDatum(learnt.content);
+	values[3] = PointerGetDatum(best.content);
 	values[4] = DirectFunctionCall1(
-		jsonb_in, CStringGetDatum(mr_trees_codes_json(training.shape, learnt.codes)));
-	values[5] = Int32GetDatum(learnt.rounds);
-	values[6] = Int32GetDatum(max_parallel_maintenance_workers + 1);
-	values[7] = Float8GetDatum(learnt.seconds);
-	values[8] = Int32GetDatum(best + 1);
+		jsonb_in, CStringGetDatum(mr_trees_codes_json(training.shape, best.codes)));
+	values[5] = Int32GetDatum(best.rounds);
+	values[6] = Int32GetDatum(best.threads);
+	values[7] = Float8GetDatum(best.trials->seconds);
+	values[8] = Int32GetDatum(trials[0].number + 1);
 	values[9] = Int64GetDatum(training.test.n);
-	values[10] = make_doubles(trial_values, trials * nmetrics);
-	values[11] = make_doubles(baseline, nmetrics);
-	values[12] = make_doubles(trial_seconds, trials);
+	values[10] = mr_trees_doubles(baseline, nmetrics);
+	trial_arrays(trials, ntrials, nmetrics, &values[11]);
 	MemoryContextSwitchTo(old);
 	result = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 	MemoryContextDelete(context);
 	mr_progress_end();
 	PG_RETURN_DATUM(result);
-}
-
-/* ---- judging ---------------------------------------------------------------------------------------------- */
-
-/* Metrics of stored versions by the rows of one query, and of the mean of their labels. */
-Datum
-millrace_trees_evaluate(PG_FUNCTION_ARGS)
-{
-	int32 model_id = PG_GETARG_INT32(0);
-	MrTreesShape *shape = mr_trees_shape(model_id, PG_GETARG_INT32(1));
-	ArrayType *array = PG_GETARG_ARRAYTYPE_P(2);
-	int nversions = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
-	const int32 *versions = (const int32 *) ARR_DATA_PTR(array);
-	MrTreesInput *input;
-	uint8 *flags;
-	Rows rows;
-	int nmetrics;
-	Metric *metrics = read_metrics(PG_GETARG_ARRAYTYPE_P(5), &nmetrics);
-	double *found = palloc0(Max(nversions * nmetrics, 1) * sizeof(double));
-	double *baseline = palloc0(Max(nmetrics, 1) * sizeof(double));
-	bool nulls[4] = {false};
-	Datum values[4];
-	TupleDesc desc;
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	input = mr_trees_input_read(shape, text_to_cstring(PG_GETARG_TEXT_PP(4)), PG_GETARG_OID(3));
-	mr_trees_shape_sort(shape);
-	flags = palloc_extended(Max(input->count, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	rows = choose_rows(input, flags, 0, false);
-	if (rows.n == 0)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("there is no row with a label to compute metrics on")));
-	judge(&rows, NULL, NULL, mean_label(&rows), metrics, nmetrics, baseline);
-	for (int v = 0; v < nversions; v++)
-	{
-		MrPredictor *predictor = mr_predictor_load(model_id, versions[v]);
-
-		judge(&rows, predictor->trees, mr_trees_codes_of(shape, predictor), 0, metrics, nmetrics,
-			  found + v * nmetrics);
-		mr_predictor_release(predictor);
-	}
-	values[0] = make_doubles(found, nversions * nmetrics);
-	values[1] = make_doubles(baseline, nmetrics);
-	values[2] = Int64GetDatum(rows.n);
-	values[3] = Int64GetDatum(input->skipped);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -141,6 +141,9 @@ write_number(Reader *reader, char type)
 	/* XGBoost writes it where categories are split, which is refused by who reads what this stands for */
 	if (isnan(value))
 		strcpy(text, "null");
+	/* whose sign a number of JSON would lose */
+	if (value == 0 && signbit(value))
+		strcpy(text, "\"-0\"");
 	if (isinf(value))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
 						errmsg("invalid UBJSON: a number is %s", text)));

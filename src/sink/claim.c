@@ -28,7 +28,6 @@
 #include "utils/hsearch.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/uuid.h"
@@ -185,39 +184,30 @@ own_body(const MrChannel *channel, const Unit *unit)
 static List *
 make_payloads(const MrChannel *channel, Unit *unit)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData *volatile error = NULL;
 	char *volatile body = NULL;
+	MrAttempt attempt;
 
 	if (!channel->has_message || unit->error)
 		body = default_body(channel, unit);
 	else
 	{
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(context);
+		mr_attempt_begin(&attempt);
 		PG_TRY();
 		{
 			body = own_body(channel, unit);
-			ReleaseCurrentSubTransaction();
+			mr_attempt_end(&attempt, true);
 		}
 		PG_CATCH();
 		{
-			ErrorData *caught;
-
-			MemoryContextSwitchTo(context);
 			disable_timeout(STATEMENT_TIMEOUT, false);
-			caught = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			MemoryContextSwitchTo(context);
-			CurrentResourceOwner = owner;
-			if (mr_error_class(caught->sqlerrcode) != MR_ERROR_DATA)
-				ReThrowError(caught);
-			unit->error = psprintf("the channel's message expression fails: %s", caught->message);
+			error = mr_attempt_failed(&attempt);
 		}
 		PG_END_TRY();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+		if (error != NULL && mr_error_class(error->sqlerrcode) != MR_ERROR_DATA)
+			ReThrowError(error);
+		if (error != NULL)
+			unit->error = psprintf("the channel's message expression fails: %s", error->message);
 		if (unit->error)
 			body = default_body(channel, unit);
 		else if (body == NULL && channel->kind != MR_CHANNEL_KAFKA &&
@@ -821,11 +811,10 @@ lock_channel(MrChannel *channel, int *in_flight, TimestampTz *not_before)
 static List *
 try_channel(MrChannel *channel, long *wait)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	List *volatile claimed = NIL;
 	ErrorData *volatile error = NULL;
 	volatile long soon = *wait;
+	MrAttempt attempt;
 	TimestampTz not_before;
 	int in_flight;
 
@@ -839,27 +828,21 @@ try_channel(MrChannel *channel, long *wait)
 		*wait = Min(*wait, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), not_before) + 1);
 		return NIL;
 	}
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
+	mr_attempt_begin(&attempt);
 	PG_TRY();
 	{
 		long left = soon;
 
 		claimed = claim_channel(channel, in_flight, &left);
 		soon = left;
-		ReleaseCurrentSubTransaction();
+		mr_attempt_end(&attempt, true);
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
+		error = mr_attempt_failed(&attempt);
 		claimed = NIL;
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
 	if (error)
 		note_problem(channel, error);
 	*wait = soon;

@@ -177,9 +177,7 @@ BEGIN
         END IF;
         staging := millrace_internal.vault_source(owner, source);
     ELSE
-        IF NOT has_table_privilege(owner, source, 'SELECT') THEN
-            RAISE EXCEPTION 'permission denied for table %', source USING ERRCODE = 'insufficient_privilege';
-        END IF;
+        PERFORM millrace_internal.check_reader(owner, source);
         IF (mart.definition ->> 'stripes')::integer > 1 THEN
             RAISE EXCEPTION 'a sink cannot be on mart %, whose groups are spread over stripes', source USING ERRCODE = 'feature_not_supported',
                 DETAIL = 'Workers that change one group do not wait for each other, so that neither knows what it will be.';
@@ -258,8 +256,10 @@ CREATE FUNCTION millrace_internal.drop_sink(caller regrole, name text) RETURNS v
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    dropped millrace.sink := millrace_internal.own_sink(caller, name);
+    dropped millrace.sink;
 BEGIN
+    PERFORM millrace_internal.lock_feeding(caller, ARRAY(SELECT t.relation FROM millrace.sink x JOIN millrace.target t ON t.id = x.target_id WHERE x.name = drop_sink.name));
+    dropped := millrace_internal.own_sink(caller, name);
     PERFORM millrace_internal.drop_target(caller, dropped.target_id, false);
 END
 $$;

@@ -87,7 +87,7 @@ SELECT pg_catalog.pg_extension_config_dump('millrace.replication_table', '');
 -- What a stream's options say, and what holds where they say nothing.
 CREATE FUNCTION millrace_internal.postgres_options(stream_id integer, OUT tables text[], OUT publication text, OUT slot text, OUT snapshot text, OUT truncate text,
     OUT on_lost text, OUT snapshot_chunk integer, OUT snapshot_parallel integer, OUT wal_budget bigint, OUT publication_named boolean) RETURNS record
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT ARRAY(SELECT t FROM json_array_elements_text(coalesce(s.options -> 'tables', '[]')) AS t),
            coalesce(s.options ->> 'publication', r.name), coalesce(s.options ->> 'slot', r.name),

@@ -28,20 +28,15 @@
 static List *
 unread(MemoryContext context)
 {
-	List *streams = NIL;
+	MemoryContext previous;
+	List *streams;
 	MrRunAs saved;
-	uint64 count;
 
 	mr_worker_begin(&saved);
-	count = mr_sql("SELECT s.id " MR_UNREAD_SLOTS " ORDER BY r.checked_at NULLS FIRST");
-	for (uint64 i = 0; i < count; i++)
-	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-		bool isnull;
-
-		streams = lappend_int(streams, DatumGetInt32(mr_sql_value(i, 1, &isnull)));
-		MemoryContextSwitchTo(old);
-	}
+	previous = MemoryContextSwitchTo(context);
+	streams =
+		mr_sql_ids(mr_sql("SELECT s.id " MR_UNREAD_SLOTS " ORDER BY r.checked_at NULLS FIRST"));
+	MemoryContextSwitchTo(previous);
 	mr_worker_commit(&saved);
 	return streams;
 }

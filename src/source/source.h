@@ -54,8 +54,8 @@ extern void mr_stream_check_fence(const MrStream *stream);
  */
 extern void mr_stream_lock(int32 id, bool exclusive);
 
-/* Gives up a shared one in the middle of a transaction, which has done nothing under it. */
-extern void mr_stream_unlock_shared(int32 id);
+/* Gives it up in the middle of a transaction, which has done nothing under it. */
+extern void mr_stream_unlock(int32 id, bool exclusive);
 
 /* What validate() finds out goes here. */
 typedef struct MrReport

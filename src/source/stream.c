@@ -171,11 +171,11 @@ mr_stream_lock(int32 id, bool exclusive)
 }
 
 void
-mr_stream_unlock_shared(int32 id)
+mr_stream_unlock(int32 id, bool exclusive)
 {
 	LOCKTAG tag = lock_tag(id);
 
-	(void) LockRelease(&tag, ShareLock, false);
+	(void) LockRelease(&tag, exclusive ? ExclusiveLock : ShareLock, false);
 }
 
 const MrSourceKind *

@@ -523,6 +523,8 @@ DECLARE
     staging record;
 BEGIN
     -- A batch in progress ends first; the worker then finds the stream gone.
+    PERFORM millrace_internal.lock_feeding(caller, ARRAY(SELECT g.relation FROM millrace.staging g JOIN millrace.stream s ON s.id = g.stream_id
+                                                         WHERE s.name = drop_stream.name AND pg_has_role(caller, s.owner, 'USAGE')));
     PERFORM millrace_internal.lock_own_stream(caller, name);
     dropped := millrace_internal.own_stream(caller, name);
     FOR staging IN SELECT t.relation FROM millrace.staging t WHERE t.stream_id = dropped.id ORDER BY t.id LOOP

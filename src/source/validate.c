@@ -4,14 +4,12 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "funcapi.h"
 #include "source/source.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -55,32 +53,26 @@ millrace_validate_source(PG_FUNCTION_ARGS)
 	if (stream != NULL && stream->server != NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		ResourceOwner owner = CurrentResourceOwner;
+		ErrorData *volatile error = NULL;
+		MrAttempt attempt;
 
 		to.subject = psprintf("stream %s", stream->name);
 		to.debezium = strcmp(stream->format, "debezium") == 0;
-		BeginInternalSubTransaction(NULL);
-		MemoryContextSwitchTo(context);
+		mr_attempt_begin(&attempt);
 		PG_TRY();
 		{
 			mr_source_kind(stream)->validate(&to, stream);
-			ReleaseCurrentSubTransaction();
+			mr_attempt_end(&attempt, true);
 		}
 		PG_CATCH();
 		{
-			ErrorData *error;
-
-			MemoryContextSwitchTo(context);
-			error = CopyErrorData();
-			FlushErrorState();
-			RollbackAndReleaseCurrentSubTransaction();
-			CurrentResourceOwner = owner;
-			if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-				ReThrowError(error);
-			mr_report(&to, "error", error->message, error->hint);
+			error = mr_attempt_failed(&attempt);
 		}
 		PG_END_TRY();
-		CurrentResourceOwner = owner;
+		if (error != NULL && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+		if (error != NULL)
+			mr_report(&to, "error", error->message, error->hint);
 		MemoryContextSwitchTo(old);
 	}
 	MemoryContextDelete(context);

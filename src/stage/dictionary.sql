@@ -236,9 +236,7 @@ BEGIN
         RAISE EXCEPTION '% is not a staging table of millrace', source USING ERRCODE = 'wrong_object_type',
             HINT = 'A dictionary is looked up in a table that a stream keeps: see millrace.create_staging().';
     END IF;
-    IF NOT has_table_privilege(caller, kept, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for table %', kept USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, kept);
     SELECT array_agg(c.name), max(c.type) INTO keys, type FROM millrace_internal.staging_columns(staging.definition) c WHERE c.in_key;
     IF cardinality(keys) > 1 OR type NOT IN ('text', 'character varying', 'smallint', 'integer', 'bigint', 'uuid') THEN
         RAISE EXCEPTION 'staging table % cannot be looked up by an id', kept USING ERRCODE = 'wrong_object_type',

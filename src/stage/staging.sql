@@ -335,7 +335,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    feed millrace.stream := millrace_internal.own_stream(caller, stream);
+    feed millrace.stream;
     qualified text := millrace_internal.qualified_name(name);
     kept regclass := millrace_internal.relation(name);
     definition json;
@@ -345,6 +345,9 @@ DECLARE
     described json;
     left_out record;
 BEGIN
+    -- Who begins a log needs the stream's lock, which comes before its row.
+    PERFORM millrace_internal.lock_own_stream(caller, stream) WHERE log AND EXISTS (SELECT FROM millrace.staging s WHERE s.relation = kept AND s.log IS NULL);
+    feed := millrace_internal.own_stream(caller, stream);
     IF name IS NULL THEN
         RAISE EXCEPTION 'a staging table needs a name' USING ERRCODE = 'null_value_not_allowed';
     END IF;
@@ -757,6 +760,27 @@ GRANT EXECUTE ON FUNCTION millrace.create_staging(text, text, json, json, json, 
 
 -- ---- dropping ----------------------------------------------------------------------------------------------
 
+-- Who drops tables keeps all streams waiting that feed them or what stands on them, in the order and before the rows in which others do that: no batch, chunk or erasure is then in
+-- progress that has some of these tables and needs the others.
+CREATE FUNCTION millrace_internal.lock_feeding(caller regrole, tables regclass[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM millrace_internal.lock_stream(l.stream_id, true)
+    FROM (WITH RECURSIVE kept AS (
+              SELECT g.id, g.stream_id FROM millrace.staging g WHERE g.relation = ANY (tables) AND pg_has_role(caller, g.owner, 'USAGE')
+          ), fed AS (
+              (SELECT t.id FROM millrace.target t WHERE t.relation = ANY (tables) AND pg_has_role(caller, t.owner, 'USAGE')
+               UNION SELECT s.target_id FROM millrace.target_source s JOIN kept k ON k.id = s.staging_id)
+              UNION SELECT d.id FROM fed f CROSS JOIN LATERAL millrace_internal.vault_dependents(f.id) d
+          )
+          SELECT k.stream_id FROM kept k
+          UNION SELECT g.stream_id FROM fed f JOIN millrace.target_source s ON s.target_id = f.id JOIN millrace.staging g ON g.id = s.staging_id
+          ORDER BY 1) AS l;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.lock_feeding(regrole, regclass[]) IS 'takes the exclusive locks of the streams that feed tables, or what stands on them';
+
 -- Drops whatever millrace keeps in a table: the table, its views and definition, its state.
 CREATE FUNCTION millrace_internal.drop_table(caller regrole, name text, cascade boolean) RETURNS void
 LANGUAGE plpgsql
@@ -767,6 +791,7 @@ DECLARE
     target millrace.target;
     dependent record;
 BEGIN
+    PERFORM millrace_internal.lock_feeding(caller, ARRAY[kept]);
     SELECT t.* INTO target FROM millrace.target t WHERE t.relation = kept FOR UPDATE;
     IF FOUND THEN
         PERFORM millrace_internal.check_owner(caller, target.owner, format('%s %s', target.kind, kept));

@@ -61,6 +61,7 @@ mr_attribute_reader_init(MrAttributeReader *reader, const MrAttributes *attribut
 	Jsonb *names = mr_vault_json_member(columns, "attributes");
 
 	reader->attnums = palloc0(sizeof(AttrNumber) * Max(attributes->n, 1));
+	reader->far.attnums = palloc(sizeof(AttrNumber) * Max(attributes->n, 1));
 	reader->casts = palloc0(sizeof(MrCast *) * Max(attributes->n, 1));
 	for (int i = 0; i < attributes->n; i++)
 	{
@@ -73,6 +74,8 @@ mr_attribute_reader_init(MrAttributeReader *reader, const MrAttributes *attribut
 			continue;
 		reader->attnums[i] = mr_satellite_column(staging, name);
 		column = TupleDescAttr(staging->desc, reader->attnums[i] - 1);
+		if (!column->attbyval)
+			reader->far.attnums[reader->far.n++] = reader->attnums[i];
 		reader->casts[i] = mr_cast_create(column->atttypid, column->atttypmod, attribute->type,
 										  attribute->typmod);
 	}

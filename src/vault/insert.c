@@ -46,6 +46,9 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 	}
 }
 
+/* Keys that wait at a time: as many as memory can be asked for at once. */
+#define WAITING 16
+
 /* The rows of one batch, and the checks of their keys. */
 typedef struct KeyRows
 {
@@ -54,10 +57,22 @@ typedef struct KeyRows
 	MrKeySet *seen;
 } KeyRows;
 
-/* Puts one row with the key that was read last into `keys`, unless it is known. */
+/* Rows with a key, until the memory is there that tells whether that is known. */
+typedef struct Waiting
+{
+	int n;
+	struct
+	{
+		const MrRow *row;
+		int place;
+		MrKeyHash hash;
+	} keys[WAITING];
+} Waiting;
+
+/* Puts one row with the key of a source's row into `keys`, unless it is known. */
 static void
-add_row(MrKeyTable *table, MrKeyReader *reader, const MrKeyHash *hash, KeyRows *keys,
-		TimestampTz loaded_at, Datum record_source)
+add_row(MrKeyTable *table, MrKeyReader *reader, int place, const MrRow *source,
+		const MrKeyHash *hash, KeyRows *keys, TimestampTz loaded_at, Datum record_source)
 {
 	MrRows *rows = keys->rows;
 	pg_uuid_t *kept;
@@ -66,7 +81,7 @@ add_row(MrKeyTable *table, MrKeyReader *reader, const MrKeyHash *hash, KeyRows *
 	if (mr_known_contains(table->known, &hash->check) || !mr_key_set_add(keys->seen, &hash->check))
 		return;
 
-	mr_key_row_read(reader);
+	mr_key_row_read(reader, place, source);
 	row = rows->nrows++;
 	kept = palloc(sizeof(pg_uuid_t));
 	*kept = hash->hash;
@@ -76,6 +91,17 @@ add_row(MrKeyTable *table, MrKeyReader *reader, const MrKeyHash *hash, KeyRows *
 		rows->values[1 + i][row] = table->middle(reader, i);
 	rows->values[1 + table->nmiddle][row] = TimestampTzGetDatum(loaded_at);
 	rows->values[2 + table->nmiddle][row] = record_source;
+}
+
+/* Puts all rows that wait into `keys`. */
+static void
+add_rows(MrKeyTable *table, MrKeyReader *reader, Waiting *waiting, KeyRows *keys,
+		 TimestampTz loaded_at, Datum record_source)
+{
+	for (int i = 0; i < waiting->n; i++)
+		add_row(table, reader, waiting->keys[i].place, waiting->keys[i].row, &waiting->keys[i].hash,
+				keys, loaded_at, record_source);
+	waiting->n = 0;
 }
 
 /* The columns between hash key and load_at as text. */
@@ -99,15 +125,15 @@ describe_key(MrKeyTable *table, const Datum *values, const bool *nulls)
 }
 
 /*
- * Of rows that were left out because their hash key is there, one may have another key under it: a collision.
- * Its message cannot be taken.
+ * Of rows that were left out because their hash key is there, one may have another key under it: a collision, whose
+ * message cannot be taken.  Bytes that differ may still be equal to their type.
  */
 static void
-refuse_collision(MrKeyTable *table, const MrRows *rows, const bool *conflicts)
+refuse_collision(MrKeyTable *table, const MrRows *rows, const bool *different)
 {
 	Datum *values = palloc(sizeof(Datum) * table->nmiddle);
 	bool *nulls = palloc(table->nmiddle);
-	int row = mr_table_find_different(table->table, rows, conflicts, 1 + table->nmiddle);
+	int row = mr_table_find_different(table->table, rows, different, 1 + table->nmiddle);
 	char *present;
 	MrRunAs saved;
 
@@ -140,8 +166,9 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	int capacity = mr_vault_count_rows(target, batch);
 	int64 skipped = 0;
 	int64 inserted;
+	Waiting waiting = {0};
 	KeyRows keys;
-	bool *conflicts;
+	bool *different;
 	MrRunAs saved;
 
 	if (capacity == 0)
@@ -170,24 +197,31 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 		{
 			const MrVersion *version = &staged->versions[v];
 
-			mr_staged_prefetch(staged, v);
+			mr_staged_prefetch_columns(staged, v, &reader->far);
 			for (int r = 0; r < version->nrows; r++)
 			{
-				MrKeyHash hash;
+				MrKeyHash *hash = &waiting.keys[waiting.n].hash;
 
-				if (mr_key_row(reader, place++, &version->rows[r], &hash))
-					add_row(table, reader, &hash, &keys, batch->loaded_at, record_source);
-				else
+				waiting.keys[waiting.n].row = &version->rows[r];
+				waiting.keys[waiting.n].place = place;
+				if (!mr_key_row(reader, place++, &version->rows[r], hash))
+				{
 					skipped++;
+					continue;
+				}
+				mr_known_prefetch(table->known, &hash->check);
+				if (++waiting.n == WAITING)
+					add_rows(table, reader, &waiting, &keys, batch->loaded_at, record_source);
 			}
 		}
+		add_rows(table, reader, &waiting, &keys, batch->loaded_at, record_source);
 	}
 	mr_run_back(&saved);
-	conflicts = palloc0(Max(keys.rows->nrows, 1));
-	inserted = mr_table_insert_new(table->table, keys.rows, conflicts);
+	different = palloc0(Max(keys.rows->nrows, 1));
+	inserted = mr_table_insert_new(table->table, keys.rows, 1 + table->nmiddle, different);
 	target->written += inserted;
 	if (inserted < keys.rows->nrows)
-		refuse_collision(table, keys.rows, conflicts);
+		refuse_collision(table, keys.rows, different);
 	mr_known_note(table->known, keys.checks, keys.rows->nrows, inserted);
 	mr_vault_count_skipped(target->id, skipped);
 }

@@ -113,6 +113,7 @@ reader_create(MrKey *key)
 
 	reader->key = key;
 	reader->attnums = palloc(sizeof(AttrNumber) * key->ncolumns);
+	reader->far.attnums = palloc(sizeof(AttrNumber) * key->ncolumns);
 	reader->casts = palloc(sizeof(MrCast *) * key->ncolumns);
 	reader->values = palloc(sizeof(Datum) * key->ncolumns);
 	reader->nulls = palloc(sizeof(bool) * key->ncolumns);
@@ -165,6 +166,8 @@ mr_key_reader_create(MrKey *key, const MrStaging *staging, Jsonb *columns)
 						 errmsg("column \"%s\" of staging table %s is gone", name, staging->name)));
 			attribute = TupleDescAttr(staging->desc, attnum - 1);
 			reader->attnums[column] = attnum;
+			if (!attribute->attbyval)
+				reader->far.attnums[reader->far.n++] = attnum;
 			reader->casts[column] = mr_cast_create(attribute->atttypid, attribute->atttypmod,
 												   key->parts[p].types[c],
 												   key->parts[p].typmods[c]);
@@ -195,7 +198,7 @@ mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nulls)
 	int column = 0;
 	int found = 0;
 
-	reader->row = NULL;
+	reader->place = -1;
 	for (int p = 0; p < key->nparts; p++)
 	{
 		int first = column;
@@ -256,7 +259,7 @@ add_part(MrKeyReader *reader, int part, int first)
 void
 mr_key_part_hash(MrKeyReader *reader, int part, pg_uuid_t *result)
 {
-	MrKeyHash *shared = reader->row != NULL ? &reader->shared[part][reader->place] : NULL;
+	MrKeyHash *shared = reader->place >= 0 ? &reader->shared[part][reader->place] : NULL;
 	MrKeyHash made;
 	int first = 0;
 
@@ -364,8 +367,7 @@ mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash)
 	bool alone = reader->key->nparts == 1;
 	bool named;
 
-	reader->is_read = !alone || !HASH_IS_THERE(shared);
-	if (reader->is_read)
+	if (!alone || !HASH_IS_THERE(shared))
 	{
 		named = mr_key_read(reader, row->values, row->nulls) > 0;
 		if (named)
@@ -380,19 +382,12 @@ mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash)
 		named = !HASH_IS_NONE(shared);
 		*hash = *shared;
 	}
-	reader->row = row;
-	reader->place = place;
 	return named;
 }
 
 void
-mr_key_row_read(MrKeyReader *reader)
+mr_key_row_read(MrKeyReader *reader, int place, const MrRow *row)
 {
-	const MrRow *row = reader->row;
-
-	if (reader->is_read)
-		return;
 	(void) mr_key_read(reader, row->values, row->nulls);
-	reader->row = row;
-	reader->is_read = true;
+	reader->place = place;
 }

@@ -232,6 +232,12 @@ mr_known_refresh(MrKnownKeys *known)
 	forget_noted(known);
 }
 
+void
+mr_known_prefetch(const MrKnownKeys *known, const pg_uuid_t *key)
+{
+	__builtin_prefetch(known->places + place_of(known, key));
+}
+
 bool
 mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key)
 {

@@ -536,6 +536,10 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 		const SatelliteSource *source;
 		int n;
 
+		if (i + 2 * MR_AHEAD < nruns && runs[i + 2 * MR_AHEAD].first->row != NULL)
+			__builtin_prefetch(runs[i + 2 * MR_AHEAD].first->row);
+		if (i + MR_AHEAD < nruns && runs[i + MR_AHEAD].first->row != NULL)
+			mr_row_prefetch(runs[i + MR_AHEAD].first->row);
 		if (assertion == NULL)
 			continue;
 		source = &satellite->sources[assertion->source];
@@ -558,7 +562,7 @@ insert_runs(MrSatellite *satellite, const MrBatch *batch, const Run *runs, int n
 		}
 	}
 	mr_run_back(&saved);
-	inserted = mr_table_insert_new(satellite->table, rows, NULL);
+	inserted = mr_table_insert_new(satellite->table, rows, 0, NULL);
 	satellite->base.written += inserted;
 	return rows->nrows - inserted;
 }
@@ -597,7 +601,7 @@ satellite_apply(MrTarget *target, MrBatch *batch)
 		mr_key_begin(satellite->sources[s].reader, batch, staged);
 		for (int v = 0; v < staged->nversions; v++)
 		{
-			mr_staged_prefetch(staged, v);
+			mr_staged_prefetch_columns(staged, v, &satellite->sources[s].attributes.far);
 			n = assert_version(satellite, s, &staged->versions[v], &place, assertions, n);
 		}
 	}

@@ -28,6 +28,7 @@ typedef struct MrAttributes
 typedef struct MrAttributeReader
 {
 	AttrNumber *attnums; /* 0: not from this source */
+	MrFarColumns far; /* those of them that are */
 	MrCast **casts;
 } MrAttributeReader;
 

@@ -458,7 +458,7 @@ insert_runs(MrSetSatellite *satellite, const MrBatch *batch, const Run *runs, in
 		}
 	}
 	mr_run_back(&saved);
-	inserted = mr_table_insert_new(satellite->table, rows, NULL);
+	inserted = mr_table_insert_new(satellite->table, rows, 0, NULL);
 	satellite->base.written += inserted;
 	return rows->nrows - inserted;
 }

@@ -60,14 +60,13 @@ typedef struct MrKeyReader
 {
 	MrKey *key;
 	AttrNumber *attnums; /* of all parts' columns */
+	MrFarColumns far; /* those of them that are */
 	MrCast **casts;
 	Datum *values; /* what was read last; a part with a NULL column is NULL as a whole */
 	bool *nulls;
 	bool *part_nulls;
 	MrKeyHash **shared; /* by part: its hashes in all rows of what is being read */
-	const MrRow *row; /* the row of mr_key_row, and its place among them */
-	int place;
-	bool is_read;
+	int place; /* of the row that was read last, if it is one of these, or -1 */
 } MrKeyReader;
 
 /* `columns` is millrace.target_source.columns: {"key": [["declared name", …], …], …}. */
@@ -84,12 +83,12 @@ extern int mr_key_read(MrKeyReader *reader, const Datum *values, const bool *nul
 
 /*
  * The same for all rows of a batch one after the other, by their place among them: hashes of hubs' keys are made
- * once for all targets.  mr_key_row returns false when all parts are NULL; after it, mr_key_part_hash is about
- * that row, and `values` are once mr_key_row_read has been called.
+ * once for all targets.  mr_key_row returns false when all parts are NULL; mr_key_row_read is for those whose `values` and
+ * hashes of parts are wanted, too.
  */
 extern void mr_key_begin(MrKeyReader *reader, const MrBatch *batch, MrStaged *staged);
 extern bool mr_key_row(MrKeyReader *reader, int place, const MrRow *row, MrKeyHash *hash);
-extern void mr_key_row_read(MrKeyReader *reader);
+extern void mr_key_row_read(MrKeyReader *reader, int place, const MrRow *row);
 
 /* Is the staging's own key in it, so that no two objects have the same? */
 extern bool mr_key_has_object(const MrKeyReader *reader, const MrStaging *staging);
@@ -117,6 +116,8 @@ extern MrKnownKeys *mr_known_create(Oid relid, const MrTable *table);
 /* Before a batch: takes over what the last one noted if it has committed, looks whether somebody deleted. */
 extern void mr_known_refresh(MrKnownKeys *known);
 extern bool mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key);
+/* It will be asked for soon. */
+extern void mr_known_prefetch(const MrKnownKeys *known, const pg_uuid_t *key);
 /* After the insert: so many keys, of which some were new, are in the table if this transaction commits. */
 extern void mr_known_note(MrKnownKeys *known, const pg_uuid_t *keys, int nkeys, int64 inserted);
 

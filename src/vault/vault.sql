@@ -61,9 +61,7 @@ BEGIN
         RAISE EXCEPTION '% is not a staging table', source
             USING ERRCODE = 'wrong_object_type', HINT = 'millrace.create_staging() makes one.';
     END IF;
-    IF NOT has_table_privilege(caller, source, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for table %', source USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, source);
     RETURN found;
 END
 $$;
@@ -539,9 +537,7 @@ BEGIN
         RAISE EXCEPTION '% is not a %', coalesce(relation::text, name, 'NULL'), array_to_string(kinds, ' or ')
             USING ERRCODE = CASE WHEN relation IS NULL THEN 'undefined_table' ELSE 'wrong_object_type' END;
     END IF;
-    IF NOT has_table_privilege(caller, relation, 'SELECT') THEN
-        RAISE EXCEPTION 'permission denied for table %', relation USING ERRCODE = 'insufficient_privilege';
-    END IF;
+    PERFORM millrace_internal.check_reader(caller, relation);
     RETURN found;
 END
 $$;
@@ -718,6 +714,23 @@ GRANT EXECUTE ON FUNCTION millrace.create_link(text, regclass, text[], json, tex
 
 -- ---- dropping ----------------------------------------------------------------------------------------------
 
+-- What stands on a hub, link or satellite.
+CREATE FUNCTION millrace_internal.vault_dependents(target_id integer) RETURNS SETOF millrace.target
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT t.* FROM millrace.target t
+    WHERE (t.kind = 'link' AND EXISTS (SELECT FROM json_array_elements(t.definition -> 'hubs') h WHERE (h ->> 'id')::integer = vault_dependents.target_id))
+       OR (t.kind = 'satellite' AND ((t.definition #>> '{parent,id}')::integer = vault_dependents.target_id
+           OR EXISTS (SELECT FROM json_array_elements(t.definition #> '{parent,hubs}') h WHERE (h ->> 'id')::integer = vault_dependents.target_id)))
+       OR (t.kind = 'pit' AND ((t.definition #>> '{parent,id}')::integer = vault_dependents.target_id
+           OR EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') e WHERE e::integer = vault_dependents.target_id)))
+       OR (t.kind = 'mart' AND EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+                                       WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+                                         AND d.refobjid = (SELECT to_regclass(p.definition ->> 'current') FROM millrace.target p WHERE p.id = vault_dependents.target_id)
+                                         AND r.ev_class = to_regclass(format('millrace_def.mart_%s', t.id))))
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_dependents(integer) IS 'what stands on a hub, link or satellite';
+
 -- One hub, link, satellite or point-in-time table; with cascade also what stands on it.  Called by drop_target, which tells the streams.
 CREATE FUNCTION millrace_internal.drop_target_vault(caller regrole, target_id integer, cascade boolean) RETURNS void
 LANGUAGE plpgsql
@@ -729,17 +742,7 @@ DECLARE
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
     current_view := to_regclass(target.definition ->> 'current');
-    FOR dependent IN
-        SELECT t.id, t.kind, t.relation FROM millrace.target t
-        WHERE (t.kind = 'link' AND EXISTS (SELECT FROM json_array_elements(t.definition -> 'hubs') h WHERE (h ->> 'id')::integer = target_id))
-           OR (t.kind = 'satellite' AND ((t.definition #>> '{parent,id}')::integer = target_id
-               OR EXISTS (SELECT FROM json_array_elements(t.definition #> '{parent,hubs}') h WHERE (h ->> 'id')::integer = target_id)))
-           OR (t.kind = 'pit' AND ((t.definition #>> '{parent,id}')::integer = target_id
-               OR EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') e WHERE e::integer = target_id)))
-           OR (t.kind = 'mart' AND EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
-                                           WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = current_view
-                                             AND r.ev_class = to_regclass(format('millrace_def.mart_%s', t.id))))
-        ORDER BY t.id DESC
+    FOR dependent IN SELECT d.id, d.kind, d.relation FROM millrace_internal.vault_dependents(target_id) d ORDER BY d.id DESC
     LOOP
         IF NOT cascade THEN
             RAISE EXCEPTION '% % stands on %', dependent.kind, dependent.relation, target.relation

@@ -25,7 +25,7 @@ def main():
             sources[name].query(f"CREATE TABLE public.{name} (id int PRIMARY KEY, v int); INSERT INTO public.{name} SELECT i, 1 FROM generate_series(1, 1000) i")
             target.query(f"""CREATE SERVER {name} FOREIGN DATA WRAPPER millrace_postgres OPTIONS (host '{host}', port '{port}', dbname '{'postgres' if name == 'away' else 'shop'}');
                 CREATE USER MAPPING FOR postgres SERVER {name} OPTIONS (username 'postgres');
-                SELECT millrace.create_stream('{name}', server => '{name}', options => '{{"tables": ["public.{name}"], "snapshot_chunk": 100, "wal_budget": "1MB"}}');
+                SELECT millrace.create_stream('{name}', server => '{name}', options => '{{"tables": ["public.{name}"], "snapshot_chunk": 100, "wal_budget": "4MB"}}');
                 SELECT millrace.create_staging('bronze.{name}', stream => '{name}', source_table => 'public.{name}')""")
 
         def same(what, name):
@@ -72,14 +72,15 @@ def main():
         # Nobody reads, and the log grows.
         over = "SELECT string_agg(stream, ',' ORDER BY stream) FROM millrace.replication_status WHERE over_budget"
         for source in sources.values():
-            source.query("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 3)")
+            source.query("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 6)")
         target.becomes('what is kept for streams that are stopped is seen', over, 'away,here')
         is_('and said once', target.query("SELECT stream, kind, count(*)::int FROM millrace.incident GROUP BY 1, 2 ORDER BY 1"), [('away', 'wal_retained', 1), ('here', 'wal_retained', 1)])
         target.query("SELECT millrace.start_stream('away'); SELECT millrace.start_stream('here')")
 
         def few_kept():
-            for source in sources.values():
-                source.query('CHECKPOINT')      # notes which transactions run: a slot begins again at such a note
+            # A slot begins again at a note of which transactions run, as a checkpoint makes it, once a change after that has been taken.
+            for name, source in sources.items():
+                source.query(f'CHECKPOINT; UPDATE public.{name} SET v = v WHERE id = 1')
             return target.one(over) is None
 
         is_('it is over when they run', wait_for('little to be kept', few_kept), True)

@@ -20,7 +20,7 @@ CREATE FUNCTION add(channel text, key text, message json, group_by text DEFAULT 
 
 def start(shell, *settings):
     lines = ' '.join(f'"{line}"' for line in ("millrace.databases = 'postgres'", "max_worker_processes = 16", "fsync = off",
-                                              "millrace.allowed_hosts = '127.0.0.1'", *settings))
+                                              "track_commit_timestamp = on", "millrace.allowed_hosts = '127.0.0.1'", *settings))
     shell.run(f'pg_start "$work/pg" {lines}')
     shell.environ()
     database = Database()
@@ -43,6 +43,17 @@ def settled(database, channel, seconds=60):
 
 def attempts(database, channel):
     return database.query(f"SELECT attempt, outcome, status FROM millrace.delivery_attempt WHERE channel = '{channel}' ORDER BY delivery_id, part, attempt")
+
+
+def pauses(db, channel):
+    """Seconds from each attempt that is repeated to the time that the next one was set for, from its end and from when that was recorded: the one
+    is not less than what it has to wait, the other not more, however slow the machine is.  No attempt comes earlier."""
+    found = db.query("""SELECT extract(epoch FROM a.next_at - a.at)::float - a.seconds, extract(epoch FROM a.next_at - pg_xact_commit_timestamp(a.xmin))::float,
+                               lag(a.next_at) OVER (PARTITION BY a.delivery_id ORDER BY a.no) <= a.at, a.outcome
+                        FROM millrace.attempt a JOIN millrace.delivery d ON d.id = a.delivery_id JOIN millrace.channel c ON c.id = d.channel_id
+                        WHERE c.name = %s ORDER BY a.delivery_id, a.no""", channel)
+    is_(f'{channel}: no attempt comes too early', [row for row in found if row[2] is False], [])
+    return [row[:2] for row in found if row[3] == 'retry']
 
 
 def holds_for(seconds, condition):

@@ -70,8 +70,8 @@ case_worker() {
 	becomes "new partitions are found" "SELECT count(*) FROM stg.work" 3000
 	becomes "and have positions" "SELECT count(*) FROM millrace.stream_partition WHERE stream = 'work'" 4
 	kafka_stop KILL
-	matches "a broker that is down is told" "$(problem work)" "cannot reach the broker|no broker"
-	is "and the worker stays" "$(sql "SELECT state FROM millrace.stream_status WHERE stream = 'work'")" waiting
+	becomes "the worker waits for a broker that is down" "SELECT state FROM millrace.stream_status WHERE stream = 'work'" waiting
+	matches "and says so" "$(problem work)" "cannot reach the broker|no broker"
 	kafka_run
 	produce work 3001 4000
 	becomes "it goes on when the broker is back" "SELECT count(*) FROM stg.work" 4000

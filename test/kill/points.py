@@ -11,6 +11,7 @@ import psycopg2                                     # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 POINTS = ('before_advance', 'before_commit', 'after_commit')
+MODEL_POINTS = ('users_counted',)
 SLOT_POINTS = ('slot_made', 'slot_settled')
 FILL_POINTS = ('in_chunk', 'before_chunk_commit', 'after_chunk')
 MESSAGES = 200
@@ -23,6 +24,8 @@ SELECT millrace.create_hub('k.h_name', source => 'k.things', business_key => '{n
 SELECT millrace.create_hub('k.h_thing', source => 'k.things', business_key => '{id}');
 SELECT millrace.create_satellite('k.s_thing', source => 'k.things', parent => 'k.h_thing', attributes => '{n}');
 SELECT millrace.create_mart('k.by_name', 'SELECT name, count(*) AS n, sum(n) AS total FROM k.things GROUP BY name');
+SELECT millrace.create_model('k.live', 'item_knn', 'SELECT n, id % 7 FROM k.things', online => true);
+SELECT millrace.create_model('k.trained', 'item_knn', 'SELECT n, id % 7 FROM k.things', '{"k": 10000}', keep => 1);
 """
 
 
@@ -89,11 +92,14 @@ def check(server, what, last):
     found = (server.query('SELECT id, _version, name, n FROM k.things ORDER BY 1'), server.one('SELECT count(*) FROM k.things_log'),
              server.one('SELECT count(*) FROM millrace.letter'))
     current = server.query('SELECT id, n FROM k.s_thing_current ORDER BY 1')
-    verified = server.query("SELECT missing, unexpected FROM millrace.verify('k.by_name')")
-    good = found == (things, log, letters) and current == [(t[0], t[3]) for t in things] and verified == [(0, 0)]
+    verified = [server.query(f"SELECT missing, unexpected FROM millrace.verify('k.{name}')") for name in ('by_name', 'live')]
+    version = server.one("SELECT millrace.train('k.trained')")
+    answers = [server.query(f"SELECT item, rank, neighbour, score FROM k.{name} WHERE version = {number} ORDER BY 1, 2") for name, number in (('live', 1), ('trained', version))]
+    same = answers[0] == answers[1]
+    good = found == (things, log, letters) and current == [(t[0], t[3]) for t in things] and verified == [[(0, 0)]] * 2 and same
     print(f"{'ok' if good else 'not ok'} - {what}")
     if not good:
-        print(f'# {len(found[0])} things of {len(things)}, {found[1]} versions of {log}, {found[2]} letters of {letters}, verify {verified}')
+        print(f'# {len(found[0])} things of {len(things)}, {found[1]} versions of {log}, {found[2]} letters of {letters}, verify {verified}, online as trained {same}')
     return good
 
 
@@ -108,16 +114,18 @@ def fill(server, point, last):
     server.try_query(f"""CREATE SCHEMA {point};
         SELECT millrace.create_hub('{point}.h_thing', source => 'k.things', business_key => '{{id}}');
         SELECT millrace.create_satellite('{point}.s_thing', source => 'k.things', parent => '{point}.h_thing', attributes => '{{n}}');
-        SELECT millrace.create_mart('{point}.by_name', 'SELECT name, count(*) AS n, sum(n) AS total FROM k.things GROUP BY name')""")
+        SELECT millrace.create_mart('{point}.by_name', 'SELECT name, count(*) AS n, sum(n) AS total FROM k.things GROUP BY name');
+        SELECT millrace.create_model('{point}.live', 'item_knn', 'SELECT n, id % 7 FROM k.things', online => true)""")
     wait_for(f'a crash {point}', lambda: (server.crashes() or started) != started)
     push(server, last)
     server.query('ALTER SYSTEM RESET millrace.debug_point')
     server.query('SELECT pg_reload_conf()')
     wait_for('everything is filled', lambda: server.one("SELECT (SELECT count(*) FROM millrace.target WHERE state <> 'active') + (SELECT count(*) FROM millrace.inbox)") == 0)
-    verified = [server.query(f"SELECT missing, unexpected FROM millrace.verify('{point}.{name}')") for name in ('h_thing', 's_thing', 'by_name')]
+    verified = [server.query(f"SELECT missing, unexpected FROM millrace.verify('{point}.{name}')") for name in ('h_thing', 's_thing', 'by_name', 'live')]
     same = server.one(f"""SELECT (SELECT count(*) FROM (SELECT id, n FROM k.s_thing_current EXCEPT SELECT id, n FROM {point}.s_thing_current) d)
-        + (SELECT count(*) FROM (SELECT * FROM k.by_name EXCEPT SELECT * FROM {point}.by_name) d)""") == 0
-    good = same and verified == [[(0, 0)]] * 3
+        + (SELECT count(*) FROM (SELECT * FROM k.by_name EXCEPT SELECT * FROM {point}.by_name) d)
+        + (SELECT count(*) FROM (SELECT * FROM k.live EXCEPT SELECT * FROM {point}.live) d)""") == 0
+    good = same and verified == [[(0, 0)]] * 4
     print(f"{'ok' if good else 'not ok'} - filled although killed {point}")
     if not good:
         print(f'# verify {verified}, equal to what was there {same}')
@@ -238,7 +246,7 @@ def main():
         last += MESSAGES
         wait_for('the worker takes what is there', lambda: server.one('SELECT count(*) FROM millrace.inbox') == 0)
         good = check(server, 'what was left is taken', last) and good
-        for point in POINTS:
+        for point in MODEL_POINTS + POINTS:
             wait_for('the worker', lambda: server.one("SELECT count(*) FROM millrace.worker_status WHERE state = 'running'"))
             started = server.crashes()
             server.query(f"ALTER SYSTEM SET millrace.debug_point = '{point}'")

@@ -7,16 +7,19 @@ Then one row of each kind is changed, removed or added: verify() finds it, rebui
 (when the library is preloaded) by two workers in the background.
 
 Connects as libpq's environment says (a superuser of a server with millrace), makes databases of its own and drops them.
-Prints its seed; `backfill.py --seed N` repeats a run, --long makes many.
+Prints its seed; `backfill.py --seed N` repeats a run, --runs N makes more.
 """
-import argparse
+import contextlib
 import datetime
 import json
-import random
+import os
 import sys
 import time
 
 import psycopg2
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import histories, in_background  # noqa: E402
 
 # Declared once in schema a at the start, and once more in schema b in the middle: kind, name and the call.
 TABLES = [
@@ -259,62 +262,20 @@ def check_corruptions(cursor, rng, background):
     return check(cursor) and good
 
 
-def run(seed, steps):
-    admin = psycopg2.connect("")
-    admin.autocommit = True
-    control = admin.cursor()
-    control.execute("SHOW shared_preload_libraries")
-    good = True
-    for mode in ["session"] + ["background"] * ("millrace" in control.fetchone()[0]):
-        rng = random.Random(seed)
-        database = f"backfill_{seed}_{mode}"
-        control.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
-        control.execute(f"CREATE DATABASE {database} TEMPLATE template0")
-        connection = psycopg2.connect(dbname=database)
-        connection.autocommit = True
-        try:
-            cursor = connection.cursor()
-            declare(cursor, 1 if mode == "session" else 2)
-            if mode == "background":
-                control.execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
-                control.execute(f"ALTER SYSTEM SET millrace.backfill_rows = {rng.choice([1, 3, 20])}")
-                control.execute("SELECT pg_reload_conf()")
-                cursor.execute("SELECT millrace.start_stream('feed')")
-                # Thousands of chunks in one transaction take their time.
-                cursor.execute("SET millrace.backfill_rows = 100")
-            history(cursor, rng, steps, mode == "background")
-            good = settle(cursor, mode == "background") and check(cursor) and check_corruptions(cursor, rng, mode == "background")
-            # It goes on after all that.
-            push(cursor, [message(rng, steps * 10) for _ in range(100)])
-            good = good and settle(cursor, mode == "background") and check(cursor)
-        finally:
-            connection.close()
-            if mode == "background":
-                control.execute("ALTER SYSTEM RESET millrace.databases")
-                control.execute("ALTER SYSTEM RESET millrace.backfill_rows")
-                control.execute("SELECT pg_reload_conf()")
-            if good:
-                control.execute(f"DROP DATABASE {database} WITH (FORCE)")
-        if not good:
-            print(f"mode {mode}, database {database}")
-            break
-    admin.close()
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--long", action="store_true", help="100 runs")
-    options = parser.parse_args()
-    for i in range(100 if options.long else options.runs):
-        print(f"seed {options.seed + i}", flush=True)
-        if not run(options.seed + i, options.steps):
-            sys.exit(1)
-    print("what was filled later equals what was there")
+def run(admin, database, cursor, rng, background, steps):
+    declare(cursor, 2 if background else 1)
+    with in_background(admin, database, backfill_rows=rng.choice([1, 3, 20])) if background else contextlib.nullcontext():
+        if background:
+            cursor.execute("SELECT millrace.start_stream('feed')")
+            # Thousands of chunks in one transaction take their time.
+            cursor.execute("SET millrace.backfill_rows = 100")
+        history(cursor, rng, steps, background)
+        if not (settle(cursor, background) and check(cursor) and check_corruptions(cursor, rng, background)):
+            return False
+        # It goes on after all that.
+        push(cursor, [message(rng, steps * 10) for _ in range(100)])
+        return settle(cursor, background) and check(cursor)
 
 
 if __name__ == "__main__":
-    main()
+    histories("backfill", "what was filled later equals what was there", run, 3, with_background=True, steps=40)

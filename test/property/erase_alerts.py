@@ -36,6 +36,7 @@ SELECT millrace.create_rule('{s} high', kind => 'match', source => '{s}.orders',
 SELECT millrace.create_rule('{s} edge', kind => 'match', source => '{s}.orders', predicate => 'n > 5', again => true, channels => '{{{s} told}}', max_age => NULL);
 SELECT millrace.create_rule('{s} person', kind => 'match', source => '{s}.orders', predicate => 'n < 3', key => '{{person}}', channels => '{{{s} told}}', max_age => NULL);
 SELECT millrace.create_rule('{s} product', kind => 'match', source => '{s}.orders', predicate => 'n < 4', key => '{{product}}', details => '{{id}}', channels => '{{{s} told}}', max_age => NULL);
+SELECT millrace.create_rule('{s} forgotten', kind => 'match', source => '{s}.orders', predicate => 'n > 6', key => '{{product}}', max_age => NULL);
 SELECT millrace.create_rule('{s} lines', kind => 'match', source => '{s}.lines', predicate => 'q > 2', details => '{{what}}', max_age => NULL);
 SELECT millrace.create_rule('{s} odd', kind => 'match', source => '{s}.orders', predicate => '(CASE WHEN n = 4 THEN person ELSE ''0'' END)::integer > 0', max_age => NULL);
 SELECT millrace.create_rule('{s} rapid', kind => 'frequency', source => '{s}.orders', key => '{{product}}', count => 3, within => '100 s', lateness => '1 hour', event_time => 'at',
@@ -43,6 +44,7 @@ SELECT millrace.create_rule('{s} rapid', kind => 'frequency', source => '{s}.ord
 SELECT millrace.create_rule('{s} busy', kind => 'frequency', source => '{s}.orders', key => '{{person}}', count => 2, within => '100 s', lateness => '1 hour', event_time => 'at', max_age => NULL);
 SELECT millrace.create_rule('{s} silent', kind => 'absence', source => '{s}.orders', key => '{{person}}', within => '1 s', channels => '{{{s} told}}', max_age => NULL);
 SELECT millrace.create_rule('{s} unsold', kind => 'absence', source => '{s}.orders', key => '{{product}}', within => '1 s', max_age => NULL);
+SELECT millrace.create_rule('{s} scarce', kind => 'absence', source => '{s}.orders', predicate => 'n > 6', key => '{{product}}', within => '1 s', max_age => NULL);
 SELECT millrace.create_rule('{s} loyal', kind => 'threshold', source => '{s}.by_person', predicate => 'n >= 2', details => '{{total}}', tag => 'loyal', key => '{{person}}', channels => '{{{s} told}}',
   send_resolved => true, max_age => NULL);
 SELECT millrace.create_rule('{s} wanted', kind => 'threshold', source => '{s}.by_product', predicate => 'n >= 3', details => '{{n, last}}', channels => '{{{s} told}}', send_resolved => true, max_age => NULL);
@@ -90,13 +92,14 @@ END $$;
 
 # Of whom rules know something, and what.
 STATES = {
-    'alerts of match': """SELECT r.rule, r.key, r.occurrence FROM millrace.alert r WHERE r.kind = 'match' AND r.rule LIKE '{s} %' AND r.rule <> '{s} edge'""",
+    'alerts of match': """SELECT r.rule, r.key, r.occurrence FROM millrace.alert r WHERE r.kind = 'match' AND r.rule LIKE '{s} %' AND r.rule NOT IN ('{s} edge', '{s} forgotten')""",
     'marks': """SELECT r.name, s.key, s.state ->> 'fired' IS NOT NULL, s.state ->> 'ended' FROM millrace.rule_state s JOIN millrace.rule r ON r.target_id = s.rule_id WHERE r.kind = 'match' AND r.name LIKE '{s} %'""",
     'events': """SELECT r.name, s.key, e.object FROM millrace.rule_state s JOIN millrace.rule r ON r.target_id = s.rule_id, millrace_internal.rule_events(s.events) e
                  WHERE r.kind = 'frequency' AND r.name LIKE '{s} %' AND e.time > '2000-01-01'""",
     'groups': """SELECT r.name, s.key, s.state ->> 'details' FROM millrace.rule_state s JOIN millrace.rule r ON r.target_id = s.rule_id WHERE r.kind = 'threshold' AND r.name LIKE '{s} %'""",
     'tags': """SELECT r.name, g.key, g.groups FROM millrace.rule_tag g JOIN millrace.rule r ON r.target_id = g.rule_id WHERE r.name LIKE '{s} %' AND g.groups > 0""",
     'heard of': """SELECT r.name, s.key FROM millrace.rule_state s JOIN millrace.rule r ON r.target_id = s.rule_id WHERE r.kind = 'absence' AND r.name LIKE '{s} %'""",
+    'keys of windows': """SELECT r.name, s.key FROM millrace.rule_state s JOIN millrace.rule r ON r.target_id = s.rule_id WHERE r.kind = 'frequency' AND r.name LIKE '{s} %'""",
     'rows of sinks': """SELECT k.name, r.object, r.key, r.digest IS NOT NULL FROM millrace.sink_row r JOIN millrace.sink k ON k.target_id = r.sink_id WHERE k.name LIKE '{s} %' AND k.name NOT IN ('{s} people', '{s} products')""",
 }
 
@@ -165,6 +168,8 @@ def run(cursor, rng):
         cursor.execute(DECLARE.format(s=s, log=log if s == 'a' else True))
     messages = history(rng)
     erased = rng.sample(PEOPLE, rng.choice([1, 1, 2]))
+    # Of what was deleted only a log says whose it was.
+    messages = [m for m in messages if log or 'op' not in m or m['person'] not in erased]
     moments = {rng.randrange(2, len(messages) + 1): person for person in erased}
     for i, message in enumerate(messages + [None]):
         if message is not None:
@@ -176,6 +181,8 @@ def run(cursor, rng):
         if rng.random() < 0.5:
             cursor.execute("SELECT send(%s, %s)", (rng.choice(['dead', 'sent', 'sent', 'ready', 'claimed']), rng.randrange(1, 5)))
         if i in moments:
+            # As maintain() does when they are old enough.
+            cursor.execute("DELETE FROM millrace.rule_alert a USING millrace.rule r WHERE r.target_id = a.rule_id AND r.name = 'a forgotten'")
             cursor.execute("SELECT * FROM millrace.erase('a', %s)", (json.dumps({'person': moments[i]}),))
     for person in erased:
         cursor.execute("SELECT * FROM millrace.erase('a', %s)", (json.dumps({'person': person}),))

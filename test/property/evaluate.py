@@ -7,16 +7,15 @@ PostgreSQL prints; for versions that are judged when they are trained, and for s
 The server is that of PG*.
 """
 
-import argparse
 import math
-import random
+import os
 import sys
 
 import numpy
-import psycopg2
 
-from model import MEASURES, check, expected
-import model
+from model import MEASURES, expected
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import check, in_schema  # noqa: E402
 
 SPLITS = ["customer_rows", "customers", "time", "leave_one_out", "tables"]
 AT = ["precision", "precision_returned", "recall", "map", "ndcg", "ndcg_untruncated", "hit_rate", "mrr", "catalog_coverage"]
@@ -273,22 +272,6 @@ def one(rng, cur, run):
     cur.execute("SELECT millrace.drop_model('evaluate_test.knn')")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--runs", type=int, default=15)
-    arguments = parser.parse_args()
-    print("seed", arguments.seed)
-    connection = psycopg2.connect("")
-    connection.autocommit = True
-    cur = connection.cursor()
-    cur.execute("SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS millrace; DROP SCHEMA IF EXISTS evaluate_test CASCADE; CREATE SCHEMA evaluate_test")
-    cur.execute("CREATE TABLE evaluate_test.bought (u text COLLATE \"C\", i text COLLATE \"C\", w double precision, at timestamptz); CREATE TABLE evaluate_test.test (u text, i text)")
-    for run in range(arguments.runs):
-        one(random.Random(arguments.seed + run), cur, run)
-    cur.execute("DROP SCHEMA evaluate_test CASCADE")
-    return model.failed > 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    in_schema("evaluate_test", """CREATE TABLE evaluate_test.bought (u text COLLATE "C", i text COLLATE "C", w double precision, at timestamptz);
+        CREATE TABLE evaluate_test.test (u text, i text)""", one, 15)

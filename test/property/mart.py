@@ -4,14 +4,15 @@
 Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and
 drops it.  Prints its seed; `mart.py --seed N` repeats a run.
 """
-import argparse
 import json
-import random
+import os
 import sys
 import threading
-import time
 
 import psycopg2
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import drain, growing, histories, in_background, preloaded, wait  # noqa: E402
 
 KEYS = 14
 
@@ -132,22 +133,10 @@ def push(cursor, rng, keys):
     cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(rng.randrange(keys))))
 
 
-def wait(cursor, query, what):
-    deadline = time.time() + 240
-    while time.time() < deadline:
-        cursor.execute(query)
-        if cursor.fetchone()[0]:
-            return
-        time.sleep(0.02)
-    raise Exception(f"waited in vain for {what}")
-
-
-def run_in_background(admin, database, cursor, rng, made, pushes):
+def two_workers(admin, database, cursor, rng, pushes):
     """Two workers whose batches touch the same groups, and make the same new ones, at once."""
     cursor.execute("SELECT millrace.create_stream('feed', workers => 2, replace => true)")
-    admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
-    admin.cursor().execute("SELECT pg_reload_conf()")
-    try:
+    with in_background(admin, database):
         for _ in range(2):
             cursor.execute("BEGIN")
             for _ in range(pushes):
@@ -156,16 +145,8 @@ def run_in_background(admin, database, cursor, rng, made, pushes):
             cursor.execute("SELECT millrace.start_stream('feed')")
             for _ in range(pushes):
                 push(cursor, rng, KEYS)
-            wait(cursor, "SELECT NOT EXISTS (SELECT FROM millrace.inbox)", "the workers to empty the inbox")
-            cursor.execute("SELECT millrace.stop_stream('feed')")
-            wait(cursor, "SELECT count(*) = 0 FROM millrace.worker_status WHERE pid IS NOT NULL", "the workers to end")
-    finally:
-        admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
-        admin.cursor().execute("SELECT pg_reload_conf()")
-    good = True
-    for name in made:
-        good = check(cursor, name, "end") and good
-    return good and check_state(cursor, "end")
+            drain(cursor)
+    return all([check(cursor, name, "end") for name in MARTS] + [check_state(cursor, "end")])
 
 
 WIDE = "SELECT g, h, count(*) AS n, count(DISTINCT id) AS objects, sum(x) AS total FROM stg.wide GROUP BY g, h"
@@ -179,20 +160,13 @@ def run_wide(admin, database, cursor, rng, count):
                    ('{"id": ["$key", "bigint"]}', '{"g": ["$.g", "integer"], "h": "$.h", "x": ["$.x", "integer"]}'))
     for name, query in WIDE_MARTS.items():
         cursor.execute("SELECT millrace.create_mart(%s, %s)", (f"cdm.{name}", query))
-    admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
-    admin.cursor().execute("SELECT pg_reload_conf()")
-    try:
+    with in_background(admin, database):
         for _ in range(2):
             values = [json.dumps({"g": rng.randrange(400), "h": rng.choice("abc"), "x": rng.randrange(100)}) for _ in range(count)]
             keys = [str(rng.randrange(count)) for _ in range(count)]
             cursor.execute("SELECT count(millrace.push('wide', v, key => k)) FROM unnest(%s, %s) AS u (v, k)", (values, keys))
             cursor.execute("SELECT millrace.start_stream('wide')")
-            wait(cursor, "SELECT NOT EXISTS (SELECT FROM millrace.inbox)", "the workers to empty the inbox")
-            cursor.execute("SELECT millrace.stop_stream('wide')")
-            wait(cursor, "SELECT count(*) = 0 FROM millrace.worker_status WHERE pid IS NOT NULL", "the workers to end")
-    finally:
-        admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
-        admin.cursor().execute("SELECT pg_reload_conf()")
+            drain(cursor, "wide")
     cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     if cursor.fetchone()[0]:
         print("the workers deadlocked")
@@ -244,68 +218,17 @@ def check_gone(database, cursor):
     return not failed and rows == [("a", 1), ("b", 1)]
 
 
-def run(seed, steps, pushes):
-    rng = random.Random(seed)
-    admin = psycopg2.connect("")
-    admin.autocommit = True
-    database = f"mart_{seed}"
-    admin.cursor().execute(f"DROP DATABASE IF EXISTS {database}")
-    admin.cursor().execute(f"CREATE DATABASE {database} TEMPLATE template0")
-    connection = psycopg2.connect(dbname=database)
-    connection.autocommit = True
-    good = True
-    try:
-        cursor = connection.cursor()
-        declare(cursor)
-        made = []
-        names = list(MARTS)
-        rng.shuffle(names)
-        for step in range(steps):
-            # Some marts are there from the beginning, others begin over what is staged.
-            while names and (len(names) > len(MARTS) // 2 or rng.random() < 0.3):
-                made.append(names.pop())
-                create(cursor, made[-1])
-            for _ in range(rng.choice([1, 1, 3, 20])):
-                push(cursor, rng, KEYS)
-            cursor.execute("SELECT * FROM millrace.run_stream('feed')")
-            if rng.random() < 0.1:
-                cursor.execute("SELECT * FROM millrace.rebuild(%s::regclass)", (f"cdm.{rng.choice(made)}",))
-            for name in made:
-                good = check(cursor, name, step) and good
-            good = check_state(cursor, step) and good
-            if not good:
-                break
-        cursor.execute("SELECT current_setting('shared_preload_libraries') LIKE '%millrace%'")
-        if good and cursor.fetchone()[0]:
-            good = run_in_background(admin, database, cursor, rng, made, pushes)
-            good = good and run_wide(admin, database, cursor, rng, pushes * 20)
-        good = good and check_gone(database, cursor)
-        cursor.execute("SELECT count(*) FROM millrace.letter")
-        if cursor.fetchone()[0]:
-            print("there are dead letters")
-            good = False
-    finally:
-        connection.close()
-        if good:
-            admin.cursor().execute(f"DROP DATABASE {database} WITH (FORCE)")
-        admin.close()
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--pushes", type=int, default=300, help="in the background, four times")
-    options = parser.parse_args()
-    for i in range(options.runs):
-        seed = options.seed + i
-        print(f"seed {seed}", flush=True)
-        if not run(seed, options.steps, options.pushes):
-            sys.exit(1)
-    print("marts equal their queries")
+def run(admin, database, cursor, rng, steps, pushes):
+    declare(cursor)
+    for step, made in growing(cursor, rng, steps, MARTS, lambda name: create(cursor, name), lambda: push(cursor, rng, KEYS)):
+        if rng.random() < 0.1:
+            cursor.execute("SELECT * FROM millrace.rebuild(%s::regclass)", (f"cdm.{rng.choice(made)}",))
+        if not all([check(cursor, name, step) for name in made] + [check_state(cursor, step)]):
+            return False
+    if preloaded(admin) and not (two_workers(admin, database, cursor, rng, pushes) and run_wide(admin, database, cursor, rng, pushes * 20)):
+        return False
+    return check_gone(database, cursor)
 
 
 if __name__ == "__main__":
-    main()
+    histories("mart", "marts equal their queries", run, 3, steps=40, pushes=300)

@@ -1,20 +1,19 @@
 #!/usr/bin/env python3
-"""Online models under random histories: after each batch they answer as a model that is trained on what is staged then, bit for bit.
+"""Online models under random histories: after each batch they answer, and are judged, as a model that is trained on what is staged then, bit for bit.
 
 Objects come, change, are cancelled and deleted, in any order; users, items and times change; models begin over an empty table and over what is
-staged, with each measure, with max_history and without.  Then two workers at once, and rebuilding, erasing, dropping.
+staged, with each measure, with max_history and without, with a catalogue, with what is popular by a query, and without.  Then two workers at
+once, and rebuilding, erasing, dropping.
 
 Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and drops it.
 Prints its seed; `online.py --seed N` repeats a run.
 """
-import argparse
 import json
-import random
+import os
 import sys
-import threading
-import time
 
-import psycopg2
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import drain, growing, histories, in_background, preloaded  # noqa: E402
 
 QUERY = "SELECT customer, {item}{time} FROM stg.items WHERE status IN ('CLOSED', 'OPEN') AND quantity > 0"
 # What is trained for comparison: of a model with max_history the newest items of each user, ties by id.
@@ -30,6 +29,10 @@ MODELS = {
 }
 # One has numbers as items.
 ITEM = {"dice": "(length(product) * 7 + ascii(product))"}
+# Some answer what a catalogue has only; some of that nobody has (yet, or any more).
+CATALOGUE = {"cosine_shrunk", "last"}
+# Of some a query says what is popular, also of items that nobody has, in groups.
+POPULAR = {"cosine", "newest", "last"}
 USERS, ITEMS, ORDERS = 12, 14, 30
 
 
@@ -38,6 +41,14 @@ def declare(cursor):
     cursor.execute("SELECT millrace.create_stream('feed')")
     cursor.execute("SELECT millrace.create_staging('stg.items', stream => 'feed', for_each => '$.items[*]', key => %s, columns => %s)",
                    ('{"id": ["$key", "bigint"]}', json.dumps({"customer": ["$.customer", "bigint"], "status": "$.status", "at": ["$.at", "timestamptz"], "product": "@.product", "quantity": ["@.quantity", "integer"]})))
+
+
+def offer(cursor, rng):
+    """What the catalogue has."""
+    cursor.execute("CREATE TABLE IF NOT EXISTS stg.offered (product text, class integer, available boolean); DELETE FROM stg.offered")
+    for i in range(-3, ITEMS):
+        if rng.random() < 0.8:
+            cursor.execute("INSERT INTO stg.offered VALUES (%s, %s, %s)", (f"{'zZaAé'[i % 5]}{i}", rng.choice([None, 1, 2, 3]), rng.choice([None, True, True, True, False])))
 
 
 def order(rng, wide):
@@ -58,9 +69,11 @@ def create(cursor, name):
     params = MODELS[name]
     most = params.get("max_history")
     cursor.execute("SET client_min_messages = error")
-    cursor.execute("SELECT millrace.create_model(%s, 'item_knn', %s, %s, online => true)", (f"ml.{name}", QUERY.format(item=ITEM.get(name, "product"), time=", at" if most else ""), json.dumps(params)))
+    catalogue = "SELECT product, class, available FROM stg.offered" if name in CATALOGUE else None
+    popular = "SELECT product, class, available FROM stg.offered" if name in POPULAR else None
+    cursor.execute("SELECT millrace.create_model(%s, 'item_knn', %s, %s, catalogue => %s, popular => %s, online => true)", (f"ml.{name}", QUERY.format(item=ITEM.get(name, "product"), time=", at" if most else ""), json.dumps(params), catalogue, popular))
     trained = {"k": 10000, **{k: v for k, v in params.items() if k != "max_history"}}
-    cursor.execute("SELECT millrace.create_model(%s, 'item_knn', %s, %s)", (f"ml.{name}_trained", NEWEST.format(most=most) if most else QUERY.format(item=ITEM.get(name, "product"), time=""), json.dumps(trained)))
+    cursor.execute("SELECT millrace.create_model(%s, 'item_knn', %s, %s, catalogue => %s, popular => %s)", (f"ml.{name}_trained", NEWEST.format(most=most) if most else QUERY.format(item=ITEM.get(name, "product"), time=""), json.dumps(trained), catalogue, popular))
     cursor.execute("SET client_min_messages = notice")
 
 
@@ -79,11 +92,14 @@ def check(cursor, rng, name, step):
     # What is left of a history when only the newest of it counts is had nevertheless.
     seen = "false" if most else rng.choice(["true", "false"])
     explain, n, fallback = rng.choice(["true", "false"]), rng.choice([1, 3, 1000]), rng.choice(["true", "true", "false"])
+    group = rng.choice(["NULL", "'true'", "'false'"]) if name in POPULAR else "NULL"
+    # Without a catalogue a filter passes what a version knows: of the online one that is also what nobody has any more.
+    choice = "NULL" if name in POPULAR - CATALOGUE else rng.choice(["NULL", "NULL", "'class < 3'" if name in CATALOGUE else "'item::text < ''b'''"])
     questions = {
         "similar items": f"SELECT i.item, s.rank, s.item, float4send(s.score), s.reason FROM (SELECT DISTINCT {item}::text AS item FROM stg.items) AS i, millrace.similar('MODEL', i.item, {n}) AS s ORDER BY 1, 2",
         "recommendations": f"SELECT u.customer, r.rank, r.item, float8send(r.score), r.reason FROM (SELECT DISTINCT customer FROM stg.items UNION SELECT 77) AS u, "
-                           f"millrace.recommend('MODEL', u.customer::text, {n}, exclude_seen => {seen}, explain => {explain}, fallback => {fallback}) AS r ORDER BY 1, 2",
-        "baskets": f"SELECT r.rank, r.item, float8send(r.score), r.reason FROM millrace.recommend('MODEL', items => ARRAY(SELECT DISTINCT {item}::text FROM stg.items ORDER BY 1 LIMIT 4) || '{{77777,77777}}', n => {n}, explain => {explain}) AS r ORDER BY 1",
+                           f"millrace.recommend('MODEL', u.customer::text, {n}, filter => {choice}, exclude_seen => {seen}, explain => {explain}, fallback => {fallback}, popular_group => {group}) AS r ORDER BY 1, 2",
+        "baskets": f"SELECT r.rank, r.item, float8send(r.score), r.reason FROM millrace.recommend('MODEL', items => ARRAY(SELECT DISTINCT {item}::text FROM stg.items ORDER BY 1 LIMIT 4) || '{{77777,77777}}', n => {n}, filter => {choice}, explain => {explain}, popular_group => {group}) AS r ORDER BY 1",
         "the view": "SELECT item, rank, neighbour, float4send(score) FROM MODEL WHERE version = VERSION ORDER BY item, rank",
     }
     cursor.execute("SELECT count(DISTINCT product) FROM stg.items")
@@ -96,9 +112,25 @@ def check(cursor, rng, name, step):
             differ = [(a, b) for a, b in zip(*answers) if a != b][:3]
             print(f"{name}, {what} at step {step}: {len(answers[0])} and {len(answers[1])} rows, {differ} (online, trained); {question}")
             good = False
+    had = "status IN ('CLOSED', 'OPEN') AND quantity > 0 AND at IS NOT NULL"
+    if rng.random() < 0.3:
+        # What a user has and does not count is not recommended: a trained one does not know of it.
+        whole = f"(SELECT count(DISTINCT product) FROM stg.items WHERE customer = c AND {had}) <= {most}" if most else "true"
+        test = f"SELECT c, i.item FROM generate_series(-2, 20) AS c, (SELECT DISTINCT {item} AS item FROM stg.items WHERE product IS NOT NULL UNION SELECT {item} FROM (VALUES ('zz')) AS never (product)) AS i WHERE hashtext(c || ' ' || i.item) % 5 = {rng.randrange(5)} AND {whole}"
+        judged = [bits(cursor, "SELECT metric, float8send(value), float8send(popularity), pairs, skipped FROM millrace.evaluate(%s::regclass, %s, %s) ORDER BY 1", model, v, test) for model, v in ((online, 1), (trained, version))]
+        if judged[0] != judged[1] or len(judged[0]) < 10:
+            print(f"{name}, metrics at step {step}: {judged[0]} and {judged[1]} (online, trained); {test}")
+            good = False
+    if name == "newest" and rng.random() < 0.3:
+        test = f"SELECT c, i.item FROM generate_series(-2, 20) AS c, (SELECT DISTINCT product FROM stg.items WHERE product IS NOT NULL) AS i (item) WHERE NOT EXISTS (SELECT FROM stg.items WHERE customer = c AND product = i.item AND {had})"
+        precision = bits(cursor, "SELECT value FROM millrace.evaluate(%s::regclass, 1, %s, '{precision@3}')", online, test)
+        users, hits = bits(cursor, f"SELECT count(DISTINCT t.c), count(r.item) FROM ({test}) AS t LEFT JOIN LATERAL millrace.recommend('{online}', t.c::text, 3, fallback => false) AS r ON r.item = t.item")[0]
+        if users and abs(precision[0][0] * users * 3 - hits) > 1e-6:
+            print(f"{name} at step {step}: precision@3 is {precision}, {hits} of what is recommended to {users} users is right")
+            good = False
     cursor.execute("SELECT millrace.drop_version(%s::regclass, v.version) FROM millrace.model_version v JOIN millrace.model m ON m.id = v.model_id WHERE m.relation = %s::regclass AND v.version <> %s", (trained, trained, version))
     if most:
-        cursor.execute(f"SELECT count(*) FROM (SELECT DISTINCT customer, product FROM stg.items WHERE status IN ('CLOSED', 'OPEN') AND quantity > 0 AND at IS NOT NULL AND customer IS NOT NULL) AS h "
+        cursor.execute(f"SELECT count(*) FROM (SELECT DISTINCT customer, product FROM stg.items WHERE {had} AND customer IS NOT NULL) AS h "
                        f"JOIN LATERAL millrace.recommend('{online}', h.customer::text, 1000) AS r ON r.item = h.product")
         if cursor.fetchone()[0]:
             print(f"{name} at step {step}: what is had is recommended")
@@ -111,31 +143,14 @@ def check(cursor, rng, name, step):
     return good
 
 
-def wait(cursor, query, what):
-    deadline = time.time() + 240
-    while time.time() < deadline:
-        cursor.execute(query)
-        if cursor.fetchone()[0]:
-            return
-        time.sleep(0.02)
-    raise Exception(f"waited in vain for {what}")
-
-
-def in_background(admin, database, cursor, rng, made, pushes):
+def two_workers(admin, database, cursor, rng, made, pushes):
     """Two workers that meet at the same users and items, and make the same new ones, at once."""
     cursor.execute("SELECT millrace.create_stream('feed', workers => 2, replace => true)")
-    admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
-    admin.cursor().execute("SELECT pg_reload_conf()")
-    try:
+    with in_background(admin, database):
         cursor.execute("SELECT millrace.start_stream('feed')")
         for _ in range(pushes):
             push(cursor, rng, 4)
-        wait(cursor, "SELECT NOT EXISTS (SELECT FROM millrace.inbox)", "the workers to empty the inbox")
-        cursor.execute("SELECT millrace.stop_stream('feed')")
-        wait(cursor, "SELECT count(*) = 0 FROM millrace.worker_status WHERE pid IS NOT NULL", "the workers to end")
-    finally:
-        admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
-        admin.cursor().execute("SELECT pg_reload_conf()")
+        drain(cursor)
     cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     if cursor.fetchone()[0]:
         print("the workers deadlocked")
@@ -150,7 +165,7 @@ def long_lists(cursor, rng, made):
         for _ in range(6):
             products = rng.sample(range(2, 1500), 60) + [0, 1]
             value = json.dumps({"customer": rng.randrange(40), "status": "CLOSED", "at": "2026-03-01 00:00:00+00", "items": [{"product": f"w{i}", "quantity": 1} for i in products]})
-            cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(1000 + rng.randrange(30))))
+            cursor.execute("SELECT millrace.push('feed', %s, key => %s)", (value, str(1000 + rng.randrange(60))))
         cursor.execute("SELECT * FROM millrace.run_stream('feed')")
         cursor.execute("SELECT r.relation, r.missing, r.unexpected, r.example FROM unnest(%s::regclass[]) AS m, millrace.verify(m) AS r WHERE r.missing + r.unexpected > 0", ([f"ml.{name}" for name in made],))
         for wrong in cursor.fetchall():
@@ -159,6 +174,11 @@ def long_lists(cursor, rng, made):
     cursor.execute("SELECT id FROM millrace.model WHERE relation = 'ml.cosine'::regclass")
     cursor.execute(f"SELECT max(n), bool_or(folded) FROM (SELECT count(*) AS n, bool_or(is_folded) AS folded FROM millrace_state.model_{cursor.fetchone()[0]}_pair GROUP BY item) AS l")
     rows, folded = cursor.fetchone()
+    cursor.execute("SELECT pg_total_relation_size(format('millrace_state.model_%s_pair', id)::regclass), (SELECT count(*) / 2 FROM ml.cosine), (SELECT count(DISTINCT item) FROM ml.cosine) FROM millrace.model WHERE relation = 'ml.cosine'::regclass")
+    size, pairs, items = cursor.fetchone()
+    if size > 20 * pairs + 120 * items + 8 * 8192:
+        print(f"{pairs} pairs of {items} items take {size} bytes")
+        good = False
     if rows < 2 or not folded:
         print(f"no list has several rows that were put together: {rows}, {folded}")
         good = False
@@ -168,7 +188,7 @@ def long_lists(cursor, rng, made):
 def ends(cursor, rng, made):
     """Damage is seen, a rebuild mends it; what is erased is gone; nothing is left of what is dropped."""
     good = True
-    name = made[0]
+    name = next(m for m in made if m != "last")    # of one item no pairs count
     cursor.execute("SELECT id FROM millrace.model WHERE relation = %s::regclass", (f"ml.{name}",))
     number = cursor.fetchone()[0]
     cursor.execute(f"DELETE FROM millrace_state.model_{number}_pair WHERE ctid IN (SELECT min(ctid) FROM millrace_state.model_{number}_pair WHERE item > 0)")
@@ -193,65 +213,18 @@ def ends(cursor, rng, made):
     return good
 
 
-def run(seed, steps, pushes):
-    rng = random.Random(seed)
-    admin = psycopg2.connect("")
-    admin.autocommit = True
-    database = f"online_{seed}"
-    admin.cursor().execute(f"DROP DATABASE IF EXISTS {database}")
-    admin.cursor().execute(f"CREATE DATABASE {database} TEMPLATE template0")
-    connection = psycopg2.connect(dbname=database)
-    connection.autocommit = True
-    good = True
-    try:
-        cursor = connection.cursor()
-        declare(cursor)
-        cursor.execute("SET millrace.backfill_rows = 5")    # what is staged is counted in many chunks
-        made, names = [], list(MODELS)
-        rng.shuffle(names)
-        for step in range(steps):
-            # Some models are there from the beginning, others begin over what is staged.
-            while names and (len(names) > len(MODELS) // 2 or rng.random() < 0.3):
-                made.append(names.pop())
-                create(cursor, made[-1])
-            for _ in range(rng.choice([1, 1, 3, 20])):
-                push(cursor, rng)
-            cursor.execute("SELECT * FROM millrace.run_stream('feed')")
-            for name in made:
-                good = check(cursor, rng, name, step) and good
-            if not good:
-                break
-        cursor.execute("SELECT current_setting('shared_preload_libraries') LIKE '%millrace%'")
-        if good and cursor.fetchone()[0]:
-            good = in_background(admin, database, cursor, rng, made, pushes)
-        good = good and long_lists(cursor, rng, [name for name in made if name in ("cosine", "newest")])
-        good = good and ends(cursor, rng, made)
-        cursor.execute("SELECT count(*) FROM millrace.letter")
-        if cursor.fetchone()[0]:
-            print("there are dead letters")
-            good = False
-    finally:
-        connection.close()
-        if good:
-            admin.cursor().execute(f"DROP DATABASE {database} WITH (FORCE)")
-        admin.close()
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pushes", type=int, default=250, help="in the background")
-    options = parser.parse_args()
-    for i in range(options.runs):
-        seed = options.seed + i
-        print(f"seed {seed}", flush=True)
-        if not run(seed, options.steps, options.pushes):
-            sys.exit(1)
-    print("online models answer as trained ones")
+def run(admin, database, cursor, rng, steps, pushes):
+    declare(cursor)
+    offer(cursor, rng)
+    cursor.execute("SET millrace.backfill_rows = 5")    # what is staged is counted in many chunks
+    for step, made in growing(cursor, rng, steps, MODELS, lambda name: create(cursor, name), lambda: push(cursor, rng)):
+        if not all([check(cursor, rng, name, step) for name in made]):
+            return False
+        offer(cursor, rng)
+    if preloaded(admin) and not two_workers(admin, database, cursor, rng, made, pushes):
+        return False
+    return long_lists(cursor, rng, ["cosine", "newest"]) and ends(cursor, rng, made)
 
 
 if __name__ == "__main__":
-    main()
+    histories("online", "online models answer as trained ones", run, 1, steps=20, pushes=250)

@@ -8,6 +8,7 @@ The server is that of PG*.
 """
 
 import argparse
+import os
 import random
 import sys
 import threading
@@ -15,8 +16,9 @@ import time
 
 import psycopg2
 
-from model import check
-import model
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+import property  # noqa: E402
+from property import check  # noqa: E402
 
 MODEL = "registry_test.knn"
 
@@ -96,10 +98,10 @@ def promotions(cur):
     rising = [to for _, to in history[1:]]
     check("behind a gate no older version passes", rising != sorted(rising) and history)
     check("the newest version is served in the end", value(cur, f"SELECT millrace.model_at('{MODEL}')") != max(taken) and history)
-    check("one version is the first", value(cur, "SELECT count(*) FROM millrace.model_alias_history WHERE reason = 'the first version'") != 1 and history)
+    check("one version is the first", value(cur, "SELECT count(*) FROM millrace.model_alias_history WHERE model = %s AND reason = 'the first version'", MODEL) != 1 and history)
     # an alias that nothing had made yet
     together([lambda own, v=v: value(own, f"SELECT millrace.promote('{MODEL}', %s, 'new')", v) for v in taken[:6]])
-    cur.execute("SELECT from_version, to_version FROM millrace.model_alias_history WHERE alias = 'new' ORDER BY promoted_at")
+    cur.execute("SELECT from_version, to_version FROM millrace.model_alias_history WHERE model = %s AND alias = 'new' ORDER BY promoted_at", (MODEL,))
     history = cur.fetchall()
     check("so when the alias is new", (len(history) != 6 or [f for f, _ in history] != [None] + [t for _, t in history[:-1]]) and history)
     drop(cur)
@@ -195,6 +197,60 @@ def dropped(cur):
     check("a model is dropped while it is trained", wrong)
 
 
+def trees(cur):
+    """Trees that sessions train, promote behind a gate and ask at once, until their model is dropped."""
+    cur.execute("CREATE TABLE registry_test.event AS SELECT i AS id, i % 7 AS x, i % 5 AS y, i % 3 AS label FROM generate_series(1, 500) i")
+    name = "registry_test.trees"
+    cur.execute(f"""SELECT millrace.create_model('{name}', 'xgboost', 'SELECT * FROM registry_test.event', '{{"objective": "reg:squarederror", "rounds": 5}}', label => 'label', entity => '{{id}}')""")
+    id = value(cur, f"SELECT id FROM millrace.model WHERE relation = '{name}'::regclass")
+    value(cur, f"SELECT millrace.train('{name}')")
+    value(cur, f"""SELECT millrace.promote('{name}', millrace.train('{name}', split => '{{"by": "rows"}}', metrics => '{{mae}}'))""")
+    taken, ended = [], threading.Event()
+
+    def train(own):
+        for _ in range(2):
+            taken.append(value(own, f"""SELECT millrace.train('{name}', split => '{{"by": "rows"}}', metrics => '{{mae}}')"""))
+            value(own, f"SELECT millrace.promote('{name}', %s, gate => 'new.mae <= 1.5 * old.mae')", taken[-1])
+
+    def ask(own):
+        while not ended.is_set():
+            if value(own, f"SELECT millrace.predict('{name}', '{{\"x\": 1}}')") is None:
+                raise AssertionError("no answer")
+
+    def all_trained(own):
+        errors = together([train] * 3)
+        ended.set()
+        if errors:
+            raise AssertionError(errors)
+
+    check("trees are trained, promoted and asked at once", together([all_trained, ask]))
+    cur.execute("SELECT from_version, to_version FROM millrace.model_alias_history WHERE model = %s ORDER BY promoted_at", (name,))
+    history = cur.fetchall()
+    rising = [to for _, to in history]
+    wrong = len(set(taken)) != 6 or rising != sorted(rising) or rising[-1] != max(taken) or any(history[i][0] != rising[i - 1] for i in range(1, len(history)))
+    check("of trees that are promoted at once the newest is served", wrong and f"{taken}, {history}")
+    over, begun = threading.Event(), [threading.Event(), threading.Event()]
+
+    def until_dropped(own, sql, first):
+        while not over.is_set():
+            try:
+                value(own, sql)
+                first.set()
+            except (psycopg2.errors.UndefinedTable, psycopg2.errors.WrongObjectType):
+                break
+
+    def drop_it(own):
+        try:
+            for event in begun:
+                event.wait(60)
+            own.execute(f"SELECT millrace.drop_model('{name}')")
+        finally:
+            over.set()
+
+    errors = together([lambda own: until_dropped(own, f"SELECT millrace.train('{name}')", begun[0]), lambda own: until_dropped(own, f"SELECT millrace.predict('{name}', '{{}}')", begun[1]), drop_it])
+    check("a model is dropped while it is trained and predicts", errors or value(cur, "SELECT count(*) FROM pg_class WHERE relname LIKE %s", f"model_{id}_%") and "tables stay")
+
+
 def killed(cur):
     fill(cur, 60, 20)
     id = create(cur)
@@ -237,9 +293,10 @@ def main():
     expiry(random.Random(arguments.seed), cur)
     rolled_back(cur)
     dropped(cur)
+    trees(cur)
     killed(cur)
     cur.execute("DROP SCHEMA registry_test CASCADE")
-    return model.failed > 0
+    return property.failed > 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import argparse
 import io
 import json
 import os
+import pwd
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -73,7 +75,7 @@ def models(rng):
         more = {"max_depth": int(rng.integers(1, 11)), "learning_rate": float(rng.choice([0.05, 0.3])), "max_bin": int(rng.choice([4, 256]))}
         if rng.random() < 0.4:
             more.update(grow_policy="lossguide", max_leaves=int(rng.choice([3, 60])), max_depth=0)
-        if rng.random() < 0.3:
+        if objective != "reg:absoluteerror" and rng.random() < 0.3:  # which XGBoost 3 does not train as forests
             more.update(num_parallel_tree=3, subsample=0.7)
         if objective != "reg:absoluteerror" and rng.random() < 0.7:
             more["base_score"] = float(rng.choice([0.1, 0.5, 0.731]))
@@ -229,7 +231,7 @@ def programs():
             except OSError:
                 continue
             if name.startswith("millrace_xgboos") and rest.split()[0] != "Z":
-                found[int(rest.split()[1])] = int(entry)
+                found.setdefault(int(rest.split()[1]), []).append(int(entry))
     return found
 
 
@@ -267,7 +269,7 @@ def trainings(cur, rng):
     cur.execute("SELECT millrace.train('trees_test.model', split => '{\"by\": \"rows\", \"test\": 0.25, \"seed\": 7}', metrics => '{auc,logloss,error,rmse,mae}')")
 
     # the same rows, sorted; the split as the manual says it
-    cur.execute("SELECT hashtextextended(a::text, hashtextextended(b, 7)), label, colour, x, y, z FROM trees_test.source WHERE label IS NOT NULL ORDER BY b COLLATE \"C\", a")
+    cur.execute("SELECT hash_record_extended(ROW(b, a), 7), label, colour, x, y, z FROM trees_test.source WHERE label IS NOT NULL ORDER BY b COLLATE \"C\", a")
     source = cur.fetchall()
     hashes, label = numpy.array([r[0] for r in source]), numpy.array([r[1] for r in source], dtype=numpy.float32)
     judges = hashes <= numpy.sort(hashes)[int(len(hashes) * 0.25 + 0.5) - 1]
@@ -312,16 +314,49 @@ def trainings(cur, rng):
     then = cur.fetchone()
     cur.execute("SELECT value, pairs FROM millrace.evaluate('trees_test.model', 4, metrics => '{logloss}')")
     check("the evaluation set judges the same again", cur.fetchone() != then and "it does not")
+    cur.execute("SELECT value, pairs FROM millrace.evaluate('trees_test.model', 4, 'SELECT * FROM trees_test.source', '{logloss}')")
+    check("rows whose entity a version was trained on do not judge it", cur.fetchone() != then and "they do")
     check("a metric that is none is an error", fails(cur, "SELECT millrace.evaluate('trees_test.model', 4, metrics => '{map@10}')", (), "22023", "map@10"))
-    cur.execute("SELECT millrace.promote('trees_test.model', 4, gate => 'new.logloss < old.logloss + 1000')")
+    gate = "SELECT millrace.promote('trees_test.model', %s, gate => 'new.logloss < old.logloss + 1000')"
+    cur.execute(gate, (4,))
+    check("no gate is passed by what has trained the version before", cur.fetchone()[0] is not False and "it is")
+    cur.execute("SELECT millrace.promote('trees_test.model', 4), millrace.train('trees_test.model')")
+    cur.execute(gate, (cur.fetchone()[1],))
     check("a gate is passed", cur.fetchone()[0] is not True and "it is not")
-    check("a wrong label is told", fails(cur, "SELECT millrace.train('trees_test.model', split => '{\"by\": \"tables\", \"test\": \"SELECT * FROM trees_test.source WHERE a < 100\", \"train\": \"SELECT a, b, 7 AS label, colour, x, y, z::integer AS z FROM trees_test.source\"}')", (), "38000", "XGBoost cannot train"))
+    check("a wrong label is told", fails(cur, "SELECT millrace.train('trees_test.model', split => '{\"by\": \"tables\", \"test\": \"SELECT * FROM trees_test.source WHERE a < 100\", \"train\": \"SELECT a, b, 7 AS label, colour, x, y, z::integer AS z FROM trees_test.source\"}')", (), "38000", "XGBoost cannot train: label must be"))
     cur.execute("UPDATE trees_test.source SET x = 'Infinity' WHERE a = 5 AND label IS NOT NULL OR a = 6")
     check("infinity is an error", fails(cur, "SELECT millrace.train('trees_test.model')", (), "22003", '"x"'))
     cur.execute("UPDATE trees_test.source SET x = 0 WHERE a IN (5, 6)")
     ends(cur)
     cur.execute("DELETE FROM trees_test.source")
     check("no rows are an error", fails(cur, "SELECT millrace.train('trees_test.model')", (), "55000", "no row"))
+    drop(cur)
+
+
+def split_by_time(cur, rng):
+    """Rows from a time on judge, unless their entity has an earlier row or one without a time: then they take no part."""
+    rows = [(int(rng.integers(300)), None if rng.random() < 0.05 else int(rng.integers(60)), float(numpy.float32(rng.normal())), float(numpy.float32(rng.normal()))) for _ in range(500)]
+    cur.execute("DROP SCHEMA IF EXISTS trees_test CASCADE; CREATE SCHEMA trees_test; CREATE TABLE trees_test.source (id integer, at timestamptz, x real, label real)")
+    cur.executemany("INSERT INTO trees_test.source VALUES (%s, '2024-01-01 UTC'::timestamptz + %s * interval '1 day', %s, %s)", rows)
+    cur.execute("SELECT millrace.create_model('trees_test.model', 'xgboost', 'SELECT * FROM trees_test.source', '{\"rounds\": 2, \"objective\": \"reg:squarederror\"}', label => 'label', entity => '{id}')")
+    wrong = None
+    for since in (None, int(rng.integers(20, 55))):
+        share, cut = float(rng.choice([0.1, 0.3])), since
+        if since is None:
+            cut = sorted(-1 if t is None else t for _, t, _, _ in rows)[len(rows) - int(share * len(rows) + 0.5)]
+        early = {i for i, t, _, _ in rows if t is None or t < cut}
+        judges = numpy.array([label for i, _, _, label in rows if i not in early])
+        mean = numpy.mean([label for _, t, _, label in rows if t is None or t < cut])
+        split = {"by": "time", **({"test": share} if since is None else {"since": str(numpy.datetime64("2024-01-01") + since) + "Z"})}
+        cur.execute("BEGIN; SELECT millrace.train('trees_test.model', split => %s, metrics => '{mae}', refit => false)", (json.dumps(split),))
+        version = cur.fetchone()[0]
+        cur.execute("SELECT pairs, popularity FROM millrace.model_version_metric WHERE model = 'trees_test.model' AND version = %s", (version,))
+        pairs, popularity = cur.fetchone()
+        cur.execute("SELECT DISTINCT pairs FROM millrace.evaluate('trees_test.model', %s, 'SELECT * FROM trees_test.source')", (version,))
+        if cur.fetchall() != [(pairs,)] or pairs != len(judges) or abs(popularity - numpy.abs(mean - judges).mean()) > 1e-9:
+            wrong = f"{split}: {pairs} rows, not {len(judges)}; {popularity}"
+        cur.execute("ROLLBACK")
+    check("a split by time is as it is said to be", wrong)
     drop(cur)
 
 
@@ -335,10 +370,19 @@ def state(cur):
     return cur.fetchone()[0]
 
 
+def limit_memory(program):
+    """Lets it have no more memory than it has, as its own user: who is root may not be allowed to."""
+    owner = os.stat(f"/proc/{program}").st_uid
+    subprocess.run((["runuser", "-u", pwd.getpwuid(owner).pw_name, "--"] if os.geteuid() == 0 != owner else []) + ["prlimit", f"--pid={program}", "--as=1048576"], check=True)
+
+
 def ends(cur):
-    """Trainings that would take long are cancelled, their program is killed, their backend is terminated."""
-    endless = "SELECT millrace.train('trees_test.model', search => '{\"rounds\": [100000], \"max_depth\": [12]}', trials => 1, split => '{\"by\": \"rows\"}')"
+    """Searches that would take long are cancelled, one of their programs is killed or has no memory left, their backend is terminated."""
+    endless = "SELECT millrace.train('trees_test.model', search => '{\"rounds\": [100000], \"max_depth\": [12]}', trials => 4, split => '{\"by\": \"rows\"}')"
+    cur.execute("SELECT least(current_setting('max_parallel_maintenance_workers')::integer + 1, 4)")
+    at_once = cur.fetchone()[0]
     for name, code, end in (("cancelled", "57014", lambda pid, program: cur.execute("SELECT pg_cancel_backend(%s)", (pid,))), ("killed", "38000", lambda pid, program: os.kill(program, 9) if os.geteuid() in (0, os.stat(f"/proc/{program}").st_uid) else cur.execute("SELECT 1")),
+                            ("short of memory", "38000", lambda pid, program: limit_memory(program)),
                             ("terminated", "57P01", lambda pid, program: cur.execute("SELECT pg_terminate_backend(%s)", (pid,)))):
         other = psycopg2.connect("")
         other.autocommit = True
@@ -356,16 +400,24 @@ def ends(cur):
 
         thread = threading.Thread(target=train_endless)
         thread.start()
-        program = wait_for(lambda: programs().get(pid))
+        started = wait_for(lambda: [programs().get(pid, [])] if len(programs().get(pid, [])) == at_once else None)
+        if not started:
+            wrong.append(f"there are no {at_once} programs, but {programs()}")
+            cur.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            started = [[]]
+        running = started[0]
         cur.execute("SELECT count(*) FROM millrace.training_progress WHERE pid = %s AND model = 'trees_test.model'", (pid,))
         if cur.fetchone()[0] != 1:
             wrong.append("it is not in training_progress")
-        end(pid, program)
+        if running:
+            end(pid, running[-1])
         thread.join()
-        if not wait_for(lambda: program not in programs().values()):
-            wrong.append(f"process {program} goes on")
-        check(f"a training is {name}, and its program ends", "; ".join(wrong))
+        if not wait_for(lambda: not set(running) & {p for ps in programs().values() for p in ps}):
+            wrong.append(f"of processes {running} some go on")
+        check(f"a search is {name}, and all of its programs end", "; ".join(wrong))
         other.close()
+    cur.execute("SELECT count(*) FROM millrace.training_progress")
+    check("nothing is left of them", cur.fetchone()[0] and "they are in training_progress")
 
 
 def main():
@@ -382,6 +434,7 @@ def main():
     margins(cur, numbers, options.rows)
     refused(cur, numbers)
     trainings(cur, numbers)
+    split_by_time(cur, numbers)
     fuzz(cur, random.Random(options.seed), numbers, 300)
     if not cur.connection.closed:
         cur.execute("DROP SCHEMA IF EXISTS trees_test CASCADE")

@@ -9,19 +9,20 @@ A vault that is declared afterwards over staging tables with logs has to end as 
 Connects as libpq's environment says (a superuser of a server with millrace), makes a database of its own and
 drops it.  Prints its seed; `vault.py --seed N` repeats a run.
 """
-import argparse
 import collections
 import datetime
 import decimal
 import hashlib
 import json
+import os
 import random
 import struct
 import sys
 import time
 import uuid
 
-import psycopg2
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+from property import histories, in_background  # noqa: E402
 
 DELETED = b"\xff" * 16
 
@@ -58,10 +59,13 @@ def boolean(value):
 
 
 MINUTES = 37    # of a unit of time, so that a history takes some days
+# Point-in-time tables have rows for each day since, so the days that a history tells of lie not far back.
+DAYS = 11
+START = datetime.datetime.combine(datetime.datetime.now(datetime.timezone.utc).date() - datetime.timedelta(days=DAYS + 1), datetime.time())
 
 
 def time_text(unit):
-    return (datetime.datetime(2026, 1, 1) + datetime.timedelta(minutes=MINUTES * unit)).isoformat(" ") + "+00"
+    return (START + datetime.timedelta(minutes=MINUTES * unit)).isoformat(" ") + "+00"
 
 
 def history(rng, objects, versions):
@@ -276,7 +280,7 @@ def compare(cursor, schema, name, source, rows, step):
 def check_pit(cursor, schema, name, step):
     """A point-in-time table equals its plain query; in the days that the history tells of, for it has a row for each day since."""
     cursor.execute("SELECT id FROM millrace.target WHERE relation = %s::regclass", (f"{schema}.{name}",))
-    kept, plain = (f"(SELECT * FROM {relation} WHERE snapshot_at < '2026-01-12')" for relation in (f"{schema}.{name}", f"millrace_def.pit_{cursor.fetchone()[0]}"))
+    kept, plain = (f"(SELECT * FROM {relation} WHERE snapshot_at < '{START + datetime.timedelta(days=DAYS)}')" for relation in (f"{schema}.{name}", f"millrace_def.pit_{cursor.fetchone()[0]}"))
     cursor.execute(f"SELECT (SELECT count(*) FROM ({kept} EXCEPT ALL {plain}) AS u), (SELECT count(*) FROM ({plain} EXCEPT ALL {kept}) AS m)")
     unexpected, missing = cursor.fetchone()
     if unexpected or missing:
@@ -304,13 +308,12 @@ def check(cursor, schema, messages, step):
     times = random.Random(len(messages))
     for name in sorted(ALL_HISTORY):
         for minute in [times.randrange(-1, 1 + max((m["minute"] for m in messages), default=0)) for _ in range(3)]:
-            moment = "2025-12-31 23:59+00" if minute < 0 else time_text(minute)
-            good &= compare(cursor, schema, name, f"_as_of('{moment}')", content_at(said[name], minute), step)
+            good &= compare(cursor, schema, name, f"_as_of('{time_text(minute)}')", content_at(said[name], minute), step)
     for day in range(1, 4):
         # The ghost record has no order.
         good &= compare(cursor, schema, "s_order_all", f" s JOIN {schema}.h_order USING (h_order_hk) JOIN {schema}.pit_order p "
                         "ON (s.h_order_hk, s.applied_at, s.hashdiff) = (p.s_order_all_hk, p.s_order_all_applied_at, p.s_order_all_hashdiff) "
-                        f"WHERE order_id IS NOT NULL AND p.snapshot_at = '2026-01-{day:02d} 23:59:59.999999+00'",
+                        f"WHERE order_id IS NOT NULL AND p.snapshot_at = '{START + datetime.timedelta(days=day, microseconds=-1)}+00'",
                         content_at(said["s_order_all"], (day * 1440 - 1) // MINUTES), step)
     for name in ("pit_order", "pit_user") if not isinstance(step, int) or step % 3 == 0 else ():
         good &= check_pit(cursor, schema, name, step)
@@ -355,11 +358,11 @@ def run_in_session(cursor, rng, messages):
 def wait_for_workers(cursor):
     deadline = time.time() + 240
     while time.time() < deadline:
-        cursor.execute("SELECT count(*) FROM millrace.inbox")
-        if cursor.fetchone()[0] == 0:
+        cursor.execute("SELECT NOT EXISTS (SELECT FROM millrace.inbox) AND NOT EXISTS (SELECT FROM millrace.target WHERE state <> 'active')")
+        if cursor.fetchone()[0]:
             return True
         time.sleep(0.05)
-    print("the workers do not empty the inbox")
+    print("the workers do not empty the inbox and fill all tables")
     return False
 
 
@@ -372,78 +375,41 @@ def run_in_background(cursor, rng, messages):
             time.sleep(rng.random() * 0.02)
     good = wait_for_workers(cursor) and check(cursor, "dds", messages, "end")
     # Workers that know keys hear of it when somebody takes them away, and put them back when they come again.
+    # The ghost record, whose key is 0, stays away.
+    counts = "SELECT " + ", ".join(f"(SELECT count(*) FROM dds.{t} WHERE {t}_hk <> '00000000-0000-0000-0000-000000000000')" for t in ("h_order", "l_order_product", "h_user"))
+    cursor.execute(counts)
+    wanted = cursor.fetchone()
     cursor.execute("TRUNCATE dds.h_order, dds.l_order_product")
     cursor.execute("DELETE FROM dds.h_user WHERE user_id IS NOT NULL")
     cursor.execute("SELECT pg_stat_force_next_flush()")
-    time.sleep(2.5)     # statistics of deleted rows are looked at once a second
-    for message in messages:
-        push(cursor, message)
-    good = good and wait_for_workers(cursor)
+    deadline = time.time() + 60
+    cursor.execute(counts)
+    while good and cursor.fetchone() != wanted and time.time() < deadline:
+        time.sleep(2.5)     # they look at the statistics of deleted rows once a second, when they are not kept from it
+        for message in messages:
+            push(cursor, message)
+        good = wait_for_workers(cursor)
+        cursor.execute(counts)
     cursor.execute("SELECT millrace.stop_stream('feed'), millrace.stop_stream('crm')")
     return good and check(cursor, "dds", messages, "forgotten keys")
 
 
-def run(seed, versions):
-    rng = random.Random(seed)
-    admin = psycopg2.connect("")
-    admin.autocommit = True
-    cursor = admin.cursor()
-    cursor.execute("SHOW shared_preload_libraries")
-    modes = ["session"] + ["background"] * ("millrace" in cursor.fetchone()[0])
-    good = True
-    for mode in modes:
-        database = f"vault_{seed}_{mode}"
-        admin.cursor().execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
-        admin.cursor().execute(f"CREATE DATABASE {database} TEMPLATE template0")
-        connection = psycopg2.connect(dbname=database)
-        connection.autocommit = True
-        messages = history(rng, rng.choice([3, 12]), versions)
-        try:
-            cursor = connection.cursor()
-            declare(cursor, 1 if mode == "session" else 2)
-            if mode == "session":
-                good = run_in_session(cursor, rng, messages)
-            else:
-                admin.cursor().execute(f"ALTER SYSTEM SET millrace.databases = '{database}'")
-                admin.cursor().execute("SELECT pg_reload_conf()")
-                good = run_in_background(cursor, rng, messages)
-            if good:
-                # Filled from the logs, whose order is the order of delivery.
-                cursor.execute(f"SET millrace.backfill_rows = {rng.choice([3, 50, 10000])}")
-                vault(cursor, "again")
-                run_streams(cursor)
-                good = check(cursor, "again", messages, "refill")
-            cursor.execute("SELECT count(*) FROM millrace.letter")
-            if cursor.fetchone()[0]:
-                print("there are dead letters")
-                good = False
-        finally:
-            connection.close()
-            if mode == "background":
-                admin.cursor().execute("ALTER SYSTEM RESET millrace.databases")
-                admin.cursor().execute("SELECT pg_reload_conf()")
-            if good:
-                admin.cursor().execute(f"DROP DATABASE {database} WITH (FORCE)")
-        if not good:
-            print(f"mode {mode}, database {database}")
-            break
-    admin.close()
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--versions", type=int, default=400)
-    options = parser.parse_args()
-    for i in range(options.runs):
-        seed = options.seed + i
-        print(f"seed {seed}", flush=True)
-        if not run(seed, options.versions):
-            sys.exit(1)
-    print("vaults equal their recompute")
+def run(admin, database, cursor, rng, background, versions):
+    messages = history(rng, rng.choice([3, 12]), versions)
+    declare(cursor, 2 if background else 1)
+    if background:
+        with in_background(admin, database):
+            good = run_in_background(cursor, rng, messages)
+    else:
+        good = run_in_session(cursor, rng, messages)
+    if not good:
+        return False
+    # Filled from the logs, whose order is the order of delivery.
+    cursor.execute(f"SET millrace.backfill_rows = {rng.choice([3, 50, 10000])}")
+    vault(cursor, "again")
+    run_streams(cursor)
+    return check(cursor, "again", messages, "refill")
 
 
 if __name__ == "__main__":
-    main()
+    histories("vault", "vaults equal their recompute", run, 3, with_background=True, versions=400)

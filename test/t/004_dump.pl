@@ -16,6 +16,17 @@ push_rows($node, 'postgres', 101, 105);
 $node->safe_psql('postgres', "SELECT millrace.start_stream('events')");
 ok(poll_rows($node, 'postgres', 105), 'goes on');
 $node->safe_psql('postgres', "SELECT millrace.create_rule('copy', kind => 'health', source => 'millrace.stream_status', predicate => \$\$ state = 'fenced' \$\$)");
+# Models, with the right to ask for customers: one that is kept up to date, one that was trained.
+my $bought = 'SELECT id % 11 AS customer, id % 13 AS item FROM stg.event WHERE id % 3 > 0';
+$node->safe_psql('postgres', "CREATE ROLE asker; GRANT USAGE ON SCHEMA stg TO asker;
+	SELECT millrace.create_model('stg.live', 'item_knn', '$bought', catalogue => 'SELECT generate_series(0::bigint, 15) AS item', online => true);
+	SELECT millrace.create_model('stg.trained', 'item_knn', '$bought', '{\"k\": 10000}', catalogue => 'SELECT generate_series(0::bigint, 15) AS item');
+	SELECT millrace.train('stg.trained');
+	GRANT SELECT ON stg.live, stg.trained TO asker; SELECT millrace.grant_profiles('stg.live', 'asker'), millrace.grant_profiles('stg.trained', 'asker')");
+ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.target_status WHERE relation = 'stg.live' AND state = 'active'", 1), 'an online model');
+my $answers = "SET ROLE asker; SELECT u, r.* FROM generate_series(0, 11) AS u, millrace.recommend('stg.MODEL', u::text, 20, explain => true) AS r";
+my ($live, $trained) = map { $node->safe_psql('postgres', $answers =~ s/MODEL/$_/r) } ('live', 'trained');
+ok($live =~ /\d\.\d/ && $trained =~ /\d\.\d/, 'both answer');
 my $positions = $node->safe_psql('postgres', 'SELECT topic, partition, epoch, position FROM millrace.stream_position');
 
 my $dump = $node->basedir . '/dump';
@@ -28,6 +39,8 @@ $node->reload;
 command_ok([ 'pg_restore', '--exit-on-error', '-d', $node->connstr('restored'), $dump ], 'pg_restore');
 is($node->safe_psql('restored', 'SELECT state FROM millrace.stream_status'), 'fenced', 'a restored stream is fenced');
 ok($node->poll_query_until('restored', "SELECT count(*) = 1 FROM millrace.alert WHERE rule = 'copy' AND key = 'events' AND resolved_at IS NULL"), 'which a restored rule tells');
+is($node->safe_psql('restored', $answers =~ s/MODEL/live/r), $live, 'a restored online model answers the same');
+is($node->safe_psql('restored', $answers =~ s/MODEL/trained/r), $trained, 'so does one that was trained');
 is($node->safe_psql('restored', 'SELECT topic, partition, epoch, position FROM millrace.stream_position'), $positions, 'its position came with it');
 my ($code, $out, $err) = $node->psql('restored', "SELECT millrace.start_stream('events')");
 like($err, qr/belongs to another instance/, 'it does not start');
@@ -41,6 +54,9 @@ is($node->safe_psql('restored', 'SELECT millrace.adopt()'), '0', 'once');
 is($node->safe_psql('restored', 'SELECT state FROM millrace.stream_status'), 'stopped', 'an adopted stream is stopped');
 $node->safe_psql('restored', "SELECT millrace.start_stream('events')");
 ok(poll_rows($node, 'restored', 115), 'and goes on when it is started');
+$node->safe_psql('restored', "SELECT millrace.promote('stg.trained', millrace.train('stg.trained'))");
+is($node->safe_psql('restored', 'SELECT item, rank, neighbour, score FROM stg.live ORDER BY 1, 2'),
+	$node->safe_psql('restored', 'SELECT item, rank, neighbour, score FROM stg.trained WHERE version = 2 ORDER BY 1, 2'), 'and so does the online model');
 push_rows($node, 'postgres', 300, 300);
 ok(poll($node, 'postgres', 'SELECT count(*) FROM stg.event WHERE id = 300', 1), 'the original never stopped');
 

@@ -5,6 +5,7 @@ use warnings;
 use MillraceTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use IPC::Run ();
 use Test::More;
 use Time::HiRes qw(usleep);
 
@@ -40,6 +41,37 @@ for my $round (1 .. 6)
 }
 $node->safe_psql('postgres', "SELECT millrace.stop_stream('events')");
 poll($node, 'postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'", 0);
+
+# Somebody runs the stream in a transaction of his own, in which a table is to be filled, while both want to go on.
+$node->safe_psql('postgres', "SELECT millrace.start_stream('events')");
+worker_pid($node, 'postgres', $_) for 0, 1;
+my $session = open_session($node, 'postgres');
+ask($session, "BEGIN; SELECT FROM millrace.run_stream('events', max_messages => 0)");
+$node->safe_psql('postgres', qq{
+	SET ROLE etl;
+	SELECT count(millrace.push('events', json_build_object('id', i, 'n', $total + i, 'who', 'w', 'place', 'p', 'v', i), key => i::text)) FROM generate_series(1, 100) i;
+	SELECT millrace.create_hub('stg.h_v', source => 'stg.visit', business_key => '{v}')});
+ok(poll($node, 'postgres', "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND backend_type = 'millrace stream worker'", 2), 'workers wait for who runs the stream');
+is(ask($session, "SELECT messages FROM millrace.run_stream('events'); COMMIT"), '100', 'who need not wait for them');
+close_session($session);
+ok(poll($node, 'postgres', "SELECT state FROM millrace.backfill_status WHERE relation = 'stg.h_v'", 'done'), 'what is declared is filled');
+$node->safe_psql('postgres', "SELECT millrace.stop_stream('events')");
+poll($node, 'postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'", 0);
+
+# Two streams that feed a hub together are run at once when it is to be filled: each needs the locks of both.
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.create_stream('one'), millrace.create_stream('other');
+	SELECT millrace.create_staging('stg.one', stream => 'one', key => '{"id": "$.id"}');
+	SELECT millrace.create_staging('stg.other', stream => 'other', key => '{"id": "$.id"}');
+	SELECT millrace.create_hub('stg.h_both', source => 'stg.one', business_key => '{id}');
+	SELECT millrace.add_source('stg.h_both', source => 'stg.other')});
+$session = open_session($node, 'postgres');
+ask($session, 'BEGIN; LOCK TABLE millrace.dictionary');    # which compiling reads
+my @calls = map { IPC::Run::start([ 'psql', '-Xq', '-h', $node->host, '-p', $node->port, '-d', 'postgres', '-c', "SELECT FROM millrace.run_stream('$_')" ]) } 'other', 'one';
+ok(poll($node, 'postgres', 'SELECT count(*) FROM pg_locks WHERE NOT granted', 2), 'two streams begin at once');
+close_session($session);
+is(scalar(grep { $_->finish } @calls), 2, 'and both have run');
 
 is($node->safe_psql('postgres', "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"), '0', 'nobody waited in a circle');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM millrace.worker_status WHERE last_error IS NOT NULL'), '0', 'no batch was repeated');

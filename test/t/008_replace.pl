@@ -123,6 +123,34 @@ declare(q{SELECT millrace.create_mart('stg.sums', 'SELECT grp, count(*) FILTER (
 ok(flow(), 'messages come');
 is($node->safe_psql('postgres', "SELECT missing, unexpected FROM millrace.verify('stg.sums')"), '0|0', 'and another query');
 
+# What users of a model have is counted anew by another query; no batch finds tables gone, nor when the model is dropped.
+my $model = q{SELECT millrace.create_model('stg.model', 'item_knn', query => 'SELECT id %% 500 AS u, grp FROM stg.event WHERE n %% 3 <> %d', replace => true)};
+for my $round (1 .. 12)
+{
+	$said = declare(sprintf($model, $round % 3));
+	$said .= declare(q{SELECT millrace.drop_model('stg.model')}) if $round % 3 == 0;
+	unlike($said, qr/ERROR/, 'a model has another query') or diag $said;
+	flow(20);
+}
+$said = declare(sprintf($model, 0));
+ok(poll($node, 'postgres', q{SELECT profiles FROM millrace.model_status}, 'current'), 'and what its users have is current again');
+is($node->safe_psql('postgres', "SELECT missing, unexpected FROM millrace.verify('stg.model')"), '0|0', 'as the last query says');
+is($node->safe_psql('postgres', q{SELECT concat_ws(': ', last_error, context) FROM millrace.worker_status WHERE last_error IS NOT NULL}), '', 'while no batch failed');
+
+# Another query waits for a training that reads this one; batches do not wait for both.
+my $training = open_session($node, 'postgres');
+ask($training, 'BEGIN');
+ask($training, q{SELECT millrace.train('stg.model')});
+my ($change_out, $change_err) = ('', '');
+my $changing = IPC::Run::start([ 'psql', '-XqAt', '-h', $node->host, '-p', $node->port, '-d', 'postgres', '-c', 'SET client_min_messages = error; ' . sprintf($model, 1) ], '>', \$change_out, '2>', \$change_err);
+ok(poll($node, 'postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%create_model%' AND pid <> pg_backend_pid()}), 'another query waits for a training');
+ok(flow(), 'but no batch does');
+ask($training, 'COMMIT');
+close_session($training);
+$changing->finish;
+is($change_err, '', 'it comes when the training has ended');
+declare(q{SELECT millrace.drop_model('stg.model')});
+
 # Renames are followed, also by declarations after them.
 $node->safe_psql('postgres', 'ALTER TABLE stg.event RENAME COLUMN n TO number');
 ok(flow(), 'after the rename of a column messages come');

@@ -5,6 +5,7 @@ use MillraceTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $make = q{
 	CREATE EXTENSION millrace;
@@ -55,6 +56,22 @@ kill 'KILL', $node->safe_psql('postgres', "SELECT pid FROM millrace.training WHE
 ok(poll($node, 'postgres', 'SELECT state, sqlstate FROM millrace.training WHERE version = 10', 'failed|57P02'), 'so when the server crashed');
 is($node->safe_psql('postgres', "$served; SELECT max(version) FROM millrace.model_version_status"), "2\n7", 'and the version before is served');
 is($node->safe_psql('postgres', "SELECT count(*) FROM millrace_state.model_1_target WHERE version > 7"), '0', 'nothing is left of the others');
+
+# The program that trains trees dies with its backend.
+$node->safe_psql('postgres', q{
+	CREATE TABLE ml.event AS SELECT i AS id, random() AS x, random() AS label FROM generate_series(1, 2000) i;
+	SELECT millrace.create_model('ml.trees', 'xgboost', 'SELECT * FROM ml.event', '{"rounds": 100000, "max_depth": 12}', label => 'label', entity => '{id}');
+	SELECT millrace.train('ml.trees', async => true)});
+ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.training_progress p JOIN millrace.training t USING (pid) WHERE p.done > 0 AND p.phase = 'computing'", 1), 'rounds are trained');
+my $trainer = $node->safe_psql('postgres', "SELECT pid FROM millrace.training WHERE state = 'running'");
+my ($program) = slurp_file("/proc/$trainer/task/$trainer/children") =~ /(\d+)/;
+ok($program, 'by a program');
+kill 'KILL', $trainer;
+ok(poll($node, 'postgres', "SELECT state, sqlstate FROM millrace.training WHERE model = 'ml.trees'", 'failed|57P02'), 'the crash is noted');
+my $deadline = time + 60;
+usleep(50_000) while (-d "/proc/$program" && time < $deadline);
+ok(!-d "/proc/$program", 'and the program has ended');
+$node->safe_psql('postgres', "SELECT millrace.drop_model('ml.trees'); DROP TABLE ml.event");
 
 # The model goes while a training waits; the extension and the database while one runs.
 $node->safe_psql('postgres', "BEGIN; SELECT millrace.train('ml.also', async => true); SELECT millrace.drop_model('ml.also'); COMMIT");

@@ -28,12 +28,20 @@ fail(const char *message)
 	exit(1);
 }
 
-/* Ends the program when the library has failed. */
+/* Ends the program when the library has failed, of which nobody wants to know when and in which line. */
 static void
 must(int result)
 {
-	if (result != 0)
-		fail(XGBGetLastError());
+	const char *message;
+	const char *place;
+
+	if (result == 0)
+		return;
+	message = XGBGetLastError();
+	place = message[0] == '[' ? strstr(message, "] ") : NULL;
+	if (place != NULL && strstr(place, ": ") != NULL)
+		message = strstr(place, ": ") + 2;
+	fail(message);
 }
 
 /* Memory runs out here rather than in PostgreSQL. */

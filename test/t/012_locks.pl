@@ -1,0 +1,102 @@
+# Who drops, erases or pauses a filling waits for who is at work there, and never in a circle.
+use strict;
+use warnings;
+use MillraceTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_server('locks', databases => '', conf => "deadlock_timeout = 50ms\nfsync = off\n");
+
+make_stream($node, 'postgres');
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.create_staging('stg.visit', stream => 'events', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}');
+	SELECT millrace.create_stream('others');
+	SELECT millrace.create_staging('stg.other', stream => 'others', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}');
+	SELECT millrace.create_hub('stg.h_v', source => 'stg.other', business_key => '{v}');
+	SELECT millrace.add_source('stg.h_v', source => 'stg.visit');
+	SELECT millrace.create_rule('heard', kind => 'absence', source => 'stg.other', key => '{v}', within => '1 day')});
+push_rows($node, 'postgres', 1, 20);
+$node->safe_psql('postgres', "SELECT millrace.run_stream('events'); SELECT millrace.run_stream('others')");
+
+# Begins a statement that has to wait; returns the session when it does.
+sub begin_waiting
+{
+	my ($what, $sql) = @_;
+	my $session = open_session($node, 'postgres');
+
+	ask($session, 'SET client_min_messages = error; SET ROLE etl');
+	my $pid = ask($session, 'SELECT pg_backend_pid()');
+	$session->{out} = '';
+	$session->{in} .= "$sql;\n\\echo done\n";
+	$session->{run}->pump_nb;
+	ok(poll($node, 'postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid"), "$what waits");
+	return $session;
+}
+
+# Waits for its end; returns what went wrong.
+sub end_waiting
+{
+	my ($session) = @_;
+
+	$session->{run}->pump until $session->{out} =~ /^done\n/m;
+	my $error = $session->{err};
+	close_session($session);
+	return $error;
+}
+
+# An erasure has the stream, and waits for its row; a table is dropped meanwhile.
+my $holder = open_session($node, 'postgres');
+for my $table ('stg.visit', 'stg.event')
+{
+	ask($holder, "BEGIN; SELECT FROM millrace.stream WHERE name = 'events' FOR UPDATE");
+	my $eraser = begin_waiting('an erasure', q{SELECT count(*) FROM millrace.erase('events', '{"v": "v1"}')});
+	my $dropper = begin_waiting("who drops $table", "SELECT millrace.drop_table('$table', cascade => true)");
+	ask($holder, 'COMMIT');
+	is(end_waiting($eraser), '', 'the erasure ends');
+	is(end_waiting($dropper), '', 'and the other one');
+}
+
+# Somebody has begun to change a table when an erasure begins.
+ask($holder, "BEGIN; SELECT FROM millrace.staging WHERE relation = 'stg.other'::regclass FOR UPDATE");
+my $changer = begin_waiting('who adds a log',
+	q{SELECT millrace.create_staging('stg.other', stream => 'others', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}', log => true, replace => true)});
+my $eraser = begin_waiting('an erasure', q{SELECT count(*) FROM millrace.erase('others', '{"v": "v1"}')});
+ask($holder, 'COMMIT');
+is(end_waiting($changer), '', 'the table is changed');
+is(end_waiting($eraser), '', 'and somebody erased');
+
+# A batch is in progress that may need a rule.
+ask($holder, "BEGIN; SELECT millrace_internal.lock_stream(id, false) FROM millrace.stream WHERE name = 'others'");
+my $dropper = begin_waiting('who drops a rule', "SELECT millrace.drop_rule('heard')");
+ask($holder, 'COMMIT');
+is(end_waiting($dropper), '', 'and goes on');
+
+# The last chunk of a filling is in progress while that is paused: pausing waits for it, and tells that there is nothing to pause any more.
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.create_staging('stg.late', stream => 'events', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}')});
+push_rows($node, 'postgres', 21, 40);
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.run_stream('events');
+	SELECT millrace.create_hub('stg.h_late', source => 'stg.late', business_key => '{v}');
+	SELECT millrace.pause_backfill('stg.h_late');
+	SELECT millrace.run_stream('events')});
+is($node->safe_psql('postgres', "SELECT state, chunks FROM millrace.backfill_status WHERE relation = 'stg.h_late'"), 'paused|0', 'a filling is paused before its first chunk');
+
+ask($holder, 'BEGIN; LOCK TABLE stg.h_late IN SHARE MODE');
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.resume_backfill('stg.h_late')");
+my $filler = begin_waiting('a chunk', "SELECT millrace.run_stream('events')");
+my $pauser = begin_waiting('who pauses', "SELECT millrace.pause_backfill('stg.h_late')");
+ask($holder, 'COMMIT');
+is(end_waiting($filler), '', 'the chunk ends');
+like(end_waiting($pauser), qr/hub stg.h_late is not being filled/, 'and was the last one');
+is($node->safe_psql('postgres', "SELECT state, paused, rows_done FROM millrace.backfill_status WHERE relation = 'stg.h_late'"), 'done|f|20', 'which is what the status says');
+close_session($holder);
+
+is($node->safe_psql('postgres', "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"), '0', 'nobody waited in a circle');
+
+$node->stop;
+done_testing();
