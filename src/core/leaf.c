@@ -4,9 +4,11 @@
  *
  * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
  * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  Then its leaf
- * is looked for in a copy of the page above: only what lies beyond that page, or was split since, needs a descent.  What
- * is done to a page is what nbtree itself does when an entry fits, with the same WAL record; whatever is not that
- * simple is left to nbtree: a key that is there already (dead or alive), a full page, an index of before version 4.
+ * is looked for in a copy of the page above: only what lies beyond that page, or was split since, needs a descent.
+ * Entries wait on a page of their own until the leaf is let go, and are put there together.  What is done to a leaf is
+ * what nbtree itself does when an entry fits: with the same WAL record, when entries are few, and else with one of generic WAL
+ * for all.  Whatever is not that simple is left to nbtree: a key that is there already (dead or alive), a full
+ * page, an index of before version 4.
  *
  * A copy may be old.  Splits move keys to the right only, which the high key of the leaf tells; and a leaf that was
  * deleted is not used again before the transactions are over that ran at that time, of which we are one.
@@ -19,6 +21,7 @@
 
 #include "access/nbtree.h"
 #include "access/nbtxlog.h"
+#include "access/rmgr.h"
 #include "access/xact.h"
 #include "access/xloginsert.h"
 #include "core/compat.h"
@@ -30,6 +33,9 @@
 
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
 #define LARGE_ENTRY (BLCKSZ / 4)
+
+/* What a record of WAL costs beside its data, in bytes that could be copied meanwhile. */
+#define RECORD_COST 100
 
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
@@ -56,6 +62,10 @@ struct MrLeaf
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
+	int nwaiting;
+	PGAlignedBlock waiting; /* a leaf with the entries, in order, that go to the one that is held */
+	OffsetNumber
+		places[MaxIndexTuplesPerPage]; /* of the entries there before which they will stand */
 };
 
 MrLeaf *
@@ -66,6 +76,8 @@ mr_leaf_create(Relation heap, Relation index)
 	leaf->heap = heap;
 	leaf->index = index;
 	leaf->above_block = InvalidBlockNumber;
+	_bt_pageinit((Page) leaf->waiting.data, BLCKSZ);
+	BTPageGetOpaque((Page) leaf->waiting.data)->btpo_flags = BTP_LEAF;
 	leaf->key = _bt_mkscankey(index, NULL);
 	leaf->key->keysz = IndexRelationGetNumberOfKeyAttributes(index);
 	/* Without a number, nobody would wait for us before he uses pages again. */
@@ -79,14 +91,6 @@ mr_leaf_create(Relation heap, Relation index)
 		mr_prefix_init(&leaf->prefix, TupleDescAttr(RelationGetDescr(index), 0)->atttypid,
 					   index->rd_indcollation[0]);
 	return leaf;
-}
-
-void
-mr_leaf_release(MrLeaf *leaf)
-{
-	if (BufferIsValid(leaf->buffer))
-		_bt_relbuf(leaf->index, leaf->buffer);
-	leaf->buffer = InvalidBuffer;
 }
 
 static void
@@ -138,16 +142,18 @@ is_before_next(const MrLeaf *leaf)
 		   _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0;
 }
 
-/* Is the key greater than an entry of the page that is held, and less than all of the next page? */
+/* Is the key greater than one that belongs to the page that is held, and less than all of the next page? */
 static bool
 is_between(const MrLeaf *leaf)
 {
 	Page page = BufferGetPage(leaf->buffer);
-	BTPageOpaque opaque = BTPageGetOpaque(page);
 	uint64 number;
 
-	return leaf->last >= P_FIRSTDATAKEY(opaque) && compare(leaf, page, leaf->last, &number) > 0 &&
-		   is_before_next(leaf);
+	if (leaf->nwaiting > 0)
+		return compare(leaf, (Page) leaf->waiting.data, leaf->nwaiting, &number) > 0 &&
+			   is_before_next(leaf);
+	return leaf->last >= P_FIRSTDATAKEY(BTPageGetOpaque(page)) &&
+		   compare(leaf, page, leaf->last, &number) > 0 && is_before_next(leaf);
 }
 
 /* Where the key should stand among the places from `low` to before `high`, whose numbers lie between the two. */
@@ -208,6 +214,133 @@ search(const MrLeaf *leaf, Page page, OffsetNumber low, OffsetNumber high, uint6
 		}
 	}
 	return low;
+}
+
+/* Adds one entry to the leaf, as _bt_insertonpg() does. */
+static void
+add_entry(MrLeaf *leaf, IndexTuple entry, OffsetNumber place)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	xl_btree_insert record = {.offnum = place};
+	XLogRecPtr written;
+
+	START_CRIT_SECTION();
+	if (PageAddItem(page, (Item) entry, IndexTupleSize(entry), place, false, false) ==
+		InvalidOffsetNumber)
+		elog(PANIC, "failed to add an entry to block %u of index \"%s\"",
+			 BufferGetBlockNumber(leaf->buffer), RelationGetRelationName(leaf->index));
+	MarkBufferDirty(leaf->buffer);
+	if (RelationNeedsWAL(leaf->index))
+	{
+		XLogBeginInsert();
+		XLogRegisterData((char *) &record, SizeOfBtreeInsert);
+		XLogRegisterBuffer(0, leaf->buffer, REGBUF_STANDARD);
+		XLogRegisterBufData(0, (char *) entry, IndexTupleSize(entry));
+		written = XLogInsert(RM_BTREE_ID, XLOG_BTREE_INSERT_LEAF);
+		PageSetLSN(page, written);
+	}
+	END_CRIT_SECTION();
+}
+
+/* A part of a page, as records of generic WAL have it. */
+typedef struct PagePart
+{
+	OffsetNumber offset;
+	OffsetNumber length;
+} PagePart;
+
+/* Adds a part of the leaf to the record of WAL that is being made. */
+static void
+log_part(const MrLeaf *leaf, PagePart *part, Size offset, Size length)
+{
+	part->offset = offset;
+	part->length = length;
+	XLogRegisterBufData(0, (char *) part, sizeof(PagePart));
+	XLogRegisterBufData(0, (char *) BufferGetPage(leaf->buffer) + offset, length);
+}
+
+/* Where the pointer to an entry stands on its page. */
+static Size
+pointer_offset(OffsetNumber place)
+{
+	return SizeOfPageHeaderData + sizeof(ItemIdData) * (place - 1);
+}
+
+/* Adds all entries that wait to the leaf at once. */
+static void
+add_together(MrLeaf *leaf)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	PageHeader header = (PageHeader) page;
+	Page waiting = (Page) leaf->waiting.data;
+	LocationIndex from = ((PageHeader) waiting)->pd_upper;
+	Size size = ((PageHeader) waiting)->pd_special - from;
+	LocationIndex to = header->pd_upper - size;
+	OffsetNumber end = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+	PagePart parts[3];
+	XLogRecPtr written;
+
+	START_CRIT_SECTION();
+	memcpy(page + to, waiting + from, size);
+	for (int i = leaf->nwaiting - 1; i >= 0; i--)
+	{
+		OffsetNumber place = leaf->places[i];
+		ItemId item = PageGetItemId(page, place + i);
+		ItemId source = PageGetItemId(waiting, i + 1);
+
+		memmove(item + 1, item - i, sizeof(ItemIdData) * (end - place));
+		ItemIdSetNormal(item, ItemIdGetOffset(source) - from + to, ItemIdGetLength(source));
+		end = place;
+	}
+	header->pd_lower += sizeof(ItemIdData) * leaf->nwaiting;
+	header->pd_upper = to;
+	MarkBufferDirty(leaf->buffer);
+	if (RelationNeedsWAL(leaf->index))
+	{
+		Size first = pointer_offset(leaf->places[0]);
+
+		XLogBeginInsert();
+		XLogRegisterBuffer(0, leaf->buffer, REGBUF_STANDARD);
+		log_part(leaf, &parts[0], offsetof(PageHeaderData, pd_lower), 2 * sizeof(LocationIndex));
+		log_part(leaf, &parts[1], first, header->pd_lower - first);
+		log_part(leaf, &parts[2], to, size);
+		written = XLogInsert(RM_GENERIC_ID, 0);
+		PageSetLSN(page, written);
+	}
+	END_CRIT_SECTION();
+}
+
+/* Adds all entries that wait to the leaf. */
+static void
+add_waiting(MrLeaf *leaf)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	PageHeader waiting = (PageHeader) leaf->waiting.data;
+	Size moved = ((PageHeader) page)->pd_lower - pointer_offset(leaf->places[0]);
+
+	if (moved < (Size) RECORD_COST * (leaf->nwaiting - 1))
+		add_together(leaf);
+	else
+	{
+		for (int i = 0; i < leaf->nwaiting; i++)
+			add_entry(
+				leaf,
+				(IndexTuple) PageGetItem((Page) waiting, PageGetItemId((Page) waiting, i + 1)),
+				leaf->places[i] + i);
+	}
+	leaf->nwaiting = 0;
+	waiting->pd_lower = SizeOfPageHeaderData;
+	waiting->pd_upper = waiting->pd_special;
+}
+
+void
+mr_leaf_release(MrLeaf *leaf)
+{
+	if (leaf->nwaiting > 0)
+		add_waiting(leaf);
+	if (BufferIsValid(leaf->buffer))
+		_bt_relbuf(leaf->index, leaf->buffer);
+	leaf->buffer = InvalidBuffer;
 }
 
 /* Copies the page that the last descent came by, if that is to be had. */
@@ -328,32 +461,6 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 	return equal ? MR_LEAF_ONE : MR_LEAF_NONE;
 }
 
-/* Adds the entry to the page at leaf->place, as _bt_insertonpg() does. */
-static void
-add_entry(MrLeaf *leaf, IndexTuple entry)
-{
-	Page page = BufferGetPage(leaf->buffer);
-	xl_btree_insert record = {.offnum = leaf->place};
-	XLogRecPtr written;
-
-	START_CRIT_SECTION();
-	if (PageAddItem(page, (Item) entry, IndexTupleSize(entry), leaf->place, false, false) ==
-		InvalidOffsetNumber)
-		elog(PANIC, "failed to add an entry to block %u of index \"%s\"",
-			 BufferGetBlockNumber(leaf->buffer), RelationGetRelationName(leaf->index));
-	MarkBufferDirty(leaf->buffer);
-	if (RelationNeedsWAL(leaf->index))
-	{
-		XLogBeginInsert();
-		XLogRegisterData((char *) &record, SizeOfBtreeInsert);
-		XLogRegisterBuffer(0, leaf->buffer, REGBUF_STANDARD);
-		XLogRegisterBufData(0, (char *) entry, IndexTupleSize(entry));
-		written = XLogInsert(RM_BTREE_ID, XLOG_BTREE_INSERT_LEAF);
-		PageSetLSN(page, written);
-	}
-	END_CRIT_SECTION();
-}
-
 void
 mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
 {
@@ -371,26 +478,35 @@ mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
 		prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 }
 
+/* Does the entry fit into the leaf, beside those that wait? */
+static bool
+has_room(const MrLeaf *leaf, Size size)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	const PageHeaderData *waiting = (const PageHeaderData *) leaf->waiting.data;
+	Size taken = waiting->pd_lower - SizeOfPageHeaderData + waiting->pd_special - waiting->pd_upper;
+
+	return PageGetExactFreeSpace(page) >= taken + MAXALIGN(size) + sizeof(ItemIdData) &&
+		   !P_INCOMPLETE_SPLIT(BTPageGetOpaque(page));
+}
+
 bool
 mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple)
 {
 	IndexTuple entry = index_form_tuple(RelationGetDescr(leaf->index), values, nulls);
 	Size size = IndexTupleSize(entry);
 	bool put = leaf->key->heapkeyspace && size <= LARGE_ENTRY &&
-			   seek(leaf, values, nulls, BT_WRITE) == MR_LEAF_NONE;
+			   seek(leaf, values, nulls, BT_WRITE) == MR_LEAF_NONE && has_room(leaf, size);
 
-	if (put)
-	{
-		Page page = BufferGetPage(leaf->buffer);
-
-		put = PageGetFreeSpace(page) >= size && !P_INCOMPLETE_SPLIT(BTPageGetOpaque(page));
-	}
 	if (put)
 	{
 		CheckForSerializableConflictIn(leaf->index, NULL, BufferGetBlockNumber(leaf->buffer));
 		entry->t_tid = *tuple;
-		add_entry(leaf, entry);
-		leaf->last = leaf->place;
+		if (PageAddItem((Page) leaf->waiting.data, (Item) entry, size, leaf->nwaiting + 1, false,
+						false) == InvalidOffsetNumber)
+			elog(ERROR, "failed to keep an entry of index \"%s\"",
+				 RelationGetRelationName(leaf->index));
+		leaf->places[leaf->nwaiting++] = leaf->place;
 	}
 	else
 		mr_leaf_release(leaf);

@@ -1,4 +1,4 @@
-# A standby has no workers before its promotion.
+# A standby has no workers before its promotion, and comes to the same pages.
 use strict;
 use warnings;
 use MillraceTest;
@@ -6,7 +6,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_server('primary', allows_streaming => 1);
+# Each page that a record of WAL has changed goes along, and the standby stops when it makes another one of it.
+my $node = new_server('primary', allows_streaming => 1, conf => "wal_consistency_checking = 'all'\n");
 
 make_stream($node, 'postgres');
 push_rows($node, 'postgres', 1, 10);
@@ -31,6 +32,20 @@ ok(poll_rows($standby, 'postgres', 20), 'the standby follows');
 is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'"), '0', 'it has no processes of ours');
 is($standby->safe_psql('postgres', 'SELECT stream FROM millrace.stream_status'), 'events', 'status can be read there');
 
+# Leaves get one entry, a few, and many at once.
+$node->safe_psql('postgres', q{CREATE EXTENSION amcheck; SET ROLE etl; SELECT millrace.create_hub('stg.h_event', source => 'stg.event', business_key => '{v}')});
+my $rows = 20;
+for my $more (4000, 1, 40, 4000, 300)
+{
+	push_rows($node, 'postgres', $rows + 1, $rows + $more);
+	$rows += $more;
+	ok(poll_rows($standby, 'postgres', $rows), "$rows rows are there, too");
+}
+$node->wait_for_catchup($standby);
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM stg.h_event'), $rows + 1, 'so are their keys, and that of the unknown');
+is($standby->safe_psql('postgres', q{SELECT count(bt_index_check(indexrelid, true)) FROM pg_index WHERE indrelid IN ('stg.event'::regclass, 'stg.h_event'::regclass)}),
+	'2', 'indexes are sound there');
+
 # Models answer there, from tables and from memory, by what has been replayed.  A copy is made when nobody else's is: one asks again.
 my $asked = q{SELECT string_agg(item, ',' ORDER BY rank) || ' ' || min(version) FROM millrace.recommend('also', 'u1', 10, filter => $$ id <> 'z' $$)};
 my $predicted = q{SELECT round(millrace.predict_for('purchase', '{"id": 3}')::numeric) || ' ' || round(millrace.predict('purchase', '{"y": 0}')::numeric)};
@@ -49,7 +64,7 @@ ok(poll($standby, 'postgres', $copied, "c 2\n0 1\n2"), 'the new versions have co
 $node->stop('immediate');
 $standby->promote;
 ok(poll($standby, 'postgres', "SELECT count(*) FROM millrace.worker_status w JOIN pg_stat_activity USING (pid) WHERE w.state = 'running'", 1), 'workers start after promotion');
-push_rows($standby, 'postgres', 21, 30);
-ok(poll_rows($standby, 'postgres', 30), 'and work');
+push_rows($standby, 'postgres', $rows + 1, $rows + 10);
+ok(poll_rows($standby, 'postgres', $rows + 10), 'and work');
 $standby->stop;
 done_testing();
