@@ -35,6 +35,14 @@ result() {
 	fi
 }
 
+# Reserves huge pages for so many MB of shared memory, as whoever runs a server with much of it does, until the end of the run.
+reserve_huge_pages() {
+	local reserved wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
+	reserved=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null) && as_root sysctl -q "vm.nr_hugepages=$((reserved + wanted))" 2>/dev/null ||
+		{ say "no huge pages can be reserved: the server does without"; return 0; }
+	on_exit as_root sysctl -q "vm.nr_hugepages=$reserved"
+}
+
 # Builds what is measured, and starts the server and (unless PREPARE_KAFKA=0) the broker that both sides use. Arguments are settings of the server.
 prepare() {
 	local memory settings
@@ -55,6 +63,7 @@ prepare() {
 	else
 		settings+=("shared_preload_libraries = ''")
 	fi
+	reserve_huge_pages "$memory"
 	pg_start "$work/pg" "${settings[@]}"
 	# log files that are used again cost less than new ones: make them before either side does
 	psql -qXAt -o /dev/null -c "SELECT count(pg_logical_emit_message(false, '', repeat('x', 1000000))) FROM generate_series(1, 4000)" -c CHECKPOINT
