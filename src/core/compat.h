@@ -88,9 +88,18 @@
 #define mr_bt_search(index, heap, key, buffer, access) _bt_search(index, key, buffer, access, NULL)
 #endif
 
-/* 16 adds as many pages to a heap at once as an insertion needs. */
+/* 16 has other words for what names a relation's files. */
+#if PG_VERSION_NUM >= 160000
+#define mr_read_recent_buffer(relation, block, buffer) \
+	ReadRecentBuffer((relation)->rd_locator, MAIN_FORKNUM, block, buffer)
+#else
+#define mr_read_recent_buffer(relation, block, buffer) \
+	ReadRecentBuffer((relation)->rd_node, MAIN_FORKNUM, block, buffer)
+#endif
+
+/* 16 adds as many pages to a relation at once as somebody asks for, and to a heap as an insertion needs. */
 #if PG_VERSION_NUM < 160000
-#define MR_HEAPS_GROW_BY_THE_PAGE
+#define MR_RELATIONS_GROW_BY_THE_PAGE
 #endif
 
 /* 16 tells which indexes an update has to reach, for those that summarize. */

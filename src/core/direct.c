@@ -547,7 +547,6 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 {
 	MemoryContext previous = CurrentMemoryContext;
 	bool probe_first = direct->probe_first && direct->unique >= 0 && mode != MR_CONFLICT_ERROR;
-	BlockNumber start = RelationGetNumberOfBlocks(direct->relation);
 	int chunk[CHUNK];
 	int64 inserted = 0;
 	int next = 0;
@@ -584,9 +583,9 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		if (n > 0)
 		{
 			inserted += insert_chunk(direct, chunk, n, mode, conflicts);
-			if (next < rows->nrows)
-				mr_extend_heap(direct->relation, start, direct->slots, n,
-							   Min(rows->nrows - next, CHUNK));
+			/* When that was all, more like it will come. */
+			mr_extend_heap(direct->relation, direct->slots, n,
+						   next < rows->nrows ? Min(rows->nrows - next, CHUNK) : n);
 		}
 		MemoryContextSwitchTo(previous);
 		for (int i = 0; i < direct->nslots; i++)

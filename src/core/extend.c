@@ -1,9 +1,10 @@
 /*
  * extend.c
- *	  Making room at the end of a heap for many rows at once.
+ *	  Making room at the end of heaps and indexes for many rows at once.
  *
- * Before PostgreSQL 16 a heap grows by one page at a time, each of which is written to the file as zeroes first.  Here
- * the file system is asked for the room of many pages, as 16 does.
+ * A relation grows by one page at a time, each of which is written to the file as zeroes first; from PostgreSQL 16 on only indexes
+ * do.  Here the file system is asked for the room of many pages, as 16 does for heaps, and they are left to whoever looks for free
+ * ones.
  */
 #include "postgres.h"
 
@@ -16,14 +17,18 @@
 #include "storage/bufmgr.h"
 #include "storage/fd.h"
 #include "storage/freespace.h"
+#include "storage/indexfsm.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "storage/smgr.h"
 
-#ifdef MR_HEAPS_GROW_BY_THE_PAGE
-
 /* Pages that are added at once, at most: all of them are pinned. */
 #define MAX_PAGES 64
+
+/* An index grows by this part of it: a small one gets no pages that it may never need. */
+#define INDEX_PART 32
+
+#ifdef MR_RELATIONS_GROW_BY_THE_PAGE
 
 /* Has the file system set room aside for pages of one segment, which read as zeroes; false when it knows no way. */
 static bool
@@ -55,13 +60,11 @@ reserve(Relation relation, BlockNumber first, int npages)
 	return false;
 }
 
-/* Adds some of so many empty pages, and returns how many; 0 when the next one begins a segment. */
+/* Adds at most so many empty pages, pinned in `buffers` in their order, and returns how many; 0 when the next one begins a segment. */
 static int
-add_pages(Relation relation, int64 wanted)
+add_pages(Relation relation, int npages, Buffer *buffers)
 {
 	PGAlignedBlock zeroes = {0};
-	Buffer buffers[MAX_PAGES];
-	int npages = Min(wanted, Min(MAX_PAGES, NBuffers / (MaxBackends + NUM_AUXILIARY_PROCS)));
 	BlockNumber first;
 
 	LockRelationForExtension(relation, ExclusiveLock);
@@ -80,11 +83,44 @@ add_pages(Relation relation, int64 wanted)
 	if (npages > 0 && !reserve(relation, first, npages))
 		smgrextend(RelationGetSmgr(relation), MAIN_FORKNUM, first + npages - 1, zeroes.data, false);
 	UnlockRelationForExtension(relation, ExclusiveLock);
+	return npages;
+}
+
+#else
+
+/* Adds at most so many empty pages, pinned in `buffers` in their order, and returns how many. */
+static int
+add_pages(Relation relation, int npages, Buffer *buffers)
+{
+	uint32 added;
+
+	(void) ExtendBufferedRelBy(BMR_REL(relation), MAIN_FORKNUM, NULL, 0, npages, buffers, &added);
+	return added;
+}
+
+#endif
+
+/* Adds some of so many empty pages, which whoever looks for free ones finds; returns how many. */
+static int
+add_free_pages(Relation relation, int64 wanted, bool is_index)
+{
+	Buffer buffers[MAX_PAGES];
+	int npages = add_pages(
+		relation, Min(wanted, Min(MAX_PAGES, NBuffers / (MaxBackends + NUM_AUXILIARY_PROCS))),
+		buffers);
+	BlockNumber first = npages > 0 ? BufferGetBlockNumber(buffers[0]) : InvalidBlockNumber;
 
 	for (int i = 0; i < npages; i++)
 	{
 		Page page = BufferGetPage(buffers[i]);
 
+		/* Who takes a page of an index makes it what he needs. */
+		if (is_index)
+		{
+			ReleaseBuffer(buffers[i]);
+			RecordFreeIndexPage(relation, first + i);
+			continue;
+		}
 		LockBuffer(buffers[i], BUFFER_LOCK_EXCLUSIVE);
 		if (PageIsNew(page))
 		{
@@ -100,31 +136,31 @@ add_pages(Relation relation, int64 wanted)
 }
 
 void
-mr_extend_heap(Relation relation, BlockNumber start, TupleTableSlot *const *written, int nwritten,
-			   int nrows)
+mr_extend_heap(Relation relation, TupleTableSlot *const *written, int nwritten, int nrows)
 {
+#ifdef MR_RELATIONS_GROW_BY_THE_PAGE
 	BlockNumber last = ItemPointerGetBlockNumber(&written[nwritten - 1]->tts_tid);
 	int64 pages = 1;
 	int added;
 
-	/* What is free elsewhere is used first. */
-	if (last < start)
-		return;
 	for (int i = 1; i < nwritten; i++)
 		pages += ItemPointerGetBlockNumber(&written[i]->tts_tid) !=
 				 ItemPointerGetBlockNumber(&written[i - 1]->tts_tid);
 	pages = pages * nrows / nwritten;
 	pages -= (int64) RelationGetNumberOfBlocks(relation) - 1 - last;
-	while (pages > 1 && (added = add_pages(relation, pages)) > 0)
+	/* What is free elsewhere is used first. */
+	if (pages <= 1 || GetPageWithFreeSpace(relation, BLCKSZ / 2) < last)
+		return;
+	while (pages > 1 && (added = add_free_pages(relation, pages, false)) > 0)
 		pages -= added;
+#endif
 }
-
-#else
 
 void
-mr_extend_heap(Relation relation, BlockNumber start, TupleTableSlot *const *written, int nwritten,
-			   int nrows)
+mr_extend_index(Relation index)
 {
-}
+	BlockNumber pages = RelationGetNumberOfBlocks(index) / INDEX_PART;
 
-#endif
+	if (pages > 1 && !BlockNumberIsValid(GetPageWithFreeSpace(index, BLCKSZ / 2)))
+		(void) add_free_pages(index, pages, true);
+}

@@ -25,10 +25,14 @@
 #include "access/xact.h"
 #include "access/xloginsert.h"
 #include "core/compat.h"
+#include "core/extend.h"
 #include "core/leaf.h"
 #include "core/order.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "storage/buf_internals.h"
 #include "storage/predicate.h"
+#include "utils/memutils.h"
 #include "utils/typcache.h"
 
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
@@ -36,6 +40,9 @@
 
 /* What a record of WAL costs beside its data, in bytes that could be copied meanwhile. */
 #define RECORD_COST 100
+
+/* Buffers that are remembered, at most. */
+#define RECENT (1 << 20)
 
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
@@ -59,6 +66,9 @@ struct MrLeaf
 	BlockNumber above_block; /* of the page above the leaf that a descent led to; or invalid */
 	bool has_above;
 	PGAlignedBlock above; /* what that page was, if has_above */
+	bool has_range;
+	uint64 above_from; /* numbers of the first key there, and of the last one; if has_range */
+	uint64 above_to;
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
@@ -68,11 +78,35 @@ struct MrLeaf
 		places[MaxIndexTuplesPerPage]; /* of the entries there before which they will stand */
 };
 
+/*
+ * Buffers in which leaves were met, by index and block: to look there first is cheaper than to look a block up, and
+ * its memory can be asked for ahead.  Two may fall on one place.
+ */
+static Buffer *recent;
+static uint32 recent_mask;
+
+static Buffer *
+recent_place(Relation index, BlockNumber block)
+{
+	return &recent[(block + RelationGetRelid(index) * 0x9e3779b1) & recent_mask];
+}
+
+static void
+create_recent(void)
+{
+	uint32 size = pg_nextpower2_32(Min(NBuffers, RECENT));
+
+	recent = MemoryContextAllocZero(TopMemoryContext, sizeof(Buffer) * size);
+	recent_mask = size - 1;
+}
+
 MrLeaf *
 mr_leaf_create(Relation heap, Relation index)
 {
 	MrLeaf *leaf = palloc0(sizeof(MrLeaf));
 
+	if (recent == NULL)
+		create_recent();
 	leaf->heap = heap;
 	leaf->index = index;
 	leaf->above_block = InvalidBlockNumber;
@@ -119,7 +153,7 @@ number_at(const MrLeaf *leaf, Page page, OffsetNumber place)
 	return isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix, first);
 }
 
-/* Compares the key with an entry of a leaf, as _bt_compare() does; *number is the entry's, when the key has one. */
+/* Compares the key with an entry, as _bt_compare() does; *number is the entry's, when the key has one. */
 static inline int
 compare(const MrLeaf *leaf, Page page, OffsetNumber place, uint64 *number)
 {
@@ -177,6 +211,33 @@ prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber hi
 	high = Min(place + AROUND + 1, high);
 	for (OffsetNumber i = low; i < high; i++)
 		__builtin_prefetch(PageGetItem(page, PageGetItemId(page, i)));
+}
+
+/* The first place from `low` to before `high` whose entry has a number that is not less than this one. */
+static OffsetNumber
+search_number(const MrLeaf *leaf, Page page, uint64 number, OffsetNumber low, OffsetNumber high,
+			  uint64 from, uint64 to)
+{
+	int guesses = GUESSES;
+
+	while (low < high)
+	{
+		OffsetNumber middle = guesses-- > 0 ? guess(number, low, high, from, to)
+											: low + (high - low) / 2;
+		uint64 found = number_at(leaf, page, middle);
+
+		if (found < number)
+		{
+			low = OffsetNumberNext(middle);
+			from = found;
+		}
+		else
+		{
+			high = middle;
+			to = found;
+		}
+	}
+	return low;
 }
 
 /* The first place from `low` to before `high` whose entry is greater than the key, or one whose entry is equal. */
@@ -343,6 +404,21 @@ mr_leaf_release(MrLeaf *leaf)
 	leaf->buffer = InvalidBuffer;
 }
 
+/* ---- the way to a leaf -------------------------------------------------------------------------- */
+
+/* Where the entry with a key stands first on the copy of the page above: before it is one that is less than all. */
+static OffsetNumber
+first_above(const MrLeaf *leaf)
+{
+	return OffsetNumberNext(P_FIRSTDATAKEY(BTPageGetOpaque((Page) leaf->above.data)));
+}
+
+static OffsetNumber
+end_above(const MrLeaf *leaf)
+{
+	return OffsetNumberNext(PageGetMaxOffsetNumber((Page) leaf->above.data));
+}
+
 /* Copies the page that the last descent came by, if that is to be had. */
 static void
 copy_above(MrLeaf *leaf)
@@ -354,51 +430,73 @@ copy_above(MrLeaf *leaf)
 	if (leaf->has_above)
 		memcpy(leaf->above.data, page, BLCKSZ);
 	_bt_relbuf(leaf->index, buffer);
+	leaf->has_range = leaf->has_above && OidIsValid(leaf->prefix.type) &&
+					  end_above(leaf) > first_above(leaf);
+	if (leaf->has_range)
+	{
+		leaf->above_from = number_at(leaf, (Page) leaf->above.data, first_above(leaf));
+		leaf->above_to = number_at(leaf, (Page) leaf->above.data, end_above(leaf) - 1);
+	}
 }
 
-/* The leaf that the copy of the page above has for the key; or none. */
+/* The block to which the entry before a place of the page above leads. */
 static BlockNumber
-find_below(const MrLeaf *leaf)
+block_before(const MrLeaf *leaf, OffsetNumber place)
 {
 	Page page = (Page) leaf->above.data;
-	BTPageOpaque opaque = BTPageGetOpaque(page);
-	OffsetNumber first = P_FIRSTDATAKEY(opaque);
-	OffsetNumber second = OffsetNumberNext(first);
-	OffsetNumber end = OffsetNumberNext(PageGetMaxOffsetNumber(page));
-	OffsetNumber place = second;
-	bool equal = false;
 
-	if (end <= first ||
-		(!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0))
-		return InvalidBlockNumber;
-	/* The first entry has no key: it is less than all. */
-	if (end > second)
-		place = search(leaf, page, second, end,
-					   leaf->has_number ? number_at(leaf, page, second) : 0,
-					   leaf->has_number ? number_at(leaf, page, end - 1) : 0, &equal);
-	if (equal || (place == second && !P_LEFTMOST(opaque)))
-		return InvalidBlockNumber;
 	return BTreeTupleGetDownLink(
 		(IndexTuple) PageGetItem(page, PageGetItemId(page, OffsetNumberPrev(place))));
 }
 
-/* Goes to the leaf of a key by way of the page above; false when that does not lead there. */
-static bool
-descend_from_above(MrLeaf *leaf, int access)
+/* The place on the page above before which the entry stands that leads to the key's leaf; or none. */
+static OffsetNumber
+find_above(const MrLeaf *leaf)
 {
-	BlockNumber below;
+	Page page = (Page) leaf->above.data;
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+	OffsetNumber first = first_above(leaf);
+	OffsetNumber place;
+	bool equal;
 
+	if (end_above(leaf) < first ||
+		(!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0))
+		return InvalidOffsetNumber;
+	place = search(leaf, page, first, end_above(leaf), leaf->above_from, leaf->above_to, &equal);
+	return equal || (place == first && !P_LEFTMOST(opaque)) ? InvalidOffsetNumber : place;
+}
+
+/* Pins and locks a leaf. */
+static Buffer
+get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
+{
+	Buffer *place = recent_place(leaf->index, block);
+
+	if (BufferIsValid(*place) && mr_read_recent_buffer(leaf->index, block, *place))
+	{
+		_bt_lockbuf(leaf->index, *place, access);
+		_bt_checkpage(leaf->index, *place);
+		return *place;
+	}
+	return *place = _bt_getbuf(leaf->index, block, access);
+}
+
+/* Goes to the leaf of a key by way of the page above, from before a place there; false when that does not lead there. */
+static bool
+descend_from_above(MrLeaf *leaf, int access, OffsetNumber *place)
+{
 	if (!BlockNumberIsValid(leaf->above_block))
 		return false;
 	if (!leaf->has_above)
 		copy_above(leaf);
-	below = leaf->has_above ? find_below(leaf) : InvalidBlockNumber;
-	if (!BlockNumberIsValid(below))
+	*place = leaf->has_above ? find_above(leaf) : InvalidOffsetNumber;
+	if (!OffsetNumberIsValid(*place))
 		return false;
-	leaf->buffer = _bt_getbuf(leaf->index, below, access);
+	leaf->buffer = get_leaf(leaf, block_before(leaf, *place), access);
 	if (!P_IGNORE(BTPageGetOpaque(BufferGetPage(leaf->buffer))) && is_before_next(leaf))
 		return true;
 	mr_leaf_release(leaf);
+	*place = InvalidOffsetNumber;
 	return false;
 }
 
@@ -410,6 +508,7 @@ descend_from_root(MrLeaf *leaf, int access)
 
 	leaf->above_block = stack != NULL ? stack->bts_blkno : InvalidBlockNumber;
 	leaf->has_above = false;
+	leaf->has_range = false;
 	_bt_freestack(stack);
 	return BufferIsValid(leaf->buffer) && is_before_next(leaf);
 }
@@ -418,12 +517,14 @@ descend_from_root(MrLeaf *leaf, int access)
 static bool
 descend(MrLeaf *leaf, int access)
 {
+	OffsetNumber above = InvalidOffsetNumber; /* the leaf's key is the one before it */
 	bool is_its_leaf;
+	OffsetNumber last;
 	Page page;
 
 	mr_leaf_release(leaf);
 	leaf->access = access;
-	is_its_leaf = descend_from_above(leaf, access) || descend_from_root(leaf, access);
+	is_its_leaf = descend_from_above(leaf, access, &above) || descend_from_root(leaf, access);
 	/* To readers, an empty index has no page. */
 	if (!BufferIsValid(leaf->buffer))
 		return false;
@@ -432,10 +533,18 @@ descend(MrLeaf *leaf, int access)
 	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
 	leaf->from = 0;
 	leaf->to = PG_UINT64_MAX;
-	if (leaf->has_number && PageGetMaxOffsetNumber(page) > leaf->last)
+	last = PageGetMaxOffsetNumber(page);
+	if (leaf->has_number && last > leaf->last)
 	{
-		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
-		leaf->to = number_at(leaf, page, PageGetMaxOffsetNumber(page));
+		/* What the page above says is at hand. */
+		bool is_within = OffsetNumberIsValid(above);
+
+		leaf->from = is_within && above > first_above(leaf)
+						 ? number_at(leaf, (Page) leaf->above.data, above - 1)
+						 : number_at(leaf, page, OffsetNumberNext(leaf->last));
+		leaf->to = is_within && above < end_above(leaf)
+					   ? number_at(leaf, (Page) leaf->above.data, above)
+					   : number_at(leaf, page, last);
 	}
 	return is_its_leaf;
 }
@@ -461,21 +570,44 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 	return equal ? MR_LEAF_ONE : MR_LEAF_NONE;
 }
 
+/* Asks for what finding a number's place on another leaf reads first. */
+static void
+prefetch_leaf(const MrLeaf *leaf, uint64 number)
+{
+	OffsetNumber place = search_number(leaf, (Page) leaf->above.data, number, first_above(leaf),
+									   end_above(leaf), leaf->above_from, leaf->above_to);
+	Buffer buffer = *recent_place(leaf->index, block_before(leaf, place));
+	Page page;
+
+	if (!BufferIsValid(buffer))
+		return;
+	page = BufferGetPage(buffer);
+	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
+	__builtin_prefetch(page);
+	/* Where it ends, and in front of it mostly the first entry that was put there: its high key. */
+	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE / 2);
+	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE);
+}
+
 void
 mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
 {
-	OffsetNumber low = OffsetNumberNext(leaf->last);
-	OffsetNumber high;
 	uint64 number;
-	Page page;
 
-	if (!BufferIsValid(leaf->buffer) || !leaf->has_number || isnull)
+	if (!OidIsValid(leaf->prefix.type) || isnull)
 		return;
-	page = BufferGetPage(leaf->buffer);
-	high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
 	number = mr_prefix_of(&leaf->prefix, first);
-	if (low < high && number <= leaf->to)
-		prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
+	if (BufferIsValid(leaf->buffer) && leaf->has_number && number <= leaf->to)
+	{
+		Page page = BufferGetPage(leaf->buffer);
+		OffsetNumber low = OffsetNumberNext(leaf->last);
+		OffsetNumber high = OffsetNumberNext(PageGetMaxOffsetNumber(page));
+
+		if (low < high)
+			prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
+	}
+	else if (leaf->has_range)
+		prefetch_leaf(leaf, number);
 }
 
 /* Does the entry fit into the leaf, beside those that wait? */
@@ -495,8 +627,9 @@ mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple)
 {
 	IndexTuple entry = index_form_tuple(RelationGetDescr(leaf->index), values, nulls);
 	Size size = IndexTupleSize(entry);
-	bool put = leaf->key->heapkeyspace && size <= LARGE_ENTRY &&
-			   seek(leaf, values, nulls, BT_WRITE) == MR_LEAF_NONE && has_room(leaf, size);
+	bool is_free = leaf->key->heapkeyspace && size <= LARGE_ENTRY &&
+				   seek(leaf, values, nulls, BT_WRITE) == MR_LEAF_NONE;
+	bool put = is_free && has_room(leaf, size);
 
 	if (put)
 	{
@@ -509,9 +642,28 @@ mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple)
 		leaf->places[leaf->nwaiting++] = leaf->place;
 	}
 	else
+	{
 		mr_leaf_release(leaf);
+		/* The leaf is going to be split. */
+		if (is_free)
+			mr_extend_index(leaf->index);
+	}
 	pfree(entry);
 	return put;
+}
+
+/* Where an entry of the page that is held leads to. */
+static MrLeafFinding
+follow(const MrLeaf *leaf, OffsetNumber number, ItemPointer place)
+{
+	Page page = BufferGetPage(leaf->buffer);
+	ItemId item = PageGetItemId(page, number);
+	IndexTuple found = (IndexTuple) PageGetItem(page, item);
+
+	if (ItemIdIsDead(item) || BTreeTupleIsPosting(found))
+		return MR_LEAF_UNSURE;
+	*place = found->t_tid;
+	return MR_LEAF_ONE;
 }
 
 MrLeafFinding
@@ -520,15 +672,22 @@ mr_leaf_find(MrLeaf *leaf, const Datum *values, const bool *nulls, ItemPointer p
 	MrLeafFinding finding = leaf->key->heapkeyspace ? seek(leaf, values, nulls, BT_READ)
 													: MR_LEAF_UNSURE;
 
-	if (finding == MR_LEAF_ONE)
-	{
-		Page page = BufferGetPage(leaf->buffer);
-		ItemId item = PageGetItemId(page, leaf->place);
-		IndexTuple found = (IndexTuple) PageGetItem(page, item);
+	return finding == MR_LEAF_ONE ? follow(leaf, leaf->place, place) : finding;
+}
 
-		if (ItemIdIsDead(item) || BTreeTupleIsPosting(found))
-			return MR_LEAF_UNSURE;
-		*place = found->t_tid;
-	}
-	return finding;
+MrLeafFinding
+mr_leaf_find_last(MrLeaf *leaf, const Datum *values, const bool *nulls, ItemPointer place)
+{
+	MrLeafFinding finding = leaf->key->heapkeyspace ? seek(leaf, values, nulls, BT_READ)
+													: MR_LEAF_UNSURE;
+	BTPageOpaque opaque;
+
+	if (finding == MR_LEAF_UNSURE || !BufferIsValid(leaf->buffer))
+		return finding;
+	opaque = BTPageGetOpaque(BufferGetPage(leaf->buffer));
+	if (finding == MR_LEAF_ONE)
+		return follow(leaf, leaf->place, place);
+	if (leaf->place > P_FIRSTDATAKEY(opaque))
+		return follow(leaf, OffsetNumberPrev(leaf->place), place);
+	return P_LEFTMOST(opaque) ? MR_LEAF_NONE : MR_LEAF_UNSURE;
 }

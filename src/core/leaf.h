@@ -36,6 +36,10 @@ typedef enum MrLeafFinding
 extern MrLeafFinding mr_leaf_find(MrLeaf *leaf, const Datum *values, const bool *nulls,
 								  ItemPointer place);
 
+/* The same for the last entry whose key is not greater. */
+extern MrLeafFinding mr_leaf_find_last(MrLeaf *leaf, const Datum *values, const bool *nulls,
+									   ItemPointer place);
+
 /*
  * Lets the page go that is kept locked for the next key: to be called before anything else is done that may
  * take time or locks.

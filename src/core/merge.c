@@ -66,7 +66,6 @@ typedef struct Merging
 	MrMergeValue compute; /* or NULL */
 	void *computing;
 	Relation relation;
-	BlockNumber start; /* pages that it had */
 	int nindexes;
 	Relation *indexes;
 	IndexInfo **infos;
@@ -249,7 +248,6 @@ open_table(Merging *merging)
 	ListCell *lc;
 
 	merging->relation = table_open(merging->merge->relid, RowExclusiveLock);
-	merging->start = RelationGetNumberOfBlocks(merging->relation);
 	merging->desc = CreateTupleDescCopyConstr(RelationGetDescr(merging->relation));
 	oids = RelationGetIndexList(merging->relation);
 	merging->indexes = palloc(sizeof(Relation) * list_length(oids));
@@ -688,9 +686,9 @@ find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *foun
 	return nnew;
 }
 
-/* Merges the rows of one chunk, after which there may be more. */
+/* Merges the rows of one chunk. */
 static void
-merge_chunk(Merging *merging, const int *order, int n, bool more)
+merge_chunk(Merging *merging, const int *order, int n)
 {
 	bool there[CHUNK];
 	HeapTuple found[CHUNK];
@@ -700,9 +698,10 @@ merge_chunk(Merging *merging, const int *order, int n, bool more)
 	int nnew = find_new(merging, order, n, there, found);
 
 	if (nnew > 0)
+	{
 		heap_multi_insert(merging->relation, merging->slots, nnew, merging->command, 0, NULL);
-	if (nnew > 0 && more)
-		mr_extend_heap(merging->relation, merging->start, merging->slots, nnew, nnew);
+		mr_extend_heap(merging->relation, merging->slots, nnew, nnew);
+	}
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot;
@@ -740,7 +739,7 @@ merge_all(Merging *merging)
 	{
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(merging->row_context);
-		merge_chunk(merging, &order[first], Min(CHUNK, nrows - first), first + CHUNK < nrows);
+		merge_chunk(merging, &order[first], Min(CHUNK, nrows - first));
 		MemoryContextSwitchTo(merging->context);
 		MemoryContextReset(merging->row_context);
 	}

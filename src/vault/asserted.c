@@ -18,6 +18,7 @@
 #include "catalog/pg_type.h"
 #include "core/compat.h"
 #include "core/direct.h"
+#include "core/leaf.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -43,7 +44,9 @@ struct MrAsserted
 	Relation *indexes;
 	IndexInfo **infos;
 	Snapshot snapshot;
-	IndexScanDesc scan;
+	MrLeaf *leaf; /* of the index that orders the rows */
+	IndexFetchTableData *fetch; /* what an entry leads to */
+	IndexScanDesc scan; /* when the leaf does not tell */
 	ScanKeyData keys[2]; /* the parent, and the time at the latest */
 	TupleTableSlot *found;
 	TupleTableSlot *changed;
@@ -96,6 +99,8 @@ open_indexes(MrAsserted *asserted)
 	ScanKeyInit(&asserted->keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
 	ScanKeyInit(&asserted->keys[1], 2, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, (Datum) 0);
 	asserted->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	asserted->leaf = mr_leaf_create(relation, order);
+	asserted->fetch = table_index_fetch_begin(relation);
 	asserted->scan = mr_index_beginscan(relation, order, asserted->snapshot, 2);
 	return true;
 }
@@ -134,6 +139,8 @@ mr_asserted_close(MrAsserted *asserted)
 	ExecDropSingleTupleTableSlot(asserted->changed);
 	if (asserted->scan != NULL)
 	{
+		mr_leaf_release(asserted->leaf);
+		table_index_fetch_end(asserted->fetch);
 		index_endscan(asserted->scan);
 		UnregisterSnapshot(asserted->snapshot);
 	}
@@ -157,26 +164,64 @@ value_of(MrAsserted *asserted, int column)
 	return slot_getattr(asserted->found, asserted->attnums[column], &isnull);
 }
 
-bool
-mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
-				 const pg_uuid_t *hash, TimestampTz *applied, TimestampTz *confirmed)
+void
+mr_asserted_expect(const MrAsserted *asserted, const pg_uuid_t *parent)
+{
+	mr_leaf_expect(asserted->leaf, UUIDPGetDatum(parent), false);
+}
+
+/* Does the row that was found have this content? */
+static bool
+has_hash(MrAsserted *asserted, const pg_uuid_t *hash)
+{
+	return memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t)) == 0;
+}
+
+/* Finds the row by a scan of the index. */
+static bool
+scan_for(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time, const pg_uuid_t *hash)
 {
 	asserted->keys[0].sk_argument = UUIDPGetDatum(parent);
 	asserted->keys[1].sk_argument = TimestampTzGetDatum(time);
 	index_rescan(asserted->scan, asserted->keys, 2, NULL, 0);
 	while (index_getnext_slot(asserted->scan, BackwardScanDirection, asserted->found))
 	{
-		int order = memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t));
-
-		*applied = DatumGetTimestampTz(value_of(asserted, APPLIED_AT));
-		*confirmed = DatumGetTimestampTz(value_of(asserted, CONFIRMED_AT));
-		if (order == 0)
-			return true;
-		/* Of the same time, but after it in the order of contents. */
-		if (*applied < time || order < 0)
-			return false;
+		/* Of the same time, it may come after the content that is looked for. */
+		if (DatumGetTimestampTz(value_of(asserted, APPLIED_AT)) < time ||
+			memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t)) <= 0)
+			return has_hash(asserted, hash);
 	}
 	return false;
+}
+
+bool
+mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
+				 const pg_uuid_t *hash, TimestampTz *applied, TimestampTz *confirmed)
+{
+	Datum key[] = {UUIDPGetDatum(parent), TimestampTzGetDatum(time), UUIDPGetDatum(hash)};
+	bool nulls[lengthof(key)] = {false};
+	ItemPointerData place;
+	bool again = false;
+	MrLeafFinding finding = mr_leaf_find_last(asserted->leaf, key, nulls, &place);
+	bool found = false;
+
+	if (finding == MR_LEAF_ONE &&
+		table_index_fetch_tuple(asserted->fetch, &place, asserted->snapshot, asserted->found,
+								&again, NULL))
+		found = memcmp(DatumGetUUIDP(value_of(asserted, PARENT)), parent, sizeof(pg_uuid_t)) == 0 &&
+				has_hash(asserted, hash);
+	/* An entry may lead to a row that is gone, before which one may be that is there. */
+	else if (finding != MR_LEAF_NONE)
+	{
+		mr_leaf_release(asserted->leaf);
+		found = scan_for(asserted, parent, time, hash);
+	}
+	if (found)
+	{
+		*applied = DatumGetTimestampTz(value_of(asserted, APPLIED_AT));
+		*confirmed = DatumGetTimestampTz(value_of(asserted, CONFIRMED_AT));
+	}
+	return found;
 }
 
 bool
@@ -194,6 +239,7 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	bool confirmed;
 	MrUpdateIndexes update_indexes;
 
+	mr_leaf_release(asserted->leaf);
 	values[asserted->attnums[CONFIRMED_AT] - 1] = TimestampTzGetDatum(time);
 	replaced[asserted->attnums[CONFIRMED_AT] - 1] = true;
 	after = heap_modify_tuple(before, RelationGetDescr(asserted->relation), values, nulls,

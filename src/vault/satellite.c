@@ -484,6 +484,8 @@ confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 			TimestampTz applied;
 			TimestampTz confirmed;
 
+			if (i + 1 < nruns && !run[1].new_parent)
+				mr_asserted_expect(asserted, &run[1].last->parent);
 			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
 													 &run->last->hash, &applied, &confirmed))
 				continue;

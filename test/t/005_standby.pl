@@ -35,7 +35,7 @@ is($standby->safe_psql('postgres', 'SELECT stream FROM millrace.stream_status'),
 # Leaves get one entry, a few, and many at once.
 $node->safe_psql('postgres', q{CREATE EXTENSION amcheck; SET ROLE etl; SELECT millrace.create_hub('stg.h_event', source => 'stg.event', business_key => '{v}')});
 my $rows = 20;
-for my $more (4000, 1, 40, 4000, 300)
+for my $more (8000, 1, 40, 8000, 300)
 {
 	push_rows($node, 'postgres', $rows + 1, $rows + $more);
 	$rows += $more;
