@@ -3,11 +3,11 @@
 
     freshness.py BROKERS TOPIC RATE SECONDS SKIP
 
-Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which logs when it sent each. Every order has a
-user of its own, so that it is visible when its user is: a reader asks a mart (cdm.user_category_counters of the database
-that PG* names) for the users that it has not seen yet, again and again, a millisecond between (more when the query itself
-takes more). The first second is
-warm-up and is not counted; of many orders a second a sample is watched. A time is that of the answer, so that the reader's own query is part of it.
+Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which logs when it sent each. Of them
+a sample is watched. A watched order has a user of its own, so that it is visible when its user is: a reader asks a mart
+(cdm.user_category_counters of the database that PG* names) for the users that it has not seen yet, again and again, a
+millisecond between (more when the query itself takes more). The first second is warm-up and is not counted. A time is
+that of the answer, so that the reader's own query is part of it.
 """
 import os
 import subprocess
@@ -21,18 +21,19 @@ import gen_orders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIMIT = 300                         # seconds after the last order is sent until we give up
-WATCHED = 500                       # orders a second at most whose arrival is watched: asking for all would take a processor
+WATCHED = 100                       # orders a second at most whose arrival is watched: asking for more takes from a processor
 
 
 def make_orders(path, skip, count, every):
     """Writes the orders for bench/produce; returns (place in the file, key, user) of those that will be counted."""
     wanted = []
     with open(path, 'w', encoding='utf-8') as file:
-        for number, message in enumerate(gen_orders.messages(skip + count, distinct_users=True)):
+        for number, message in enumerate(gen_orders.messages(skip + count, distinct_users=every)):
             if number >= skip:
                 file.write(gen_orders.FORMATS['timestamps'](message))
-                if number % every == 0 and '"status":"CLOSED"' in message.value:
-                    wanted.append((number - skip, message.key, gen_orders.identifier('user', number)))
+                if (number + 1) % every == 0 and '"status":"CLOSED"' in message.value:
+                    user = gen_orders.identifier('user', gen_orders.USERS + number + 1)
+                    wanted.append((number - skip, message.key, user))
     return wanted
 
 

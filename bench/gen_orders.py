@@ -102,8 +102,10 @@ def rename_time(number, span):
 
 def make_orders(n, rng, lifecycle, distinct_users, raw):
     """Yields (order id, timestamp, value) for every state of every order, in order of order ids."""
-    users = [(user_fragment(i, False, raw), user_fragment(i, True, raw), rename_time(i, max(1, n * EVERY)))
-             for i in range(min(n, 10 ** 6) if distinct_users else USERS)]
+    def make_user(number):
+        return user_fragment(number, False, raw), user_fragment(number, True, raw), rename_time(number, max(1, n * EVERY))
+
+    users = [make_user(i) for i in range(USERS)]
     restaurants = [restaurant_fragment(i, raw) for i in range(RESTAURANTS)]
     products = [product_fragment(i, raw) for i in range(PRODUCTS)]
     status, array = ('final_status', 'order_items') if raw else ('status', 'products')
@@ -112,8 +114,7 @@ def make_orders(n, rng, lifecycle, distinct_users, raw):
 
     for first in range(0, n, CHUNK):
         size = min(CHUNK, n - first)
-        whose = [(first + i) % len(users) for i in range(size)] if distinct_users else \
-            choices(range(USERS), cum_weights=by_user, k=size)
+        whose = choices(range(USERS), cum_weights=by_user, k=size)
         where = choices(range(RESTAURANTS), cum_weights=by_restaurant, k=size)
         counts = choices((1, 2, 3, 4, 5), k=size)
         quantities = choices((1, 1, 1, 2, 2, 3), k=sum(counts))
@@ -122,7 +123,8 @@ def make_orders(n, rng, lifecycle, distinct_users, raw):
         for i in range(size):
             order = first + i + 1
             timestamp = START + order * EVERY
-            user, renamed, when = users[whose[i]]
+            is_alone = distinct_users and order % distinct_users == 0
+            user, renamed, when = make_user(USERS + order) if is_alone else users[whose[i]]
             items = [(products[on_menu(where[i], number) if raw else number], quantity)
                      for number, quantity in zip(what[at:at + counts[i]], quantities[at:at + counts[i]])]
             at += counts[i]
@@ -181,7 +183,7 @@ def in_order_of_time(orders, lateness):
 
 
 def messages(n, lifecycle=False, seed=1, duplicates=0, broken=0, tombstones=0, shuffle=False, scatter=False,
-             partitions=8, distinct_users=False, raw=False):
+             partitions=8, distinct_users=0, raw=False):
     """Yields the messages in the order in which they are to be produced. The percentages are of 100."""
     rng = random.Random(seed)
     rows = make_orders(n, rng, lifecycle, distinct_users, raw)
@@ -221,7 +223,8 @@ def main():
     parser.add_argument('--shuffle', action='store_true', help='any order of delivery')
     parser.add_argument('--scatter', action='store_true', help='any partition, not the one of the key')
     parser.add_argument('--partitions', type=int, default=8, help='crc32 of the key modulo this')
-    parser.add_argument('--distinct-users', action='store_true', help='a user of its own for every order')
+    parser.add_argument('--distinct-users', type=int, default=0, metavar='N',
+                        help=f'a user of its own for every N-th order, whose number is {USERS} and that of the order')
     parser.add_argument('--format', choices=FORMATS, default='kcat',
                         help="kcat: key, tab, value, for kcat -P -Z -K '\\t'; timestamps: partition, key, ms, value, for "
                              'bench/produce; json: the value alone. An empty value is a tombstone')

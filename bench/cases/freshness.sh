@@ -23,7 +23,7 @@ freshness() {
 		skip=0
 		for name in ${RATES:-200 2000 half}; do
 			rate=${persecond[$name]}
-			[ "$name" != half ] || warm_broker "warm_$side" "$rate"
+			warm_broker "warm_${side}_$name" "$rate"
 			read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "$side" "$rate" "${SECONDS_EACH:-20}" "$skip") ||
 				die "freshness of $side could not be measured"
 			say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms"
