@@ -72,6 +72,18 @@ SELECT missing, unexpected FROM millrace.verify('pd.pit_month');
 SELECT relation, change, before ->> 'until_at' AS was_until, after ->> 'from_at' AS from_at, after ->> 'until_at' AS until_at
 FROM millrace.preview('pit_orders', payload => '{"id": 1, "at": "2026-01-09 10:00+00", "status": "GONE"}') WHERE layer = 'pit' ORDER BY relation, from_at;
 
+-- ---- a confirmation hides one before it that was later than what another row says
+SELECT ps.say(50, '2026-01-01 10:00', '{"status": "OPEN", "cost": 5}'), ps.say(50, '2026-01-03 10:00', '{"status": "OPEN", "cost": 5}');
+SELECT dead_letters FROM millrace.run_stream('pit_orders');
+SELECT ps.say(50, '2025-12-31 10:00', '{"status": "OPEN", "cost": 6}'), ps.say(50, '2026-01-02 10:00', '{"status": "OPEN", "cost": 6}');
+SELECT dead_letters FROM millrace.run_stream('pit_orders');
+SELECT ps.say(50, '2026-01-04 10:00', '{"status": "PAID"}');
+SELECT dead_letters FROM millrace.run_stream('pit_orders');
+SELECT ps.say(50, '2026-01-06 10:00', '{"status": "PAID", "cost": 5}');
+SELECT dead_letters FROM millrace.run_stream('pit_orders');
+SELECT * FROM pd.report WHERE order_id = 50 AND snapshot_at < '2026-01-08' ORDER BY 1;
+SELECT missing, unexpected FROM millrace.verify('pd.pit_order');
+
 -- ---- one that is declared later, another source, rebuild, replace
 SELECT millrace.create_pit('pd.pit_hour', hub => 'pd.h_order', satellites => '{pd.s_status}', every => 'hour');
 SELECT dead_letters FROM millrace.run_stream('pit_orders');

@@ -3,9 +3,10 @@
  *	  Point-in-time tables: which rows of satellites were valid at the end of each period.
  *
  * A batch names the keys of which something was said, and the earliest time of it.  Their spans are computed anew
- * from the satellites, which the batch has written before, from that time on.  So the table is a function of
- * its satellites, whatever came in whatever order.  Workers that meet at a key lock it first and look at the
- * satellites afterwards (C4): the later one sees what both have written.
+ * from the satellites, which the batch has written before, from that time on; or from the beginning of a row that
+ * covers it, when others lie within.  So the table is a function of its satellites, whatever came in whatever order.
+ * Workers that meet at a key lock it first and look at the satellites afterwards (C4): the later one sees what both
+ * have written.
  */
 #include "postgres.h"
 

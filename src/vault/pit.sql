@@ -50,7 +50,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_columns(json, text, boolean) IS 'the columns of a point-in-time table that refer to its satellites';
 
--- What the worker runs, on names as they are now: locking the keys $1; computing the spans of the keys $1 that something was said of at the times $2 or later; finding
+-- What the worker runs, on names as they are now: locking the keys $1; computing the spans of the keys $1 that something was said of at the times $2 or later (or since when what was confirmed then has been said); finding
 -- the $2 keys after $1 of which something is said, or of which there are spans.  And parts of that: all keys of which something is said; "spans" as common table
 -- expressions over "begun", which has keys k, since when they change (at), and the span of that time or NULL.
 CREATE FUNCTION millrace_internal.pit_statements(target_id integer, OUT insert_keys text, OUT lock_keys text, OUT compute text, OUT next_keys text, OUT all_keys text, OUT spans text)
@@ -62,6 +62,7 @@ DECLARE
     labels json;
     zeros text;
     assertions text;
+    confirmed text;
     valid text;
     keys text;
     differ text;
@@ -76,12 +77,17 @@ BEGIN
     SELECT string_agg(format('SELECT a.at FROM %1$s AS r CROSS JOIN LATERAL (VALUES (r.%2$I), (r.%3$I)) AS a (at) WHERE r.%4$I = b.k', s.relation,
                              millrace_internal.definition_column('satellite', s.id, 'applied_at'), millrace_internal.definition_column('satellite', s.id, 'confirmed_at'),
                              millrace_internal.definition_column('satellite', s.id, 'hash_key')), ' UNION ALL ' ORDER BY e.n),
+           -- A row that has been confirmed says no more when it was before, which may have been after another row.
+           string_agg(format('SELECT r.%2$I FROM %1$s AS r WHERE r.%4$I = u.k AND r.%2$I <= u.at AND r.%3$I >= u.at AND EXISTS (SELECT FROM %1$s AS o WHERE o.%4$I = u.k AND (o.%2$I, o.%5$I) <> (r.%2$I, r.%5$I) '
+                             'AND (o.%2$I BETWEEN r.%2$I AND r.%3$I OR o.%3$I BETWEEN r.%2$I AND r.%3$I))', s.relation,
+                             millrace_internal.definition_column('satellite', s.id, 'applied_at'), millrace_internal.definition_column('satellite', s.id, 'confirmed_at'),
+                             millrace_internal.definition_column('satellite', s.id, 'hash_key'), millrace_internal.definition_column('satellite', s.id, 'hashdiff')), ' UNION ALL ' ORDER BY e.n),
            string_agg(format(' LEFT JOIN LATERAL %s AS v%s ON true', millrace_internal.pit_valid(s, 'p.k', 'p.at'), e.n), '' ORDER BY e.n),
            string_agg(millrace_internal.pit_key(e.n), ', ' ORDER BY e.n),
            string_agg(format('(SELECT DISTINCT r.%1$I FROM %2$s AS r WHERE r.%1$I > $1 ORDER BY 1 LIMIT $2)', millrace_internal.definition_column('satellite', s.id, 'hash_key'), s.relation), ' UNION ' ORDER BY e.n),
            string_agg(format('SELECT r.%1$I AS k FROM %2$s AS r WHERE r.%1$I <> %3$L', millrace_internal.definition_column('satellite', s.id, 'hash_key'), s.relation,
                              '00000000-0000-0000-0000-000000000000'), ' UNION ' ORDER BY e.n)
-    INTO assertions, valid, keys, next_keys, all_keys
+    INTO assertions, confirmed, valid, keys, next_keys, all_keys
     FROM json_array_elements_text(target.definition -> 'satellites') WITH ORDINALITY AS e (id, n) JOIN millrace.target s ON s.id = e.id::integer;
     SELECT string_agg(format('(c.s%1$s_hash_key, c.s%1$s_applied_at, c.s%1$s_hashdiff) IS DISTINCT FROM '
                              '(lag(c.s%1$s_hash_key) OVER w, lag(c.s%1$s_applied_at) OVER w, lag(c.s%1$s_hashdiff) OVER w)', n), ' OR ' ORDER BY n) INTO differ
@@ -100,15 +106,15 @@ spans AS MATERIALIZED (SELECT c.*, lead(c.at, 1, 'infinity') OVER (PARTITION BY 
         millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'x.at'), assertions, keys, valid, differ,
         millrace_internal.pit_columns(labels, 's.', false), state);
     compute := format($sql$
-WITH touched AS MATERIALIZED (SELECT u.k, %1$s AS at FROM unnest($1, $2) AS u (k, at)),
+WITH touched AS MATERIALIZED (SELECT u.k, %1$s AS at FROM unnest($1, $2) AS u (k, at) CROSS JOIN LATERAL (SELECT min(x.at) AS at FROM (%8$s) AS x (at)) AS c),
 begun AS MATERIALIZED (SELECT t.k, t.at, (SELECT max(s.from_at) FROM %2$s AS s WHERE s.hash_key = t.k AND s.from_at <= t.at AND s.from_at > '-infinity') AS span FROM touched AS t),%3$s,
 gone AS (DELETE FROM %2$s AS s USING begun AS b WHERE s.hash_key = b.k AND s.from_at >= coalesce(b.span, b.at) AND s.from_at > '-infinity' AND NOT EXISTS (SELECT FROM spans AS n WHERE n.k = s.hash_key AND n.at = s.from_at))
 INSERT INTO %2$s AS s (hash_key, from_at, until_at, %4$s) SELECT n.k, n.at, n.until_at, %5$s FROM spans AS n
 ON CONFLICT (hash_key, from_at) DO UPDATE SET (until_at, %4$s) = ROW(excluded.until_at, %6$s)
 WHERE (s.until_at, %7$s) IS DISTINCT FROM (excluded.until_at, %6$s)$sql$,
-        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'u.at'), state, spans,
+        millrace_internal.pit_end(target.definition ->> 'every', target.definition ->> 'timezone', 'least(u.at, c.at)'), state, spans,
         millrace_internal.pit_columns(labels, '', false), millrace_internal.pit_columns(labels, 'n.', false), millrace_internal.pit_columns(labels, 'excluded.', false),
-        millrace_internal.pit_columns(labels, 's.', false));
+        millrace_internal.pit_columns(labels, 's.', false), confirmed);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_statements(integer) IS 'the statements that keep a point-in-time table';
