@@ -305,6 +305,9 @@ agrees(MrDirect *direct, TupleTableSlot *slot)
 		Datum value = slot_getattr(slot, direct->attnums[c], &isnull);
 		Datum found = slot_getattr(direct->found, direct->attnums[c], &found_null);
 
+		/* To read what lies elsewhere may take locks. */
+		if (!found_null && attribute->attlen == -1 && VARATT_IS_EXTERNAL(DatumGetPointer(found)))
+			mr_leaf_release(direct->leaf);
 		if (isnull != found_null ||
 			(!isnull && !datum_image_eq(value, found, attribute->attbyval, attribute->attlen)))
 			return false;

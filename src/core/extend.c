@@ -17,7 +17,6 @@
 #include "storage/bufmgr.h"
 #include "storage/fd.h"
 #include "storage/freespace.h"
-#include "storage/indexfsm.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "storage/smgr.h"
@@ -100,35 +99,19 @@ add_pages(Relation relation, int npages, Buffer *buffers)
 
 #endif
 
-/* Adds some of so many empty pages, which whoever looks for free ones finds; returns how many. */
+/* Adds some of so many empty pages, which whoever looks for free ones finds, and makes them what he needs; returns how many. */
 static int
-add_free_pages(Relation relation, int64 wanted, bool is_index)
+add_free_pages(Relation relation, int64 wanted)
 {
 	Buffer buffers[MAX_PAGES];
-	int npages = add_pages(
-		relation, Min(wanted, Min(MAX_PAGES, NBuffers / (MaxBackends + NUM_AUXILIARY_PROCS))),
-		buffers);
+	int most = Min(MAX_PAGES, NBuffers / (MaxBackends + NUM_AUXILIARY_PROCS));
+	int npages = most > 0 ? add_pages(relation, Min(wanted, most), buffers) : 0;
 	BlockNumber first = npages > 0 ? BufferGetBlockNumber(buffers[0]) : InvalidBlockNumber;
 
 	for (int i = 0; i < npages; i++)
 	{
-		Page page = BufferGetPage(buffers[i]);
-
-		/* Who takes a page of an index makes it what he needs. */
-		if (is_index)
-		{
-			ReleaseBuffer(buffers[i]);
-			RecordFreeIndexPage(relation, first + i);
-			continue;
-		}
-		LockBuffer(buffers[i], BUFFER_LOCK_EXCLUSIVE);
-		if (PageIsNew(page))
-		{
-			PageInit(page, BLCKSZ, 0);
-			MarkBufferDirty(buffers[i]);
-		}
-		UnlockReleaseBuffer(buffers[i]);
-		RecordPageWithFreeSpace(relation, first + i, BLCKSZ - SizeOfPageHeaderData);
+		ReleaseBuffer(buffers[i]);
+		RecordPageWithFreeSpace(relation, first + i, BLCKSZ - 1);
 	}
 	if (npages > 0)
 		FreeSpaceMapVacuumRange(relation, first, first + npages);
@@ -151,7 +134,7 @@ mr_extend_heap(Relation relation, TupleTableSlot *const *written, int nwritten, 
 	/* What is free elsewhere is used first. */
 	if (pages <= 1 || GetPageWithFreeSpace(relation, BLCKSZ / 2) < last)
 		return;
-	while (pages > 1 && (added = add_free_pages(relation, pages, false)) > 0)
+	while (pages > 1 && (added = add_free_pages(relation, pages)) > 0)
 		pages -= added;
 #endif
 }
@@ -162,5 +145,5 @@ mr_extend_index(Relation index)
 	BlockNumber pages = RelationGetNumberOfBlocks(index) / INDEX_PART;
 
 	if (pages > 1 && !BlockNumberIsValid(GetPageWithFreeSpace(index, BLCKSZ / 2)))
-		(void) add_free_pages(index, pages, true);
+		(void) add_free_pages(index, pages);
 }

@@ -44,6 +44,9 @@
 /* Buffers that are remembered, at most. */
 #define RECENT (1 << 20)
 
+/* Of so many leaves one is looked up as others do it: what is met by its buffer does not count as used. */
+#define LOOKED_UP 4
+
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
 
@@ -371,6 +374,16 @@ add_together(MrLeaf *leaf)
 	END_CRIT_SECTION();
 }
 
+/* May a leaf have marks that are not logged?  A standby that compares pages knows of them in nbtree's records only. */
+static bool
+has_marks(Page page)
+{
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+
+	return (opaque->btpo_flags & (BTP_HAS_GARBAGE | BTP_SPLIT_END)) != 0 ||
+		   opaque->btpo_cycleid != 0;
+}
+
 /* Adds all entries that wait to the leaf. */
 static void
 add_waiting(MrLeaf *leaf)
@@ -379,7 +392,7 @@ add_waiting(MrLeaf *leaf)
 	PageHeader waiting = (PageHeader) leaf->waiting.data;
 	Size moved = ((PageHeader) page)->pd_lower - pointer_offset(leaf->places[0]);
 
-	if (moved < (Size) RECORD_COST * (leaf->nwaiting - 1))
+	if (moved < (Size) RECORD_COST * (leaf->nwaiting - 1) && !has_marks(page))
 		add_together(leaf);
 	else
 	{
@@ -470,9 +483,11 @@ find_above(const MrLeaf *leaf)
 static Buffer
 get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
 {
+	static uint32 met = 0;
 	Buffer *place = recent_place(leaf->index, block);
 
-	if (BufferIsValid(*place) && mr_read_recent_buffer(leaf->index, block, *place))
+	if (BufferIsValid(*place) && ++met % LOOKED_UP != 0 &&
+		mr_read_recent_buffer(leaf->index, block, *place))
 	{
 		_bt_lockbuf(leaf->index, *place, access);
 		_bt_checkpage(leaf->index, *place);

@@ -254,11 +254,19 @@ open_table(Merging *merging)
 	merging->infos = palloc(sizeof(IndexInfo *) * list_length(oids));
 	foreach(lc, oids)
 	{
-		int i = merging->nindexes++;
+		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		int i;
 
-		merging->indexes[i] = index_open(lfirst_oid(lc), RowExclusiveLock);
-		merging->infos[i] = BuildIndexInfo(merging->indexes[i]);
-		if (merging->indexes[i]->rd_index->indisunique)
+		/* One that is being made since we have looked has no pages yet. */
+		if (!index->rd_index->indisready)
+		{
+			index_close(index, NoLock);
+			continue;
+		}
+		i = merging->nindexes++;
+		merging->indexes[i] = index;
+		merging->infos[i] = BuildIndexInfo(index);
+		if (index->rd_index->indisunique && index->rd_index->indisvalid)
 			merging->unique = i;
 		if (merging->infos[i]->ii_Expressions != NIL && merging->estate == NULL)
 			merging->estate = CreateExecutorState();

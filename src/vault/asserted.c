@@ -83,8 +83,15 @@ open_indexes(MrAsserted *asserted)
 	foreach(lc, oids)
 	{
 		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
-		int n = asserted->nindexes++;
+		int n;
 
+		/* One that is being made has no pages yet, and gets what was written meanwhile before it is valid. */
+		if (!index->rd_index->indisready)
+		{
+			index_close(index, NoLock);
+			continue;
+		}
+		n = asserted->nindexes++;
 		asserted->indexes[n] = index;
 		asserted->infos[n] = BuildIndexInfo(index);
 		/* What needs the executor's help when a row gets a new place is left to statements. */

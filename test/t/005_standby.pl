@@ -7,7 +7,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 # Each page that a record of WAL has changed goes along, and the standby stops when it makes another one of it.
-my $node = new_server('primary', allows_streaming => 1, conf => "wal_consistency_checking = 'all'\n");
+my $node = new_server('primary', allows_streaming => 1, conf => "wal_consistency_checking = 'all'\nwal_keep_size = '2GB'\n");
 
 make_stream($node, 'postgres');
 push_rows($node, 'postgres', 1, 10);

@@ -94,6 +94,32 @@ ask($holder, 'COMMIT');
 is(end_waiting($filler), '', 'the chunk ends');
 like(end_waiting($pauser), qr/hub stg.h_late is not being filled/, 'and was the last one');
 is($node->safe_psql('postgres', "SELECT state, paused, rows_done FROM millrace.backfill_status WHERE relation = 'stg.h_late'"), 'done|f|20', 'which is what the status says');
+
+# Indexes are being made that nobody may use yet, while they wait for who has written the tables before.
+push_rows($node, 'postgres', 21, 40);
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.create_hub('stg.h_late_id', source => 'stg.late', business_key => '{id}');
+	SELECT millrace.create_satellite('stg.s_late', source => 'stg.late', parent => 'stg.h_late_id', attributes => '{v}');
+	SELECT millrace.run_stream('events')});
+my %column = (h_late_id => 'load_at', s_late => 'confirmed_at');
+my %maker;
+for my $table (sort keys %column)
+{
+	ask($holder, 'BEGIN') unless %maker;
+	ask($holder, "LOCK TABLE stg.$table IN ROW EXCLUSIVE MODE");
+	$maker{$table} = begin_waiting("an index of $table", "CREATE INDEX CONCURRENTLY ${table}_extra ON stg.$table ($column{$table})");
+}
+push_rows($node, 'postgres', 21, 50);
+$node->safe_psql('postgres', "SELECT millrace.run_stream('events')");
+is($node->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE confirmed_at > applied_at) FROM stg.s_late_current'), '30|20', 'batches go on without them');
+ask($holder, 'COMMIT');
+is(end_waiting($maker{$_}), '', "that of $_ is made") for sort keys %maker;
+for my $table (sort keys %column)
+{
+	is($node->safe_psql('postgres', "SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count($column{$table}) FROM (SELECT $column{$table} FROM stg.$table ORDER BY 1) t"),
+		$node->safe_psql('postgres', "SELECT count(*) FROM stg.$table"), "and has all rows of $table");
+}
 close_session($holder);
 
 is($node->safe_psql('postgres', "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"), '0', 'nobody waited in a circle');
