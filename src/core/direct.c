@@ -84,6 +84,17 @@ mr_direct_is_plain(Relation relation)
 			(constraints->num_check == 0 && !constraints->has_generated_stored));
 }
 
+Relation
+mr_direct_open_index(Oid indexid)
+{
+	Relation index = index_open(indexid, RowExclusiveLock);
+
+	if (index->rd_index->indisready)
+		return index;
+	index_close(index, NoLock);
+	return NULL;
+}
+
 /* Is every column that is not given one that may be left out? */
 static bool
 takes_columns(Relation relation, int ncolumns, const AttrNumber *attnums)

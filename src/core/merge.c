@@ -22,6 +22,7 @@
 #include "catalog/pg_index.h"
 #include "common/int.h"
 #include "core/compat.h"
+#include "core/direct.h"
 #include "core/extend.h"
 #include "core/leaf.h"
 #include "core/merge.h"
@@ -254,15 +255,12 @@ open_table(Merging *merging)
 	merging->infos = palloc(sizeof(IndexInfo *) * list_length(oids));
 	foreach(lc, oids)
 	{
-		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		Relation index = mr_direct_open_index(lfirst_oid(lc));
 		int i;
 
-		/* One that is being made since we have looked has no pages yet. */
-		if (!index->rd_index->indisready)
-		{
-			index_close(index, NoLock);
+		/* One may be being made since we have looked. */
+		if (index == NULL)
 			continue;
-		}
 		i = merging->nindexes++;
 		merging->indexes[i] = index;
 		merging->infos[i] = BuildIndexInfo(index);

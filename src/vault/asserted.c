@@ -82,15 +82,11 @@ open_indexes(MrAsserted *asserted)
 	asserted->infos = palloc(sizeof(IndexInfo *) * Max(list_length(oids), 1));
 	foreach(lc, oids)
 	{
-		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
+		Relation index = mr_direct_open_index(lfirst_oid(lc));
 		int n;
 
-		/* One that is being made has no pages yet, and gets what was written meanwhile before it is valid. */
-		if (!index->rd_index->indisready)
-		{
-			index_close(index, NoLock);
+		if (index == NULL)
 			continue;
-		}
 		n = asserted->nindexes++;
 		asserted->indexes[n] = index;
 		asserted->infos[n] = BuildIndexInfo(index);
