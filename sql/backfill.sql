@@ -56,6 +56,18 @@ RESET millrace.backfill_rows;
 SELECT relation, kind, state, chunks > 1 AS in_chunks, rows_done, rows_estimate, paused, finished_at IS NOT NULL AS finished, last_error FROM millrace.backfill_status WHERE owner = 'filler' ORDER BY 1;
 SELECT relation, missing, unexpected, example, compared_with, horizon FROM unnest('{fd.h_order,fd.s_status,fd.pit_order,fd.by_status,fs.orders}'::regclass[]) r, millrace.verify(r);
 
+-- what is paused is one filling, not the next one, too
+SELECT millrace.create_pit('fd.pit_late', hub => 'fd.h_order', satellites => '{fd.s_status}', every => 'day');
+SELECT millrace.pause_backfill('fd.pit_late');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT state, paused FROM millrace.backfill_status WHERE relation = 'fd.pit_late';
+SELECT relation FROM millrace.rebuild('fd.pit_late');
+SELECT state, paused FROM millrace.backfill_status WHERE relation = 'fd.pit_late';
+SELECT relation FROM millrace.rebuild('fd.s_status');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT state, paused FROM millrace.backfill_status WHERE relation = 'fd.pit_late';
+SELECT millrace.drop_table('fd.pit_late');
+
 -- an error stops the filling, not the stream
 SELECT millrace.create_mart('fd.odd', 'SELECT 6 / (order_id - 2) AS part, count(*) AS n FROM fs.orders GROUP BY 1');
 SELECT fs.say('{"id": 5, "at": "2026-01-07 12:00+00", "status": "OPEN"}');

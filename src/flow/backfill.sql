@@ -130,7 +130,7 @@ BEGIN
         END IF;
     END LOOP;
     UPDATE millrace.backfill b
-    SET estimate = nullif(expected, 0), finished_at = CASE WHEN parts = 0 THEN clock_timestamp() END
+    SET estimate = nullif(expected, 0), finished_at = CASE WHEN parts = 0 THEN clock_timestamp() END, paused = b.paused AND parts > 0
     WHERE b.target_id = target_id;
     RETURN parts > 0;
 END
@@ -174,7 +174,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
-    UPDATE millrace.backfill b SET finished_at = clock_timestamp() WHERE b.target_id = target_id;
+    UPDATE millrace.backfill b SET finished_at = clock_timestamp(), paused = false WHERE b.target_id = target_id;
     UPDATE millrace.target t SET state = 'active' WHERE t.id = target_id;
     PERFORM millrace_internal.pit_renew(target_id);
     PERFORM millrace_internal.rules_renew(target_id);
