@@ -343,7 +343,7 @@ COMMENT ON FUNCTION millrace.adopt(text) IS
 CREATE FUNCTION millrace.validate(name text DEFAULT NULL, send boolean DEFAULT false) RETURNS TABLE (severity text, subject text, message text, hint text)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.validate(text, boolean) IS
-    'connects to the endpoint of a stream (NULL: of all of one''s streams) and says what is wrong with it and its tables, or with a channel: error, warning or info; with send => true one message is sent over the channel';
+    'connects to the endpoint of a stream (NULL: of all of one''s streams, and of one''s channels and models) and says what is wrong with it and its tables, or with a channel: error, warning or info; with send => true one message is sent over the channel';
 
 REVOKE ALL ON FUNCTION millrace.start_stream(text), millrace.stop_stream(text), millrace.reset_stream(text, text),
     millrace.adopt(text), millrace.validate(text, boolean) FROM PUBLIC;

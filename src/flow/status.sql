@@ -113,7 +113,7 @@ SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), (
        t.owner::text AS owner
 FROM millrace.target t
 WHERE millrace_internal.may_watch(t.owner);
-COMMENT ON VIEW millrace.target_status IS 'hubs, links, satellites, point-in-time tables and marts: whether they are filled, and what they left out';
+COMMENT ON VIEW millrace.target_status IS 'hubs, links, satellites, point-in-time tables, marts, rules, sinks and models that batches keep: whether they are filled, and what they left out';
 COMMENT ON COLUMN millrace.target_status.state IS 'new until the first batch after the declaration, filling until it has what was there before (see backfill_status), then active';
 COMMENT ON COLUMN millrace.target_status.horizon IS 'from when on it has what its sources say, as it is defined now; -infinity: from their beginning';
 COMMENT ON COLUMN millrace.target_status.skipped IS 'rows without the key that a hub needs, or without any key of a link';
