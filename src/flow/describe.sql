@@ -657,11 +657,14 @@ SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
     text text;
 BEGIN
+    IF described.kind = 'model' THEN
+        RETURN (SELECT millrace_internal.describe_model(m) FROM millrace.model m WHERE m.target_id = described.id);
+    END IF;
     EXECUTE format('SELECT millrace_internal.describe_%s($1)', described.kind) INTO text USING described;
     RETURN text || CASE WHEN described.kind IN ('hub', 'link', 'satellite') THEN millrace_internal.describe_sources(described) ELSE '' END;
 END
 $fn$;
-COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a hub, link, satellite, point-in-time table or mart';
+COMMENT ON FUNCTION millrace_internal.describe_target(millrace.target) IS 'the SQL that declares a target';
 
 -- Who may see how something is declared: its owner, and who watches.
 CREATE FUNCTION millrace_internal.may_read(caller regrole, owner regrole) RETURNS boolean

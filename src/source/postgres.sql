@@ -576,7 +576,7 @@ BEGIN
         RAISE EXCEPTION 'column "%" of table % is % at the source now, and its mirror % cannot follow because % % reads it',
             name, mirror.definition ->> 'source_table', type, mirror.relation, reader.kind, millrace_internal.target_name(reader)
             USING ERRCODE = 'datatype_mismatch',
-                  HINT = format('Run SELECT millrace.drop_%s(%L); when the stream runs again: %s', CASE WHEN reader.kind IN ('rule', 'sink') THEN reader.kind ELSE 'table' END,
+                  HINT = format('Run SELECT millrace.drop_%s(%L); when the stream runs again: %s', CASE WHEN reader.kind IN ('rule', 'sink', 'model') THEN reader.kind ELSE 'table' END,
                                 millrace_internal.target_name(reader), millrace_internal.describe_target(reader));
     END IF;
     SELECT k.n INTO ordinal FROM millrace_internal.staging_columns(mirror.definition) WITH ORDINALITY AS k (name, type, in_key, technical, n)
