@@ -68,6 +68,41 @@ SELECT messages, dead_letters FROM millrace.run_stream('fill');
 SELECT state, paused FROM millrace.backfill_status WHERE relation = 'fd.pit_late';
 SELECT millrace.drop_table('fd.pit_late');
 
+-- a day of a log is dropped before it has been read
+SELECT millrace.create_staging('fs.daily', stream => 'fill', key => '{"order_id": ["$.id", "bigint"]}', version => '["$.at", "timestamptz"]', log => true, log_partition => 'day', columns => '{"status": "$.status"}');
+SELECT fs.say('{"id": 6, "at": "2026-01-07 13:00+00", "status": "OPEN"}');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT millrace.create_satellite('fd.s_daily', source => 'fs.daily', parent => 'fd.h_order', attributes => '{status}');
+SELECT millrace.pause_backfill('fd.s_daily');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+DO $$ BEGIN EXECUTE (SELECT string_agg(format('DROP TABLE %s', p.relid), '; ') FROM pg_partition_tree('fs.daily_log') p WHERE p.isleaf); END $$;
+SELECT millrace.resume_backfill('fd.s_daily');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT state, rows_done, last_error FROM millrace.backfill_status WHERE relation = 'fd.s_daily';
+SELECT millrace.drop_table('fd.s_daily');
+
+-- one of its sources is dropped while it is being filled
+SELECT millrace.create_hub('fd.h_status', source => 'fs.orders', business_key => '{status}');
+SELECT millrace.add_source('fd.h_status', source => 'fs.daily');
+SELECT millrace.pause_backfill('fd.h_status');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT millrace.drop_table('fs.daily', cascade => true);
+SELECT millrace.resume_backfill('fd.h_status');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT state, paused FROM millrace.backfill_status WHERE relation = 'fd.h_status';
+SELECT missing, unexpected FROM millrace.verify('fd.h_status');
+
+-- another definition of what has rows, though it is to be filled from one more source
+SELECT millrace.create_satellite('fd.s_order', source => 'fs.orders', parent => 'fd.h_order', attributes => '{status}');
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT millrace.create_staging('fs.second', stream => 'fill', key => '{"order_id": ["$.id", "bigint"]}', version => '["$.at", "timestamptz"]', log => true, columns => '{"status": "$.status", "op": "$.op"}');
+SELECT millrace.add_source('fd.s_order', source => 'fs.second');
+SELECT millrace.create_satellite('fd.s_order', source => 'fs.orders', parent => 'fd.h_order', attributes => '{status, op}', replace => true);
+SELECT millrace.drop_table('fs.second', cascade => true);
+SELECT messages, dead_letters FROM millrace.run_stream('fill');
+SELECT millrace.drop_table('fd.s_order');
+SELECT millrace.drop_table('fd.h_status');
+
 -- an error stops the filling, not the stream
 SELECT millrace.create_mart('fd.odd', 'SELECT 6 / (order_id - 2) AS part, count(*) AS n FROM fs.orders GROUP BY 1');
 SELECT fs.say('{"id": 5, "at": "2026-01-07 12:00+00", "status": "OPEN"}');

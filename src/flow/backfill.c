@@ -266,18 +266,25 @@ mr_backfill_next(int32 stream_id, const List *except)
 List *
 mr_backfill_lock(int32 target_id)
 {
-	List *streams;
-	ListCell *lc;
+	List *streams = NIL;
+	List *locked;
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
-	/* Streams that feed a target together are locked in one order. */
-	streams = mr_sql_ids(mr_sql("SELECT DISTINCT g.stream_id FROM millrace.target_source s "
-								"JOIN millrace.staging g ON g.id = s.staging_id "
-								"WHERE s.target_id = %d ORDER BY 1",
-								target_id));
-	foreach(lc, streams)
-		mr_stream_lock(lfirst_int(lc), true);
+	do
+	{
+		ListCell *lc;
+
+		locked = streams;
+		/* Streams that feed a target together are locked in one order. */
+		streams = mr_sql_ids(mr_sql("SELECT DISTINCT g.stream_id FROM millrace.target_source s "
+									"JOIN millrace.staging g ON g.id = s.staging_id "
+									"WHERE s.target_id = %d ORDER BY 1",
+									target_id));
+		foreach(lc, list_difference_int(streams, locked))
+			mr_stream_lock(lfirst_int(lc), true);
+		/* While we waited, it may have got another one. */
+	} while (list_difference_int(streams, locked) != NIL);
 	mr_run_back(&saved);
 	return streams;
 }
@@ -475,20 +482,21 @@ mr_backfill_chunk(MrStream *stream, int32 target_id)
 }
 
 void
-mr_backfill_failed(int32 target_id, const ErrorData *error, int pause)
+mr_backfill_failed(int32 target_id, const ErrorData *error)
 {
-	Oid types[] = {INT4OID, TEXTOID, TEXTOID, INT4OID};
+	Oid types[] = {INT4OID, TEXTOID, TEXTOID};
 	Datum values[] = {
 		Int32GetDatum(target_id),
 		CStringGetTextDatum(error->message != NULL ? error->message : "unknown error"),
-		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode)), Int32GetDatum(pause)};
+		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode))};
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
 	(void) SPI_execute_with_args(
 		"UPDATE millrace.backfill SET failures = failures + 1, last_error = $2, sqlstate = $3, "
 		"last_error_at = pg_catalog.clock_timestamp(), "
-		"retry_at = pg_catalog.clock_timestamp() + $4 * interval '1 ms' WHERE target_id = $1",
+		"retry_at = pg_catalog.clock_timestamp() + "
+		"least(interval '1 s' * 2 ^ least(failures, 6), interval '1 min') WHERE target_id = $1",
 		lengthof(types), types, values, NULL, false, 0);
 	mr_run_back(&saved);
 }

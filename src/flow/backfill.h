@@ -39,7 +39,7 @@ extern bool mr_backfill_chunk(MrStream *stream, int32 target_id);
 /* A batch of nothing but what one staging table's chunk will hold: *staged, empty yet. */
 extern MrBatch *mr_backfill_batch(MrStream *stream, MrStaging *staging, MrStaged **staged);
 
-/* Notes an error of a chunk, whose transaction was rolled back; it is tried again after `pause` ms. */
-extern void mr_backfill_failed(int32 target_id, const ErrorData *error, int pause);
+/* Notes an error of a chunk, whose transaction was rolled back; it is tried again after a while. */
+extern void mr_backfill_failed(int32 target_id, const ErrorData *error);
 
 #endif /* MR_FLOW_BACKFILL_H */

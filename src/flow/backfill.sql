@@ -168,8 +168,8 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.backfill_next_part(integer, integer) IS 'the table that is to be read next for a target';
 
--- All has been read: the target is like any other from the next batch on.
-CREATE FUNCTION millrace_internal.backfill_end(target_id integer) RETURNS void
+-- A target that has all is like any other from the next batch on.
+CREATE FUNCTION millrace_internal.backfill_complete(target_id integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
@@ -183,7 +183,21 @@ BEGIN
           WHERE s.target_id = target_id ORDER BY 1) AS g;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.backfill_end(integer) IS 'makes a target that has been filled an active one';
+COMMENT ON FUNCTION millrace_internal.backfill_complete(integer) IS 'makes a target that has all an active one';
+
+-- All has been read, unless the target has been declared anew meanwhile.
+CREATE FUNCTION millrace_internal.backfill_end(target_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    PERFORM FROM millrace.target t WHERE t.id = target_id AND t.state = 'filling' FOR NO KEY UPDATE;
+    IF FOUND THEN
+        PERFORM millrace_internal.backfill_complete(target_id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.backfill_end(integer) IS 'notes that all has been read that a target is filled from';
 
 CREATE VIEW millrace.backfill_status WITH (security_barrier) AS
 SELECT coalesce((SELECT r.name FROM millrace.rule r WHERE r.target_id = t.id), (SELECT k.name FROM millrace.sink k WHERE k.target_id = t.id), t.relation::text) AS relation, t.kind,

@@ -1,5 +1,15 @@
 -- What is kept for a time only: dead letters, incidents, logs.
 
+-- A log has lost what came before a time; what is being filled from it may not have read that yet.
+CREATE FUNCTION millrace_internal.shorten_log(staging_id integer, since timestamptz) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE millrace.staging s SET log_since = greatest(s.log_since, since) WHERE s.id = shorten_log.staging_id;
+    UPDATE millrace.target t SET horizon = greatest(t.horizon, since)
+    WHERE t.state <> 'active' AND t.kind IN ('hub', 'link', 'satellite') AND EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = t.id AND s.staging_id = shorten_log.staging_id);
+$$;
+COMMENT ON FUNCTION millrace_internal.shorten_log(integer, timestamptz) IS 'notes from when on a log has every version';
+
 -- The log of one staging table.  Rows are deleted beside those who write; days are dropped, which waits a moment for them at most.
 CREATE FUNCTION millrace_internal.maintain_log(staging millrace.staging, OUT action text, OUT rows bigint) RETURNS SETOF record
 LANGUAGE plpgsql
@@ -11,19 +21,25 @@ DECLARE
     day record;
 BEGIN
     IF staging.log_partition = 'none' THEN
-        rows := millrace_internal.execute_as(staging.owner, format('DELETE FROM %s WHERE _loaded_at < %L', staging.log, cutoff));
-        IF rows > 0 THEN
-            UPDATE millrace.staging s SET log_since = greatest(s.log_since, cutoff) WHERE s.id = staging.id;
-            action := 'deleted';
+        BEGIN
+            rows := millrace_internal.execute_as(staging.owner, format('DELETE FROM %s WHERE _loaded_at < %L', staging.log, cutoff));
+            IF rows > 0 THEN
+                PERFORM millrace_internal.shorten_log(staging.id, cutoff);
+                action := 'deleted';
+                RETURN NEXT;
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN
+            rows := NULL;
+            action := 'left for later: the log is being read by rebuild()';
             RETURN NEXT;
-        END IF;
+        END;
         RETURN;
     END IF;
     FOR day IN SELECT p.part::text, p.until FROM millrace_internal.log_parts(staging.log) p WHERE p.until <= cutoff ORDER BY p.until LOOP
         BEGIN
             rows := NULL;
             PERFORM millrace_internal.execute_as(staging.owner, format('DROP TABLE %s', day.part));
-            UPDATE millrace.staging s SET log_since = greatest(s.log_since, day.until) WHERE s.id = staging.id;
+            PERFORM millrace_internal.shorten_log(staging.id, day.until);
             action := format('dropped partition %s', day.part);
         EXCEPTION
             WHEN lock_not_available THEN
@@ -106,6 +122,6 @@ COMMENT ON FUNCTION millrace_internal.maintain(regrole, text) IS 'the other half
 CREATE FUNCTION millrace.maintain(name text DEFAULT NULL) RETURNS TABLE (stream text, subject text, action text, rows bigint)
 LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.maintain(text) IS
-    'removes dead letters, incidents and logs that are older than their retention, of one stream or of all of one''s streams, then also what channels have sent; returns what it did';
+    'removes dead letters, incidents and logs that are older than their retention, of one stream or of all of one''s streams, then also alerts, errors and windows of rules and what channels have sent; returns what it did';
 REVOKE ALL ON FUNCTION millrace.maintain(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION millrace.maintain(text) TO millrace_admin;

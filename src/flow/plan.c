@@ -161,6 +161,17 @@ mr_flow_compile_target(MrStream *stream, int32 target_id)
 	return targets == NIL ? NULL : linitial(targets);
 }
 
+/* By whom a target's row was written last; NULL when it is gone. */
+static char *
+declared_by(int32 target_id)
+{
+	bool found = mr_sql("SELECT xmin::text FROM millrace.target WHERE id = %d", target_id) > 0;
+	char *xid = found ? mr_sql_text(0, 1) : NULL;
+
+	SPI_freetuptable(SPI_tuptable);
+	return xid;
+}
+
 void
 mr_flow_activate(MrStream *stream, const List *pending)
 {
@@ -170,13 +181,15 @@ mr_flow_activate(MrStream *stream, const List *pending)
 	mr_run_as(&saved, mr_extension_owner());
 	foreach(lc, pending)
 	{
+		char *declared = declared_by(lfirst_int(lc));
 		MrTarget *target = mr_flow_compile_target(stream, lfirst_int(lc));
 
 		/* Dropped meanwhile. */
-		if (target == NULL)
+		if (declared == NULL || target == NULL)
 			continue;
-		(void) mr_sql("UPDATE millrace.target SET state = '%s' WHERE id = %d",
-					  mr_backfill_begin(target) ? "filling" : "active", target->id);
+		/* One that somebody has declared anew since stays 'new'. */
+		(void) mr_sql("UPDATE millrace.target SET state = '%s' WHERE id = %d AND xmin = '%s'::xid",
+					  mr_backfill_begin(target) ? "filling" : "active", target->id, declared);
 	}
 	(void) mr_sql("UPDATE millrace.stream SET config_version = config_version + 1 WHERE id = %d",
 				  stream->id);

@@ -50,7 +50,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
     -- Also what workers remember of it is out of date.
-    PERFORM millrace_internal.backfill_end(target_id);
+    PERFORM millrace_internal.backfill_complete(target_id);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.rebuilt(integer) IS 'notes that a target is complete';
@@ -69,7 +69,8 @@ DECLARE
 BEGIN
     SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     PERFORM millrace_internal.lock_stream(staging.stream_id, true);
-    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
+    -- Nor is anything removed from the log.
+    SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id FOR NO KEY UPDATE;
     rows := millrace_internal.staging_rows(staging_id);
     IF staging.log_since > '-infinity' THEN
         -- Adopted rows stay as they are.
@@ -133,6 +134,9 @@ BEGIN
     END IF;
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = kept.id;
     IF target.kind IN ('hub', 'link', 'satellite') THEN
+        -- From here on nothing is removed from the logs.
+        PERFORM millrace_internal.vault_lock(target.id);
+        PERFORM FROM millrace.staging g WHERE g.id IN (SELECT s.staging_id FROM millrace.target_source s WHERE s.target_id = target.id) ORDER BY g.id FOR NO KEY UPDATE;
         PERFORM millrace_internal.check_remade(target, filter);
     END IF;
     SELECT r.rows_before, r.rows_after INTO rows_before, rows_after FROM millrace_internal.rebuild_target(kept.id, filter) AS r;

@@ -43,9 +43,6 @@
 /* ms to wait for the next part of a transaction of the source, each time. */
 #define PART_WAIT 1000
 
-/* ms until a chunk that failed is tried again, at first. */
-#define FILL_PAUSE 1000
-
 PG_FUNCTION_INFO_V1(millrace_run_stream);
 
 /*
@@ -541,43 +538,35 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	return consumed;
 }
 
-/* A chunk of the next target that is to be filled, in a transaction; the target, or 0. */
-static int32
-fill_next(MrFlow *flow)
+/* Fills a chunk of the next target that is due, in a transaction: *target_id, also when that fails; 0 when there is none. */
+static void
+fill_next(MrFlow *flow, volatile int32 *target_id)
 {
-	int32 target_id;
-
 	begin_transaction();
-	target_id = mr_backfill_next_due(flow->stream_id);
-	if (target_id != 0)
+	*target_id = mr_backfill_next_due(flow->stream_id);
+	if (*target_id != 0)
 	{
-		mr_backfill_lock(target_id);
+		mr_backfill_lock(*target_id);
 		/* What changed meanwhile is the next batch's business. */
 		if (!still_current(flow) || !follow_definitions(flow) ||
-			!mr_backfill_chunk(flow->stream, target_id))
-			target_id = 0;
+			!mr_backfill_chunk(flow->stream, *target_id))
+			*target_id = 0;
 	}
 	mr_debug_point("before_chunk_commit");
 	commit_transaction();
 	mr_debug_point("after_chunk");
-	return target_id;
 }
 
 /* Notes why a chunk failed, and when it is to be tried again. */
 static void
-note_fill_error(MrFlow *flow, const ErrorData *error)
+note_fill_error(MrFlow *flow, int32 target_id, const ErrorData *error)
 {
-	int pause = Min(FILL_PAUSE << Min(flow->fill_failures, 6), 60000);
-	int32 target_id;
-
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("stream \"%s\" cannot fill a table: %s", flow->stream->name, error->message),
 			 errhint("See millrace.backfill_status.")));
 	begin_transaction();
-	target_id = mr_backfill_next_due(flow->stream_id);
-	if (target_id != 0)
-		mr_backfill_failed(target_id, error, pause);
+	mr_backfill_failed(target_id, error);
 	commit_transaction();
 }
 
@@ -594,8 +583,7 @@ mr_flow_fill(MrFlow *flow)
 
 	PG_TRY();
 	{
-		target_id = fill_next(flow);
-		flow->fill_failures = 0;
+		fill_next(flow, &target_id);
 	}
 	PG_CATCH();
 	{
@@ -609,10 +597,11 @@ mr_flow_fill(MrFlow *flow)
 	MemoryContextSwitchTo(previous);
 	if (error != NULL)
 	{
-		note_fill_error(flow, error);
+		note_fill_error(flow, target_id, error);
 		MemoryContextSwitchTo(previous);
 		FreeErrorData(error);
 	}
+	/* After one that failed, others have their turn at once. */
 	if (target_id == 0)
 		flow->fill_at = GetCurrentTimestamp() + USECS_PER_SEC;
 	return target_id != 0;
@@ -642,7 +631,7 @@ fill_in_caller(MrFlow *flow, int32 target_id)
 	if (mr_error_class(error->sqlerrcode) == MR_ERROR_ENVIRONMENT &&
 		error->sqlerrcode != ERRCODE_SQL_ROUTINE_EXCEPTION)
 		ReThrowError(error);
-	mr_backfill_failed(target_id, error, FILL_PAUSE);
+	mr_backfill_failed(target_id, error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
 			 errmsg("a table cannot be filled with what was there before: %s", error->message),

@@ -27,7 +27,6 @@ struct MrFlow
 	TimestampTz ticked_at;
 	TimestampTz measured_at; /* what memory the process has taken */
 	TimestampTz fill_at; /* not before, look for something to fill */
-	int fill_failures; /* in a row */
 	MrWaitingPlace waiting_place; /* where asking again for what messages wait for has come to */
 	bool waiting; /* some do */
 	TimestampTz waiting_at; /* not before, ask again */

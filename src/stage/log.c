@@ -359,7 +359,7 @@ mr_log_read(MrStaged *staged, Oid relation, ItemPointer from, BlockNumber until,
 			int64 *nrows)
 {
 	const MrStaging *staging = staged->staging;
-	Relation log = table_open(relation, AccessShareLock);
+	Relation log;
 	ItemPointerData end;
 	TupleTableSlot *slot;
 	TableScanDesc scan;
@@ -370,15 +370,14 @@ mr_log_read(MrStaged *staged, Oid relation, ItemPointer from, BlockNumber until,
 	int taken = 0;
 	bool more = true;
 
-	check_privileges(staging, relation);
-	find_columns(&columns, staging, log);
 	*nrows = 0;
 	staged->nversions = 0;
+	/* It may even be gone. */
 	if (until == 0)
-	{
-		table_close(log, NoLock);
 		return false;
-	}
+	log = table_open(relation, AccessShareLock);
+	check_privileges(staging, relation);
+	find_columns(&columns, staging, log);
 	ItemPointerSet(&end, until - 1, MaxOffsetNumber);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	slot = table_slot_create(log, NULL);

@@ -35,7 +35,7 @@ CREATE TABLE millrace.target (
     -- Rows that came before this were made by another definition; NULL: all by the present one.
     redefined_at timestamptz
 );
-COMMENT ON TABLE millrace.target IS 'hubs, links, satellites, point-in-time tables and marts';
+COMMENT ON TABLE millrace.target IS 'hubs, links, satellites, point-in-time tables, marts, rules, sinks and models that batches keep';
 CREATE TRIGGER guard_source_tables BEFORE INSERT OR UPDATE OF relation ON millrace.target
     FOR EACH ROW EXECUTE FUNCTION millrace_internal.guard_source_tables();
 
@@ -765,9 +765,14 @@ GRANT EXECUTE ON FUNCTION millrace.create_staging(text, text, json, json, json, 
 CREATE FUNCTION millrace_internal.lock_feeding(caller regrole, tables regclass[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    feeding integer[] := '{}';
+    locked integer[];
 BEGIN
-    PERFORM millrace_internal.lock_stream(l.stream_id, true)
-    FROM (WITH RECURSIVE kept AS (
+    -- While one waits, another stream may come to it.
+    LOOP
+        locked := feeding;
+        feeding := ARRAY(WITH RECURSIVE kept AS (
               SELECT g.id, g.stream_id FROM millrace.staging g WHERE g.relation = ANY (tables) AND pg_has_role(caller, g.owner, 'USAGE')
           ), fed AS (
               (SELECT t.id FROM millrace.target t WHERE t.relation = ANY (tables) AND pg_has_role(caller, t.owner, 'USAGE')
@@ -776,7 +781,10 @@ BEGIN
           )
           SELECT k.stream_id FROM kept k
           UNION SELECT g.stream_id FROM fed f JOIN millrace.target_source s ON s.target_id = f.id JOIN millrace.staging g ON g.id = s.staging_id
-          ORDER BY 1) AS l;
+          ORDER BY 1);
+        EXIT WHEN feeding <@ locked;
+        PERFORM millrace_internal.lock_stream(l, true) FROM unnest(feeding) AS l WHERE l <> ALL (locked);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.lock_feeding(regrole, regclass[]) IS 'takes the exclusive locks of the streams that feed tables, or what stands on them';
@@ -817,10 +825,7 @@ BEGIN
         END IF;
         -- What has other sources lives on from them.
         IF EXISTS (SELECT FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id <> staging.id) THEN
-            IF dependent.kind <> 'pit' THEN
-                PERFORM millrace_internal.vault_redefined(dependent.id);
-            END IF;
-            DELETE FROM millrace.target_source s WHERE s.target_id = dependent.id AND s.staging_id = staging.id;
+            PERFORM millrace_internal.vault_lose_source(dependent.id, staging.id);
         ELSIF EXISTS (SELECT FROM millrace.target t WHERE t.id = dependent.id) THEN
             PERFORM millrace_internal.drop_target(caller, dependent.id, true);
         END IF;

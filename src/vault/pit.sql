@@ -209,7 +209,7 @@ BEGIN
                                                ELSE jsonb_build_object('id', parent.id, 'kind', parent.kind, 'hubs', parent.definition -> 'hubs') END, 'satellites', ids, 'every', every, 'timezone', timezone, 'labels', labels);
 
     IF existing IS NOT NULL THEN
-        SELECT t.* INTO present FROM millrace.target t WHERE t.relation = existing FOR UPDATE;
+        SELECT t.* INTO present FROM millrace.target t WHERE t.relation = existing;
         IF present.kind IS DISTINCT FROM 'pit' THEN
             RAISE EXCEPTION '% exists already', existing USING ERRCODE = 'duplicate_table';
         END IF;
@@ -220,6 +220,7 @@ BEGIN
             RETURN;
         END IF;
         -- Computed from satellites alone, it can be made again; views on it stand in the way.
+        PERFORM millrace_internal.lock_feeding(caller, ARRAY[existing]);
         PERFORM millrace_internal.drop_target(caller, present.id, false);
         caller := present.owner;
     END IF;

@@ -24,7 +24,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_mapping(millrace.target, millrace.staging, json) IS 'the columns of a staging table that feed a hub, link or satellite';
 
--- The hub, link or satellite whose sources the caller may change.
+-- The hub, link or satellite whose sources the caller may change; its streams stand still.
 CREATE FUNCTION millrace_internal.vault_own(caller regrole, name regclass) RETURNS millrace.target
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -34,6 +34,7 @@ BEGIN
     IF name IS NULL THEN
         RAISE EXCEPTION 'name must not be null' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    PERFORM millrace_internal.vault_lock(t.id) FROM millrace.target t WHERE t.relation = name AND t.kind IN ('hub', 'link', 'satellite') AND pg_has_role(caller, t.owner, 'USAGE');
     SELECT t.* INTO target FROM millrace.target t WHERE t.relation = name AND t.kind IN ('hub', 'link', 'satellite') FOR UPDATE;
     IF target.id IS NULL THEN
         RAISE EXCEPTION '% is not a hub, link or satellite', name USING ERRCODE = 'wrong_object_type';
@@ -94,6 +95,24 @@ LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.add_source(regclass, regclass, json, text, boolean) IS
     'lets one more staging table feed a hub, link or satellite, also one of another stream; its columns are cast to the types that are there';
 
+-- One of several sources feeds a hub, link, satellite or point-in-time table no longer.
+CREATE FUNCTION millrace_internal.vault_lose_source(target_id integer, staging_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    IF EXISTS (SELECT FROM millrace.target t WHERE t.id = target_id AND t.kind <> 'pit') THEN
+        PERFORM millrace_internal.vault_redefined(target_id);
+    END IF;
+    PERFORM millrace_internal.vault_changed(target_id);
+    DELETE FROM millrace.target_source s WHERE s.target_id = target_id AND s.staging_id = staging_id;
+    PERFORM millrace_internal.pit_renew(target_id);
+    -- One that is being filled begins again, without it.
+    UPDATE millrace.target t SET state = 'new' WHERE t.id = target_id AND t.state = 'filling';
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_lose_source(integer, integer) IS 'takes one of its sources from a target';
+
 CREATE FUNCTION millrace_internal.drop_source(caller regrole, name regclass, source regclass) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -108,12 +127,7 @@ BEGIN
         RAISE EXCEPTION '% is the only source of %', source, target.relation
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'millrace.drop_table() drops the table itself.';
     END IF;
-    PERFORM millrace_internal.vault_redefined(target.id);
-    PERFORM millrace_internal.vault_changed(target.id);
-    DELETE FROM millrace.target_source s WHERE s.target_id = target.id AND s.staging_id = staging_id;
-    PERFORM millrace_internal.pit_renew(target.id);
-    -- One that is being filled begins again, without it.
-    UPDATE millrace.target t SET state = 'new' WHERE t.id = target.id AND t.state = 'filling';
+    PERFORM millrace_internal.vault_lose_source(target.id, staging_id);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.drop_source(regrole, regclass, regclass) IS 'the other half of millrace.drop_source';

@@ -394,7 +394,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     present millrace.target;
 BEGIN
-    SELECT t.* INTO present FROM millrace.target t WHERE t.relation = millrace_internal.relation(name) FOR UPDATE;
+    SELECT t.* INTO present FROM millrace.target t WHERE t.relation = millrace_internal.relation(name);
     IF present.id IS NULL THEN
         RETURN NULL;
     END IF;
@@ -432,13 +432,41 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_check_same(millrace.target, json, text[], text) IS 'raises an error when something changed that cannot be altered';
 
+-- The streams that feed a hub, link or satellite, and point-in-time tables on it, stand still from here on.  Batches and chunks hold them, and then come to
+-- the target's row: so does whoever changes it.
+CREATE FUNCTION millrace_internal.vault_lock(target_id integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    feeding integer[] := '{}';
+    locked integer[];
+BEGIN
+    -- While one waits, another stream may come to it.
+    LOOP
+        locked := feeding;
+        feeding := ARRAY(SELECT DISTINCT g.stream_id FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id JOIN millrace.staging g ON g.id = s.staging_id
+                         WHERE t.id = target_id OR (t.kind = 'pit' AND EXISTS (SELECT FROM json_array_elements_text(t.definition -> 'satellites') e WHERE e::integer = target_id)) ORDER BY 1);
+        EXIT WHEN feeding <@ locked;
+        PERFORM millrace_internal.lock_stream(l, true) FROM unnest(feeding) AS l WHERE l <> ALL (locked);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_lock(integer) IS 'takes the exclusive locks of the streams that feed a target';
+
+-- May a target have rows?  One that is new again after it had been activated has.
+CREATE FUNCTION millrace_internal.vault_has_rows(target_id integer) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM millrace.target t WHERE t.id = vault_has_rows.target_id AND t.state <> 'new') OR EXISTS (SELECT FROM millrace.backfill b WHERE b.target_id = vault_has_rows.target_id)
+$$;
+COMMENT ON FUNCTION millrace_internal.vault_has_rows(integer) IS 'whether a target has been activated';
+
 -- Rows of a hub, link or satellite are made by another definition from now on: between two batches, so that it is known which are.
 CREATE FUNCTION millrace_internal.vault_redefined(target_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT millrace_internal.lock_stream(f.stream_id, true)
-    FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = vault_redefined.target_id ORDER BY 1) AS f;
-    UPDATE millrace.target t SET redefined_at = clock_timestamp() WHERE t.id = vault_redefined.target_id AND t.state <> 'new'
+    UPDATE millrace.target t SET redefined_at = clock_timestamp() WHERE t.id = vault_redefined.target_id AND millrace_internal.vault_has_rows(t.id)
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_redefined(integer) IS 'notes that the rows of a hub, link or satellite that are there were made by another definition';
 
@@ -447,7 +475,7 @@ CREATE FUNCTION millrace_internal.vault_say_history(target millrace.target) RETU
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF target.state = 'new' THEN
+    IF NOT millrace_internal.vault_has_rows(target.id) THEN
         RAISE NOTICE 'the new definition of % is for all that it will be filled with', target.relation;
     ELSE
         RAISE NOTICE 'the new definition of % is for versions that come from now on', target.relation
@@ -472,6 +500,12 @@ BEGIN
     -- Another record source is no other content.
     redefined := present.definition::jsonb - 'record_source' <> definition::jsonb - 'record_source'
         OR jsonb_strip_nulls(source.columns::jsonb - 'record_source') <> jsonb_strip_nulls(columns::jsonb - 'record_source');
+    PERFORM millrace_internal.vault_lock(present.id);
+    PERFORM FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id
+    WHERE t.id = present.id AND t.definition_no = present.definition_no AND s.ordinal = source.ordinal AND s.columns::text IS NOT DISTINCT FROM source.columns::text FOR UPDATE OF t;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% % has been changed by somebody else meanwhile', present.kind, present.relation USING ERRCODE = 'serialization_failure', HINT = 'Try again.';
+    END IF;
     IF redefined THEN
         PERFORM millrace_internal.vault_redefined(present.id);
     END IF;

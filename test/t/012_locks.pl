@@ -95,6 +95,56 @@ is(end_waiting($filler), '', 'the chunk ends');
 like(end_waiting($pauser), qr/hub stg.h_late is not being filled/, 'and was the last one');
 is($node->safe_psql('postgres', "SELECT state, paused, rows_done FROM millrace.backfill_status WHERE relation = 'stg.h_late'"), 'done|f|20', 'which is what the status says');
 
+# Somebody has a stream, as a chunk or an activation has: who declares something anew waits for that, and has no row of the target then.
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	SELECT millrace.create_staging('stg.more', stream => 'others', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}', log => true);
+	SELECT millrace.create_staging('stg.logged', stream => 'events', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v", "w": "$.w"}', log => true)});
+push_rows($node, 'postgres', 51, 60);
+$node->safe_psql('postgres', q{
+	SELECT millrace.push('others', '{"id": 1, "v": "of others"}', key => '1');
+	SELECT millrace.run_stream('events');
+	SELECT millrace.run_stream('others');
+	SET ROLE etl;
+	SELECT millrace.create_hub('stg.h_logged', source => 'stg.logged', business_key => '{v}');
+	SELECT millrace.create_satellite('stg.s_logged', source => 'stg.logged', parent => 'stg.h_logged', attributes => '{id}');
+	SELECT millrace.create_pit('stg.p_logged', hub => 'stg.h_logged', satellites => '{stg.s_logged}', every => 'day');
+	SELECT millrace.run_stream('events')});
+my %declared = (
+	'h_logged' => q{SELECT millrace.add_source('stg.h_logged', source => 'stg.more')},
+	's_logged' => q{SELECT millrace.create_satellite('stg.s_logged', source => 'stg.logged', parent => 'stg.h_logged', attributes => '{id, w}', replace => true)},
+	'p_logged' => q{SELECT millrace.create_pit('stg.p_logged', hub => 'stg.h_logged', satellites => '{stg.s_logged}', every => 'hour', replace => true)});
+for my $table (sort keys %declared)
+{
+	ask($holder, "BEGIN; SELECT millrace_internal.lock_stream(id, true) FROM millrace.stream WHERE name = 'events'");
+	my $declarer = begin_waiting("who changes $table", $declared{$table});
+	ask($holder, "UPDATE millrace.target SET state = 'active' WHERE relation = 'stg.$table'::regclass");
+	ask($holder, 'COMMIT');
+	is(end_waiting($declarer), '', 'and goes on');
+}
+$node->safe_psql('postgres', "SET ROLE etl; SELECT millrace.run_stream('events'); SELECT millrace.run_stream('others')");
+is($node->safe_psql('postgres', "SELECT count(*) FROM stg.h_logged_current WHERE v = 'of others'"), '1', 'what the source that was added had before is there');
+
+# A log is shortened while a table waits to be rebuilt from it.
+ask($holder, "BEGIN; SELECT millrace_internal.lock_stream(id, true) FROM millrace.stream WHERE name = 'events'");
+my $rebuilder = begin_waiting('who rebuilds', "SELECT millrace.rebuild('stg.s_logged')");
+my $rows = $node->safe_psql('postgres', 'SELECT count(*) FROM stg.s_logged');
+$node->safe_psql('postgres', q{
+	SET ROLE etl;
+	DELETE FROM stg.logged_log;
+	RESET ROLE;
+	SELECT millrace_internal.shorten_log(id, clock_timestamp()) FROM millrace.staging WHERE relation = 'stg.logged'::regclass});
+ask($holder, 'COMMIT');
+like(end_waiting($rebuilder), qr/cannot be rebuilt/, 'it is told that it cannot be');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM stg.s_logged'), $rows, 'and what it had is there');
+
+# And while it is being rebuilt nothing is removed.
+$node->safe_psql('postgres', q{SET ROLE etl; SELECT millrace.create_staging('stg.more', stream => 'others', key => '{"id": ["$.id", "bigint"]}', columns => '{"v": "$.v"}', log => true, log_retention => '1 us', replace => true)});
+ask($holder, "BEGIN; SET ROLE etl; SELECT millrace.rebuild('stg.h_logged', filter => 'false')");
+is($node->safe_psql('postgres', "SET ROLE etl; SELECT action FROM millrace.maintain() WHERE subject = 'stg.more_log'"), 'left for later: the log is being read by rebuild()', 'a log that is being read is left for later');
+ask($holder, 'COMMIT; RESET ROLE');
+is($node->safe_psql('postgres', "SET ROLE etl; SELECT action, rows FROM millrace.maintain() WHERE subject = 'stg.more_log'"), 'deleted|1', 'and shortened then');
+
 # Indexes are being made that nobody may use yet, while they wait for who has written the tables before.
 push_rows($node, 'postgres', 21, 40);
 $node->safe_psql('postgres', q{
