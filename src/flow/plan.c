@@ -161,7 +161,7 @@ mr_flow_compile_target(MrStream *stream, int32 target_id)
 	return targets == NIL ? NULL : linitial(targets);
 }
 
-/* By whom a target's row was written last; NULL when it is gone. */
+/* The transaction that wrote a target's row last; NULL when the row is gone. */
 static char *
 declared_by(int32 target_id)
 {

@@ -69,7 +69,7 @@ DECLARE
 BEGIN
     SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id;
     PERFORM millrace_internal.lock_stream(staging.stream_id, true);
-    -- Nor is anything removed from the log.
+    -- From here on nothing is removed from its log, either.
     SELECT s.* INTO STRICT staging FROM millrace.staging s WHERE s.id = staging_id FOR NO KEY UPDATE;
     rows := millrace_internal.staging_rows(staging_id);
     IF staging.log_since > '-infinity' THEN
