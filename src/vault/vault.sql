@@ -462,7 +462,8 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_has_rows(integer) IS 'whether a target has been activated';
 
--- Rows of a hub, link or satellite are made by another definition from now on: between two batches, so that it is known which are.
+-- Rows of a hub, link or satellite are made by another definition from now on.  The caller has its streams' locks: it is between two batches, so that it is
+-- known which rows are.
 CREATE FUNCTION millrace_internal.vault_redefined(target_id integer) RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp AS $$
