@@ -24,8 +24,8 @@
 /* Pages that are added at once, at most: all of them are pinned. */
 #define MAX_PAGES 64
 
-/* An index grows by this part of it: a small one gets no pages that it may never need. */
-#define INDEX_PART 32
+/* A relation grows by this part of it, at least: a small one gets no pages that it may never need. */
+#define GROWN_PART 32
 
 #ifdef MR_RELATIONS_GROW_BY_THE_PAGE
 
@@ -130,10 +130,13 @@ mr_extend_heap(Relation relation, TupleTableSlot *const *written, int nwritten, 
 		pages += ItemPointerGetBlockNumber(&written[i]->tts_tid) !=
 				 ItemPointerGetBlockNumber(&written[i - 1]->tts_tid);
 	pages = pages * nrows / nwritten;
+	if (pages <= 1)
+		return;
 	pages -= (int64) RelationGetNumberOfBlocks(relation) - 1 - last;
 	/* What is free elsewhere is used first. */
 	if (pages <= 1 || GetPageWithFreeSpace(relation, BLCKSZ / 2) < last)
 		return;
+	pages = Max(pages, Min(RelationGetNumberOfBlocks(relation) / GROWN_PART, MAX_PAGES));
 	while (pages > 1 && (added = add_free_pages(relation, pages)) > 0)
 		pages -= added;
 #endif
@@ -142,7 +145,7 @@ mr_extend_heap(Relation relation, TupleTableSlot *const *written, int nwritten, 
 void
 mr_extend_index(Relation index)
 {
-	BlockNumber pages = RelationGetNumberOfBlocks(index) / INDEX_PART;
+	BlockNumber pages = RelationGetNumberOfBlocks(index) / GROWN_PART;
 
 	if (pages > 1 && !BlockNumberIsValid(GetPageWithFreeSpace(index, BLCKSZ / 2)))
 		(void) add_free_pages(index, pages);

@@ -28,11 +28,9 @@
 #include "core/extend.h"
 #include "core/leaf.h"
 #include "core/order.h"
+#include "core/recent.h"
 #include "miscadmin.h"
-#include "port/pg_bitutils.h"
-#include "storage/buf_internals.h"
 #include "storage/predicate.h"
-#include "utils/memutils.h"
 #include "utils/typcache.h"
 
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
@@ -40,12 +38,6 @@
 
 /* What a record of WAL costs beside its data, in bytes that could be copied meanwhile. */
 #define RECORD_COST 100
-
-/* Buffers that are remembered, at most. */
-#define RECENT (1 << 20)
-
-/* Of so many leaves one is looked up as others do it: what is met by its buffer does not count as used. */
-#define LOOKED_UP 4
 
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
@@ -81,35 +73,11 @@ struct MrLeaf
 		places[MaxIndexTuplesPerPage]; /* of the entries there before which they will stand */
 };
 
-/*
- * Buffers in which leaves were met, by index and block: to look there first is cheaper than to look a block up, and
- * its memory can be asked for ahead.  Two may fall on one place.
- */
-static Buffer *recent;
-static uint32 recent_mask;
-
-static Buffer *
-recent_place(Relation index, BlockNumber block)
-{
-	return &recent[(block + RelationGetRelid(index) * 0x9e3779b1) & recent_mask];
-}
-
-static void
-create_recent(void)
-{
-	uint32 size = pg_nextpower2_32(Min(NBuffers, RECENT));
-
-	recent = MemoryContextAllocZero(TopMemoryContext, sizeof(Buffer) * size);
-	recent_mask = size - 1;
-}
-
 MrLeaf *
 mr_leaf_create(Relation heap, Relation index)
 {
 	MrLeaf *leaf = palloc0(sizeof(MrLeaf));
 
-	if (recent == NULL)
-		create_recent();
 	leaf->heap = heap;
 	leaf->index = index;
 	leaf->above_block = InvalidBlockNumber;
@@ -483,17 +451,11 @@ find_above(const MrLeaf *leaf)
 static Buffer
 get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
 {
-	static uint32 met = 0;
-	Buffer *place = recent_place(leaf->index, block);
+	Buffer buffer = mr_recent_read(leaf->index, block);
 
-	if (BufferIsValid(*place) && ++met % LOOKED_UP != 0 &&
-		mr_read_recent_buffer(leaf->index, block, *place))
-	{
-		_bt_lockbuf(leaf->index, *place, access);
-		_bt_checkpage(leaf->index, *place);
-		return *place;
-	}
-	return *place = _bt_getbuf(leaf->index, block, access);
+	_bt_lockbuf(leaf->index, buffer, access);
+	_bt_checkpage(leaf->index, buffer);
+	return buffer;
 }
 
 /* Goes to the leaf of a key by way of the page above, from before a place there; false when that does not lead there. */
@@ -591,14 +553,10 @@ prefetch_leaf(const MrLeaf *leaf, uint64 number)
 {
 	OffsetNumber place = search_number(leaf, (Page) leaf->above.data, number, first_above(leaf),
 									   end_above(leaf), leaf->above_from, leaf->above_to);
-	Buffer buffer = *recent_place(leaf->index, block_before(leaf, place));
-	Page page;
+	Page page = mr_recent_prefetch(leaf->index, block_before(leaf, place));
 
-	if (!BufferIsValid(buffer))
+	if (page == NULL)
 		return;
-	page = BufferGetPage(buffer);
-	__builtin_prefetch(GetBufferDescriptor(buffer - 1), 1);
-	__builtin_prefetch(page);
 	/* Where it ends, and in front of it mostly the first entry that was put there: its high key. */
 	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE / 2);
 	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE);

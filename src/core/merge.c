@@ -28,11 +28,13 @@
 #include "core/merge.h"
 #include "core/millrace.h"
 #include "core/order.h"
+#include "core/recent.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -42,7 +44,6 @@
 
 /* Rows that go to the heap in one call. */
 #define CHUNK 1000
-
 struct MrMerge
 {
 	Oid relid;
@@ -580,31 +581,37 @@ merge_row(Merging *merging, int row, TupleTableSlot *ours)
 
 /* ---- all rows --------------------------------------------------------------------------------- */
 
+/* Does the tuple have the key, to the last bit? */
+static bool
+has_key(const Merging *merging, HeapTuple tuple, int row)
+{
+	const MrMerge *merge = merging->merge;
+
+	for (int c = 0; c < merge->nkeys; c++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(merging->desc, merge->attnums[c] - 1);
+		bool isnull;
+		Datum value = heap_getattr(tuple, merge->attnums[c], merging->desc, &isnull);
+
+		if (isnull != merging->rows->nulls[c][row] ||
+			(!isnull && !datum_image_eq(value, merging->rows->values[c][row], attribute->attbyval,
+										attribute->attlen)))
+			return false;
+	}
+	return true;
+}
+
 /*
- * A copy of the row that an entry of the index leads to, if it is to be seen and not being inserted by somebody.  Its page is
- * pruned when a new version might not fit any more: an index scan would prune whenever a page is fuller than the
- * fill factor, and from the first update on it always is.
+ * A copy of the row that an entry of the index led to, if it is to be seen and not being inserted by somebody; since then
+ * its place may have become another row's.
  */
 static HeapTuple
-copy_row(Merging *merging, ItemPointer root)
+copy_row(Merging *merging, int row, ItemPointer place)
 {
-	HeapTupleData tuple;
-	HeapTuple copy;
-	Page page;
-	bool found;
+	HeapTuple copy = mr_recent_copy(merging->relation, place, &merging->dirty, &merging->buffer);
 
-	merging->buffer = ReleaseAndReadBuffer(merging->buffer, merging->relation,
-										   ItemPointerGetBlockNumber(root));
-	page = BufferGetPage(merging->buffer);
-	LockBuffer(merging->buffer, BUFFER_LOCK_SHARE);
-	found = heap_hot_search_buffer(root, merging->relation, merging->buffer, &merging->dirty,
-								   &tuple, NULL, true);
-	LockBuffer(merging->buffer, BUFFER_LOCK_UNLOCK);
-	if (!found || TransactionIdIsValid(merging->dirty.xmin))
+	if (copy == NULL || TransactionIdIsValid(merging->dirty.xmin) || !has_key(merging, copy, row))
 		return NULL;
-	copy = heap_copytuple(&tuple);
-	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < Max(copy->t_len * 2, BLCKSZ / 10))
-		heap_page_prune_opt(merging->relation, merging->buffer);
 	return copy;
 }
 
@@ -623,30 +630,23 @@ prefetch_keys(const Merging *merging, const int *order, int n, int i)
 					   rows->nulls[first][order[i + 1]]);
 }
 
-/* Looks a key up by way of the leaf; *found stays NULL when that tells nothing.  True when there is no such row. */
+/* Looks a key up: there is no such row, or *place is where it may stand, unless that is invalid. */
 static bool
-is_new(Merging *merging, int row, HeapTuple *found)
+is_new(Merging *merging, int row, ItemPointer place)
 {
 	Datum values[INDEX_MAX_KEYS];
 	bool nulls[INDEX_MAX_KEYS];
-	ItemPointerData root;
+	MrLeafFinding finding;
 
 	for (int i = 0; i < merging->merge->nkeys; i++)
 	{
 		values[i] = merging->rows->values[merging->probe_column[i]][row];
 		nulls[i] = merging->rows->nulls[merging->probe_column[i]][row];
 	}
-	switch (mr_leaf_find(merging->leaf, values, nulls, &root))
-	{
-		case MR_LEAF_NONE:
-			return true;
-		case MR_LEAF_ONE:
-			*found = copy_row(merging, &root);
-			return false;
-		case MR_LEAF_UNSURE:
-			return false;
-	}
-	return false;
+	finding = mr_leaf_find(merging->leaf, values, nulls, place);
+	if (finding != MR_LEAF_ONE)
+		ItemPointerSetInvalid(place);
+	return finding == MR_LEAF_NONE;
 }
 
 /*
@@ -657,15 +657,20 @@ static int
 find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *found)
 {
 	const MrMerge *merge = merging->merge;
+	ItemPointerData places[CHUNK];
 	int nnew = 0;
 
 	for (int i = 0; i < n; i++)
 	{
 		prefetch_keys(merging, order, n, i);
-		found[i] = NULL;
-		there[i] = !is_new(merging, order[i], &found[i]);
+		there[i] = !is_new(merging, order[i], &places[i]);
 	}
 	mr_leaf_release(merging->leaf);
+	for (int i = 0; i < n; i++)
+	{
+		mr_recent_prefetch_rows(merging->relation, places, n, i);
+		found[i] = ItemPointerIsValid(&places[i]) ? copy_row(merging, order[i], &places[i]) : NULL;
+	}
 	if (BufferIsValid(merging->buffer))
 		ReleaseBuffer(merging->buffer);
 	merging->buffer = InvalidBuffer;

@@ -8,13 +8,37 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "executor/executor.h"
 #include "source/position.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+
+/* Columns of millrace.stream_position. */
+enum
+{
+	STREAM_ID = 1,
+	TOPIC,
+	PARTITION,
+	EPOCH,
+	POSITION,
+	GENERATION,
+	LAST_TIME,
+	LAST_CHECKSUM,
+	HIGH_WATERMARK,
+	REACHED,
+	SEEN_AT,
+	LAST_COLUMN = SEEN_AT
+};
 
 /* Runs a statement as the extension's owner; kept for the life of the backend. */
 static uint64
@@ -163,62 +187,73 @@ mr_position_claim(const MrStream *stream, const MrPosition *position)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* The row of a position as it is to be, or NULL: it is not where this process left it. */
+static HeapTuple
+advanced(const MrPosition *position, Relation relation, TupleTableSlot *found)
+{
+	bool replaces[LAST_COLUMN] = {0};
+	bool nulls[LAST_COLUMN] = {0};
+	Datum values[LAST_COLUMN];
+
+	Assert(RelationGetDescr(relation)->natts == LAST_COLUMN);
+	slot_getallattrs(found);
+	if (DatumGetInt32(found->tts_values[EPOCH - 1]) != position->epoch ||
+		DatumGetInt64(found->tts_values[POSITION - 1]) != position->position ||
+		DatumGetInt64(found->tts_values[GENERATION - 1]) != position->generation)
+		return NULL;
+	values[POSITION - 1] = Int64GetDatum(position->next);
+	values[LAST_TIME - 1] = TimestampTzGetDatum(position->last_time);
+	values[LAST_CHECKSUM - 1] = Int64GetDatum(position->last_checksum);
+	values[HIGH_WATERMARK - 1] = Int64GetDatum(position->high_watermark);
+	values[REACHED - 1] = Int64GetDatum(position->reached);
+	values[SEEN_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	replaces[POSITION - 1] = true;
+	replaces[LAST_TIME - 1] = replaces[LAST_CHECKSUM - 1] = position->next != position->position;
+	replaces[HIGH_WATERMARK - 1] = replaces[SEEN_AT - 1] = position->high_watermark >= 0;
+	replaces[REACHED - 1] = position->reached >= 0;
+	return heap_modify_tuple(ExecFetchSlotHeapTuple(found, false, NULL), RelationGetDescr(relation),
+							 values, nulls, replaces);
+}
+
+/* Each small batch does this: straight through the index it takes a tenth of what a statement does. */
 void
 mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 {
-	static MrStatement *statement = NULL;
-	const Oid element[] = {TEXTOID, INT4OID, INT8OID, INT8OID, INT4OID,
-						   INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
-	const Oid types[] = {INT4OID,      TEXTARRAYOID, INT4ARRAYOID,       INT8ARRAYOID,
-						 INT8ARRAYOID, INT4ARRAYOID, INT8ARRAYOID,       INT8ARRAYOID,
-						 INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
-	Datum values[lengthof(types)];
-	Datum *columns[lengthof(element)];
+	Oid namespace = get_namespace_oid("millrace", false);
+	Oid key = get_relname_relid("stream_position_pkey", namespace);
+	Relation relation;
+	TupleTableSlot *wanted;
+	TupleTableSlot *found;
+	CatalogIndexState indexes;
 
 	if (count == 0)
 		return;
-	for (int c = 0; c < lengthof(element); c++)
-		columns[c] = palloc(sizeof(Datum) * count);
+	relation = table_open(get_relname_relid("stream_position", namespace), RowExclusiveLock);
+	indexes = CatalogOpenIndexes(relation);
+	wanted = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsVirtual);
+	found = table_slot_create(relation, NULL);
 	for (int i = 0; i < count; i++)
 	{
-		MrPosition *position = moved[i];
+		const MrPosition *position = moved[i];
+		HeapTuple row = NULL;
 
-		columns[0][i] = CStringGetTextDatum(position->topic);
-		columns[1][i] = Int32GetDatum(position->partition);
-		columns[2][i] = Int64GetDatum(position->position);
-		columns[3][i] = Int64GetDatum(position->generation);
-		columns[4][i] = Int32GetDatum(position->epoch);
-		columns[5][i] = Int64GetDatum(position->next);
-		columns[6][i] = Int64GetDatum(position->high_watermark);
-		columns[7][i] = Int64GetDatum(position->reached);
-		columns[8][i] = Int64GetDatum(position->last_checksum);
-		columns[9][i] = TimestampTzGetDatum(position->last_time);
+		ExecStoreAllNullTuple(wanted);
+		wanted->tts_values[STREAM_ID - 1] = Int32GetDatum(stream->id);
+		wanted->tts_values[TOPIC - 1] = CStringGetTextDatum(position->topic);
+		wanted->tts_values[PARTITION - 1] = Int32GetDatum(position->partition);
+		memset(wanted->tts_isnull, false, PARTITION);
+		if (RelationFindReplTupleByIndex(relation, key, LockTupleNoKeyExclusive, wanted, found))
+			row = advanced(position, relation, found);
+		if (row == NULL)
+			report_lost_fence(stream);
+		CatalogTupleUpdateWithInfo(relation, &found->tts_tid, row, indexes);
 	}
-	values[0] = Int32GetDatum(stream->id);
-	for (int c = 0; c < lengthof(element); c++)
-	{
-		bool by_value = element[c] != TEXTOID;
-		int length = element[c] == TEXTOID ? -1 : element[c] == INT4OID ? 4 : 8;
-		char alignment = length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT;
-
-		values[c + 1] = PointerGetDatum(construct_array(columns[c], count, element[c], length,
-														length == 8 ? FLOAT8PASSBYVAL : by_value,
-														alignment));
-	}
-
-	if (run(&statement,
-			"UPDATE millrace.stream_position p SET position = m.next,"
-			" high_watermark = CASE WHEN m.high < 0 THEN p.high_watermark ELSE m.high END,"
-			" seen_at = CASE WHEN m.high < 0 THEN p.seen_at ELSE pg_catalog.clock_timestamp() END,"
-			" reached = CASE WHEN m.reached < 0 THEN p.reached ELSE m.reached END,"
-			" last_time = CASE WHEN m.next = m.start THEN p.last_time ELSE m.time END,"
-			" last_checksum = CASE WHEN m.next = m.start THEN p.last_checksum ELSE m.checksum END"
-			" FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
-			" m (topic, partition, start, generation, epoch, next, high, reached, checksum, time)"
-			" WHERE p.stream_id = $1 AND p.topic = m.topic AND p.partition = m.partition"
-			" AND p.position = m.start AND p.generation = m.generation AND p.epoch = m.epoch",
-			lengthof(types), types, values, NULL) != count)
-		report_lost_fence(stream);
+	ExecDropSingleTupleTableSlot(found);
+	ExecDropSingleTupleTableSlot(wanted);
+	CatalogCloseIndexes(indexes);
+	table_close(relation, NoLock);
+	/* What comes next in the transaction sees them. */
+	CommandCounterIncrement();
 }
 
 void

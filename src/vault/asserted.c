@@ -19,6 +19,7 @@
 #include "core/compat.h"
 #include "core/direct.h"
 #include "core/leaf.h"
+#include "core/recent.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -45,10 +46,11 @@ struct MrAsserted
 	IndexInfo **infos;
 	Snapshot snapshot;
 	MrLeaf *leaf; /* of the index that orders the rows */
-	IndexFetchTableData *fetch; /* what an entry leads to */
+	Buffer buffer; /* of the heap, pinned; or invalid */
 	IndexScanDesc scan; /* when the leaf does not tell */
 	ScanKeyData keys[2]; /* the parent, and the time at the latest */
-	TupleTableSlot *found;
+	TupleTableSlot *scanned; /* what the scan has come to */
+	HeapTuple row; /* that was found last; or NULL */
 	TupleTableSlot *changed;
 };
 
@@ -103,7 +105,6 @@ open_indexes(MrAsserted *asserted)
 	ScanKeyInit(&asserted->keys[1], 2, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, (Datum) 0);
 	asserted->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	asserted->leaf = mr_leaf_create(relation, order);
-	asserted->fetch = table_index_fetch_begin(relation);
 	asserted->scan = mr_index_beginscan(relation, order, asserted->snapshot, 2);
 	return true;
 }
@@ -125,7 +126,7 @@ mr_asserted_open(Oid relid, const AttrNumber attnums[COLUMNS])
 	asserted = palloc0(sizeof(MrAsserted));
 	asserted->relation = relation;
 	memcpy(asserted->attnums, attnums, sizeof(asserted->attnums));
-	asserted->found = table_slot_create(relation, NULL);
+	asserted->scanned = table_slot_create(relation, NULL);
 	asserted->changed = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsHeapTuple);
 	if (!open_indexes(asserted))
 	{
@@ -138,12 +139,13 @@ mr_asserted_open(Oid relid, const AttrNumber attnums[COLUMNS])
 void
 mr_asserted_close(MrAsserted *asserted)
 {
-	ExecDropSingleTupleTableSlot(asserted->found);
+	ExecDropSingleTupleTableSlot(asserted->scanned);
 	ExecDropSingleTupleTableSlot(asserted->changed);
 	if (asserted->scan != NULL)
 	{
 		mr_leaf_release(asserted->leaf);
-		table_index_fetch_end(asserted->fetch);
+		if (BufferIsValid(asserted->buffer))
+			ReleaseBuffer(asserted->buffer);
 		index_endscan(asserted->scan);
 		UnregisterSnapshot(asserted->snapshot);
 	}
@@ -164,7 +166,8 @@ value_of(MrAsserted *asserted, int column)
 {
 	bool isnull;
 
-	return slot_getattr(asserted->found, asserted->attnums[column], &isnull);
+	return heap_getattr(asserted->row, asserted->attnums[column],
+						RelationGetDescr(asserted->relation), &isnull);
 }
 
 void
@@ -180,6 +183,15 @@ has_hash(MrAsserted *asserted, const pg_uuid_t *hash)
 	return memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t)) == 0;
 }
 
+/* Forgets the row that was found last. */
+static void
+let_go(MrAsserted *asserted)
+{
+	if (asserted->row != NULL)
+		heap_freetuple(asserted->row);
+	asserted->row = NULL;
+}
+
 /* Finds the row by a scan of the index. */
 static bool
 scan_for(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time, const pg_uuid_t *hash)
@@ -187,8 +199,10 @@ scan_for(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time, const 
 	asserted->keys[0].sk_argument = UUIDPGetDatum(parent);
 	asserted->keys[1].sk_argument = TimestampTzGetDatum(time);
 	index_rescan(asserted->scan, asserted->keys, 2, NULL, 0);
-	while (index_getnext_slot(asserted->scan, BackwardScanDirection, asserted->found))
+	while (index_getnext_slot(asserted->scan, BackwardScanDirection, asserted->scanned))
 	{
+		let_go(asserted);
+		asserted->row = ExecCopySlotHeapTuple(asserted->scanned);
 		/* Of the same time, it may come after the content that is looked for. */
 		if (DatumGetTimestampTz(value_of(asserted, APPLIED_AT)) < time ||
 			memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t)) <= 0)
@@ -204,13 +218,14 @@ mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time
 	Datum key[] = {UUIDPGetDatum(parent), TimestampTzGetDatum(time), UUIDPGetDatum(hash)};
 	bool nulls[lengthof(key)] = {false};
 	ItemPointerData place;
-	bool again = false;
 	MrLeafFinding finding = mr_leaf_find_last(asserted->leaf, key, nulls, &place);
 	bool found = false;
 
-	if (finding == MR_LEAF_ONE &&
-		table_index_fetch_tuple(asserted->fetch, &place, asserted->snapshot, asserted->found,
-								&again, NULL))
+	let_go(asserted);
+	if (finding == MR_LEAF_ONE)
+		asserted->row = mr_recent_copy(asserted->relation, &place, asserted->snapshot,
+									   &asserted->buffer);
+	if (asserted->row != NULL)
 		found = memcmp(DatumGetUUIDP(value_of(asserted, PARENT)), parent, sizeof(pg_uuid_t)) == 0 &&
 				has_hash(asserted, hash);
 	/* An entry may lead to a row that is gone, before which one may be that is there. */
@@ -234,8 +249,7 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	Datum *values = palloc0(sizeof(Datum) * natts);
 	bool *nulls = palloc0(natts);
 	bool *replaced = palloc0(natts);
-	HeapTuple before = ExecFetchSlotHeapTuple(asserted->found, false, NULL);
-	ItemPointerData place = before->t_self;
+	ItemPointerData place = asserted->row->t_self;
 	HeapTuple after;
 	LockTupleMode lock_mode;
 	TM_FailureData failure;
@@ -245,7 +259,7 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	mr_leaf_release(asserted->leaf);
 	values[asserted->attnums[CONFIRMED_AT] - 1] = TimestampTzGetDatum(time);
 	replaced[asserted->attnums[CONFIRMED_AT] - 1] = true;
-	after = heap_modify_tuple(before, RelationGetDescr(asserted->relation), values, nulls,
+	after = heap_modify_tuple(asserted->row, RelationGetDescr(asserted->relation), values, nulls,
 							  replaced);
 	ExecStoreHeapTuple(after, asserted->changed, false);
 	asserted->changed->tts_tableOid = RelationGetRelid(asserted->relation);

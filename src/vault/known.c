@@ -3,9 +3,9 @@
  *	  Keys known to be in a table.
  *
  * The cache is an array of keys indexed by the key itself, which is a hash already: two places for each key,
- * and the newer pushes the older out.  It grows when keys turn out to be in the table that it did not know,
- * as long as all caches together stay within their share of the worker's memory.  Losing an entry costs one
- * needless insert; believing one that is not in the table would lose a row, so
+ * and the newer pushes the older out.  It grows when it is half full and keys turn out to be in the table that it
+ * did not know, as long as all caches together stay within their share of the worker's memory.  Losing an entry
+ * costs one needless insert; believing one that is not in the table would lose a row, so
  *
  * - what a batch notes waits aside until its (sub)transaction is known to have committed;
  * - TRUNCATE gives the table another file; the relation cache's invalidations, which reach us when the batch
@@ -39,6 +39,7 @@ struct MrKnownKeys
 	const MrTable *table;
 	pg_uuid_t *places; /* zero: empty */
 	uint32 mask;
+	uint32 nused; /* places */
 	Oid file; /* of the table; another one after TRUNCATE */
 	bool changed; /* something happened to the table */
 	pg_uuid_t *noted; /* by the last batch */
@@ -158,6 +159,7 @@ believe(MrKnownKeys *known, const pg_uuid_t *key)
 
 	if (memcmp(&pair[0], key, sizeof(pg_uuid_t)) == 0)
 		return;
+	known->nused += memcmp(&pair[1], &mr_zero_key, sizeof(pg_uuid_t)) == 0;
 	pair[1] = pair[0];
 	pair[0] = *key;
 }
@@ -179,6 +181,7 @@ grow(MrKnownKeys *known)
 	known->places = MemoryContextAllocExtended(known->context, nbefore * 4 * sizeof(pg_uuid_t),
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	known->mask = nbefore * 4 - 1;
+	known->nused = 0;
 	for (uint32 i = 0; i < nbefore; i++)
 	{
 		if (memcmp(&before[i], &mr_zero_key, sizeof(pg_uuid_t)) != 0)
@@ -222,7 +225,10 @@ mr_known_refresh(MrKnownKeys *known)
 	/* Nobody takes rows away by TRUNCATE any more when it is locked, and who has done so is known then. */
 	LockRelationOid(known->relid, RowExclusiveLock);
 	if (rows_are_gone(known))
+	{
 		memset(known->places, 0, (known->mask + (Size) 1) * sizeof(pg_uuid_t));
+		known->nused = 0;
+	}
 	else if (known->noted != NULL && TransactionIdIsValid(known->noted_by) &&
 			 TransactionIdDidCommit(known->noted_by))
 	{
@@ -253,7 +259,7 @@ mr_known_note(MrKnownKeys *known, const pg_uuid_t *keys, int nkeys, int64 insert
 	forget_noted(known);
 	if (nkeys == 0)
 		return;
-	if ((nkeys - inserted) * 20 > nkeys)
+	if ((nkeys - inserted) * 20 > nkeys && known->nused > known->mask / 2)
 		grow(known);
 	known->noted = MemoryContextAlloc(known->context, nkeys * sizeof(pg_uuid_t));
 	memcpy(known->noted, keys, nkeys * sizeof(pg_uuid_t));

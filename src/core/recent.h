@@ -1,0 +1,30 @@
+/*
+ * recent.h
+ *	  Pages that this process has met before, and the rows on them: to look first where a page stood is cheaper than to
+ *	  look it up, and its memory can be asked for ahead.
+ */
+#ifndef MR_CORE_RECENT_H
+#define MR_CORE_RECENT_H
+
+#include "access/htup.h"
+#include "storage/bufmgr.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+/* Pins a page. */
+extern Buffer mr_recent_read(Relation relation, BlockNumber block);
+
+/* Asks for what pinning the page and looking at its head reads; where it may stand, or NULL if it was not met. */
+extern Page mr_recent_prefetch(Relation relation, BlockNumber block);
+
+/*
+ * A copy of the row, as the snapshot sees it, that stands at the place or has come from the one there; or NULL.  The page is left
+ * pinned in *buffer, which is let go when another one is wanted.
+ */
+extern HeapTuple mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot,
+								Buffer *buffer);
+
+/* Asks for what copying the rows reads that come after the i-th of n; a place may be invalid. */
+extern void mr_recent_prefetch_rows(Relation heap, const ItemPointerData *places, int n, int i);
+
+#endif /* MR_CORE_RECENT_H */
