@@ -666,6 +666,7 @@ find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *foun
 		there[i] = !is_new(merging, order[i], &places[i]);
 	}
 	mr_leaf_release(merging->leaf);
+	mr_debug_point("rows_looked_up");
 	for (int i = 0; i < n; i++)
 	{
 		mr_recent_prefetch_rows(merging->relation, places, n, i);

@@ -14,6 +14,7 @@
 #include "core/millrace.h"
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/pg_locale.h"
 #include "utils/rls.h"
@@ -197,18 +198,23 @@ mr_attempt_failed(const MrAttempt *attempt)
 #ifdef MR_DEBUG_POINTS
 static char *debug_point = NULL;
 
-/* Test builds only: which named point kills the process that reaches it. */
+/* Test builds only: which named point kills the process that reaches it or, after '~', makes it wait for advisory lock 0. */
 void
 mr_debug_point_init(void)
 {
-	DefineCustomStringVariable("millrace.debug_point", "Named point that kills the process.", NULL,
+	DefineCustomStringVariable("millrace.debug_point",
+							   "Named point that kills the process, or makes it wait.", NULL,
 							   &debug_point, "", PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
 void
 mr_debug_point(const char *name)
 {
-	if (debug_point != NULL && strcmp(debug_point, name) == 0)
+	if (debug_point == NULL)
+		return;
+	if (strcmp(debug_point, name) == 0)
 		kill(MyProcPid, SIGKILL);
+	if (debug_point[0] == '~' && strcmp(debug_point + 1, name) == 0)
+		(void) DirectFunctionCall1(pg_advisory_xact_lock_int8, Int64GetDatum(0));
 }
 #endif
