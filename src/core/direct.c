@@ -467,9 +467,11 @@ insert_keys(MrDirect *direct, const int *order, int n, MrConflict mode, bool *st
 		Datum values[INDEX_MAX_KEYS];
 		bool nulls[INDEX_MAX_KEYS];
 
-		if (i + 1 < n)
+		for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
 		{
-			values[0] = slot_getattr(direct->slots[i + 1], first, &nulls[0]);
+			nulls[0] = true;
+			if (next < n)
+				values[0] = slot_getattr(direct->slots[next], first, &nulls[0]);
 			mr_leaf_expect(direct->leaf, values[0], nulls[0]);
 		}
 		FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);

@@ -45,6 +45,16 @@
 /* How far off a guess usually is, in entries. */
 #define AROUND 4
 
+/* Where a key may stand that comes soon. */
+typedef struct Expected
+{
+	Page page; /* or NULL */
+	uint64 number;
+	uint64 from; /* numbers between which those of the leaf lie */
+	uint64 to;
+	OffsetNumber place; /* near it; or invalid */
+} Expected;
+
 struct MrLeaf
 {
 	Relation heap;
@@ -67,6 +77,8 @@ struct MrLeaf
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
+	unsigned nexpected;
+	Expected expected[MR_LEAF_AHEAD]; /* the last ones that were */
 	int nwaiting;
 	PGAlignedBlock waiting; /* a leaf with the entries, in order, that go to the one that is held */
 	OffsetNumber
@@ -547,27 +559,70 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 	return equal ? MR_LEAF_ONE : MR_LEAF_NONE;
 }
 
-/* Asks for what finding a number's place on another leaf reads first. */
-static void
-prefetch_leaf(const MrLeaf *leaf, uint64 number)
+/* Where a key that comes later may stand, as far as that is known. */
+static Expected *
+expected(MrLeaf *leaf, int calls_ago)
 {
-	OffsetNumber place = search_number(leaf, (Page) leaf->above.data, number, first_above(leaf),
-									   end_above(leaf), leaf->above_from, leaf->above_to);
-	Page page = mr_recent_prefetch(leaf->index, block_before(leaf, place));
+	return &leaf->expected[(leaf->nexpected - calls_ago) % MR_LEAF_AHEAD];
+}
 
-	if (page == NULL)
+/* Asks for the page of the leaf where a number's place is. */
+static void
+expect_page(MrLeaf *leaf, Expected *key, uint64 number)
+{
+	Page above = (Page) leaf->above.data;
+	OffsetNumber place = search_number(leaf, above, number, first_above(leaf), end_above(leaf),
+									   leaf->above_from, leaf->above_to);
+
+	key->page = mr_recent_prefetch(leaf->index, block_before(leaf, place));
+	if (key->page == NULL)
 		return;
 	/* Where it ends, and in front of it mostly the first entry that was put there: its high key. */
-	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE / 2);
-	__builtin_prefetch(page + BLCKSZ - PG_CACHE_LINE_SIZE);
+	__builtin_prefetch(key->page + BLCKSZ - PG_CACHE_LINE_SIZE / 2);
+	__builtin_prefetch(key->page + BLCKSZ - PG_CACHE_LINE_SIZE);
+	key->number = number;
+	key->from = place > first_above(leaf) ? number_at(leaf, above, place - 1) : 0;
+	key->to = place < end_above(leaf) ? number_at(leaf, above, place) : PG_UINT64_MAX;
+}
+
+/* Asks for the pointer to the entry that is guessed to be near. */
+static void
+expect_pointer(Expected *key)
+{
+	OffsetNumber end = Min(PageGetMaxOffsetNumber(key->page), MaxIndexTuplesPerPage) + 1;
+
+	key->place = end > P_FIRSTKEY ? guess(key->number, P_FIRSTKEY, end, key->from, key->to) : 0;
+	if (OffsetNumberIsValid(key->place))
+		__builtin_prefetch(PageGetItemId(key->page, key->place));
+}
+
+/* Asks for that entry. */
+static void
+expect_entry(const Expected *key)
+{
+	if (OffsetNumberIsValid(key->place))
+		__builtin_prefetch((char *) key->page +
+						   ItemIdGetOffset(PageGetItemId(key->page, key->place)));
 }
 
 void
-mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
+mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull)
 {
+	Expected *key = expected(leaf, 0);
+	Expected *next = expected(leaf, 1);
+	Expected *last = expected(leaf, 2);
 	uint64 number;
 
-	if (!OidIsValid(leaf->prefix.type) || isnull)
+	key->page = NULL;
+	key->place = InvalidOffsetNumber;
+	if (!OidIsValid(leaf->prefix.type))
+		return;
+	leaf->nexpected++;
+	if (last->page != NULL)
+		expect_entry(last);
+	if (next->page != NULL)
+		expect_pointer(next);
+	if (isnull)
 		return;
 	number = mr_prefix_of(&leaf->prefix, first);
 	if (BufferIsValid(leaf->buffer) && leaf->has_number && number <= leaf->to)
@@ -580,7 +635,7 @@ mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull)
 			prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 	}
 	else if (leaf->has_range)
-		prefetch_leaf(leaf, number);
+		expect_page(leaf, key, number);
 }
 
 /* Does the entry fit into the leaf, beside those that wait? */

@@ -19,8 +19,9 @@ extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
  */
 extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
-/* A key that begins with this value comes soon: asks for the memory where it may stand on the page that is held. */
-extern void mr_leaf_expect(const MrLeaf *leaf, Datum first, bool isnull);
+/* A key that begins with this value comes so many keys later: step by step, the memory is asked for that finding it reads. */
+#define MR_LEAF_AHEAD 3
+extern void mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull);
 
 typedef enum MrLeafFinding
 {

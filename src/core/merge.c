@@ -625,9 +625,9 @@ prefetch_keys(const Merging *merging, const int *order, int n, int i)
 	/* A value that is computed is the last column. */
 	mr_rows_prefetch(rows, merging->merge->ncolumns - (merging->compute != NULL),
 					 merging->merge->far, order, i, n);
-	if (i + 1 < n)
-		mr_leaf_expect(merging->leaf, rows->values[first][order[i + 1]],
-					   rows->nulls[first][order[i + 1]]);
+	for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
+		mr_leaf_expect(merging->leaf, next < n ? rows->values[first][order[next]] : (Datum) 0,
+					   next >= n || rows->nulls[first][order[next]]);
 }
 
 /* Looks a key up: there is no such row, or *place is where it may stand, unless that is invalid. */

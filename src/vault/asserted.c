@@ -171,9 +171,9 @@ value_of(MrAsserted *asserted, int column)
 }
 
 void
-mr_asserted_expect(const MrAsserted *asserted, const pg_uuid_t *parent)
+mr_asserted_expect(MrAsserted *asserted, const pg_uuid_t *parent)
 {
-	mr_leaf_expect(asserted->leaf, UUIDPGetDatum(parent), false);
+	mr_leaf_expect(asserted->leaf, UUIDPGetDatum(parent), parent == NULL);
 }
 
 /* Does the row that was found have this content? */

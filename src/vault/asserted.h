@@ -18,8 +18,8 @@ typedef struct MrAsserted MrAsserted;
 extern MrAsserted *mr_asserted_open(Oid relid, const AttrNumber attnums[4]);
 extern void mr_asserted_close(MrAsserted *asserted);
 
-/* A row of this parent is going to be looked for: asks for the memory where that begins. */
-extern void mr_asserted_expect(const MrAsserted *asserted, const pg_uuid_t *parent);
+/* A row of this parent, or none (NULL), is going to be looked for MR_LEAF_AHEAD calls later. */
+extern void mr_asserted_expect(MrAsserted *asserted, const pg_uuid_t *parent);
 
 /*
  * Finds the last row of a parent at or before (time, hash).  False when there is none, or when it has another

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "core/leaf.h"
 #include "core/millrace.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -484,8 +485,10 @@ confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 			TimestampTz applied;
 			TimestampTz confirmed;
 
-			if (i + 1 < nruns && !run[1].new_parent)
-				mr_asserted_expect(asserted, &run[1].last->parent);
+			for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
+				mr_asserted_expect(asserted, next < nruns && !runs[next].new_parent
+												 ? &runs[next].last->parent
+												 : NULL);
 			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
 													 &run->last->hash, &applied, &confirmed))
 				continue;
