@@ -469,6 +469,7 @@ insert_keys(MrDirect *direct, const int *order, int n, MrConflict mode, bool *st
 
 		for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
 		{
+			values[0] = (Datum) 0;
 			nulls[0] = true;
 			if (next < n)
 				values[0] = slot_getattr(direct->slots[next], first, &nulls[0]);

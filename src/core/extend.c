@@ -24,7 +24,7 @@
 /* Pages that are added at once, at most: all of them are pinned. */
 #define MAX_PAGES 64
 
-/* A relation grows by this part of it, at least: a small one gets no pages that it may never need. */
+/* A relation grows by this part of it, or MAX_PAGES: a small one gets no pages that it may never need. */
 #define GROWN_PART 32
 
 #ifdef MR_RELATIONS_GROW_BY_THE_PAGE

@@ -9,8 +9,8 @@
 #include "utils/rel.h"
 
 /*
- * Adds empty pages to a heap for `nrows` rows like those that were written last, unless there is other room
- * for them.
+ * Adds empty pages to a heap for `nrows` rows like those that were written last, or for more that will come, unless there is other
+ * room for them.
  */
 extern void mr_extend_heap(Relation relation, TupleTableSlot *const *written, int nwritten,
 						   int nrows);

@@ -19,7 +19,10 @@ extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
  */
 extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
-/* A key that begins with this value comes so many keys later: step by step, the memory is asked for that finding it reads. */
+/*
+ * A key that begins with this value comes so many keys later, or none (null): step by step, with each call, the memory is asked for that
+ * finding it reads.  To be called once for each key.
+ */
 #define MR_LEAF_AHEAD 3
 extern void mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull);
 

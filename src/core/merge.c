@@ -2,8 +2,9 @@
  * merge.c
  *	  Adding differences to counters, straight through the table access method.
  *
- * Rows are taken in chunks, in the order of their keys.  First each key of a chunk is looked up, without
- * locking anything; tuples of those that are not there go to the heap by the page, where nobody can find them yet.
+ * Rows are taken in chunks, in the order of their keys.  First each key of a chunk is looked up in the index,
+ * then the rows that it led to are copied, without locking anything: by then another row may have taken the place of one, and the key is
+ * looked up again.  Tuples of those that are not there go to the heap by the page, where nobody can find them yet.
  * Then, key by key, either the index entry is inserted or
  * the row that is there is updated.  Both may find that somebody else was faster: then that transaction is waited
  * for, while we hold smaller keys only, and the key is looked up again.  An update is a compare-and-swap: it is
@@ -44,6 +45,7 @@
 
 /* Rows that go to the heap in one call. */
 #define CHUNK 1000
+
 struct MrMerge
 {
 	Oid relid;
@@ -581,7 +583,7 @@ merge_row(Merging *merging, int row, TupleTableSlot *ours)
 
 /* ---- all rows --------------------------------------------------------------------------------- */
 
-/* Does the tuple have the key, to the last bit? */
+/* Does the tuple have the key, to the last bit?  One that is equal in another way is looked for by the index. */
 static bool
 has_key(const Merging *merging, HeapTuple tuple, int row)
 {
@@ -608,7 +610,8 @@ has_key(const Merging *merging, HeapTuple tuple, int row)
 static HeapTuple
 copy_row(Merging *merging, int row, ItemPointer place)
 {
-	HeapTuple copy = mr_recent_copy(merging->relation, place, &merging->dirty, &merging->buffer);
+	HeapTuple copy = mr_recent_copy(merging->relation, place, &merging->dirty, BLCKSZ / 10,
+									&merging->buffer);
 
 	if (copy == NULL || TransactionIdIsValid(merging->dirty.xmin) || !has_key(merging, copy, row))
 		return NULL;

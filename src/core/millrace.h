@@ -78,7 +78,7 @@ extern int mr_settings_prefer_indexes(void);
 /* Becomes the search_path under which the declaring function was called, until AtEOXact_GUC(…, level). */
 extern int mr_enter_declaring_path(void);
 
-/* Named debug points: in test builds the setting millrace.debug_point makes one kill the process. */
+/* Named debug points: in test builds the setting millrace.debug_point makes one kill the process or, after '~', wait. */
 #ifdef MR_DEBUG_POINTS
 extern void mr_debug_point_init(void);
 extern void mr_debug_point(const char *name);

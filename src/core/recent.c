@@ -19,8 +19,11 @@
 /* Pages that are remembered, at most. */
 #define RECENT (1 << 20)
 
-/* Of so many pages one is looked up as others do it: what is met by its buffer does not count as used. */
-#define LOOKED_UP 4
+/*
+ * Of so many pages one is looked up as others do it: what is met by its buffer does not count as used.  An odd number, as leaves and
+ * pages of heaps come in turns.
+ */
+#define LOOKED_UP 5
 
 /* How many rows ahead each step of asking for memory is. */
 #define ROWS_AHEAD 4
@@ -41,13 +44,13 @@ place_of(Relation relation, BlockNumber block)
 	return &recent[(block + RelationGetRelid(relation) * 0x9e3779b1) & recent_mask];
 }
 
-/* Where the page may stand. */
+/* Where the page may stand; of a temporary table that is not known. */
 static inline Page
 page_of(Relation relation, BlockNumber block)
 {
 	Buffer buffer = *place_of(relation, block);
 
-	return BufferIsValid(buffer) ? BufferGetPage(buffer) : NULL;
+	return buffer > 0 ? BufferGetPage(buffer) : NULL;
 }
 
 Buffer
@@ -77,7 +80,7 @@ mr_recent_prefetch(Relation relation, BlockNumber block)
 }
 
 HeapTuple
-mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Buffer *buffer)
+mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Size room, Buffer *buffer)
 {
 	BlockNumber block = ItemPointerGetBlockNumber(place);
 	HeapTupleData tuple;
@@ -101,38 +104,47 @@ mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Buffer *buff
 	copy = heap_copytuple(&tuple);
 
 	/*
-	 * Whoever copies a row is going to change it.  The page is pruned when a new version might not fit any more: an index scan
-	 * would prune whenever a page is nearly full or fuller than the fill factor, as those are that have been changed before.
+	 * The page is pruned when a new version of the row might not fit any more: an index scan would prune whenever a page is
+	 * nearly full or fuller than the fill factor, as those are that have been changed before.
 	 */
-	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < 2 * copy->t_len)
+	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < Max(2 * copy->t_len, room))
 		heap_page_prune_opt(heap, *buffer);
 	return copy;
+}
+
+/* Where the row at a place begins on its page, as far as that can be told while others change it. */
+static char *
+row_at(Page page, OffsetNumber place)
+{
+	ItemIdData item = *PageGetItemId(page, place);
+
+	if (ItemIdIsRedirected(&item) && ItemIdGetRedirect(&item) <= MaxHeapTuplesPerPage)
+		item = *PageGetItemId(page, ItemIdGetRedirect(&item));
+	return page + ItemIdGetOffset(&item);
 }
 
 void
 mr_recent_prefetch_rows(Relation heap, const ItemPointerData *places, int n, int i)
 {
-	const ItemPointerData *place = &places[i + 3 * ROWS_AHEAD];
 	Page page;
 
 	/* First what tells where its page is, ... */
-	if (i + 3 * ROWS_AHEAD < n && ItemPointerIsValid(place))
-		__builtin_prefetch(place_of(heap, ItemPointerGetBlockNumberNoCheck(place)));
-	place -= ROWS_AHEAD;
+	i += 3 * ROWS_AHEAD;
+	if (i < n && ItemPointerIsValid(&places[i]))
+		__builtin_prefetch(place_of(heap, ItemPointerGetBlockNumberNoCheck(&places[i])));
 	/* ... then the page and what tells where on it the row is, ... */
-	if (i + 2 * ROWS_AHEAD < n && ItemPointerIsValid(place) &&
-		(page = mr_recent_prefetch(heap, ItemPointerGetBlockNumberNoCheck(place))) != NULL)
-		__builtin_prefetch(PageGetItemId(page, ItemPointerGetOffsetNumberNoCheck(place)));
-	place -= ROWS_AHEAD;
+	i -= ROWS_AHEAD;
+	if (i < n && ItemPointerIsValid(&places[i]) &&
+		(page = mr_recent_prefetch(heap, ItemPointerGetBlockNumberNoCheck(&places[i]))) != NULL)
+		__builtin_prefetch(PageGetItemId(page, ItemPointerGetOffsetNumberNoCheck(&places[i])));
 	/* ... then the row. */
-	if (i + ROWS_AHEAD < n && ItemPointerIsValid(place) &&
-		(page = page_of(heap, ItemPointerGetBlockNumberNoCheck(place))) != NULL)
+	i -= ROWS_AHEAD;
+	if (i < n && ItemPointerIsValid(&places[i]) &&
+		(page = page_of(heap, ItemPointerGetBlockNumberNoCheck(&places[i]))) != NULL)
 	{
-		ItemId item = PageGetItemId(page, ItemPointerGetOffsetNumberNoCheck(place));
+		char *row = row_at(page, ItemPointerGetOffsetNumberNoCheck(&places[i]));
 
-		if (ItemIdIsRedirected(item))
-			item = PageGetItemId(page, ItemIdGetRedirect(item));
-		__builtin_prefetch(page + ItemIdGetOffset(item));
-		__builtin_prefetch(page + ItemIdGetOffset(item) + PG_CACHE_LINE_SIZE / 2);
+		__builtin_prefetch(row);
+		__builtin_prefetch(row + PG_CACHE_LINE_SIZE / 2);
 	}
 }

@@ -8,20 +8,25 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "core/compat.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "executor/executor.h"
 #include "source/position.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 /* Columns of millrace.stream_position. */
 enum
@@ -36,8 +41,7 @@ enum
 	LAST_CHECKSUM,
 	HIGH_WATERMARK,
 	REACHED,
-	SEEN_AT,
-	LAST_COLUMN = SEEN_AT
+	SEEN_AT
 };
 
 /* Runs a statement as the extension's owner; kept for the life of the backend. */
@@ -187,15 +191,54 @@ mr_position_claim(const MrStream *stream, const MrPosition *position)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+static const char *const column_names[] = {
+	"stream_id", "topic",         "partition",      "epoch",   "position", "generation",
+	"last_time", "last_checksum", "high_watermark", "reached", "seen_at"};
+
+/* Is an index one whose entries need nothing but a row's columns? */
+static bool
+is_plain_index(Relation index, const IndexInfo *info)
+{
+	return info->ii_Expressions == NIL && info->ii_Predicate == NIL &&
+		   info->ii_ExclusionOps == NULL && index->rd_index->indimmediate;
+}
+
+/* The primary key's index of the table; an error when that has become one that may not be written to like this. */
+static Relation
+primary_key(Relation relation, CatalogIndexState indexes)
+{
+	TupleDesc desc = RelationGetDescr(relation);
+	bool as_made = desc->natts == lengthof(column_names) && relation->rd_rules == NULL;
+	Relation key = NULL;
+
+	for (int i = 0; as_made && i < desc->natts; i++)
+		as_made = strcmp(NameStr(TupleDescAttr(desc, i)->attname), column_names[i]) == 0;
+	for (int i = 0; relation->trigdesc != NULL && i < relation->trigdesc->numtriggers; i++)
+		as_made = as_made && relation->trigdesc->triggers[i].tgisinternal;
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		Relation index = indexes->ri_IndexRelationDescs[i];
+
+		as_made = as_made && is_plain_index(index, indexes->ri_IndexRelationInfo[i]);
+		if (index->rd_index->indisprimary)
+			key = index;
+	}
+	if (!as_made || key == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the table millrace.stream_position is not as millrace has made it"),
+						errhint("Take away the columns, rules, triggers, and indexes over "
+								"expressions or parts that were added to it.")));
+	return key;
+}
+
 /* The row of a position as it is to be, or NULL: it is not where this process left it. */
 static HeapTuple
 advanced(const MrPosition *position, Relation relation, TupleTableSlot *found)
 {
-	bool replaces[LAST_COLUMN] = {0};
-	bool nulls[LAST_COLUMN] = {0};
-	Datum values[LAST_COLUMN];
+	bool replaces[lengthof(column_names)] = {0};
+	bool nulls[lengthof(column_names)] = {0};
+	Datum values[lengthof(column_names)] = {0};
 
-	Assert(RelationGetDescr(relation)->natts == LAST_COLUMN);
 	slot_getallattrs(found);
 	if (DatumGetInt32(found->tts_values[EPOCH - 1]) != position->epoch ||
 		DatumGetInt64(found->tts_values[POSITION - 1]) != position->position ||
@@ -215,41 +258,84 @@ advanced(const MrPosition *position, Relation relation, TupleTableSlot *found)
 							 values, nulls, replaces);
 }
 
-/* Each small batch does this: straight through the index it takes a tenth of what a statement does. */
+/* Puts a new version in the place of a row; false when somebody else has changed that meanwhile. */
+static bool
+replace_row(Relation relation, CatalogIndexState indexes, ItemPointer place, TupleTableSlot *row,
+			Snapshot snapshot)
+{
+	TM_FailureData failure;
+	LockTupleMode lock_mode;
+	MrUpdateIndexes update_indexes;
+
+	row->tts_tableOid = RelationGetRelid(relation);
+	if (table_tuple_update(relation, place, row, GetCurrentCommandId(true), snapshot,
+						   InvalidSnapshot, true, &failure, &lock_mode, &update_indexes) != TM_Ok)
+		return false;
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		Relation index = indexes->ri_IndexRelationDescs[i];
+		IndexInfo *info = indexes->ri_IndexRelationInfo[i];
+		Datum values[INDEX_MAX_KEYS];
+		bool nulls[INDEX_MAX_KEYS];
+
+		if (!info->ii_ReadyForInserts || !mr_updates_indexes(update_indexes, info))
+			continue;
+		FormIndexDatum(info, row, NULL, values, nulls);
+		(void) index_insert(index, values, nulls, &row->tts_tid, relation,
+							index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+							false, info);
+	}
+	return true;
+}
+
+/* Each small batch does this: straight through the index it takes a quarter of what a statement does. */
 void
 mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 {
 	Oid namespace = get_namespace_oid("millrace", false);
-	Oid key = get_relname_relid("stream_position_pkey", namespace);
 	Relation relation;
-	TupleTableSlot *wanted;
-	TupleTableSlot *found;
+	Relation key;
 	CatalogIndexState indexes;
+	TupleTableSlot *found;
+	TupleTableSlot *changed;
+	IndexScanDesc scan;
+	Snapshot snapshot;
+	ScanKeyData wanted[PARTITION];
 
 	if (count == 0)
 		return;
 	relation = table_open(get_relname_relid("stream_position", namespace), RowExclusiveLock);
 	indexes = CatalogOpenIndexes(relation);
-	wanted = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsVirtual);
+	key = primary_key(relation, indexes);
 	found = table_slot_create(relation, NULL);
+	changed = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsHeapTuple);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = mr_index_beginscan(relation, key, snapshot, lengthof(wanted));
+	ScanKeyInit(&wanted[0], STREAM_ID, BTEqualStrategyNumber, F_INT4EQ, Int32GetDatum(stream->id));
+	ScanKeyInit(&wanted[1], TOPIC, BTEqualStrategyNumber, F_TEXTEQ, (Datum) 0);
+	ScanKeyInit(&wanted[2], PARTITION, BTEqualStrategyNumber, F_INT4EQ, (Datum) 0);
+	wanted[1].sk_collation = key->rd_indcollation[1];
 	for (int i = 0; i < count; i++)
 	{
-		const MrPosition *position = moved[i];
 		HeapTuple row = NULL;
+		ItemPointerData place;
 
-		ExecStoreAllNullTuple(wanted);
-		wanted->tts_values[STREAM_ID - 1] = Int32GetDatum(stream->id);
-		wanted->tts_values[TOPIC - 1] = CStringGetTextDatum(position->topic);
-		wanted->tts_values[PARTITION - 1] = Int32GetDatum(position->partition);
-		memset(wanted->tts_isnull, false, PARTITION);
-		if (RelationFindReplTupleByIndex(relation, key, LockTupleNoKeyExclusive, wanted, found))
-			row = advanced(position, relation, found);
+		wanted[1].sk_argument = CStringGetTextDatum(moved[i]->topic);
+		wanted[2].sk_argument = Int32GetDatum(moved[i]->partition);
+		index_rescan(scan, wanted, lengthof(wanted), NULL, 0);
+		if (index_getnext_slot(scan, ForwardScanDirection, found))
+			row = advanced(moved[i], relation, found);
 		if (row == NULL)
 			report_lost_fence(stream);
-		CatalogTupleUpdateWithInfo(relation, &found->tts_tid, row, indexes);
+		place = found->tts_tid;
+		ExecStoreHeapTuple(row, changed, true);
+		if (!replace_row(relation, indexes, &place, changed, snapshot))
+			report_lost_fence(stream);
 	}
+	index_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(changed);
 	ExecDropSingleTupleTableSlot(found);
-	ExecDropSingleTupleTableSlot(wanted);
 	CatalogCloseIndexes(indexes);
 	table_close(relation, NoLock);
 	/* What comes next in the transaction sees them. */

@@ -203,6 +203,7 @@ scan_for(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time, const 
 	{
 		let_go(asserted);
 		asserted->row = ExecCopySlotHeapTuple(asserted->scanned);
+		ExecClearTuple(asserted->scanned);
 		/* Of the same time, it may come after the content that is looked for. */
 		if (DatumGetTimestampTz(value_of(asserted, APPLIED_AT)) < time ||
 			memcmp(DatumGetUUIDP(value_of(asserted, HASHDIFF)), hash, sizeof(pg_uuid_t)) <= 0)
@@ -223,7 +224,7 @@ mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time
 
 	let_go(asserted);
 	if (finding == MR_LEAF_ONE)
-		asserted->row = mr_recent_copy(asserted->relation, &place, asserted->snapshot,
+		asserted->row = mr_recent_copy(asserted->relation, &place, asserted->snapshot, 0,
 									   &asserted->buffer);
 	if (asserted->row != NULL)
 		found = memcmp(DatumGetUUIDP(value_of(asserted, PARENT)), parent, sizeof(pg_uuid_t)) == 0 &&

@@ -175,7 +175,7 @@ def recycle(server):
     server.query('SELECT pg_advisory_lock(0)')
     other = Server()
     other.query("SET millrace.debug_point = '~rows_looked_up'")
-    runner = threading.Thread(target=other.query, args=("SELECT FROM millrace.run_stream('groups')",))
+    runner = threading.Thread(target=other.query, args=("SELECT FROM millrace.run_stream('groups')",), daemon=True)
     runner.start()
     wait_for('the batch', lambda: server.one("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'") == 1)
     table = 'millrace_state.mart_' + str(server.one("SELECT id FROM millrace.target WHERE relation = 'k.groups'::regclass"))

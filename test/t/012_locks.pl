@@ -172,6 +172,17 @@ for my $table (sort keys %column)
 }
 close_session($holder);
 
+# Positions are moved past the executor, which a table that somebody has changed does not allow.
+push_rows($node, 'postgres', 101, 120);
+$node->safe_psql('postgres', 'CREATE INDEX plain ON millrace.stream_position (position); CREATE INDEX odd ON millrace.stream_position ((position + 1))');
+my ($code, $out, $error) = $node->psql('postgres', "SELECT millrace.run_stream('events')");
+like($error, qr/stream_position is not as millrace has made it/, 'an index over an expression is refused');
+$node->safe_psql('postgres', 'DROP INDEX millrace.odd');
+$node->safe_psql('postgres', "SELECT millrace.run_stream('events')");
+my $last = $node->safe_psql('postgres', 'SELECT max(position) FROM millrace.stream_position');
+is($node->safe_psql('postgres', "SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(*) FROM millrace.stream_position WHERE position = $last"), '1',
+	'one over columns is kept');
+
 is($node->safe_psql('postgres', "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"), '0', 'nobody waited in a circle');
 
 $node->stop;
