@@ -419,9 +419,23 @@ connect_run() {
 
 connect_stop() {
 	[ -n "${CONNECT_PID:-}" ] || return 0
+	[ "${1:-TERM}" != KILL ] || connect_freeze
 	kill -s "${1:-TERM}" "$CONNECT_PID" 2>/dev/null || true
 	wait "$CONNECT_PID" 2>/dev/null || true
 	CONNECT_PID=
+}
+
+# Stops Connect's threads at a moment at which none of them writes the file of offsets. It is emptied first, not replaced: killed in
+# between, Connect would know of nothing, read its tables anew and never tell what was deleted meanwhile.
+connect_freeze() {
+	while kill -s STOP "$CONNECT_PID" 2>/dev/null; do
+		until [ -z "$(grep -L '^State:.*T' /proc/"$CONNECT_PID"/task/*/status 2>/dev/null)" ]; do
+			sleep 0.01
+		done
+		[ -n "$(find /proc/"$CONNECT_PID"/fd -lname "$CONNECT_DIR/offsets" 2>/dev/null)" ] || break
+		kill -s CONT "$CONNECT_PID"
+		sleep 0.01
+	done
 }
 
 # ---- Redis -------------------------------------------------------------------------------------------------
