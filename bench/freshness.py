@@ -21,6 +21,7 @@ import gen_orders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIMIT = 300                         # seconds after the last order is sent until we give up
+PATIENCE = 4                        # a backlog makes the query long: so many times that is a pause, in which others have the processor
 WATCHED = 100                       # orders a second at most whose arrival is watched: asking for more takes from a processor
 
 
@@ -52,7 +53,7 @@ def watch(cursor, wanted, rate, deadline):
             cursor.execute('EXECUTE visible (%s)', (list(unseen),))
             rows = cursor.fetchall()
             answered = time.time()
-            pause = max(pause, answered - now)      # a backlog makes the query long: leave the processor to the others
+            pause = max(pause, PATIENCE * (answered - now))
             for (user,) in rows:
                 seen[user] = answered * 1e6
                 unseen.discard(user)
@@ -68,6 +69,8 @@ def main():
         connection = psycopg2.connect('')
         connection.autocommit = True
         cursor = connection.cursor()
+        # a plan made while the mart is small would read all of it when it is not
+        cursor.execute('SET enable_seqscan = off')
         cursor.execute('PREPARE visible (text[]) AS SELECT DISTINCT user_id FROM cdm.user_category_counters WHERE user_id = ANY ($1)')
         producer = subprocess.Popen([os.path.join(HERE, 'produce'), brokers, topic, '--rate', str(rate), '--log', log, orders],
                                     stderr=subprocess.DEVNULL)

@@ -25,6 +25,8 @@
 
 #define CROWDED 5000 /* messages a second */
 
+#define TICK 1000 /* us */
+
 static long failures = 0;
 
 /* Reports what is wrong and ends the program. */
@@ -61,7 +63,10 @@ now_us(void)
 	return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
 }
 
-/* Serves delivery reports until the wall clock shows the given time. */
+/*
+ * Serves delivery reports until the wall clock shows the given time.  It sleeps a millisecond at least, after which several messages may
+ * be due: waking for each would take a processor from what is measured.
+ */
 static void
 wait_until(rd_kafka_t *kafka, long long when)
 {
@@ -73,6 +78,8 @@ wait_until(rd_kafka_t *kafka, long long when)
 
 		if (left <= 0)
 			return;
+		if (left < TICK)
+			left = TICK;
 		pause.tv_sec = left / 1000000;
 		pause.tv_nsec = left % 1000000 * 1000;
 		nanosleep(&pause, NULL);

@@ -37,6 +37,9 @@ extern bool mr_flow_fill(MrFlow *flow);
 /* Is there something to be done before anything can come? */
 extern bool mr_flow_hurried(const MrFlow *flow);
 
+/* Would its source give again what a crash takes?  See MrSourceKind. */
+extern bool mr_flow_lasting(const MrFlow *flow);
+
 /* Why nothing comes although the stream runs, or NULL. */
 extern const char *mr_flow_problem(const MrFlow *flow);
 

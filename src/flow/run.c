@@ -229,6 +229,12 @@ mr_flow_hurried(const MrFlow *flow)
 	return flow->source->wants_tick;
 }
 
+bool
+mr_flow_lasting(const MrFlow *flow)
+{
+	return flow->kind->lasting;
+}
+
 const char *
 mr_flow_problem(const MrFlow *flow)
 {

@@ -283,6 +283,9 @@ consume(void)
 	MemoryContextSwitchTo(flow_context);
 	if (flow == NULL)
 		return;
+	/* ALTER ROLE and ALTER DATABASE rank above: who sets it there has his way. */
+	if (mr_flow_lasting(flow))
+		SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_GLOBAL);
 	opened = GetCurrentTimestamp();
 
 	while (!mr_slot_stopping())

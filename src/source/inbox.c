@@ -248,6 +248,7 @@ const MrSourceKind mr_inbox_source = {
 	.descriptor = inbox_descriptor,
 	.fetch = inbox_fetch,
 	.in_transaction = true,
+	.lasting = true,
 	.advance = inbox_advance,
 	.committed = inbox_committed,
 	.tick = inbox_tick,

@@ -836,6 +836,7 @@ const MrSourceKind mr_kafka_source = {
 	.descriptor = kafka_descriptor,
 	.fetch = kafka_fetch,
 	.in_transaction = false,
+	.lasting = true,
 	.advance = kafka_advance,
 	.committed = kafka_committed,
 	.tick = kafka_tick,

@@ -866,6 +866,8 @@ const MrSourceKind mr_postgres_source = {
 	.descriptor = pg_descriptor,
 	.fetch = pg_fetch,
 	.in_transaction = false,
+	/* A slot keeps what is not flushed here, but not what a standby has not got yet. */
+	.lasting = false,
 	.unfinished = pg_unfinished,
 	.advance = pg_advance,
 	.committed = pg_committed,

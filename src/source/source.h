@@ -100,6 +100,12 @@ typedef struct MrSourceKind
 	bool in_transaction;
 
 	/*
+	 * Does it keep what it gave, so that it gives it again when a crash of this server, or a failover to a standby, has taken the
+	 * newest transactions, and the position with them?  Then no commit needs to wait for the disk.
+	 */
+	bool lasting;
+
+	/*
 	 * Does the batch that was fetched last end within a transaction of the source?  Then the next one belongs to the same
 	 * local transaction, in which it is fetched and processed; the position moves once, after the last one.  NULL: never.
 	 */

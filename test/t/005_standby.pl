@@ -61,6 +61,26 @@ is($standby->safe_psql('postgres', $predicted), '0 1', 'trees that are promoted 
 is($standby->safe_psql('postgres', $asked), 'c 2', 'what is promoted and sold out on the primary counts there');
 ok(poll($standby, 'postgres', $copied, "c 2\n0 1\n2"), 'the new versions have copies, which give the same, too');
 
+# Batches wait for no standby, unless their owner says that they shall.
+my $waiting = q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'millrace: events #0'};
+for my $setting ('SET synchronous_commit = on', 'RESET synchronous_commit')
+{
+	my $worker = worker_pid($node, 'postgres');
+
+	$node->safe_psql('postgres', "ALTER ROLE etl $setting; SELECT pg_terminate_backend($worker)");
+	ok(poll($node, 'postgres', "SELECT count(*) FROM millrace.worker_status WHERE state = 'running' AND pid <> $worker", 1), 'another worker runs');
+	$node->safe_psql('postgres', q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
+	$node->reload;
+	ok(poll($node, 'postgres', 'SHOW synchronous_standby_names', 'nobody'), 'whoever waits now, waits for ever');
+	local $ENV{PGOPTIONS} = '-c synchronous_commit=local';
+	push_rows($node, 'postgres', $rows + 1, $rows + 1);
+	$rows++;
+	ok($setting =~ /^SET/ ? poll($node, 'postgres', $waiting, 1) : poll_rows($node, 'postgres', $rows), "its batch does so, or does not: $setting");
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET synchronous_standby_names');
+	$node->reload;
+	ok(poll_rows($node, 'postgres', $rows), 'nobody waits for ever any more');
+}
+
 $node->stop('immediate');
 $standby->promote;
 ok(poll($standby, 'postgres', "SELECT count(*) FROM millrace.worker_status w JOIN pg_stat_activity USING (pid) WHERE w.state = 'running'", 1), 'workers start after promotion');
