@@ -18,6 +18,7 @@
 #include "core/compat.h"
 #include "core/direct.h"
 #include "core/extend.h"
+#include "core/indexes.h"
 #include "core/leaf.h"
 #include "core/millrace.h"
 #include "executor/executor.h"
@@ -46,9 +47,7 @@ struct MrDirect
 	const AttrNumber *attnums;
 	bool *far; /* see mr_rows_far */
 	int nkeys;
-	int nindexes;
-	Relation *indexes;
-	IndexInfo **infos;
+	MrIndexes indexes;
 	int unique; /* which of them, or -1 */
 	MrLeaf *leaf; /* of the unique index */
 	ScanKey probe; /* equality on the unique index */
@@ -82,17 +81,6 @@ mr_direct_is_plain(Relation relation)
 		   check_enable_rls(RelationGetRelid(relation), InvalidOid, true) != RLS_ENABLED &&
 		   (constraints == NULL ||
 			(constraints->num_check == 0 && !constraints->has_generated_stored));
-}
-
-Relation
-mr_direct_open_index(Oid indexid)
-{
-	Relation index = index_open(indexid, RowExclusiveLock);
-
-	if (index->rd_index->indisready)
-		return index;
-	index_close(index, NoLock);
-	return NULL;
 }
 
 /* Is every column that is not given one that may be left out? */
@@ -149,7 +137,7 @@ is_plain_index(Relation index, const AttrNumber *attnums, int nkeys)
 static void
 prepare_probe(MrDirect *direct)
 {
-	Relation index = direct->indexes[direct->unique];
+	Relation index = direct->indexes.relations[direct->unique];
 
 	InitDirtySnapshot(direct->dirty);
 	direct->found = table_slot_create(direct->relation, NULL);
@@ -170,8 +158,6 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 {
 	MrDirect *direct;
 	Relation relation = table_open(relid, RowExclusiveLock);
-	List *index_oids;
-	ListCell *lc;
 	bool plain = mr_direct_is_plain(relation) && takes_columns(relation, ncolumns, attnums);
 	bool allowed = pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK &&
 				   mr_schema_aclcheck(RelationGetNamespace(relation), GetUserId()) == ACLCHECK_OK;
@@ -194,29 +180,24 @@ mr_direct_open(Oid relid, int ncolumns, const AttrNumber *attnums, int nkeys, bo
 	direct->nkeys = nkeys;
 	direct->probe_first = probe_first;
 	direct->unique = -1;
-	index_oids = RelationGetIndexList(relation);
-	direct->indexes = palloc(sizeof(Relation) * Max(list_length(index_oids), 1));
-	direct->infos = palloc0(sizeof(IndexInfo *) * Max(list_length(index_oids), 1));
-	foreach(lc, index_oids)
+	mr_indexes_open(&direct->indexes, relation);
+	for (int i = 0; i < direct->indexes.count; i++)
 	{
-		Relation index = index_open(lfirst_oid(lc), RowExclusiveLock);
-		int n = direct->nindexes++;
+		Relation index = direct->indexes.relations[i];
 
-		direct->indexes[n] = index;
 		if (!is_plain_index(index, attnums, nkeys) ||
 			(index->rd_index->indisunique && direct->unique >= 0))
 		{
 			mr_direct_close(direct);
 			return NULL;
 		}
-		direct->infos[n] = BuildIndexInfo(index);
 		if (index->rd_index->indisunique)
-			direct->unique = n;
+			direct->unique = i;
 	}
 	if (direct->unique >= 0)
 	{
 		prepare_probe(direct);
-		direct->leaf = mr_leaf_create(relation, direct->indexes[direct->unique]);
+		direct->leaf = mr_leaf_create(relation, direct->indexes.relations[direct->unique]);
 	}
 	direct->chunk_context = AllocSetContextCreate(CurrentMemoryContext, "millrace chunk",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -234,12 +215,7 @@ mr_direct_close(MrDirect *direct)
 		table_index_fetch_end(direct->fetch);
 	if (direct->found != NULL)
 		ExecDropSingleTupleTableSlot(direct->found);
-	for (int i = 0; i < direct->nindexes; i++)
-	{
-		if (direct->infos[i] != NULL)
-			mr_index_insert_cleanup(direct->indexes[i], direct->infos[i]);
-		index_close(direct->indexes[i], NoLock);
-	}
+	mr_indexes_close(&direct->indexes);
 	table_close(direct->relation, NoLock);
 	if (direct->chunk_context != NULL)
 		MemoryContextDelete(direct->chunk_context);
@@ -271,18 +247,6 @@ fill_slot(MrDirect *direct, TupleTableSlot *slot, const MrRows *rows, int row)
 	}
 	ExecStoreHeapTuple(heap_form_tuple(desc, direct->values, direct->nulls), slot, true);
 	MemoryContextSwitchTo(previous);
-}
-
-/* Puts the entry of one index; false when the key of a unique one may be there already. */
-static bool
-insert_entry(MrDirect *direct, int i, TupleTableSlot *slot, IndexUniqueCheck check)
-{
-	Datum values[INDEX_MAX_KEYS];
-	bool nulls[INDEX_MAX_KEYS];
-
-	FormIndexDatum(direct->infos[i], slot, NULL, values, nulls);
-	return index_insert(direct->indexes[i], values, nulls, &slot->tts_tid, direct->relation, check,
-						false, direct->infos[i]);
 }
 
 typedef enum Standing
@@ -342,7 +306,7 @@ note_standing(MrDirect *direct, TupleTableSlot *slot)
 static Standing
 probe_key(MrDirect *direct, TupleTableSlot *slot)
 {
-	Relation index = direct->indexes[direct->unique];
+	Relation index = direct->indexes.relations[direct->unique];
 	bool any_null = false;
 	/* The scan allocates what it keeps whenever it needs it, and outlives a chunk. */
 	MemoryContext previous = MemoryContextSwitchTo(direct->context);
@@ -425,7 +389,7 @@ wait_for_other(MrDirect *direct, TupleTableSlot *slot)
 static Standing
 insert_key(MrDirect *direct, TupleTableSlot *slot)
 {
-	if (insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_PARTIAL))
+	if (mr_indexes_insert(&direct->indexes, direct->unique, slot, UNIQUE_CHECK_PARTIAL))
 		return STANDING_NONE;
 	return probe_key(direct, slot);
 }
@@ -451,6 +415,16 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 	return standing == STANDING_NONE;
 }
 
+/* What the key of the tuple in the i-th slot begins with, for mr_leaf_look_ahead(). */
+static Datum
+first_of_key(void *context, int i, bool *isnull)
+{
+	MrDirect *direct = context;
+	Relation index = direct->indexes.relations[direct->unique];
+
+	return slot_getattr(direct->slots[i], index->rd_index->indkey.values[0], isnull);
+}
+
 /*
  * Puts the keys of the tuples in the slots, whose rows have the numbers in `order`, and marks those that have to be
  * taken back: another row stays.
@@ -459,27 +433,18 @@ static void
 insert_keys(MrDirect *direct, const int *order, int n, MrConflict mode, bool *stays,
 			bool *conflicts)
 {
-	AttrNumber first = direct->indexes[direct->unique]->rd_index->indkey.values[0];
-
 	for (int i = 0; i < n; i++)
 	{
 		TupleTableSlot *slot = direct->slots[i];
 		Datum values[INDEX_MAX_KEYS];
 		bool nulls[INDEX_MAX_KEYS];
 
-		for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
-		{
-			values[0] = (Datum) 0;
-			nulls[0] = true;
-			if (next < n)
-				values[0] = slot_getattr(direct->slots[next], first, &nulls[0]);
-			mr_leaf_expect(direct->leaf, values[0], nulls[0]);
-		}
-		FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
+		mr_leaf_look_ahead(direct->leaf, i, n, first_of_key, direct);
+		FormIndexDatum(direct->indexes.infos[direct->unique], slot, NULL, values, nulls);
 		if (mr_leaf_insert(direct->leaf, values, nulls, &slot->tts_tid))
 			continue;
 		if (mode == MR_CONFLICT_ERROR)
-			(void) insert_entry(direct, direct->unique, slot, UNIQUE_CHECK_YES);
+			(void) mr_indexes_insert(&direct->indexes, direct->unique, slot, UNIQUE_CHECK_YES);
 		else
 			stays[i] = !settle_key(direct, slot);
 		if (stays[i])
@@ -503,10 +468,10 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 	{
 		if (stays[i])
 			continue;
-		for (int x = 0; x < direct->nindexes; x++)
+		for (int x = 0; x < direct->indexes.count; x++)
 		{
 			if (x != direct->unique)
-				(void) insert_entry(direct, x, direct->slots[i], UNIQUE_CHECK_NO);
+				(void) mr_indexes_insert(&direct->indexes, x, direct->slots[i], UNIQUE_CHECK_NO);
 		}
 		inserted++;
 	}
@@ -536,7 +501,7 @@ is_there(MrDirect *direct, TupleTableSlot *slot)
 	bool nulls[INDEX_MAX_KEYS];
 	ItemPointerData place;
 
-	FormIndexDatum(direct->infos[direct->unique], slot, NULL, values, nulls);
+	FormIndexDatum(direct->indexes.infos[direct->unique], slot, NULL, values, nulls);
 	for (int i = 0; i < direct->nkeys; i++)
 		any_null |= nulls[i];
 	/* On a leaf nulls are equal. */

@@ -26,9 +26,6 @@ typedef struct MrDirect MrDirect;
  */
 extern bool mr_direct_is_plain(Relation relation);
 
-/* Opens an index of a table that is written to; NULL when it takes no entries yet: it is being made, and has no pages. */
-extern Relation mr_direct_open_index(Oid indexid);
-
 /*
  * Opens the table for direct inserts of those columns by the current user.  NULL when the table is not plain
  * enough: partitioned, with triggers, rules, row security, generated columns, check constraints, defaults for

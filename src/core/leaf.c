@@ -42,6 +42,9 @@
 /* How often a place is guessed before the rest is halved: most keys are hashes, which lie evenly. */
 #define GUESSES 3
 
+/* How many keys ahead memory is asked for: one for each step of expect(). */
+#define AHEAD 3
+
 /* How far off a guess usually is, in entries. */
 #define AROUND 4
 
@@ -78,7 +81,7 @@ struct MrLeaf
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
 	unsigned nexpected;
-	Expected expected[MR_LEAF_AHEAD]; /* the last ones that were */
+	Expected expected[AHEAD]; /* the last ones that were */
 	int nwaiting;
 	PGAlignedBlock waiting; /* a leaf with the entries, in order, that go to the one that is held */
 	OffsetNumber
@@ -563,7 +566,7 @@ seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 static Expected *
 expected(MrLeaf *leaf, int calls_ago)
 {
-	return &leaf->expected[(leaf->nexpected - calls_ago) % MR_LEAF_AHEAD];
+	return &leaf->expected[(leaf->nexpected - calls_ago) % AHEAD];
 }
 
 /* Asks for the page of the leaf where a number's place is. */
@@ -601,12 +604,15 @@ static void
 expect_entry(const Expected *key)
 {
 	if (OffsetNumberIsValid(key->place))
-		__builtin_prefetch((char *) key->page +
-						   ItemIdGetOffset(PageGetItemId(key->page, key->place)));
+		__builtin_prefetch(key->page + ItemIdGetOffset(PageGetItemId(key->page, key->place)));
 }
 
-void
-mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull)
+/*
+ * A key that begins with this value comes AHEAD calls later, or none: asks for its page, for the pointer to the entry near it of the one
+ * that was said a call before, and for the entry of the one before that.
+ */
+static void
+expect(MrLeaf *leaf, Datum first, bool isnull)
 {
 	Expected *key = expected(leaf, 0);
 	Expected *next = expected(leaf, 1);
@@ -615,8 +621,6 @@ mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull)
 
 	key->page = NULL;
 	key->place = InvalidOffsetNumber;
-	if (!OidIsValid(leaf->prefix.type))
-		return;
 	leaf->nexpected++;
 	if (last->page != NULL)
 		expect_entry(last);
@@ -718,4 +722,18 @@ mr_leaf_find_last(MrLeaf *leaf, const Datum *values, const bool *nulls, ItemPoin
 	if (leaf->place > P_FIRSTDATAKEY(opaque))
 		return follow(leaf, OffsetNumberPrev(leaf->place), place);
 	return P_LEFTMOST(opaque) ? MR_LEAF_NONE : MR_LEAF_UNSURE;
+}
+
+void
+mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafFirst first, void *context)
+{
+	if (!OidIsValid(leaf->prefix.type))
+		return;
+	for (int next = i == 0 ? 1 : i + AHEAD; next <= i + AHEAD; next++)
+	{
+		bool isnull = true;
+		Datum value = next < n ? first(context, next, &isnull) : (Datum) 0;
+
+		expect(leaf, value, isnull);
+	}
 }

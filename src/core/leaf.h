@@ -19,12 +19,14 @@ extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
  */
 extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
+/* The value that a caller's i-th key begins with; *isnull: it is not going to be looked for. */
+typedef Datum (*MrLeafFirst)(void *context, int i, bool *isnull);
+
 /*
- * A key that begins with this value comes so many keys later, or none (null): step by step, with each call, the memory is asked for that
- * finding it reads.  To be called once for each key.
+ * Asks the memory, step by step, for what finding the keys reads that come after the i-th of n: to be called before each
+ * of them.
  */
-#define MR_LEAF_AHEAD 3
-extern void mr_leaf_expect(MrLeaf *leaf, Datum first, bool isnull);
+extern void mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafFirst first, void *context);
 
 typedef enum MrLeafFinding
 {

@@ -2,13 +2,13 @@
  * merge.c
  *	  Adding differences to counters, straight through the table access method.
  *
- * Rows are taken in chunks, in the order of their keys.  First each key of a chunk is looked up in the index,
- * then the rows that it led to are copied, without locking anything: by then another row may have taken the place of one, and the key is
- * looked up again.  Tuples of those that are not there go to the heap by the page, where nobody can find them yet.
- * Then, key by key, either the index entry is inserted or
- * the row that is there is updated.  Both may find that somebody else was faster: then that transaction is waited
- * for, while we hold smaller keys only, and the key is looked up again.  An update is a compare-and-swap: it is
- * computed from a version of the row and refused by the heap when that is not the newest one any more.
+ * Rows are taken in chunks, in the order of their keys.  First each key of a chunk is looked up in the index.  Then the
+ * rows that it led to are copied, while nothing is locked: by then another row may have taken the place of one, and the
+ * key is looked up again.  Tuples of those that are not there go to the heap by the page, where nobody can find them
+ * yet.  Then, key by key, either the index entry is inserted or the row that is there is updated.  Both may find that
+ * somebody else was faster: then that transaction is waited for, while we hold smaller keys only, and the key is looked
+ * up again.  An update is a compare-and-swap: it is computed from a version of the row and refused by the heap when that
+ * is not the newest one any more.
  */
 #include "postgres.h"
 
@@ -23,8 +23,8 @@
 #include "catalog/pg_index.h"
 #include "common/int.h"
 #include "core/compat.h"
-#include "core/direct.h"
 #include "core/extend.h"
+#include "core/indexes.h"
 #include "core/leaf.h"
 #include "core/merge.h"
 #include "core/millrace.h"
@@ -70,11 +70,8 @@ typedef struct Merging
 	MrMergeValue compute; /* or NULL */
 	void *computing;
 	Relation relation;
-	int nindexes;
-	Relation *indexes;
-	IndexInfo **infos;
+	MrIndexes indexes;
 	int unique; /* which of them has the key */
-	EState *estate; /* of indexes over expressions */
 	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	ScanKeyData probe[INDEX_MAX_KEYS];
 	int probe_column[INDEX_MAX_KEYS]; /* number of the column that is the index's i-th */
@@ -86,6 +83,7 @@ typedef struct Merging
 	TupleTableSlot *changed;
 	TupleTableSlot *slots[CHUNK];
 	int nslots;
+	const int *chunk; /* its rows, in the order of their keys */
 	CommandId command;
 	MemoryContext context;
 	MemoryContext row_context;
@@ -220,7 +218,7 @@ static void
 prepare_key(Merging *merging)
 {
 	const MrMerge *merge = merging->merge;
-	Relation index = merging->indexes[merging->unique];
+	Relation index = merging->indexes.relations[merging->unique];
 
 	merging->leaf = mr_leaf_create(merging->relation, index);
 	for (int i = 0; i < merge->nkeys; i++)
@@ -248,29 +246,16 @@ make_slot(const Merging *merging)
 static void
 open_table(Merging *merging)
 {
-	List *oids;
-	ListCell *lc;
-
 	merging->relation = table_open(merging->merge->relid, RowExclusiveLock);
 	merging->desc = CreateTupleDescCopyConstr(RelationGetDescr(merging->relation));
-	oids = RelationGetIndexList(merging->relation);
-	merging->indexes = palloc(sizeof(Relation) * list_length(oids));
-	merging->infos = palloc(sizeof(IndexInfo *) * list_length(oids));
-	foreach(lc, oids)
+	mr_indexes_open(&merging->indexes, merging->relation);
+	for (int i = 0; i < merging->indexes.count; i++)
 	{
-		Relation index = mr_direct_open_index(lfirst_oid(lc));
-		int i;
+		Form_pg_index form = merging->indexes.relations[i]->rd_index;
 
-		/* One may be being made since we have looked. */
-		if (index == NULL)
-			continue;
-		i = merging->nindexes++;
-		merging->indexes[i] = index;
-		merging->infos[i] = BuildIndexInfo(index);
-		if (index->rd_index->indisunique && index->rd_index->indisvalid)
+		/* Another one may be being made since we have looked. */
+		if (form->indisunique && form->indisvalid)
 			merging->unique = i;
-		if (merging->infos[i]->ii_Expressions != NIL && merging->estate == NULL)
-			merging->estate = CreateExecutorState();
 	}
 	prepare_key(merging);
 	merging->found = table_slot_create(merging->relation, NULL);
@@ -288,13 +273,7 @@ close_table(Merging *merging)
 		index_endscan(merging->scan);
 	ExecDropSingleTupleTableSlot(merging->found);
 	ExecDropSingleTupleTableSlot(merging->changed);
-	if (merging->estate != NULL)
-		FreeExecutorState(merging->estate);
-	for (int i = 0; i < merging->nindexes; i++)
-	{
-		mr_index_insert_cleanup(merging->indexes[i], merging->infos[i]);
-		index_close(merging->indexes[i], NoLock);
-	}
+	mr_indexes_close(&merging->indexes);
 	table_close(merging->relation, NoLock);
 }
 
@@ -325,33 +304,16 @@ fill_slot(const Merging *merging, TupleTableSlot *slot, int row)
 	ItemPointerSetInvalid(&slot->tts_tid);
 }
 
-/* Puts the entry of one index; false when the key of the unique one may be there already. */
-static bool
-insert_entry(Merging *merging, int i, TupleTableSlot *slot, IndexUniqueCheck check)
-{
-	Datum values[INDEX_MAX_KEYS];
-	bool nulls[INDEX_MAX_KEYS];
-
-	if (merging->infos[i]->ii_Expressions != NIL)
-	{
-		ResetPerTupleExprContext(merging->estate);
-		GetPerTupleExprContext(merging->estate)->ecxt_scantuple = slot;
-	}
-	FormIndexDatum(merging->infos[i], slot, merging->estate, values, nulls);
-	return index_insert(merging->indexes[i], values, nulls, &slot->tts_tid, merging->relation,
-						check, false, merging->infos[i]);
-}
-
 /* Puts the entries of a new tuple but for that of its key. */
 static void
 insert_other_entries(Merging *merging, TupleTableSlot *slot)
 {
-	if (merging->nindexes > 1)
+	if (merging->indexes.count > 1)
 		mr_leaf_release(merging->leaf);
-	for (int i = 0; i < merging->nindexes; i++)
+	for (int i = 0; i < merging->indexes.count; i++)
 	{
 		if (i != merging->unique)
-			(void) insert_entry(merging, i, slot, UNIQUE_CHECK_NO);
+			(void) mr_indexes_insert(&merging->indexes, i, slot, UNIQUE_CHECK_NO);
 	}
 }
 
@@ -362,9 +324,9 @@ insert_entries(Merging *merging, TupleTableSlot *slot)
 	Datum values[INDEX_MAX_KEYS];
 	bool nulls[INDEX_MAX_KEYS];
 
-	FormIndexDatum(merging->infos[merging->unique], slot, NULL, values, nulls);
+	FormIndexDatum(merging->indexes.infos[merging->unique], slot, NULL, values, nulls);
 	if (!mr_leaf_insert(merging->leaf, values, nulls, &slot->tts_tid) &&
-		!insert_entry(merging, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
+		!mr_indexes_insert(&merging->indexes, merging->unique, slot, UNIQUE_CHECK_PARTIAL))
 		return false;
 	insert_other_entries(merging, slot);
 	return true;
@@ -389,7 +351,8 @@ find(Merging *merging, int row, ItemPointer except)
 		merging->probe[i].sk_flags = isnull ? SK_ISNULL | SK_SEARCHNULL : 0;
 	}
 	if (merging->scan == NULL)
-		merging->scan = mr_index_beginscan(merging->relation, merging->indexes[merging->unique],
+		merging->scan = mr_index_beginscan(merging->relation,
+										   merging->indexes.relations[merging->unique],
 										   &merging->dirty, merging->merge->nkeys);
 	index_rescan(merging->scan, merging->probe, merging->merge->nkeys, NULL, 0);
 	while (!found && index_getnext_slot(merging->scan, ForwardScanDirection, merging->found))
@@ -488,8 +451,6 @@ change_row(Merging *merging, int row, HeapTuple found)
 {
 	TupleTableSlot *changed = merging->changed;
 	TM_FailureData failure;
-	MrUpdateIndexes update_indexes;
-	LockTupleMode lock_mode;
 	TM_Result result;
 	int64 count;
 
@@ -499,16 +460,9 @@ change_row(Merging *merging, int row, HeapTuple found)
 	else
 	{
 		ExecStoreVirtualTuple(changed);
-		result = table_tuple_update(merging->relation, &found->t_self, changed, merging->command,
-									SnapshotAny, InvalidSnapshot, true, &failure, &lock_mode,
-									&update_indexes);
-		for (int i = 0; i < merging->nindexes && result == TM_Ok; i++)
-		{
-			/* The key is this row's; a tuple that we are going to take back may have it, too. */
-			if (mr_updates_indexes(update_indexes, merging->infos[i]))
-				(void) insert_entry(merging, i, changed,
-									i == merging->unique ? UNIQUE_CHECK_PARTIAL : UNIQUE_CHECK_NO);
-		}
+		/* The key is this row's; a tuple that we are going to take back may have it, too. */
+		result = mr_indexes_update(&merging->indexes, &found->t_self, changed, merging->command,
+								   SnapshotAny, true, UNIQUE_CHECK_PARTIAL);
 	}
 	switch (result)
 	{
@@ -618,19 +572,16 @@ copy_row(Merging *merging, int row, ItemPointer place)
 	return copy;
 }
 
-/* Asks for what looking up the keys needs that come after the i-th. */
-static void
-prefetch_keys(const Merging *merging, const int *order, int n, int i)
+/* What a key begins with, for mr_leaf_look_ahead(). */
+static Datum
+first_of_key(void *context, int i, bool *isnull)
 {
-	const MrRows *rows = merging->rows;
-	int first = merging->probe_column[0];
+	const Merging *merging = context;
+	int column = merging->probe_column[0];
+	int row = merging->chunk[i];
 
-	/* A value that is computed is the last column. */
-	mr_rows_prefetch(rows, merging->merge->ncolumns - (merging->compute != NULL),
-					 merging->merge->far, order, i, n);
-	for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
-		mr_leaf_expect(merging->leaf, next < n ? rows->values[first][order[next]] : (Datum) 0,
-					   next >= n || rows->nulls[first][order[next]]);
+	*isnull = merging->rows->nulls[column][row];
+	return merging->rows->values[column][row];
 }
 
 /* Looks a key up: there is no such row, or *place is where it may stand, unless that is invalid. */
@@ -663,9 +614,13 @@ find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *foun
 	ItemPointerData places[CHUNK];
 	int nnew = 0;
 
+	merging->chunk = order;
 	for (int i = 0; i < n; i++)
 	{
-		prefetch_keys(merging, order, n, i);
+		/* A value that is computed is the last column. */
+		mr_rows_prefetch(merging->rows, merge->ncolumns - (merging->compute != NULL), merge->far,
+						 order, i, n);
+		mr_leaf_look_ahead(merging->leaf, i, n, first_of_key, merging);
 		there[i] = !is_new(merging, order[i], &places[i]);
 	}
 	mr_leaf_release(merging->leaf);

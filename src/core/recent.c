@@ -44,12 +44,10 @@ place_of(Relation relation, BlockNumber block)
 	return &recent[(block + RelationGetRelid(relation) * 0x9e3779b1) & recent_mask];
 }
 
-/* Where the page may stand; of a temporary table that is not known. */
+/* The page that stands there; NULL when none was met, and of a temporary table. */
 static inline Page
-page_of(Relation relation, BlockNumber block)
+page_at(Buffer buffer)
 {
-	Buffer buffer = *place_of(relation, block);
-
 	return buffer > 0 ? BufferGetPage(buffer) : NULL;
 }
 
@@ -69,7 +67,7 @@ Page
 mr_recent_prefetch(Relation relation, BlockNumber block)
 {
 	Buffer buffer = *place_of(relation, block);
-	Page page = page_of(relation, block);
+	Page page = page_at(buffer);
 
 	if (page != NULL)
 	{
@@ -140,7 +138,7 @@ mr_recent_prefetch_rows(Relation heap, const ItemPointerData *places, int n, int
 	/* ... then the row. */
 	i -= ROWS_AHEAD;
 	if (i < n && ItemPointerIsValid(&places[i]) &&
-		(page = page_of(heap, ItemPointerGetBlockNumberNoCheck(&places[i]))) != NULL)
+		(page = page_at(*place_of(heap, ItemPointerGetBlockNumberNoCheck(&places[i])))) != NULL)
 	{
 		char *row = row_at(page, ItemPointerGetOffsetNumberNoCheck(&places[i]));
 

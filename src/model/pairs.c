@@ -14,9 +14,9 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/pg_type.h"
 #include "core/compat.h"
+#include "core/indexes.h"
 #include "executor/tuptable.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -146,7 +146,7 @@ typedef struct Writing
 	MemoryContext of_item;
 	Relation relation;
 	Relation index;
-	IndexInfo *info;
+	MrIndexes indexes;
 	IndexScanDesc scan;
 	Snapshot snapshot;
 	TupleTableSlot *found;
@@ -231,26 +231,15 @@ static bool
 change_row(Writing *writing, uint32 item, const Row *row, Datum list, bool is_folded)
 {
 	TupleTableSlot *slot = writing->changed;
-	Datum key = Int32GetDatum((int32) item);
-	MrUpdateIndexes update_indexes;
-	TM_FailureData failure;
-	LockTupleMode lock_mode;
-	bool isnull = false;
 
 	ExecClearTuple(slot);
-	slot->tts_values[MR_ONLINE_KEY - 1] = key;
+	slot->tts_values[MR_ONLINE_KEY - 1] = Int32GetDatum((int32) item);
 	slot->tts_values[MR_ONLINE_VALUE - 1] = list;
 	slot->tts_values[IS_FOLDED - 1] = BoolGetDatum(is_folded);
 	memset(slot->tts_isnull, false, IS_FOLDED);
 	ExecStoreVirtualTuple(slot);
-	if (table_tuple_update(writing->relation, (ItemPointer) &row->place, slot, writing->command,
-						   writing->snapshot, InvalidSnapshot, row->is_locked, &failure, &lock_mode,
-						   &update_indexes) != TM_Ok)
-		return false;
-	if (mr_updates_indexes(update_indexes, writing->info))
-		(void) index_insert(writing->index, &key, &isnull, &slot->tts_tid, writing->relation,
-							UNIQUE_CHECK_NO, false, writing->info);
-	return true;
+	return mr_indexes_update(&writing->indexes, (ItemPointer) &row->place, slot, writing->command,
+							 writing->snapshot, row->is_locked, UNIQUE_CHECK_YES) == TM_Ok;
 }
 
 /* The next list of changes from *at on, of as many as it takes. */
@@ -417,7 +406,7 @@ writing_begin(Writing *writing, MrTable *table, Oid relid, Oid index)
 	writing->rows = palloc(sizeof(Row) * writing->room);
 	writing->relation = table_open(relid, RowExclusiveLock);
 	writing->index = index_open(index, RowExclusiveLock);
-	writing->info = BuildIndexInfo(writing->index);
+	mr_indexes_open(&writing->indexes, writing->relation);
 	writing->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	writing->found = table_slot_create(writing->relation, NULL);
 	writing->changed = MakeSingleTupleTableSlot(RelationGetDescr(writing->relation),
@@ -435,7 +424,7 @@ writing_end(Writing *writing)
 	ExecDropSingleTupleTableSlot(writing->found);
 	ExecDropSingleTupleTableSlot(writing->changed);
 	UnregisterSnapshot(writing->snapshot);
-	mr_index_insert_cleanup(writing->index, writing->info);
+	mr_indexes_close(&writing->indexes);
 	index_close(writing->index, NoLock);
 	table_close(writing->relation, NoLock);
 	pfree(writing->rows);

@@ -13,11 +13,10 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
-#include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "core/compat.h"
+#include "core/indexes.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "executor/executor.h"
@@ -205,8 +204,9 @@ is_plain_index(Relation index, const IndexInfo *info)
 
 /* The primary key's index of the table; an error when that has become one that may not be written to like this. */
 static Relation
-primary_key(Relation relation, CatalogIndexState indexes)
+primary_key(const MrIndexes *indexes)
 {
+	Relation relation = indexes->table;
 	TupleDesc desc = RelationGetDescr(relation);
 	bool as_made = desc->natts == lengthof(column_names) && relation->rd_rules == NULL;
 	Relation key = NULL;
@@ -215,11 +215,11 @@ primary_key(Relation relation, CatalogIndexState indexes)
 		as_made = strcmp(NameStr(TupleDescAttr(desc, i)->attname), column_names[i]) == 0;
 	for (int i = 0; relation->trigdesc != NULL && i < relation->trigdesc->numtriggers; i++)
 		as_made = as_made && relation->trigdesc->triggers[i].tgisinternal;
-	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	for (int i = 0; i < indexes->count; i++)
 	{
-		Relation index = indexes->ri_IndexRelationDescs[i];
+		Relation index = indexes->relations[i];
 
-		as_made = as_made && is_plain_index(index, indexes->ri_IndexRelationInfo[i]);
+		as_made = as_made && is_plain_index(index, indexes->infos[i]);
 		if (index->rd_index->indisprimary)
 			key = index;
 	}
@@ -258,36 +258,6 @@ advanced(const MrPosition *position, Relation relation, TupleTableSlot *found)
 							 values, nulls, replaces);
 }
 
-/* Puts a new version in the place of a row; false when somebody else has changed that meanwhile. */
-static bool
-replace_row(Relation relation, CatalogIndexState indexes, ItemPointer place, TupleTableSlot *row,
-			Snapshot snapshot)
-{
-	TM_FailureData failure;
-	LockTupleMode lock_mode;
-	MrUpdateIndexes update_indexes;
-
-	row->tts_tableOid = RelationGetRelid(relation);
-	if (table_tuple_update(relation, place, row, GetCurrentCommandId(true), snapshot,
-						   InvalidSnapshot, true, &failure, &lock_mode, &update_indexes) != TM_Ok)
-		return false;
-	for (int i = 0; i < indexes->ri_NumIndices; i++)
-	{
-		Relation index = indexes->ri_IndexRelationDescs[i];
-		IndexInfo *info = indexes->ri_IndexRelationInfo[i];
-		Datum values[INDEX_MAX_KEYS];
-		bool nulls[INDEX_MAX_KEYS];
-
-		if (!info->ii_ReadyForInserts || !mr_updates_indexes(update_indexes, info))
-			continue;
-		FormIndexDatum(info, row, NULL, values, nulls);
-		(void) index_insert(index, values, nulls, &row->tts_tid, relation,
-							index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-							false, info);
-	}
-	return true;
-}
-
 /* Each small batch does this: straight through the index it takes a quarter of what a statement does. */
 void
 mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
@@ -295,7 +265,7 @@ mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 	Oid namespace = get_namespace_oid("millrace", false);
 	Relation relation;
 	Relation key;
-	CatalogIndexState indexes;
+	MrIndexes indexes;
 	TupleTableSlot *found;
 	TupleTableSlot *changed;
 	IndexScanDesc scan;
@@ -305,8 +275,8 @@ mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 	if (count == 0)
 		return;
 	relation = table_open(get_relname_relid("stream_position", namespace), RowExclusiveLock);
-	indexes = CatalogOpenIndexes(relation);
-	key = primary_key(relation, indexes);
+	mr_indexes_open(&indexes, relation);
+	key = primary_key(&indexes);
 	found = table_slot_create(relation, NULL);
 	changed = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsHeapTuple);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -329,14 +299,15 @@ mr_positions_advance(const MrStream *stream, MrPosition **moved, int count)
 			report_lost_fence(stream);
 		place = found->tts_tid;
 		ExecStoreHeapTuple(row, changed, true);
-		if (!replace_row(relation, indexes, &place, changed, snapshot))
+		if (mr_indexes_update(&indexes, &place, changed, GetCurrentCommandId(true), snapshot, true,
+							  UNIQUE_CHECK_YES) != TM_Ok)
 			report_lost_fence(stream);
 	}
 	index_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	ExecDropSingleTupleTableSlot(changed);
 	ExecDropSingleTupleTableSlot(found);
-	CatalogCloseIndexes(indexes);
+	mr_indexes_close(&indexes);
 	table_close(relation, NoLock);
 	/* What comes next in the transaction sees them. */
 	CommandCounterIncrement();

@@ -12,12 +12,12 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "core/compat.h"
 #include "core/direct.h"
+#include "core/indexes.h"
 #include "core/leaf.h"
 #include "core/recent.h"
 #include "executor/executor.h"
@@ -41,9 +41,7 @@ struct MrAsserted
 {
 	Relation relation;
 	AttrNumber attnums[COLUMNS];
-	int nindexes;
-	Relation *indexes;
-	IndexInfo **infos;
+	MrIndexes indexes;
 	Snapshot snapshot;
 	MrLeaf *leaf; /* of the index that orders the rows */
 	Buffer buffer; /* of the heap, pinned; or invalid */
@@ -75,25 +73,16 @@ is_order(Relation index, const AttrNumber attnums[COLUMNS])
 static bool
 open_indexes(MrAsserted *asserted)
 {
-	Relation relation = asserted->relation;
-	List *oids = RelationGetIndexList(relation);
 	Relation order = NULL;
-	ListCell *lc;
 
-	asserted->indexes = palloc(sizeof(Relation) * Max(list_length(oids), 1));
-	asserted->infos = palloc(sizeof(IndexInfo *) * Max(list_length(oids), 1));
-	foreach(lc, oids)
+	mr_indexes_open(&asserted->indexes, asserted->relation);
+	for (int i = 0; i < asserted->indexes.count; i++)
 	{
-		Relation index = mr_direct_open_index(lfirst_oid(lc));
-		int n;
+		Relation index = asserted->indexes.relations[i];
+		const IndexInfo *info = asserted->indexes.infos[i];
 
-		if (index == NULL)
-			continue;
-		n = asserted->nindexes++;
-		asserted->indexes[n] = index;
-		asserted->infos[n] = BuildIndexInfo(index);
 		/* What needs the executor's help when a row gets a new place is left to statements. */
-		if (asserted->infos[n]->ii_Expressions != NIL || asserted->infos[n]->ii_Predicate != NIL ||
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
 			index->rd_index->indisexclusion || !index->rd_index->indimmediate)
 			return false;
 		if (is_order(index, asserted->attnums))
@@ -104,8 +93,8 @@ open_indexes(MrAsserted *asserted)
 	ScanKeyInit(&asserted->keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, (Datum) 0);
 	ScanKeyInit(&asserted->keys[1], 2, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE, (Datum) 0);
 	asserted->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	asserted->leaf = mr_leaf_create(relation, order);
-	asserted->scan = mr_index_beginscan(relation, order, asserted->snapshot, 2);
+	asserted->leaf = mr_leaf_create(asserted->relation, order);
+	asserted->scan = mr_index_beginscan(asserted->relation, order, asserted->snapshot, 2);
 	return true;
 }
 
@@ -149,11 +138,7 @@ mr_asserted_close(MrAsserted *asserted)
 		index_endscan(asserted->scan);
 		UnregisterSnapshot(asserted->snapshot);
 	}
-	for (int i = 0; i < asserted->nindexes; i++)
-	{
-		mr_index_insert_cleanup(asserted->indexes[i], asserted->infos[i]);
-		index_close(asserted->indexes[i], NoLock);
-	}
+	mr_indexes_close(&asserted->indexes);
 	table_close(asserted->relation, NoLock);
 	pfree(asserted);
 	/* What comes next in the transaction sees what was confirmed. */
@@ -171,9 +156,9 @@ value_of(MrAsserted *asserted, int column)
 }
 
 void
-mr_asserted_expect(MrAsserted *asserted, const pg_uuid_t *parent)
+mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafFirst parent, void *context)
 {
-	mr_leaf_expect(asserted->leaf, UUIDPGetDatum(parent), parent == NULL);
+	mr_leaf_look_ahead(asserted->leaf, i, n, parent, context);
 }
 
 /* Does the row that was found have this content? */
@@ -252,10 +237,7 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	bool *replaced = palloc0(natts);
 	ItemPointerData place = asserted->row->t_self;
 	HeapTuple after;
-	LockTupleMode lock_mode;
-	TM_FailureData failure;
 	bool confirmed;
-	MrUpdateIndexes update_indexes;
 
 	mr_leaf_release(asserted->leaf);
 	values[asserted->attnums[CONFIRMED_AT] - 1] = TimestampTzGetDatum(time);
@@ -263,24 +245,9 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	after = heap_modify_tuple(asserted->row, RelationGetDescr(asserted->relation), values, nulls,
 							  replaced);
 	ExecStoreHeapTuple(after, asserted->changed, false);
-	asserted->changed->tts_tableOid = RelationGetRelid(asserted->relation);
-	confirmed = table_tuple_update(asserted->relation, &place, asserted->changed,
-								   GetCurrentCommandId(true), asserted->snapshot, InvalidSnapshot,
-								   false, &failure, &lock_mode, &update_indexes) == TM_Ok;
-	for (int i = 0; confirmed && i < asserted->nindexes; i++)
-	{
-		Datum index_values[INDEX_MAX_KEYS];
-		bool index_nulls[INDEX_MAX_KEYS];
-		Relation index = asserted->indexes[i];
-
-		if (!mr_updates_indexes(update_indexes, asserted->infos[i]))
-			continue;
-		FormIndexDatum(asserted->infos[i], asserted->changed, NULL, index_values, index_nulls);
-		(void) index_insert(index, index_values, index_nulls, &asserted->changed->tts_tid,
-							asserted->relation,
-							index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-							false, asserted->infos[i]);
-	}
+	confirmed = mr_indexes_update(&asserted->indexes, &place, asserted->changed,
+								  GetCurrentCommandId(true), asserted->snapshot, false,
+								  UNIQUE_CHECK_YES) == TM_Ok;
 	ExecClearTuple(asserted->changed);
 	heap_freetuple(after);
 	pfree(values);

@@ -6,6 +6,7 @@
 #define MR_VAULT_ASSERTED_H
 
 #include "access/attnum.h"
+#include "core/leaf.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -18,8 +19,9 @@ typedef struct MrAsserted MrAsserted;
 extern MrAsserted *mr_asserted_open(Oid relid, const AttrNumber attnums[4]);
 extern void mr_asserted_close(MrAsserted *asserted);
 
-/* A row of this parent, or none (NULL), is going to be looked for MR_LEAF_AHEAD calls later. */
-extern void mr_asserted_expect(MrAsserted *asserted, const pg_uuid_t *parent);
+/* Asks for what finding rows of the parents reads that come after the i-th of n, as mr_leaf_look_ahead() does. */
+extern void mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafFirst parent,
+								   void *context);
 
 /*
  * Finds the last row of a parent at or before (time, hash).  False when there is none, or when it has another

@@ -463,6 +463,16 @@ confirm_rows(MrSatellite *satellite, Run *runs, int nruns)
 	pfree(numbers);
 }
 
+/* The parent of the i-th run, for mr_leaf_look_ahead(). */
+static Datum
+parent_of_run(void *context, int i, bool *isnull)
+{
+	const Run *runs = context;
+
+	*isnull = runs[i].new_parent;
+	return UUIDPGetDatum(&runs[i].last->parent);
+}
+
 /*
  * Both at once, without statements; false when the table is not plain enough for that, or rows may say the
  * same under another hash.
@@ -485,10 +495,7 @@ confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 			TimestampTz applied;
 			TimestampTz confirmed;
 
-			for (int next = i == 0 ? 1 : i + MR_LEAF_AHEAD; next <= i + MR_LEAF_AHEAD; next++)
-				mr_asserted_expect(asserted, next < nruns && !runs[next].new_parent
-												 ? &runs[next].last->parent
-												 : NULL);
+			mr_asserted_look_ahead(asserted, i, nruns, parent_of_run, runs);
 			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
 													 &run->last->hash, &applied, &confirmed))
 				continue;
