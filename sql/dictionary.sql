@@ -149,6 +149,14 @@ SELECT * FROM millrace.run_stream('orders');
 SELECT relation, rows FROM millrace.erase('orders', '{"buyer": "70"}') WHERE rows > 0;
 TABLE dic.waiting;
 
+-- the largest number that the key can be is found, a larger one is one that it cannot be
+SELECT count(millrace.push('people', '{"id": 2147483647, "name": "Max", "address": {"city": "Bonn"}}'));
+SELECT * FROM millrace.run_stream('people');
+SELECT count(millrace.push('orders', json_build_object('id', i, 'v', 1, 'buyer', b, 'items', json_build_array()))) FROM (VALUES (12, 2147483647), (13, 2147483648), (14, -2147483649)) AS o (i, b);
+SELECT * FROM millrace.run_stream('orders');
+SELECT id, buyer_name FROM dic.orders WHERE id > 11 ORDER BY id;
+TABLE dic.waiting;
+
 -- what a staging table no longer maps is not waited for
 DROP VIEW dic.vault;
 SELECT millrace.drop_table('dic.s_order');

@@ -24,6 +24,7 @@ SELECT millrace.create_mart('features', $$
          count(DISTINCT brand) AS brands, string_agg(DISTINCT brand, '+') AS names, sum(ratio) AS ratio, avg(ratio) AS mean,
          array_agg(count) AS counts, percentile_disc(0.5) WITHIN GROUP (ORDER BY count) AS median
   FROM astg.events GROUP BY user_id $$, order_by => 'dearest DESC NULLS LAST, user_id');
+SELECT millrace.create_mart('odd', $$ SELECT user_id, millrace.latest(brand, at ORDER BY count) AS brand FROM astg.events GROUP BY user_id $$);
 SELECT millrace.create_mart('whole', $$ SELECT max(at) AS last, count(*) AS n, regr_count(count, count) AS pairs FROM astg.events $$);
 SELECT millrace.create_mart('striped', $$ SELECT brand, upper(brand) AS name, count(*) AS n, sum(price)::numeric(12,2) AS spent FROM astg.events GROUP BY brand $$, stripes => 4);
 SELECT millrace.create_mart('striped_whole', $$ SELECT count(*) AS n, avg(count)::numeric(6,2) AS mean FROM astg.events $$, stripes => 2);

@@ -375,3 +375,20 @@ SELECT millrace.push('whole', '{"v": 1e999999}', key => '1') > 0 AS pushed;
 SELECT messages, dead_letters FROM millrace.run_stream('whole');
 SELECT staging, sqlstate, message FROM millrace.dead_letter WHERE stream = 'whole';
 SELECT millrace.drop_stream('whole', cascade => true);
+
+-- What unconditional deletes leave does not depend on where batches end: all orders of five states and deletes, one by one, and all but the first at once.
+SELECT millrace.create_stream(s), millrace.create_staging(s, stream => s, tombstone => 'always', payload => 'none', key => '{"id": ["$key", "integer"]}', version => '["$.v", "integer"]')
+FROM unnest('{at_once, one_by_one}'::text[]) s;
+CREATE TEMP TABLE told AS SELECT step, object, object / power(4, step)::integer % 4 AS v FROM generate_series(0, 4) step, generate_series(0, 1023) object;
+DO $$
+DECLARE
+  s integer;
+BEGIN
+  FOR s IN 0..4 LOOP
+    PERFORM millrace.push(stream, CASE WHEN v > 0 THEN json_build_object('v', v)::text END, key => object::text) FROM told, unnest('{at_once, one_by_one}'::text[]) stream WHERE step = s ORDER BY object;
+    PERFORM millrace.run_stream(stream) FROM unnest('{one_by_one, at_once}'::text[]) stream WHERE stream = 'one_by_one' OR s = 0;
+  END LOOP;
+END $$;
+SELECT messages, batches FROM millrace.run_stream('at_once');
+SELECT count(a.id) AS left, count(*) FILTER (WHERE a IS NULL OR b IS NULL OR a._version <> b._version) AS differ FROM at_once a FULL JOIN one_by_one b USING (id);
+SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{at_once, one_by_one}'::text[]) s;

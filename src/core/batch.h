@@ -85,6 +85,8 @@ typedef struct MrVersion
 	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
 	bool always; /* a tombstone that wins over every version before it */
+	/* Such a one that came before it, for when this one is not newer than what is staged; or NULL. */
+	struct MrVersion *instead;
 	pg_uuid_t digest; /* breaks ties: of the raw value, or without a declared version its place */
 	int nrows; /* rows that pass filter and expectations */
 	MrRow *rows;

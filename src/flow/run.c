@@ -168,6 +168,7 @@ open_in_transaction(MrFlow *flow)
 	{
 		flow->kind = mr_source_kind(flow->stream);
 		flow->source = flow->kind->open(flow->stream, flow->worker, flow->workers);
+		flow->source->in_caller = flow->in_caller;
 		flow->batch = mr_batch_create(flow->context);
 	}
 	MemoryContextSwitchTo(previous);

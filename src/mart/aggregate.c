@@ -324,6 +324,11 @@ result_slot(MrMartQuery *mart, Aggref *aggregate, bool add)
 		if (slot->kind == MR_SLOT_RESULT && equal(slot->argument, aggregate))
 			return slot;
 	}
+	if (mr_mart_function(aggregate) == MR_FUNCTION_LATEST && aggregate->aggorder != NIL)
+		mr_mart_refuse(
+			mart, aggregate,
+			errmsg("a mart cannot maintain %s", mr_mart_describe(mart, (Node *) aggregate)),
+			errdetail("latest() has an order of its own, that of its second argument."));
 	foreach(lc, aggregate->args)
 	{
 		Node *argument = (Node *) lfirst_node(TargetEntry, lc)->expr;

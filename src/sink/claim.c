@@ -295,6 +295,52 @@ in_batches(const MrChannel *channel)
 	"WHERE d.id = ANY (ARRAY(SELECT r.id FROM millrace.delivery r " \
 	"WHERE r.channel_id = $2 AND r.state = 'ready' " which " LIMIT $3)) RETURNING " RETURNED
 
+/* What was numbered last is kept with the claims that it was for. */
+static void
+keep_send_no(const MrChannel *channel)
+{
+	(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
+				  " WHERE s.channel_id = %d",
+				  channel->send_no, channel->id);
+}
+
+/*
+ * Numbers what comes from dead letters: the number of its first time, which Kafka has passed since, would say that it was
+ * sent.
+ */
+static void
+number_letters(MrChannel *channel, List *claimed)
+{
+	static const Oid types[] = {INT8ARRAYOID, INT8ARRAYOID};
+	static MrStatement *number = NULL;
+	MrArray *ids = mr_array_create(INT8OID, list_length(claimed));
+	MrArray *send_nos = mr_array_create(INT8OID, list_length(claimed));
+	Datum values[lengthof(types)];
+	ListCell *cell;
+
+	foreach(cell, claimed)
+	{
+		MrDelivery *delivery = lfirst(cell);
+
+		if (delivery->send_no > 0)
+			continue;
+		delivery->send_no = ++channel->send_no;
+		delivery->again = false;
+		mr_array_add(ids, Int64GetDatum(delivery->id), false);
+		mr_array_add(send_nos, Int64GetDatum(delivery->send_no), false);
+	}
+	if (mr_array_length(ids) == 0)
+		return;
+	values[0] = mr_array_datum(ids);
+	values[1] = mr_array_datum(send_nos);
+	(void) mr_statement_by_index(
+		&number,
+		"UPDATE millrace.delivery d SET send_no = u.send_no FROM unnest($1, $2) AS u (id, send_no) "
+		"WHERE d.id = u.id",
+		lengthof(types), types, values);
+	keep_send_no(channel);
+}
+
 /*
  * Claims deliveries that are to be tried again: those that are due; in batches all of them, in
  * their order.
@@ -325,6 +371,8 @@ claim_again(MrChannel *channel, int at_most)
 		claimed = lappend(claimed, delivery);
 	}
 	SPI_freetuptable(SPI_tuptable);
+	if (channel->kind == MR_CHANNEL_KAFKA)
+		number_letters(channel, claimed);
 	list_sort(claimed, by_order);
 	return claimed;
 }
@@ -553,9 +601,7 @@ claim_found(MrChannel *channel, uint64 n, List *claimed, char *error)
 		units[i]->error = error;
 	claimed = list_concat(claimed, add_deliveries(channel, units, nunits));
 	if (channel->kind == MR_CHANNEL_KAFKA)
-		(void) mr_sql("UPDATE millrace.channel_state s SET send_no = " INT64_FORMAT
-					  " WHERE s.channel_id = %d",
-					  channel->send_no, channel->id);
+		keep_send_no(channel);
 	return claimed;
 }
 

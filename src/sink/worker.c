@@ -65,6 +65,14 @@ static TimestampTz done_since; /* of the first of them that is an answer */
 static int active = 0; /* requests, of all channels */
 static MemoryContext worker_context;
 
+/* What was claimed is on disk before it is sent (C21), whatever anybody has set. */
+static void
+keep_commits_durable(void)
+{
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
+}
+
 /* Everything that the process is told from outside. */
 static void
 obey(void)
@@ -74,6 +82,7 @@ obey(void)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		keep_commits_durable();
 	}
 }
 
@@ -469,6 +478,7 @@ mr_delivery_worker_main(Datum index)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(my->database, InvalidOid, 0);
 	mr_worker_pin_settings();
+	keep_commits_durable();
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_SUSET, PGC_S_OVERRIDE);
 	worker_context = AllocSetContextCreate(TopMemoryContext, "millrace delivery",
 										   ALLOCSET_DEFAULT_SIZES);

@@ -127,6 +127,28 @@ mr_positions_take(const MrStream *stream, int worker, int workers, bool spread, 
 }
 
 bool
+mr_positions_are_ours(const MrStream *stream)
+{
+	static MrStatement *statement = NULL;
+	const Oid types[] = {INT4OID};
+	Datum values[] = {Int32GetDatum(stream->id)};
+	uint64 n = run(&statement,
+				   "SELECT p.xmin FROM millrace.stream_position p WHERE p.stream_id = $1",
+				   lengthof(types), types, values, NULL);
+	bool ours = false;
+
+	for (uint64 i = 0; i < n && !ours; i++)
+	{
+		bool isnull;
+
+		ours =
+			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(mr_sql_value(i, 1, &isnull)));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return ours;
+}
+
+bool
 mr_positions_any(const MrStream *stream)
 {
 	static MrStatement *statement = NULL;

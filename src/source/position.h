@@ -34,6 +34,9 @@ typedef struct MrPosition
 extern MrPosition *mr_positions_take(const MrStream *stream, int worker, int workers, bool spread,
 									 int *count);
 
+/* Has the open transaction written positions of the stream, so that they are not there if it rolls back? */
+extern bool mr_positions_are_ours(const MrStream *stream);
+
 /* Has the stream been opened before, since it was made or reset? */
 extern bool mr_positions_any(const MrStream *stream);
 

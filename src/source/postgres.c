@@ -127,6 +127,7 @@ pg_open(MrStream *stream, int worker, int workers)
 	MrPgSource *source = palloc0(sizeof(MrPgSource));
 	MrPosition *positions;
 	int npositions;
+	bool ours = mr_positions_are_ours(stream);
 
 	source->base.kind = &mr_postgres_source;
 	source->base.stream = stream;
@@ -145,7 +146,9 @@ pg_open(MrStream *stream, int worker, int workers)
 	{
 		source->position = positions[0];
 		source->has_position = true;
-		source->received = source->acknowledged = (XLogRecPtr) source->position.position;
+		source->received = (XLogRecPtr) source->position.position;
+		/* What the source has been told stays told. */
+		source->acknowledged = ours ? InvalidXLogRecPtr : source->received;
 	}
 	read_properties(source);
 	source->must_use_password = mr_server_must_use_password(stream->server);
@@ -171,10 +174,12 @@ look_at_flush(MrPgSource *source)
 	source->waiting = InvalidXLogRecPtr;
 }
 
-/* The position has been committed here by the transaction that ended last. */
+/* The position has been committed here by the transaction that ended last, unless that is its caller's. */
 static void
 note_committed(MrPgSource *source)
 {
+	if (source->base.in_caller)
+		return;
 	look_at_flush(source);
 	/* The one before is waited for first. */
 	if (source->waiting != InvalidXLogRecPtr)
@@ -642,6 +647,13 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 {
 	MrPgSource *source = (MrPgSource *) base;
 
+	if (source->due & MR_PG_DUE_POSITION)
+	{
+		/* The tick that has moved it is over. */
+		source->due &= ~MR_PG_DUE_POSITION;
+		source->position.position = source->position.next;
+		note_committed(source);
+	}
 	if (source->phase == MR_PG_OFFLINE && source->due == 0 &&
 		GetCurrentTimestamp() >= source->next_try && mr_pg_prepare(source))
 	{
@@ -797,7 +809,7 @@ move_idle(MrPgSource *source)
 	XLogRecPtr left = source->received - (XLogRecPtr) position->position;
 
 	if (source->phase != MR_PG_STREAMING || source->within || source->round != NULL ||
-		source->received <= (XLogRecPtr) position->position ||
+		source->due & MR_PG_DUE_POSITION || source->received <= (XLogRecPtr) position->position ||
 		(left < IDLE_BYTES && !source->urgent))
 		return;
 	source->urgent = false;
@@ -813,13 +825,6 @@ pg_tick(MrSource *base)
 	MrPgSource *source = (MrPgSource *) base;
 
 	source->base.wants_tick = false;
-	if (source->due & MR_PG_DUE_POSITION)
-	{
-		/* The tick before has committed. */
-		source->due &= ~MR_PG_DUE_POSITION;
-		source->position.position = source->position.next;
-		note_committed(source);
-	}
 	/* Addresses and secrets may have been corrected. */
 	if (source->phase == MR_PG_OFFLINE)
 		read_properties(source);

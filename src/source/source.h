@@ -147,6 +147,7 @@ struct MrSource
 	int workers;
 	char *problem; /* see mr_source_problem */
 	bool wants_tick; /* before the second is over */
+	bool in_caller; /* all of it is in a transaction that its caller may roll back */
 };
 
 extern const MrSourceKind mr_inbox_source;

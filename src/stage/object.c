@@ -135,21 +135,22 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 					 "AS u ON CONFLICT (",
 					 staging->id, columns, arrays.data);
 	appendBinaryStringInfo(&sql, keys.data, keys.len - 2);
-	appendStringInfo(&sql,
-					 ") DO UPDATE SET version = CASE WHEN EXCLUDED.flags & 64 <> 0 "
-					 "THEN o.version ELSE EXCLUDED.version END, epoch = EXCLUDED.epoch, "
-					 "digest = EXCLUDED.digest, definition = EXCLUDED.definition, "
-					 "flags = %s%s WHERE %s OR ((EXCLUDED.flags & 32 <> 0 AND "
-					 "EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
-					 "EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
-					 "EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
-					 own_order ? "EXCLUDED.flags & 7 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
-								 "o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
-							   : "EXCLUDED.flags & 7",
-					 own_order ? ", partition = EXCLUDED.partition, "
-								 "message_time = EXCLUDED.message_time"
-							   : "",
-					 newer_condition(plan), keys.data);
+	appendStringInfo(
+		&sql,
+		") DO UPDATE SET version = CASE WHEN EXCLUDED.flags & 64 <> 0 "
+		"THEN GREATEST(o.version, EXCLUDED.version) ELSE EXCLUDED.version END, epoch = EXCLUDED.epoch, "
+		"digest = EXCLUDED.digest, definition = EXCLUDED.definition, "
+		"flags = %s%s WHERE %s OR ((EXCLUDED.flags & 32 <> 0 AND "
+		"EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
+		"EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
+		"EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
+		own_order ? "EXCLUDED.flags & 7 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
+					"o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
+				  : "EXCLUDED.flags & 7",
+		own_order ? ", partition = EXCLUDED.partition, "
+					"message_time = EXCLUDED.message_time"
+				  : "",
+		newer_condition(plan), keys.data);
 	plan->fence = mr_statement_create(sql.data, nargs, types);
 	plan->fence_nargs = nargs;
 }
@@ -201,6 +202,9 @@ newest_versions(MrStaged *staged, int *count)
 		MrVersion *version = newest[i];
 		MrVersion *best = n > 0 ? newest[n - 1] : NULL;
 
+		version->instead = NULL;
+		if (version->always)
+			version->version_null = true;
 		if (best == NULL || compare_keys(staging, best->key, version->key) != 0)
 		{
 			newest[n++] = version;
@@ -208,15 +212,14 @@ newest_versions(MrStaged *staged, int *count)
 		}
 		if (version->always)
 		{
-			/* It stands where the object stood when it came. */
+			/* What comes later has to beat what it takes away. */
 			version->version = best->version;
 			version->version_null = best->version_null;
-			version->always = best->always;
 			newest[n - 1] = version;
 		}
-		else if (best->always || mr_version_compare(staging, version, best) > 0)
+		else if (mr_version_compare(staging, version, best) > 0)
 		{
-			/* What came after an unconditional delete has to beat what is staged all the same. */
+			version->instead = best->always ? best : best->instead;
 			newest[n - 1] = version;
 		}
 	}
@@ -512,6 +515,32 @@ mark_stale(MrStaged *staged)
 	compare_versions(staging, plan->stale, superseded, count, offsetof(MrVersion, stale));
 }
 
+/* Where a version was refused, the unconditional delete counts that came before it in the batch. */
+static void
+delete_instead(MrBatch *batch, MrStaged *staged, MrVersion **newest, int count, int *left)
+{
+	int nleft = 0;
+	MrRows *rows;
+
+	for (int i = 0; i < count; i++)
+	{
+		MrVersion *version = newest[i];
+
+		if (version->accepted || version->instead == NULL)
+			continue;
+		version->newest = false;
+		version->stale = true;
+		newest[i] = version->instead;
+		newest[i]->newest = true;
+		left[nleft++] = i;
+	}
+	if (nleft == 0)
+		return;
+	rows = object_rows(staged->staging, newest, count);
+	upsert_left(batch, staged, newest, rows, left, nleft);
+	mr_rows_free(staged->staging->plan->objects, rows);
+}
+
 void
 mr_object_accept_all(MrStaged *staged)
 {
@@ -541,6 +570,7 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	if (nleft > 0)
 		upsert_left(batch, staged, newest, rows, left, nleft);
 	mr_rows_free(staged->staging->plan->objects, rows);
+	delete_instead(batch, staged, newest, count, left);
 	pfree(left);
 
 	staged->accepted = newest;

@@ -3,6 +3,7 @@
 source keeps of log for a stream that nobody runs."""
 import os
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
 from database import Database, finish, is_          # noqa: E402
@@ -35,6 +36,10 @@ def main():
         # Another server.
         is_('the first run copies all', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 1000)
         same('as it is', 'away')
+        sources['away'].query('UPDATE public.away SET v = 7 WHERE id < 5')
+        target.query("BEGIN; SELECT millrace.run_stream('away'); SELECT millrace.run_stream('away'); ROLLBACK")
+        is_('what was rolled back is taken again', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 4)
+        same('whole', 'away')
         sources['away'].query('UPDATE public.away SET v = 2 WHERE id < 10; DELETE FROM public.away WHERE id = 500')
         target.query("SELECT millrace.resnapshot('away', 'public.away')")
         is_('another one copies again, and takes what has changed', target.one("SELECT messages::int FROM millrace.run_stream('away')") >= 1009, True)
@@ -68,6 +73,26 @@ def main():
         target.query("SELECT millrace.resnapshot('here', 'public.here')")
         is_('then a transaction of its own copies', target.one("SELECT messages::int FROM millrace.run_stream('here')") >= 1019, True)
         same('to what is there', 'here')
+
+        # The position moves while nothing comes; then a transaction of which nothing is wanted, before anybody has looked again.
+        sources['away'].query('CREATE TABLE public.wanted (id int PRIMARY KEY); CREATE TABLE public.other (id int); CREATE PUBLICATION two FOR TABLE public.wanted, public.other')
+        target.query("""SELECT millrace.create_stream('some', server => 'away', options => '{"tables": ["public.wanted"], "publication": "two"}');
+            SELECT millrace.create_staging('bronze.wanted', stream => 'some', source_table => 'public.wanted'); SELECT millrace.start_stream('some')""")
+        sources['away'].query('INSERT INTO public.wanted VALUES (1)')
+        target.becomes('a stream of one table of two', 'SELECT count(*)::int FROM bronze.wanted', 1)
+        position = "SELECT position FROM millrace.stream_partition WHERE stream = 'some'"
+        for round in range(3):
+            before = target.one(position)
+            sources['away'].query("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 3)")
+            wait_for('the position to move', lambda: target.one(position) > before)
+            sources['away'].query('INSERT INTO public.other VALUES (1)')
+            before = target.one(position)
+            time.sleep(1.5)
+            target.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'millrace: some #0'")
+            sources['away'].query(f'INSERT INTO public.wanted VALUES ({round} + 2)')
+            target.becomes('what comes then is taken', 'SELECT count(*)::int FROM bronze.wanted', round + 2)
+        is_('and nothing was lost', target.query("SELECT kind, detail FROM millrace.incident WHERE stream = 'some'"), [])
+        target.query("SELECT millrace.stop_stream('some')")
 
         # Nobody reads, and the log grows.
         over = "SELECT string_agg(stream, ',' ORDER BY stream) FROM millrace.replication_status WHERE over_budget"
