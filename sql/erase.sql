@@ -91,4 +91,23 @@ SELECT messages FROM millrace.run_stream('er');
 SELECT id, name FROM er.u;
 SELECT relname FROM pg_class WHERE relnamespace = 'millrace_state'::regnamespace AND relname LIKE 'erase%';
 SELECT millrace.drop_stream('er', cascade => true);
+
+-- What marts have of her beside what they show: groups that one stripe has got and another one gives, results where a row always stays.
+SELECT millrace.create_stream('er_marts');
+SELECT millrace.create_staging('er.mail', stream => 'er_marts', key => '{"id": ["$.id", "integer"]}', columns => '{"email": "$.email"}');
+SELECT millrace.create_mart('er.by_email', 'SELECT email, count(*) AS n FROM er.mail GROUP BY email', stripes => 2);
+SELECT millrace.create_mart('er.all_emails', 'SELECT string_agg(email, '','') AS emails, max(email) AS last, count(*) AS n FROM er.mail WHERE email LIKE ''ann%''');
+SELECT count(millrace.push('er_marts', json_build_object('id', i, 'email', e))) FROM (VALUES (1, 'ann@x'), (2, 'bob@x')) v (i, e);
+SELECT messages FROM millrace.run_stream('er_marts');
+DO $$ BEGIN EXECUTE (SELECT format('UPDATE millrace_state.mart_%s SET stripe = 1 - stripe', id) FROM millrace.target WHERE relation = 'er.by_email'::regclass); END $$;
+SELECT relation, rows FROM millrace.erase('er_marts', '{"email": "ann@x"}') WHERE rows > 0;
+SELECT t.relation, query_to_xml(format('SELECT * FROM millrace_state.mart_%s', t.id), false, true, '')::text ~ 'ann' AS remembers FROM millrace.target t WHERE t.relation IN ('er.by_email'::regclass, 'er.all_emails'::regclass) ORDER BY 1;
+TABLE er.by_email ORDER BY 1;
+TABLE er.all_emails;
+SELECT count(millrace.push('er_marts', json_build_object('id', i, 'email', e))) FROM (VALUES (3, 'ann@y'), (4, 'bob@x')) v (i, e);
+SELECT messages FROM millrace.run_stream('er_marts');
+TABLE er.by_email ORDER BY 1;
+TABLE er.all_emails;
+SELECT relation, missing, unexpected FROM unnest('{er.by_email, er.all_emails}'::regclass[]) r, millrace.verify(r);
+SELECT millrace.drop_stream('er_marts', cascade => true);
 DROP SCHEMA er;

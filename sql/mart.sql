@@ -144,6 +144,13 @@ SELECT * FROM over_late;
 SELECT millrace.create_mart('late', 'SELECT count(*) AS n, status FROM mstg.orders GROUP BY status', replace => true);
 DROP VIEW over_late;
 SELECT millrace.create_mart('late', 'SELECT product_name, count(*) AS n, count(DISTINCT status) AS s FROM mstg.orders GROUP BY product_name', replace => true);
+SELECT millrace.create_staging('mstg.items', stream => 'mart_feed', for_each => '$.items[*]', timezone => 'Europe/Berlin',
+  key => '{"id": ["$key", "bigint"]}', columns => '{"product": "@.product", "quantity": ["@.quantity", "integer"]}', replace => true);
+SELECT millrace.create_staging('mstg.orders', stream => 'mart_feed', timezone => 'Europe/Berlin', replace => true,
+  key => '{"id": ["$key", "bigint"]}',
+  columns => '{"customer_id": "$.customer", "product_name": "$.product", "status": "$.status",
+               "order_date": ["$.date", "timestamptz"], "quantity": ["$.quantity", "integer"],
+               "total": ["$.total", "numeric(14,2)"], "weight": ["$.weight", "double precision"], "tags": ["$.tags", "json"]}');
 SELECT * FROM late;
 SELECT relacl::text LIKE '%=r/%' AS granted, obj_description(oid) FROM pg_class WHERE oid = 'late'::regclass;
 SELECT definition_no FROM millrace.target WHERE relation = 'late'::regclass;

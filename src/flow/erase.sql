@@ -522,6 +522,9 @@ BEGIN
         END IF;
         FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model')
                         AND NOT EXISTS (SELECT FROM millrace.model m WHERE m.target_id = t.id AND NOT m.is_online) ORDER BY t.id LOOP
+            IF target.kind = 'mart' THEN
+                PERFORM millrace_internal.mart_sweep(target.id);
+            END IF;
             relation := target.relation::text;
             rows := staged;
             RETURN NEXT;

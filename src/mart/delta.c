@@ -901,9 +901,12 @@ merge_groups(MrMartDelta *delta, struct group_hash *groups, Oid owner, MrMerge *
 		/* That of a stripe may be negative. */
 		if (!delta->striped)
 			mr_mart_check_count(name, after[r]);
-		/* A new group has results, too, if only of no values. */
-		chosen[r] = after[r] > 0 &&
-					(chosen[r] || after[r] == DatumGetInt64(rows->values[counter][r]));
+		/* A new group has results, too, if only of no values; so has one that stays without rows. */
+		if (after[r] == 0)
+			chosen[r] = empty == MR_EMPTY_STAYS;
+		else
+			chosen[r] = after[r] > 0 &&
+						(chosen[r] || after[r] == DatumGetInt64(rows->values[counter][r]));
 	}
 	if (results != NULL && rows->nrows > 0)
 	{

@@ -219,7 +219,7 @@ mr_http_refusal(const char *url)
 	curl_free(host);
 	curl_url_cleanup(parts);
 	if (copy == NULL)
-		return psprintf("\"%s\" is no URL", url);
+		return "the channel's address is no URL"; /* which may have a token in it */
 	length = strlen(copy);
 	if (length > 2 && copy[0] == '[' && copy[length - 1] == ']')
 	{

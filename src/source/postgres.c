@@ -83,9 +83,21 @@ mr_pg_quoted(const char *table)
 }
 
 void
+mr_pg_read_again(MrPgSource *source)
+{
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+
+	source->rereads = list_concat(source->rereads, source->reading);
+	list_free(source->reading);
+	source->reading = NIL;
+	MemoryContextSwitchTo(old);
+}
+
+void
 mr_pg_disconnect(MrPgSource *source)
 {
 	MemoryContextReset(source->connected);
+	source->of_round = NULL;
 	source->stream = source->side = NULL;
 	source->readers = NULL;
 	source->nreaders = 0;
@@ -94,8 +106,7 @@ mr_pg_disconnect(MrPgSource *source)
 	source->recent = NULL;
 	source->sweeping = NULL;
 	source->fetching_sweep = source->swept = false;
-	source->rereads = list_concat(source->rereads, source->reading);
-	source->reading = NIL;
+	mr_pg_read_again(source);
 	source->caught_up = source->within = source->taken = false;
 	source->found_system = NULL;
 	if (source->phase != MR_PG_STOPPED)

@@ -451,8 +451,10 @@ mr_pg_retained(MrPgClient *client, int32 stream_id, const MrPgOptions *options)
 void
 mr_pg_ask_status(MrPgSource *source)
 {
-	MemoryContext old = MemoryContextSwitchTo(source->connected);
 	MrPgClient *side = mr_pg_side(source);
+	MemoryContext asking = AllocSetContextCreate(CurrentMemoryContext, "millrace postgres status",
+												 ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(asking);
 	char *status = mr_pg_retained(side, source->base.stream->id, &source->options);
 	bool changed;
 
@@ -466,6 +468,7 @@ mr_pg_ask_status(MrPgSource *source)
 	}
 	changed = mr_pg_publication_changed(source, side);
 	MemoryContextSwitchTo(old);
+	MemoryContextDelete(asking);
 	/* To connect anew is to look at it, and to do what has to be done. */
 	if (changed)
 	{

@@ -86,6 +86,9 @@ mr_pg_raise(MrPgSource *source, XLogRecPtr *position, TimestampTz *time)
 		if (round->position < source->received)
 		{
 			source->live = foreach_delete_current(source->live, cell);
+			pfree(round->text);
+			pfree(round->running);
+			pfree(round);
 			continue;
 		}
 		if (sees(round, source->xid))
@@ -573,7 +576,7 @@ begin_copies(MrPgSource *source, MrPgTask *task, const char *snapshot)
 bool
 mr_pg_round_begin(MrPgSource *source)
 {
-	MemoryContext old = MemoryContextSwitchTo(source->connected);
+	MemoryContext old = CurrentMemoryContext;
 	MrPgTask *task = source->rereads != NIL ? NULL : next_task(source);
 	MrPgTask before = {0};
 	char *snapshot;
@@ -584,8 +587,14 @@ mr_pg_round_begin(MrPgSource *source)
 	if (source->readers == NULL)
 	{
 		source->nreaders = source->options.parallel;
-		source->readers = palloc0(sizeof(MrPgReader) * source->nreaders);
+		source->readers = MemoryContextAllocZero(source->connected,
+												 sizeof(MrPgReader) * source->nreaders);
 	}
+	if (source->of_round != NULL)
+		MemoryContextDelete(source->of_round);
+	source->of_round = AllocSetContextCreate(source->connected, "millrace postgres round",
+											 ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(source->of_round);
 	if (!connect_reader(source, 0))
 		(void) postpone(source, mr_pg_problem(source->readers[0].client));
 	else if ((source->round = take_snapshot(source, &snapshot)) != NULL)
@@ -595,8 +604,7 @@ mr_pg_round_begin(MrPgSource *source)
 		{
 			if (task != NULL)
 				*task = before;
-			source->rereads = list_concat(source->rereads, source->reading);
-			source->reading = NIL;
+			mr_pg_read_again(source);
 			source->round = NULL;
 			/* What was begun there ends with the connections. */
 			for (int i = 0; i < source->nreaders; i++)
@@ -783,12 +791,22 @@ mr_pg_round_end(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->context);
 	MrPgRound *live = mr_pg_parse_snapshot(source->round->text);
+	ListCell *cell;
 
 	live->position = source->round->position;
 	live->clock = source->round->clock;
 	source->live = lappend(source->live, live);
 	source->round = NULL;
 	source->round_taken = false;
+	foreach(cell, source->reading)
+	{
+		MrPgReread *reread = lfirst(cell);
+
+		pfree(reread->table);
+		pfree(reread->condition);
+		pfree(reread);
+	}
+	list_free(source->reading);
 	source->reading = NIL;
 	MemoryContextSwitchTo(old);
 }

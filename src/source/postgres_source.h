@@ -110,6 +110,7 @@ typedef struct MrPgSource
 	MrSource base;
 	MemoryContext context; /* the feed's */
 	MemoryContext connected; /* of one connection's life */
+	MemoryContext of_round; /* of a round of the snapshot, in it; NULL before the first */
 	MemoryContext described; /* of the server's options and secrets, as they are read again */
 	MrPgOptions options;
 	List *properties;
@@ -204,6 +205,9 @@ typedef struct MrPgType
 
 /* Ends all connections; the next attempt comes soon, or after some failures later. */
 extern void mr_pg_disconnect(MrPgSource *source);
+
+/* Puts the rows that a round was to read again back among those that are left. */
+extern void mr_pg_read_again(MrPgSource *source);
 
 /* "X/X" as a position, and back. */
 extern bool mr_pg_parse_lsn(const char *text, XLogRecPtr *lsn);

@@ -700,6 +700,14 @@ BEGIN
         RAISE EXCEPTION 'a key column of staging table % is gone', present.relation
             USING ERRCODE = 'undefined_column', HINT = 'Drop the staging table and create it again.';
     END IF;
+    -- What is taken away later is computed from rows as it was when they came.
+    SELECT t.kind, t.relation INTO removed FROM millrace.target_source x JOIN millrace.target t ON t.id = x.target_id
+    WHERE x.staging_id = present.id AND t.kind NOT IN ('hub', 'link', 'satellite', 'pit') AND timezone <> present.timezone LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'timezone of staging table % cannot change from % to %', present.relation, present.timezone, timezone
+            USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('What %s %s has was computed under it.', removed.kind, removed.relation),
+                  HINT = 'Give the timezone that it has, or drop what reads the table first.';
+    END IF;
     SELECT c.name, t.kind, t.relation INTO removed
     FROM millrace_internal.staging_columns(present.definition) c
     JOIN millrace.target_source x ON x.staging_id = present.id JOIN millrace.target t ON t.id = x.target_id
