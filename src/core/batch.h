@@ -34,6 +34,7 @@ typedef struct MrMessage
 	int32 epoch; /* raised when a topic, slot or inbox is re-created or reset */
 	int64 position; /* offset, commit LSN or push number */
 	pg_uuid_t place; /* orders, as bytes, messages of one position; zero where each has its own */
+	uint64 transaction; /* of the source, whose changes others saw at once; 0: one of its own */
 	char op; /* what a change does, when the source says it beside the value; else 0 */
 	TimestampTz time; /* the source's: record timestamp, commit or push time */
 	char *key; /* NULL: none; not terminated */
@@ -87,6 +88,7 @@ typedef struct MrVersion
 	bool always; /* a tombstone that wins over every version before it */
 	/* Such a one that came before it, for when this one is not newer than what is staged; or NULL. */
 	struct MrVersion *instead;
+	bool unseen; /* a later one of the same transaction of the source has taken its place */
 	pg_uuid_t digest; /* breaks ties: of the raw value, or without a declared version its place */
 	int nrows; /* rows that pass filter and expectations */
 	MrRow *rows;

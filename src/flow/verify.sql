@@ -328,7 +328,7 @@ DECLARE
     nsub CONSTANT integer := coalesce(json_array_length(target.definition -> 'sub_key'), 0);
     at CONSTANT text := CASE WHEN staging.definition #>> '{version,type}' = 'timestamp with time zone' THEN 'coalesce(l._version, l._message_time)' ELSE 'l._message_time' END;
     object CONSTANT text[] := ARRAY(SELECT format('l.%I', millrace_internal.version_column(staging, m ->> 'name')) FROM json_array_elements(staging.definition -> 'columns') m WHERE (m ->> 'key')::boolean ORDER BY 1);
-    version CONSTANT text := array_to_string('{l._partition,l._position,l._loaded_at}' || object, ', ');
+    version CONSTANT text := array_to_string('{l._partition,l._position,l._loaded_at,l._version}' || object, ', ');
     parent millrace.target;
     key record;
     read text[]; -- the source's columns for those asked for, or NULL

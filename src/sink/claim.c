@@ -98,10 +98,7 @@ release_orphans(const char *kinds)
 	}
 }
 
-/*
- * ---- bodies
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- bodies ---------------------------------------------------------------------------------------------- */
 
 /* What one delivery consists of. */
 typedef struct Unit
@@ -242,10 +239,7 @@ mr_claim_test_body(const MrChannel *channel)
 	return channel->has_message ? own_body(channel, &unit) : default_body(channel, &unit);
 }
 
-/*
- * ---- deliveries
- * ---------------------------------------------------------------------------------------------
- */
+/* ---- deliveries ------------------------------------------------------------------------------------------ */
 
 /* Keeps the row of a delivery, columns as RETURNED names them. */
 #define RETURNED \

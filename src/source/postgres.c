@@ -366,6 +366,7 @@ add_message(MrPgSource *source, MrBatch *batch, const char *table)
 	message->epoch = source->position.epoch;
 	message->position = (int64) source->raised;
 	message->time = source->raised_time;
+	message->transaction = source->commit;
 	place[0] = pg_hton64(source->commit);
 	place[1] = pg_hton64((uint64) ++source->ordinal);
 	memcpy(&message->place, place, sizeof(place));

@@ -152,7 +152,13 @@ compare_versions(const MrStaging *staging, const LogRow *l, const LogRow *r)
 		if (order != 0)
 			return order;
 	}
-	return 0;
+	/* One transaction of the source may have declared several. */
+	if (plan->version == NULL)
+		return 0;
+	return ApplySortComparator(
+		l->row.values[staging->version - 1], l->row.nulls[staging->version - 1],
+		r->row.values[staging->version - 1], r->row.nulls[staging->version - 1],
+		unconstify(SortSupportData *, &plan->version_sort));
 }
 
 static int

@@ -184,19 +184,61 @@ mr_object_prepare(const MrStaging *staging)
 	prepare_upsert(staging, columns.data, ncolumns, types);
 }
 
+/* The versions in the order of keys, those of one object as they came. */
+static MrVersion **
+versions_by_key(const MrStaged *staged)
+{
+	MrVersion **versions = MemoryContextAllocHuge(CurrentMemoryContext,
+												  sizeof(MrVersion *) * staged->nversions);
+
+	for (int i = 0; i < staged->nversions; i++)
+		versions[i] = &staged->versions[i];
+	qsort_arg(versions, staged->nversions, sizeof(MrVersion *), compare_versions_by_key,
+			  (void *) staged->staging);
+	return versions;
+}
+
+/*
+ * Of several versions of an object that one transaction of the source has made, nobody but itself has seen any but the last: the
+ * others never were.  They have one time, so that who orders states by it could not tell which one that is.  A declared version tells
+ * itself which one counts.
+ */
+static void
+leave_out_unseen(MrStaged *staged)
+{
+	MrVersion **versions;
+	int kept = 0;
+	bool any = false;
+
+	for (int i = 0; i < staged->nversions && !any && staged->staging->plan->version == NULL; i++)
+		any = i > 0 && staged->versions[i].message->transaction != 0 &&
+			  staged->versions[i].message->transaction ==
+				  staged->versions[i - 1].message->transaction;
+	if (!any)
+		return;
+	versions = versions_by_key(staged);
+	for (int i = 0; i < staged->nversions; i++)
+		versions[i]->unseen =
+			i + 1 < staged->nversions && versions[i]->message->transaction != 0 &&
+			versions[i]->message->transaction == versions[i + 1]->message->transaction &&
+			compare_keys(staged->staging, versions[i]->key, versions[i + 1]->key) == 0;
+	pfree(versions);
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (!staged->versions[i].unseen)
+			staged->versions[kept++] = staged->versions[i];
+	}
+	staged->nversions = kept;
+}
+
 /* Finds the newest version of each object in the batch; returns them in the order of keys. */
 static MrVersion **
 newest_versions(MrStaged *staged, int *count)
 {
 	const MrStaging *staging = staged->staging;
-	MrVersion **newest = MemoryContextAllocHuge(CurrentMemoryContext,
-												sizeof(MrVersion *) * staged->nversions);
+	MrVersion **newest = versions_by_key(staged);
 	int n = 0;
 
-	for (int i = 0; i < staged->nversions; i++)
-		newest[i] = &staged->versions[i];
-	qsort_arg(newest, staged->nversions, sizeof(MrVersion *), compare_versions_by_key,
-			  (void *) staging);
 	for (int i = 0; i < staged->nversions; i++)
 	{
 		MrVersion *version = newest[i];
@@ -561,6 +603,7 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	staged->naccepted = 0;
 	if (staged->nversions == 0)
 		return;
+	leave_out_unseen(staged);
 	newest = newest_versions(staged, &count);
 	if (staged->staging->each_version)
 		mark_stale(staged);
