@@ -294,11 +294,15 @@ be_producing(Connection *connection, const MrChannel *channel, char **problem)
 	return verdict;
 }
 
-/* Leaves out what an earlier transaction has sent already. */
+/*
+ * Leaves out what an earlier transaction has sent already.  What nobody can have sent, and has such a number all the same, needs another
+ * one: the database has gone back, to a backup or a standby that was behind.
+ */
 static List *
 leave_out_sent(List *deliveries, const Connection *connection)
 {
 	List *rest = NIL;
+	bool gone_back = false;
 	int doubtful = 0;
 	ListCell *cell;
 
@@ -306,7 +310,11 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	{
 		MrDelivery *delivery = lfirst(cell);
 
-		if (delivery->send_no <= connection->kept)
+		gone_back |= !delivery->again && delivery->send_no <= connection->kept;
+		/* With what comes after it, to keep their order. */
+		if (gone_back && !delivery->again)
+			delivery->passed_by = connection->kept;
+		else if (delivery->send_no <= connection->kept)
 			end_attempt(delivery, MR_OUTCOME_SENT, NULL);
 		else
 			rest = lappend(rest, delivery);

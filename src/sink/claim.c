@@ -299,11 +299,11 @@ keep_send_no(const MrChannel *channel)
 }
 
 /*
- * Numbers what comes from dead letters: the number of its first time, which Kafka has passed since, would say that it was
- * sent.
+ * Numbers what has no number (any more), in its order: dead letters that are tried again, of which the first number would say that they
+ * were sent, and what another message was sent with the number of.
  */
 static void
-number_letters(MrChannel *channel, List *claimed)
+number_again(MrChannel *channel, List *claimed)
 {
 	static const Oid types[] = {INT8ARRAYOID, INT8ARRAYOID};
 	static MrStatement *number = NULL;
@@ -335,10 +335,7 @@ number_letters(MrChannel *channel, List *claimed)
 	keep_send_no(channel);
 }
 
-/*
- * Claims deliveries that are to be tried again: those that are due; in batches all of them, in
- * their order.
- */
+/* Claims deliveries that are to be tried again: those that are due; in batches all of them, in their order. */
 static List *
 claim_again(MrChannel *channel, int at_most)
 {
@@ -365,9 +362,12 @@ claim_again(MrChannel *channel, int at_most)
 		claimed = lappend(claimed, delivery);
 	}
 	SPI_freetuptable(SPI_tuptable);
-	if (channel->kind == MR_CHANNEL_KAFKA)
-		number_letters(channel, claimed);
 	list_sort(claimed, by_order);
+	if (channel->kind == MR_CHANNEL_KAFKA)
+	{
+		number_again(channel, claimed);
+		list_sort(claimed, by_order);
+	}
 	return claimed;
 }
 

@@ -139,15 +139,15 @@ go_on(MrDelivery *delivery, bool next_part)
 static void
 put_back(const MrDelivery *delivery, TimestampTz next_at)
 {
-	static const Oid types[] = {INT8OID, INT4OID, TIMESTAMPTZOID};
+	static const Oid types[] = {INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID};
 	static MrStatement *update = NULL;
 	Datum values[] = {Int64GetDatum(delivery->id), Int32GetDatum(delivery->attempts),
-					  TimestampTzGetDatum(next_at)};
+					  TimestampTzGetDatum(next_at), BoolGetDatum(delivery->passed_by > 0)};
 
 	(void) mr_statement_by_index(
 		&update,
 		"UPDATE millrace.delivery d SET state = 'ready', claimant = NULL, attempts = $2, "
-		"next_at = $3 WHERE d.id = $1",
+		"next_at = $3, send_no = CASE WHEN NOT $4 THEN d.send_no END WHERE d.id = $1",
 		lengthof(types), types, values);
 }
 
@@ -170,6 +170,7 @@ typedef struct Summary
 	bool answered; /* the endpoint works */
 	MrDelivery *failed; /* the last one that failed for a time */
 	MrDelivery *not_allowed;
+	int64 passed_by; /* the highest number that was sent without being known here; or 0 */
 } Summary;
 
 /* Tells all channels with the same token to wait. */
@@ -217,6 +218,17 @@ write_summary(const Summary *summary, TimestampTz now)
 
 	if (summary->sent > 0 || summary->answered)
 		write_success(summary);
+	if (summary->passed_by > 0)
+	{
+		(void) mr_sql(
+			"UPDATE millrace.channel_state s SET send_no = greatest(s.send_no, " INT64_FORMAT
+			") WHERE s.channel_id = %d",
+			summary->passed_by, channel->id);
+		ereport(WARNING,
+				(errmsg("channel \"%s\" has sent messages that this database knows nothing of",
+						channel->name),
+				 errdetail("It was restored from a backup, or from a server that was behind.")));
+	}
 	if (failed)
 	{
 		int failures;
@@ -409,6 +421,7 @@ record_one(MrDelivery *delivery, Summary *summary, MrArray *sent, Attempts *atte
 	{
 		case MR_OUTCOME_UNSENT:
 			put_back(delivery, now);
+			summary->passed_by = Max(summary->passed_by, delivery->passed_by);
 			if (delivery->not_allowed)
 				summary->not_allowed = delivery;
 			return false;
