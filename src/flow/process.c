@@ -456,12 +456,17 @@ copy_decisions(MrBatch *batch, const MrBatch *part)
 		const MrStaged *staged = &part->staged[s];
 		int next = 0;
 
-		for (int i = 0; i < whole->nversions && next < staged->nversions; i++)
+		for (int i = 0; i < whole->nversions; i++)
 		{
-			if (whole->versions[i].message != staged->versions[next].message)
+			MrVersion *version = &whole->versions[i];
+
+			if (next == staged->nversions || version->message != staged->versions[next].message)
+			{
+				version->unseen = !mr_message_left_out(batch, version->message, whole->staging);
 				continue;
-			whole->versions[i].newest = staged->versions[next].newest;
-			whole->versions[i].accepted = staged->versions[next].accepted;
+			}
+			version->newest = staged->versions[next].newest;
+			version->accepted = staged->versions[next].accepted;
 			next++;
 		}
 	}

@@ -301,8 +301,10 @@ be_producing(Connection *connection, const MrChannel *channel, char **problem)
 static List *
 leave_out_sent(List *deliveries, const Connection *connection)
 {
+	const MrChannel *channel = ((MrDelivery *) linitial(deliveries))->channel;
 	List *rest = NIL;
-	bool gone_back = false;
+	/* No number that was given here is as high. */
+	bool gone_back = connection->kept > channel->send_no;
 	int doubtful = 0;
 	ListCell *cell;
 
@@ -310,9 +312,9 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	{
 		MrDelivery *delivery = lfirst(cell);
 
-		gone_back |= !delivery->again && delivery->send_no <= connection->kept;
 		/* With what comes after it, to keep their order. */
-		if (gone_back && !delivery->again)
+		gone_back |= !delivery->again && delivery->send_no <= connection->kept;
+		if (gone_back)
 			delivery->passed_by = connection->kept;
 		else if (delivery->send_no <= connection->kept)
 			end_attempt(delivery, MR_OUTCOME_SENT, NULL);
@@ -323,8 +325,7 @@ leave_out_sent(List *deliveries, const Connection *connection)
 	}
 	if (doubtful > 0)
 		ereport(WARNING,
-				(errmsg("channel \"%s\" may send %d messages twice",
-						((MrDelivery *) linitial(deliveries))->channel->name, doubtful),
+				(errmsg("channel \"%s\" may send %d messages twice", channel->name, doubtful),
 				 errdetail("The broker does not know any more which message was the last one.")));
 	return rest;
 }
@@ -338,9 +339,10 @@ make_messages(List *deliveries)
 
 	foreach(cell, deliveries)
 	{
-		const MrDelivery *delivery = lfirst(cell);
+		MrDelivery *delivery = lfirst(cell);
 		MrKafkaOut *message = &messages[foreach_current_index(cell)];
 
+		delivery->handed_over = true;
 		message->key = delivery->key;
 		message->value = delivery->payload;
 	}

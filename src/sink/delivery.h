@@ -87,6 +87,7 @@ typedef struct MrDelivery
 	TimestampTz created_at;
 	int64 send_no;
 	bool again; /* an earlier claim may have sent it */
+	bool handed_over; /* to Kafka: it may be there */
 	int64 passed_by; /* another one has been sent with this number, and all up to that; or 0 */
 
 	MrOutcome outcome;

@@ -141,8 +141,10 @@ put_back(const MrDelivery *delivery, TimestampTz next_at)
 {
 	static const Oid types[] = {INT8OID, INT4OID, TIMESTAMPTZOID, BOOLOID};
 	static MrStatement *update = NULL;
-	Datum values[] = {Int64GetDatum(delivery->id), Int32GetDatum(delivery->attempts),
-					  TimestampTzGetDatum(next_at), BoolGetDatum(delivery->passed_by > 0)};
+	Datum values[] = {
+		Int64GetDatum(delivery->id), Int32GetDatum(delivery->attempts),
+		TimestampTzGetDatum(next_at),
+		BoolGetDatum(delivery->passed_by > 0 || !(delivery->again || delivery->handed_over))};
 
 	(void) mr_statement_by_index(
 		&update,

@@ -158,8 +158,12 @@ pg_open(MrStream *stream, int worker, int workers)
 		source->position = positions[0];
 		source->has_position = true;
 		source->received = (XLogRecPtr) source->position.position;
-		/* What the source has been told stays told. */
-		source->acknowledged = ours ? InvalidXLogRecPtr : source->received;
+		/* It is told when it is sure to stay: run_stream() has not told it, and who committed may not have waited for the disk. */
+		if (!ours)
+		{
+			source->waiting = source->received;
+			source->waiting_local = GetXLogInsertRecPtr();
+		}
 	}
 	read_properties(source);
 	source->must_use_password = mr_server_must_use_password(stream->server);

@@ -199,10 +199,35 @@ versions_by_key(const MrStaged *staged)
 }
 
 /*
- * Of several versions of an object that one transaction of the source has made, nobody but itself has seen any but the last: the
- * others never were.  They have one time, so that who orders states by it could not tell which one that is.  A declared version tells
- * itself which one counts.
+ * Has a later version of the same transaction of the source taken this one's place?  Nobody but itself has seen it then: it never was.
+ * They have one time, so that who orders states by it could not tell which one is the last; where a version is declared, only those
+ * that declare the same are in question.
  */
+static bool
+is_unseen(const MrStaging *staging, MrVersion **versions, int n, int i)
+{
+	MrStagingPlan *plan = staging->plan;
+	const MrVersion *version = versions[i];
+
+	if (version->message->transaction == 0 || version->always)
+		return false;
+	for (int next = i + 1; next < n; next++)
+	{
+		const MrVersion *later = versions[next];
+
+		if (later->message->transaction != version->message->transaction ||
+			compare_keys(staging, version->key, later->key) != 0)
+			return false;
+		if (plan->version == NULL ||
+			(!later->always &&
+			 ApplySortComparator(version->version, version->version_null, later->version,
+								 later->version_null, &plan->version_sort) == 0))
+			return true;
+	}
+	return false;
+}
+
+/* Leaves out what nobody has seen. */
 static void
 leave_out_unseen(MrStaged *staged)
 {
@@ -210,18 +235,17 @@ leave_out_unseen(MrStaged *staged)
 	int kept = 0;
 	bool any = false;
 
-	for (int i = 0; i < staged->nversions && !any && staged->staging->plan->version == NULL; i++)
-		any = i > 0 && staged->versions[i].message->transaction != 0 &&
-			  staged->versions[i].message->transaction ==
-				  staged->versions[i - 1].message->transaction;
+	for (int i = 1; i < staged->nversions && !any; i++)
+	{
+		uint64 transaction = staged->versions[i].message->transaction;
+
+		any = transaction != 0 && transaction == staged->versions[i - 1].message->transaction;
+	}
 	if (!any)
 		return;
 	versions = versions_by_key(staged);
 	for (int i = 0; i < staged->nversions; i++)
-		versions[i]->unseen =
-			i + 1 < staged->nversions && versions[i]->message->transaction != 0 &&
-			versions[i]->message->transaction == versions[i + 1]->message->transaction &&
-			compare_keys(staged->staging, versions[i]->key, versions[i + 1]->key) == 0;
+		versions[i]->unseen = is_unseen(staged->staging, versions, staged->nversions, i);
 	pfree(versions);
 	for (int i = 0; i < staged->nversions; i++)
 	{

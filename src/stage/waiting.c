@@ -57,7 +57,7 @@ mr_waiting_write(MrStream *stream, MrBatch *batch)
 			MrFailure *lacking;
 
 			/* What the source reads again comes whole, and waits then. */
-			if (!version->incomplete || version->message->reread ||
+			if (!version->incomplete || version->unseen || version->message->reread ||
 				mr_message_left_out(batch, version->message, staged->staging))
 				continue;
 			lacking = palloc0(sizeof(MrFailure));
