@@ -529,15 +529,14 @@ table_query(MrDictionary *d)
 	if (d->key_type == UUIDOID)
 		accepted = "WHERE i.id ~* '^[0-9a-f]{8}(-?[0-9a-f]{4}){4}[0-9a-f]{8}$' ";
 	else if (d->key_type != TEXTOID && d->key_type != VARCHAROID)
+	{
+		int64 largest = PG_INT64_MAX >> (64 - 8 * get_typlen(d->key_type));
+
 		/* Cast to a number of any size before it is compared with what the type takes. */
 		accepted = psprintf("WHERE CASE WHEN i.id ~ '^-?[0-9]{1,19}$' THEN i.id::numeric "
 							"BETWEEN " INT64_FORMAT " AND " INT64_FORMAT " END ",
-							d->key_type == INT8OID   ? PG_INT64_MIN
-							: d->key_type == INT4OID ? (int64) PG_INT32_MIN
-													 : (int64) PG_INT16_MIN,
-							d->key_type == INT8OID   ? PG_INT64_MAX
-							: d->key_type == INT4OID ? (int64) PG_INT32_MAX
-													 : (int64) PG_INT16_MAX);
+							-largest - 1, largest);
+	}
 	initStringInfo(&columns);
 	foreach(lc, d->columns)
 		appendStringInfo(&columns, "%st.%s", columns.len == 0 ? "" : ", ",
