@@ -129,11 +129,47 @@ CREATE FUNCTION priv.twice(n bigint) RETURNS bigint IMMUTABLE LANGUAGE sql RETUR
 SELECT millrace.create_mart('priv.m', 'SELECT a, priv.twice(count(*)) AS c, count(*) AS n FROM priv.t GROUP BY a', order_by => 'c');
 SELECT millrace.create_mart('priv.m', 'SELECT a, priv.twice(count(*)) AS c, count(*) AS n FROM priv.t GROUP BY a', order_by => 'n DESC');
 
+-- What an erasure or a rebuild calls of somebody's functions it calls as he, and his operators not at all; what it works with he cannot prepare for it.
+CREATE FUNCTION priv.checks(value text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'regress_millrace_admin' THEN RAISE NOTICE 'checks() as %', current_user; END IF; RETURN true; END $$;
+CREATE FUNCTION priv.seen(n bigint) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'regress_millrace_admin' THEN RAISE NOTICE 'seen() as %', current_user; END IF; RETURN true; END $$;
+CREATE FUNCTION priv.same(uuid, uuid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'regress_millrace_admin' THEN RAISE NOTICE 'same() as %', current_user; END IF; RETURN true; END $$;
+CREATE FUNCTION priv.plants() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN CREATE TRIGGER planted BEFORE INSERT ON millrace_state.erase_rule_key EXECUTE FUNCTION priv.tells(); RETURN OLD; END $$;
+CREATE DOMAIN priv.name AS text CHECK (priv.checks(value));
+SELECT millrace.create_stream('own');
+SELECT millrace.create_staging('priv.p', stream => 'own', key => '{"id": ["$.id", "integer"]}', columns => '{"who": ["$.who", "priv.name"], "city": "$.city"}', log => true);
+SELECT millrace.create_mart('priv.named', 'SELECT who, count(*) AS n FROM priv.p GROUP BY who HAVING priv.seen(count(*))');
+SELECT millrace.create_rule('named', kind => 'match', source => 'priv.p', predicate => 'true');
+RESET ROLE;
+SELECT millrace.create_hub('priv.h_city', source => 'priv.p', business_key => '{city}');
+SET ROLE regress_millrace_admin;
+SET client_min_messages = warning;
+SELECT count(millrace.push('own', json_build_object('id', i, 'who', chr(96 + i), 'city', chr(64 + i)))) FROM generate_series(1, 3) i;
+SELECT messages FROM millrace.run_stream('own');
+SET client_min_messages = notice;
+SELECT millrace.rebuild('priv.named');
+CREATE OPERATOR priv.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = priv.same);
+SET search_path = priv, pg_catalog;
+SELECT * FROM millrace.erase('own', '{"who": "a"}');
+RESET search_path;
+RESET ROLE;
+SELECT city FROM priv.h_city WHERE length(city) = 1 ORDER BY city;
+SET ROLE regress_millrace_admin;
+CREATE TRIGGER plants BEFORE DELETE ON priv.p FOR EACH ROW EXECUTE FUNCTION priv.plants();
+SET client_min_messages = warning;
+SELECT * FROM millrace.erase('own', '{"who": "b"}');
+SET client_min_messages = notice;
+DROP TRIGGER plants ON priv.p;
+
 -- Keys are not arrays, under whatever name.
 CREATE DOMAIN priv.list AS integer[];
 SELECT millrace.create_staging('priv.v', stream => 'priv', key => '{"id": ["$.id", "priv.list"]}');
 SELECT millrace.create_staging('priv.v', stream => 'priv', key => '{"id": ["$.id", "integer"]}', version => '["$.v", "integer[]"]');
 SET client_min_messages = warning;
+RESET ROLE;
+SELECT millrace.drop_table('priv.h_city');
+SET ROLE regress_millrace_admin;
+SELECT millrace.drop_stream('own', cascade => true);
 SELECT millrace.drop_stream('priv', cascade => true);
 RESET ROLE;
 DROP SCHEMA priv, guest CASCADE;

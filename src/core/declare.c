@@ -29,6 +29,7 @@ static char *declaring_path = NULL;
 
 PG_FUNCTION_INFO_V1(millrace_declare);
 PG_FUNCTION_INFO_V1(millrace_execute_as);
+PG_FUNCTION_INFO_V1(millrace_value_as);
 PG_FUNCTION_INFO_V1(millrace_declaring_path);
 PG_FUNCTION_INFO_V1(millrace_qualified_name);
 PG_FUNCTION_INFO_V1(millrace_relation);
@@ -141,13 +142,12 @@ mr_enter_declaring_path(void)
 	return nest_level;
 }
 
-/* Runs one statement as a role under the search_path of the caller of the declaring function. */
+/* Runs one statement as a role; the search_path is the calling function's, so that no operator is the caller's. */
 Datum
 millrace_execute_as(PG_FUNCTION_ARGS)
 {
 	Oid role = PG_GETARG_OID(0);
 	char *statement = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	int nest_level = mr_enter_declaring_path();
 	uint64 processed;
 	MrRunAs saved;
 
@@ -157,8 +157,35 @@ millrace_execute_as(PG_FUNCTION_ARGS)
 	processed = mr_sql("%s", statement);
 	SPI_finish();
 	mr_run_back(&saved);
-	AtEOXact_GUC(false, nest_level);
 	PG_RETURN_INT64((int64) processed);
+}
+
+/* The same for a query that gives one value, of the type of the last argument. */
+Datum
+millrace_value_as(PG_FUNCTION_ARGS)
+{
+	Oid role = PG_GETARG_OID(0);
+	char *query = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Oid type = get_fn_expr_rettype(fcinfo->flinfo);
+	Datum value = (Datum) 0;
+	bool isnull = true;
+	MrRunAs saved;
+
+	mr_run_as_restricted(&saved, role);
+	SPI_connect();
+	if (mr_sql("%s", query) > 0)
+	{
+		if (SPI_gettypeid(SPI_tuptable->tupdesc, 1) != type)
+			elog(ERROR, "\"%s\" does not give %s", query, format_type_be(type));
+		value = mr_sql_value(0, 1, &isnull);
+		if (!isnull)
+			value = SPI_datumTransfer(value, get_typbyval(type), get_typlen(type));
+	}
+	SPI_finish();
+	mr_run_back(&saved);
+	if (isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(value);
 }
 
 Datum

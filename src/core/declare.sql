@@ -4,7 +4,12 @@
 CREATE FUNCTION millrace_internal.execute_as(role regrole, statement text) RETURNS bigint
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_execute_as';
 COMMENT ON FUNCTION millrace_internal.execute_as(regrole, text) IS
-    'runs one statement with the privileges of a role, under the search_path of whoever called the declaring function; returns how many rows it was about';
+    'runs one statement, in which every name is qualified, with the privileges of a role; returns how many rows it was about';
+
+CREATE FUNCTION millrace_internal.value_as(role regrole, query text, kind anyelement) RETURNS anyelement
+LANGUAGE C AS 'MODULE_PATHNAME', 'millrace_value_as';
+COMMENT ON FUNCTION millrace_internal.value_as(regrole, text, anyelement) IS
+    'the one value that a query gives, in which every name is qualified, with the privileges of a role; it is of the type of the last argument';
 
 CREATE FUNCTION millrace_internal.qualified_query(role regrole, query text, is_kept boolean DEFAULT true) RETURNS text
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_qualified_query';

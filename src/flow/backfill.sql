@@ -64,13 +64,13 @@ DECLARE
     total double precision := 0;
 BEGIN
     FOR part IN
-        SELECT l AS relation, c.reltuples / nullif(c.relpages, 0) AS per_page, pg_relation_size(l) / current_setting('block_size')::bigint AS pages
+        SELECT l AS relation, c.relowner AS owner, c.reltuples / nullif(c.relpages, 0) AS per_page, pg_relation_size(l) / current_setting('block_size')::bigint AS pages
         FROM millrace_internal.log_tables(relation) AS l JOIN pg_class c ON c.oid = l
     LOOP
         IF part.per_page > 0 THEN
             rows := part.per_page * part.pages;
         ELSE
-            EXECUTE format('SELECT count(*) FROM %s WHERE ctid < %L', part.relation, format('(%s,0)', sampled)) INTO rows;
+            rows := millrace_internal.value_as(part.owner, format('SELECT count(*) FROM %s WHERE ctid < %L', part.relation, format('(%s,0)', sampled)), 0::bigint);
             rows := rows * greatest(part.pages::double precision / sampled, 1);
         END IF;
         total := total + rows;
@@ -105,12 +105,12 @@ BEGIN
         INSERT INTO millrace.backfill_part (target_id, number, staging_id, relation, by_key) SELECT target_id, parts, by_itself, t.relation, true FROM millrace.target t WHERE t.id = target_id;
     END IF;
     FOR source IN
-        SELECT DISTINCT g.id, g.relation, g.log, g.log_since FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+        SELECT DISTINCT g.id, g.owner, g.relation, g.log, g.log_since FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
         WHERE s.target_id = target_id AND by_itself = 0 ORDER BY g.id
     LOOP
         -- A log that does not have all versions may lack those that are staged.
         IF by_rows OR (from_staged AND source.log_since IS DISTINCT FROM '-infinity') THEN
-            EXECUTE format('SELECT EXISTS (SELECT FROM %s)', source.relation) INTO has_rows;
+            has_rows := millrace_internal.value_as(source.owner, format('SELECT EXISTS (SELECT FROM %s)', source.relation), true);
             IF has_rows THEN
                 parts := parts + 1;
                 expected := expected + millrace_internal.estimated_rows(source.relation);

@@ -57,18 +57,27 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_hash(regclass, millrace.staging, json, boolean) IS 'how a row of a source is hashed for a hub or link';
 
--- A table of ours to work with, which is gone at the end; who has to may write it.
+-- Who has to may write a table of ours to work with, and no more: what happens when it is written is not theirs to say.
+CREATE FUNCTION millrace_internal.erase_grant(work regclass, role regrole) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', work, role);
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_grant(regclass, regrole) IS 'lets a role write a table that an erasure works with';
+
+-- A table of ours to work with, which is gone at the end.
 CREATE FUNCTION millrace_internal.erase_table(name text, columns text, owners regrole[]) RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    owner regrole;
+    work regclass;
 BEGIN
     EXECUTE format('CREATE TABLE millrace_state.%I (%s)', name, columns);
-    FOREACH owner IN ARRAY owners LOOP
-        EXECUTE format('GRANT ALL ON millrace_state.%I TO %s', name, owner);
-    END LOOP;
-    RETURN format('millrace_state.%I', name)::regclass;
+    work := format('millrace_state.%I', name);
+    PERFORM millrace_internal.erase_grant(work, o) FROM unnest(owners) o;
+    RETURN work;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_table(text, text, regrole[]) IS 'makes a table for the time of an erasure';
@@ -119,6 +128,18 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_named(millrace.stream, millrace.staging, text[]) IS 'the staging tables in which columns name somebody';
 
+-- Remembers the values in columns k1, k2, … of a table that an erasure works with.
+CREATE FUNCTION millrace_internal.erase_remember(staging millrace.staging, columns text[], work regclass) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('INSERT INTO millrace.erasure (stream_id, staging_id, relation, columns, digest) SELECT $1, $2, $3, $4, millrace_internal.erasure_digest(%s) FROM %s AS o ON CONFLICT DO NOTHING',
+        (SELECT string_agg(format('o.k%s', n), ', ' ORDER BY n) FROM generate_subscripts(columns, 1) n), work)
+        USING staging.stream_id, staging.id, staging.relation::text, columns;
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.erase_remember(millrace.staging, text[], regclass) IS 'remembers values of columns of a staging table as erased';
+
 -- The keys of a vault table that erased objects of one source have.
 CREATE FUNCTION millrace_internal.erase_candidates(parent regclass, keys regclass, staging millrace.staging, columns json, objects regclass) RETURNS void
 LANGUAGE plpgsql
@@ -145,9 +166,9 @@ BEGIN
                   WHERE t.kind = 'hub' AND g.id = ANY (matched) LOOP
         IF source.columns @> wanted AND source.columns <@ wanted THEN
             hub := source.id;
-            EXECUTE format('SELECT millrace.hash_key(%L::regclass, %s)', source.relation,
+            hash_key := millrace_internal.value_as((source.staging).owner, format('SELECT millrace.hash_key(%L::regclass, %s)', source.relation,
                 (SELECT string_agg(format('CAST(%L AS %s)', given ->> d, c.type), ', ' ORDER BY n)
-                 FROM unnest(source.columns) WITH ORDINALITY AS u (d, n) JOIN millrace_internal.staging_columns((source.staging).definition) c ON c.name = d)) INTO hash_key;
+                 FROM unnest(source.columns) WITH ORDINALITY AS u (d, n) JOIN millrace_internal.staging_columns((source.staging).definition) c ON c.name = d)), NULL::uuid);
             RETURN NEXT;
         END IF;
     END LOOP;
@@ -168,7 +189,7 @@ BEGIN
         EXECUTE format('INSERT INTO %s VALUES (%L) ON CONFLICT DO NOTHING', keys, named_key);
     ELSIF link.kind = 'link' THEN
         FOR part IN SELECT h.n FROM json_array_elements(link.definition -> 'hubs') WITH ORDINALITY AS h (hub, n) WHERE (h.hub ->> 'id')::integer = named LOOP
-            EXECUTE format('GRANT ALL ON %s TO %s', keys, link.owner);
+            PERFORM millrace_internal.erase_grant(keys, link.owner);
             PERFORM millrace_internal.execute_as(link.owner, format('INSERT INTO %s SELECT l.%I FROM %s AS l WHERE l.%I = %L ON CONFLICT DO NOTHING',
                 keys, millrace_internal.definition_column('link', link.id, 'hash_key'), link.relation, millrace_internal.definition_column('link', link.id, 'hub_' || part), named_key));
         END LOOP;
@@ -186,7 +207,7 @@ DECLARE
     complete boolean := true;
 BEGIN
     FOR source IN SELECT g AS staging, s.columns FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
-        EXECUTE format('GRANT ALL ON %s TO %s', keys, (source.staging).owner);
+        PERFORM millrace_internal.erase_grant(keys, (source.staging).owner);
         IF (source.staging).log IS NOT NULL THEN
             PERFORM millrace_internal.execute_as((source.staging).owner, format('DELETE FROM %s AS k WHERE k.key IN (SELECT %s FROM %s AS r WHERE r._rows > 0)',
                 keys, millrace_internal.erase_hash(parent, source.staging, source.columns, true), (source.staging).log));
@@ -213,7 +234,7 @@ BEGIN
         -- What no log tells any more a link may.
         FOR link IN SELECT t.id, t.relation, t.owner, h.n FROM millrace.target t, json_array_elements(t.definition -> 'hubs') WITH ORDINALITY AS h (hub, n)
                     WHERE t.kind = 'link' AND (h.hub ->> 'id')::integer = target.id LOOP
-            EXECUTE format('GRANT ALL ON %s TO %s', keys, link.owner);
+            PERFORM millrace_internal.erase_grant(keys, link.owner);
             PERFORM millrace_internal.execute_as(link.owner, format('DELETE FROM %s AS k WHERE k.key IN (SELECT l.%I FROM %s AS l)',
                 keys, millrace_internal.definition_column('link', link.id, 'hub_' || link.n), link.relation));
         END LOOP;
@@ -259,7 +280,7 @@ BEGIN
         RETURN deleted;
     END IF;
     FOR source IN SELECT g AS staging, s.columns FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = target.id ORDER BY s.ordinal LOOP
-        EXECUTE format('GRANT ALL ON %s TO %s', keys, (source.staging).owner);
+        PERFORM millrace_internal.erase_grant(keys, (source.staging).owner);
         versions := millrace_internal.erase_versions(source.staging, format('%s IN (SELECT k.key FROM %s AS k)', millrace_internal.erase_hash(parent, source.staging, source.columns, true), keys));
         PERFORM millrace_internal.erase_reapply((source.staging).stream_id, target.id, (source.staging).id, versions);
         EXECUTE format('DROP TABLE %s', versions);
@@ -364,6 +385,7 @@ DECLARE
     more record;
     ids integer[];
     tables regclass[];
+    given regclass;
     staged bigint;
     texts text[];
     last bigint;
@@ -425,17 +447,18 @@ BEGIN
             PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s SELECT DISTINCT %s FROM %s AS r WHERE %s ON CONFLICT DO NOTHING',
                 objects ->> identity, columns, source.relation, condition));
         END LOOP;
-        EXECUTE format('INSERT INTO millrace.erasure (stream_id, staging_id, relation, columns, digest) VALUES ($1, $2, $3, $4, millrace_internal.erasure_digest(%s)) ON CONFLICT DO NOTHING',
-            (SELECT string_agg(format('CAST(%L AS %s)', key ->> w, c.type), ', ' ORDER BY n) FROM unnest(wanted) WITH ORDINALITY AS u (w, n) JOIN millrace_internal.staging_columns(staging.definition) c ON c.name = w))
-            USING feed.id, staging.id, staging.relation::text, wanted;
+        SELECT millrace_internal.erase_table('erase_given', string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n), ARRAY[staging.owner]), string_agg(format('CAST(%L AS %s)', key ->> w, c.type), ', ' ORDER BY n)
+            INTO given, condition
+            FROM unnest(wanted) WITH ORDINALITY AS u (w, n) JOIN millrace_internal.staging_columns(staging.definition) c ON c.name = w;
+        PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s VALUES (%s)', given, condition));
+        PERFORM millrace_internal.erase_remember(staging, wanted, given);
+        EXECUTE format('DROP TABLE %s', given);
     END LOOP;
     -- What nobody has read yet, or could; some of what it is about may be staged all the same, where its error did not matter.
     SELECT array_agg(g.id), array_agg((objects ->> millrace_internal.erase_identity(g.definition))::regclass) INTO ids, tables FROM millrace.staging g WHERE g.id = ANY (matched);
     messages := millrace_internal.erase_messages(feed.id, ids, tables);
     FOR staging IN SELECT g.* FROM millrace.staging g WHERE g.stream_id = feed.id AND objects ? millrace_internal.erase_identity(g.definition) ORDER BY g.id LOOP
-        EXECUTE format('INSERT INTO millrace.erasure (stream_id, staging_id, relation, columns, digest) SELECT $1, $2, $3, $4, millrace_internal.erasure_digest(%s) FROM %s AS o ON CONFLICT DO NOTHING',
-            (SELECT string_agg(format('o.k%s', n), ', ' ORDER BY n) FROM generate_subscripts(millrace_internal.erase_key(staging.definition), 1) n), objects ->> millrace_internal.erase_identity(staging.definition))
-            USING feed.id, staging.id, staging.relation::text, millrace_internal.erase_key(staging.definition);
+        PERFORM millrace_internal.erase_remember(staging, millrace_internal.erase_key(staging.definition), (objects ->> millrace_internal.erase_identity(staging.definition))::regclass);
     END LOOP;
     FOR staging IN SELECT g.* FROM millrace.staging g WHERE g.stream_id = feed.id AND NOT objects ? millrace_internal.erase_identity(g.definition) ORDER BY g.id LOOP
         RAISE NOTICE '% keeps what it has: it maps neither % nor the key by which the others know their objects', staging.relation, (SELECT string_agg(format('"%s"', w), ', ') FROM unnest(wanted) w);
@@ -584,6 +607,10 @@ BEGIN
         RETURN NEXT;
     END IF;
 
+    -- Errors quote what they are about.
+    UPDATE millrace.worker w SET last_error = NULL, detail = NULL, context = NULL WHERE w.stream_id = feed.id;
+    UPDATE millrace.backfill b SET last_error = NULL
+    WHERE EXISTS (SELECT FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id WHERE s.target_id = b.target_id AND g.stream_id = feed.id);
     PERFORM millrace_internal.changed(l) FROM unnest(locked) l;
     FOR condition IN SELECT o.value FROM jsonb_each_text(objects || keys) o LOOP
         EXECUTE format('DROP TABLE %s', condition);

@@ -23,13 +23,10 @@ CREATE FUNCTION millrace_internal.erase_texts(staging millrace.staging, wanted t
 LANGUAGE plpgsql
 SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex'
 SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    texts text[];
 BEGIN
     PERFORM set_config('timezone', staging.timezone, true);
-    EXECUTE format('SELECT ARRAY[%s]', (SELECT string_agg(format(CASE WHEN c.type ~ '^numeric' THEN 'trim_scale(CAST(%L AS %s))::text' ELSE 'CAST(%L AS %s)::text' END, given ->> w, c.type), ', ' ORDER BY n)
-        FROM unnest(wanted) WITH ORDINALITY AS u (w, n) JOIN millrace_internal.staging_columns(staging.definition) c ON c.name = w)) INTO texts;
-    RETURN texts;
+    RETURN millrace_internal.value_as(staging.owner, format('SELECT ARRAY[%s]', (SELECT string_agg(format(CASE WHEN c.type ~ '^numeric' THEN 'trim_scale(CAST(%L AS %s))::text' ELSE 'CAST(%L AS %s)::text' END, given ->> w, c.type), ', ' ORDER BY n)
+        FROM unnest(wanted) WITH ORDINALITY AS u (w, n) JOIN millrace_internal.staging_columns(staging.definition) c ON c.name = w)), NULL::text[]);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_texts(millrace.staging, text[], json) IS 'values of columns as keys of alerts show them';
@@ -41,12 +38,10 @@ SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' S
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     columns text[] := ARRAY(SELECT 'k' || n FROM generate_subscripts(millrace_internal.erase_key(staging.definition), 1) n ORDER BY n);
-    names text[];
 BEGIN
     PERFORM set_config('timezone', staging.timezone, true);
-    EXECUTE format(CASE WHEN as_list AND cardinality(columns) = 1 THEN 'SELECT array_agg(json_build_array(%s)::text) FROM %s AS o' ELSE 'SELECT array_agg(%s) FROM %s AS o' END,
-        millrace_internal.rule_key(objects, 'o', columns), objects) INTO names;
-    RETURN coalesce(names, '{}');
+    RETURN coalesce(millrace_internal.value_as(staging.owner, format(CASE WHEN as_list AND cardinality(columns) = 1 THEN 'SELECT array_agg(json_build_array(%s)::text) FROM %s AS o' ELSE 'SELECT array_agg(%s) FROM %s AS o' END,
+        millrace_internal.rule_key(objects, 'o', columns), objects), NULL::text[]), '{}');
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.erase_names(millrace.staging, regclass, boolean) IS 'what objects are called in alerts or by sinks';
@@ -99,12 +94,12 @@ BEGIN
             millrace_internal.erase_bears('x.key', rule.key, cardinality(rule.key) > 1, wanted, texts));
         IF rule.key <@ object_key AND rule.key <> '{}' THEN
             places := ARRAY(SELECT 'k' || array_position(object_key, k) FROM unnest(rule.key) WITH ORDINALITY AS u (k, n) ORDER BY n);
-            EXECUTE format('INSERT INTO millrace_state.erase_rule_key (rule_id, key, named) SELECT DISTINCT %s, %s, true FROM %s AS o ON CONFLICT DO NOTHING',
-                rule.id, millrace_internal.rule_key(objects, 'o', places), objects);
+            PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO millrace_state.erase_rule_key (rule_id, key, named) SELECT DISTINCT %s, %s, true FROM %s AS o ON CONFLICT DO NOTHING',
+                rule.id, millrace_internal.rule_key(objects, 'o', places), objects));
         END IF;
         CONTINUE WHEN rule.key = '{}';
         IF rule.view IS NOT NULL THEN
-            EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s', rule.owner);
+            PERFORM millrace_internal.erase_grant('millrace_state.erase_rule_key', rule.owner);
             PERFORM millrace_internal.execute_as(rule.owner, format('INSERT INTO millrace_state.erase_rule_key (rule_id, key) SELECT DISTINCT %s, coalesce(v.":key", ''[null]'') FROM %s AS v '
                 'WHERE v.":object" = ANY (%L::text[]) ON CONFLICT DO NOTHING', rule.id, rule.view, names));
         END IF;
@@ -158,7 +153,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM millrace_state.erase_rule_key k WHERE k.rule_id = target.id AND NOT k.shared) THEN
         RETURN complete;
     END IF;
-    EXECUTE format('GRANT ALL ON millrace_state.erase_rule_key TO %s, %s', target.owner, staging.owner);
+    PERFORM millrace_internal.erase_grant('millrace_state.erase_rule_key', r) FROM unnest(ARRAY[target.owner, staging.owner]) r;
     IF view IS NOT NULL AND NOT complete THEN
         PERFORM millrace_internal.execute_as(target.owner, format('%s (SELECT coalesce(v.":key", ''[null]'') FROM %s AS v)', share, view));
     END IF;

@@ -98,6 +98,8 @@ try_step(void (*step)(void *), void *argument, bool keep)
 	if (error != NULL && (in_mart || mr_error_class(error->sqlerrcode) != MR_ERROR_DATA))
 	{
 		must_configure = in_mart && mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
+		/* The next step of this process may be another stream's, or another attempt's. */
+		in_mart = false;
 		ReThrowError(error);
 	}
 	return error;

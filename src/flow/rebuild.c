@@ -137,15 +137,21 @@ apply_stream(MrStream *stream, MrTarget *target, const char *condition)
 static int64
 count_rows(const MrTarget *target)
 {
+	const char *ours = NULL;
+	MrRunAs saved;
 	int64 count;
 
+	if (target->kind->phase == MR_PHASE_RULE)
+		ours = psprintf("millrace.rule_state WHERE rule_id = %d", target->id);
+	else if (target->kind->filled_from == MR_FILLED_BY_ITSELF)
+		ours = psprintf("millrace_state.%s_%d", target->kind->name, target->id);
+	else if (target->kind->phase == MR_PHASE_MODEL)
+		ours = mr_online_users(target);
+	/* What a mart's view calls is its owner's business. */
+	mr_run_as_restricted(&saved, ours != NULL ? mr_extension_owner() : target->owner);
 	(void) mr_sql("SELECT count(*)::text FROM %s",
-				  target->kind->phase == MR_PHASE_RULE
-					  ? psprintf("millrace.rule_state WHERE rule_id = %d", target->id)
-				  : target->kind->filled_from == MR_FILLED_BY_ITSELF
-					  ? psprintf("millrace_state.%s_%d", target->kind->name, target->id)
-				  : target->kind->phase == MR_PHASE_MODEL ? mr_online_users(target)
-														  : mr_relation_name(target->relid));
+				  ours != NULL ? ours : mr_relation_name(target->relid));
+	mr_run_back(&saved);
 	count = strtoll(mr_sql_text(0, 1), NULL, 10);
 	SPI_freetuptable(SPI_tuptable);
 	return count;

@@ -84,20 +84,28 @@ mr_flow_batch_bytes(void)
 	return (Size) mr_worker_memory * 1024 / BATCH_SHARE;
 }
 
-/* Compiles the stream as it is now; false when it is gone. */
+/* Compiles the stream as it is now; false when it is gone, and then, as after an error, the flow is what it was. */
 static bool
 compile(MrFlow *flow)
 {
-	MrStream *before = flow->stream;
+	MrPlan *extraction;
+	List *pending;
+	MrStream *stream;
 
 	mr_watch_begin();
-	flow->stream = mr_flow_compile(flow->context, flow->stream_id, &flow->extraction,
-								   &flow->pending);
+	stream = mr_flow_compile(CurrentMemoryContext, flow->stream_id, &extraction, &pending);
+	if (stream == NULL)
+		return false;
+	mr_watch_end(stream);
+	MemoryContextSetParent(stream->context, flow->context);
 	if (flow->stream != NULL)
-		mr_watch_end(flow->stream);
-	if (before != NULL)
-		MemoryContextDelete(before->context);
-	return flow->stream != NULL;
+		MemoryContextDelete(flow->stream->context);
+	flow->stream = stream;
+	flow->extraction = extraction;
+	flow->pending = pending;
+	if (flow->source != NULL)
+		flow->source->stream = stream;
+	return true;
 }
 
 /*
@@ -261,7 +269,7 @@ still_current(MrFlow *flow)
 	bool enabled;
 	int64 version = mr_stream_config_version(flow->stream_id, &enabled);
 
-	if (version == 0 || !enabled)
+	if (version == 0 || !enabled || flow->must_open)
 		return false;
 	return version == flow->stream->config_version;
 }
@@ -270,16 +278,19 @@ still_current(MrFlow *flow)
 static bool
 follow_definitions(MrFlow *flow)
 {
+	int64 version = flow->stream->config_version;
+
 	if (!mr_watch_changed(flow->stream))
 		return true;
 	ereport(DEBUG1, (errmsg_internal("stream \"%s\" is compiled again: a definition has changed",
 									 flow->stream->name)));
-	if (!compile(flow) || flow->pending != NIL)
+	if (!compile(flow))
 		return false;
-	flow->source->stream = flow->stream;
 	/* What was looked up has gone with the plan. */
 	flow->batch->looked_up = NULL;
-	return true;
+	/* While its tables were waited for, it may have been declared anew, or something on them. */
+	flow->must_open = flow->pending != NIL || flow->stream->config_version != version;
+	return !flow->must_open;
 }
 
 /* Gives targets their turn; the stream is locked. */
@@ -674,7 +685,6 @@ fill_all(MrFlow *flow)
 		/* What stands on a table that has been filled is activated again, and filled. */
 		if (filled && !mr_flow_compile_active(flow))
 			return false;
-		flow->source->stream = flow->stream;
 	} while (filled);
 	return true;
 }

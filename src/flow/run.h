@@ -19,6 +19,7 @@ struct MrFlow
 	MrStream *stream;
 	MrPlan *extraction;
 	List *pending; /* ids of targets that wait for activation */
+	bool must_open; /* anew: what was compiled last is not what the source was opened for */
 	const MrSourceKind *kind;
 	MrSource *source;
 	MrBatch *batch;

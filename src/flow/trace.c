@@ -4,6 +4,7 @@
  */
 #include "postgres.h"
 
+#include "access/tupconvert.h"
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "funcapi.h"
@@ -39,6 +40,9 @@ millrace_rows_as(PG_FUNCTION_ARGS)
 	{
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, ROWS_AT_ONCE);
+		(void) convert_tuples_by_position(
+			SPI_tuptable->tupdesc, result->setDesc,
+			"the rows do not have the types that are expected of them");
 		for (uint64 i = 0; i < SPI_processed; i++)
 			tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
 		SPI_freetuptable(SPI_tuptable);

@@ -178,9 +178,15 @@ mr_watch_end(const MrStream *stream)
 	previous = MemoryContextSwitchTo(context);
 	remember_types();
 	relations = palloc0(sizeof(Watched) *
-						(list_length(stream->stagings) + list_length(stream->targets) + 1));
+						(2 * list_length(stream->stagings) + list_length(stream->targets) + 1));
 	foreach(lc, stream->stagings)
-		remember_relation(&relations[nrelations++], ((MrStaging *) lfirst(lc))->relid);
+	{
+		const MrStaging *staging = lfirst(lc);
+
+		remember_relation(&relations[nrelations++], staging->relid);
+		if (OidIsValid(staging->log))
+			remember_relation(&relations[nrelations++], staging->log);
+	}
 	foreach(lc, stream->targets)
 		remember_relation(&relations[nrelations++], ((MrTarget *) lfirst(lc))->relid);
 	MemoryContextSwitchTo(previous);
@@ -232,7 +238,15 @@ mr_watch_changed(const MrStream *stream)
 
 	/* Nobody changes a table any more when it is locked, and what has been changed is known then. */
 	foreach(lc, stream->stagings)
-		LockRelationOid(((MrStaging *) lfirst(lc))->relid, RowExclusiveLock);
+	{
+		const MrStaging *staging = lfirst(lc);
+
+		LockRelationOid(staging->relid, RowExclusiveLock);
+		if (OidIsValid(staging->log))
+			LockRelationOid(staging->log, RowExclusiveLock);
+	}
+	/* What could not be compiled as it is now has not been compiled. */
+	changed |= compiling;
 	for (int i = 0; i < nrelations && !changed; i++)
 	{
 		if (!relations[i].suspect)

@@ -776,9 +776,9 @@ BEGIN
     SELECT json_object_agg(v.name, (SELECT json_object_agg(names[m], nullif(result.metric_values[(v.n - 1) * cardinality(names) + m], 'NaN')) FROM generate_subscripts(names, 1) AS m)) INTO judged
     FROM unnest('{new,old}'::text[]) WITH ORDINALITY AS v (name, n);
     -- As the owner, as all that is written for a model.
-    passes := millrace_internal.execute_as(model.owner, format('SELECT FROM %s WHERE (%s)',
+    passes := millrace_internal.execute_as(model.owner, millrace_internal.qualified_query(model.owner, format('SELECT FROM %s WHERE (%s)',
         (SELECT string_agg(format('(SELECT %s) AS %s', (SELECT string_agg(format('%L::double precision AS %I', judged -> v ->> names[m], names[m]), ', ') FROM generate_subscripts(names, 1) AS m), v), ', ')
-         FROM unnest('{new,old}'::text[]) AS v), gate)) > 0;
+         FROM unnest('{new,old}'::text[]) AS v), gate), false)) > 0;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.passes_gate(regrole, millrace.model, integer, integer, text, text) IS 'whether a version passes a gate against another, and the metrics of both';

@@ -17,6 +17,7 @@
 #include "stage/mapping.h"
 #include "stage/reader.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -64,6 +65,18 @@ technical_column(Oid log, const char *name)
 	return attnum;
 }
 
+/* What versions are told apart by must not have gone since the table was compiled. */
+static void
+require_column(const LogColumns *columns, const MrStaging *staging, AttrNumber attnum)
+{
+	if (columns->staged[attnum - 1] == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("the log of staging table %s has no column \"%s\" of type %s",
+						staging->name, NameStr(TupleDescAttr(staging->desc, attnum - 1)->attname),
+						format_type_be(TupleDescAttr(staging->desc, attnum - 1)->atttypid))));
+}
+
 static void
 find_columns(LogColumns *columns, const MrStaging *staging, Relation log)
 {
@@ -82,6 +95,11 @@ find_columns(LogColumns *columns, const MrStaging *staging, Relation log)
 		if (attnum > 0 && TupleDescAttr(desc, attnum - 1)->atttypid == attribute->atttypid)
 			columns->staged[a] = attnum;
 	}
+	for (int k = 0; k < staging->nkeys; k++)
+		require_column(columns, staging, staging->key[k]);
+	require_column(columns, staging, staging->plan->partition);
+	require_column(columns, staging, staging->plan->position);
+	require_column(columns, staging, staging->plan->loaded_at);
 	columns->rows = technical_column(relid, "_rows");
 	columns->deleted = technical_column(relid, "_deleted");
 	columns->message_time = technical_column(relid, "_message_time");

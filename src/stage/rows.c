@@ -267,12 +267,14 @@ mr_key_place_read(const MrStaging *staging, ArrayType *written)
 	for (int k = 0; k < staging->nkeys; k++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(staging->desc, staging->key[k] - 1);
+		int32 typmod = attribute->atttypmod;
 		Oid input;
 		Oid parameter;
 
-		getTypeInputInfo(attribute->atttypid, &input, &parameter);
+		/* It has met the constraints of its domain, whose functions are not ours to call. */
+		getTypeInputInfo(getBaseTypeAndTypmod(attribute->atttypid, &typmod), &input, &parameter);
 		place->values[k] = OidInputFunctionCall(input, TextDatumGetCString(texts[k]), parameter,
-												attribute->atttypmod);
+												typmod);
 	}
 	mr_settings_unpin(nest_level);
 	return place;

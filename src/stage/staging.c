@@ -73,6 +73,28 @@ mr_staging_log_attribute(const MrStaging *staging, Oid log, AttrNumber attnum)
 	return found;
 }
 
+/*
+ * A column of the log, which has to be there and of the type that the batches and those who read it again have: on a log
+ * nothing of ours stands, so that PostgreSQL lets its owner change it.
+ */
+static AttrNumber
+log_column(const MrStaging *staging, AttrNumber attnum, const char *name, Oid type)
+{
+	if (attnum == InvalidAttrNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("the log of staging table %s has no column \"%s\"", staging->name, name),
+				 errhint("Create the staging table again with replace => true.")));
+	if (get_atttype(staging->log, attnum) != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of the log of staging table %s is %s instead of %s", name,
+						staging->name, format_type_be(get_atttype(staging->log, attnum)),
+						format_type_be(type)),
+				 errhint("Give the column of %s its type back.", mr_relation_name(staging->log))));
+	return attnum;
+}
+
 /* A plain column of the definition, which must be there. */
 static AttrNumber
 required_attribute(const Compilation *c, const char *declared)
@@ -307,8 +329,13 @@ prepare_slots(Compilation *c)
 
 /* The tables that rows are written to. */
 static void
-prepare_tables(Compilation *c, Oid log)
+prepare_tables(Compilation *c)
 {
+	static const struct
+	{
+		const char *name;
+		Oid type;
+	} technical[] = {{"_rows", INT4OID}, {"_deleted", BOOLOID}, {"_message_time", TIMESTAMPTZOID}};
 	MrStaging *staging = c->staging;
 	MrStagingPlan *plan = c->plan;
 	AttrNumber *attnums = palloc(sizeof(AttrNumber) * staging->desc->natts);
@@ -332,30 +359,29 @@ prepare_tables(Compilation *c, Oid log)
 	plan->table = mr_table_create(staging->relid, staging->owner, n, attnums,
 								  staging->nkeys + (staging->element != InvalidAttrNumber));
 
-	if (OidIsValid(log))
+	if (OidIsValid(staging->log))
 	{
-		AttrNumber *log_attnums = palloc(sizeof(AttrNumber) * (n + 3));
+		AttrNumber *log_attnums = palloc(sizeof(AttrNumber) * (n + lengthof(technical)));
 
 		for (int i = 0; i < n; i++)
 		{
-			log_attnums[i] = mr_staging_log_attribute(staging, log, attnums[i]);
-			if (log_attnums[i] == InvalidAttrNumber)
-				ereport(ERROR,
-						(errcode(ERRCODE_UNDEFINED_COLUMN),
-						 errmsg("the log of staging table %s has no column \"%s\"", staging->name,
-								get_attname(staging->relid, attnums[i], false)),
-						 errhint("Create the staging table again with replace => true.")));
+			Form_pg_attribute attribute = TupleDescAttr(staging->desc, attnums[i] - 1);
+
+			log_attnums[i] = log_column(staging,
+										mr_staging_log_attribute(staging, staging->log, attnums[i]),
+										NameStr(attribute->attname), attribute->atttypid);
 		}
-		log_attnums[n] = get_attnum(log, "_rows");
-		log_attnums[n + 1] = get_attnum(log, "_deleted");
-		log_attnums[n + 2] = get_attnum(log, "_message_time");
-		plan->log = mr_table_create(log, staging->owner, n + 3, log_attnums, 0);
+		for (int i = 0; i < lengthof(technical); i++)
+			log_attnums[n + i] = log_column(staging, get_attnum(staging->log, technical[i].name),
+											technical[i].name, technical[i].type);
+		plan->log = mr_table_create(staging->log, staging->owner, n + lengthof(technical),
+									log_attnums, 0);
 	}
 }
 
 /* Compiles one staging table; what its row says has been read by the caller. */
 static void
-compile_staging(Compilation *c, const char *for_each, Oid log)
+compile_staging(Compilation *c, const char *for_each)
 {
 	MrStaging *staging = c->staging;
 	MrStagingPlan *plan = c->plan;
@@ -416,7 +442,7 @@ compile_staging(Compilation *c, const char *for_each, Oid log)
 	plan->computed = compile_named(c, "computed", ":computed ", true, &plan->ncomputed);
 	plan->expected = compile_named(c, "expect", ":expect ", false, &plan->nexpected);
 
-	prepare_tables(c, log);
+	prepare_tables(c);
 	mr_object_prepare(staging);
 }
 
@@ -447,7 +473,6 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		char *for_each;
 		bool isnull;
 		Datum value;
-		Oid log;
 		Relation relation;
 
 		SPI_tuptable = rows;
@@ -474,7 +499,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 			mr_plan_want_jsonb(*extraction);
 		c.plan->max_ahead = DatumGetInt64(mr_sql_value(i, 9, &isnull));
 		value = mr_sql_value(i, 10, &isnull);
-		log = isnull ? InvalidOid : DatumGetObjectId(value);
+		c.staging->log = isnull ? InvalidOid : DatumGetObjectId(value);
 		c.plan->log_in_days = DatumGetBool(mr_sql_value(i, 11, &isnull));
 		c.plan->source_table = mr_sql_text(i, 12);
 
@@ -488,7 +513,7 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 		c.staging->desc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
 		table_close(relation, NoLock);
 		c.staging->name = mr_relation_name(c.staging->relid);
-		compile_staging(&c, for_each, log);
+		compile_staging(&c, for_each);
 		stagings = lappend(stagings, c.staging);
 	}
 	SPI_tuptable = rows;

@@ -21,6 +21,7 @@ typedef struct MrStaging
 	int32 id; /* millrace.staging.id */
 	int ordinal; /* position in MrBatch.staged */
 	Oid relid;
+	Oid log; /* or InvalidOid */
 	Oid owner; /* the declaring role: rows are written and expressions evaluated as it */
 	char *name; /* schema-qualified and quoted */
 	char *timezone;

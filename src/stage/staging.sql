@@ -428,6 +428,10 @@ BEGIN
     VALUES (feed.id, kept, caller, timezone, definition) RETURNING id INTO staging_id;
     -- What was erased from a table of that name stays erased.
     UPDATE millrace.erasure e SET staging_id = s.id FROM millrace.staging s WHERE s.relation = kept AND e.stream_id = feed.id AND e.staging_id IS NULL AND e.relation = qualified;
+    FOR left_out IN SELECT DISTINCT w AS name FROM millrace.staging s JOIN millrace.erasure e ON e.staging_id = s.id CROSS JOIN unnest(e.columns) w
+                    WHERE s.relation = kept AND NOT EXISTS (SELECT FROM json_array_elements(definition -> 'columns') c WHERE c ->> 'name' = w) LOOP
+        RAISE WARNING 'what was erased from % by its column "%" may come back: the column is not mapped', qualified, left_out.name;
+    END LOOP;
     EXECUTE format('CREATE TABLE millrace_state.object_%s (%s, version %s, epoch integer NOT NULL, digest uuid NOT NULL, flags smallint NOT NULL%s, definition integer NOT NULL, PRIMARY KEY (%s))',
         staging_id,
         (SELECT string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical),
@@ -527,7 +531,7 @@ BEGIN
         CASE log_partition WHEN 'day' THEN ' PARTITION BY RANGE (_loaded_at)' ELSE '' END));
     EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
     -- It lacks what has been consumed, and what was in the table when that was adopted.
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', staging.relation) INTO has_rows;
+    has_rows := millrace_internal.value_as(staging.owner, format('SELECT EXISTS (SELECT FROM %s)', staging.relation), true);
     UPDATE millrace.staging s SET log = log_name::regclass, log_partition = create_log.log_partition, log_retention = create_log.log_retention,
         log_since = CASE WHEN has_rows OR EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
     WHERE s.id = staging_id;
@@ -628,6 +632,8 @@ BEGIN
             ELSE m.value END ORDER BY m.n)
         FROM json_each(x.columns) WITH ORDINALITY AS m (key, value, n))
     WHERE x.staging_id = redeclare_columns.staging_id AND x.columns IS NOT NULL;
+    UPDATE millrace.erasure e SET columns = ARRAY(SELECT coalesce(renamed ->> c, c) FROM unnest(e.columns) WITH ORDINALITY AS u (c, n) ORDER BY n)
+    WHERE e.staging_id = redeclare_columns.staging_id AND renamed ?| e.columns;
     RETURN staging;
 END
 $$;
@@ -719,6 +725,12 @@ BEGIN
         RAISE EXCEPTION 'column "%" of staging table % is read by % %', removed.name, present.relation, removed.kind, removed.relation
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Change or drop what reads it first.';
     END IF;
+    SELECT w AS name INTO removed FROM millrace.erasure e, unnest(e.columns) w
+    WHERE e.staging_id = present.id AND NOT EXISTS (SELECT FROM json_array_elements(definition -> 'columns') c WHERE c ->> 'name' = w) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column "%" of staging table % must still be mapped: erase() was given values of it', removed.name, present.relation
+            USING ERRCODE = 'dependent_objects_still_exist', DETAIL = 'Without it messages about what was erased could not be told from others.';
+    END IF;
     FOR added IN
         SELECT c.name, c.type, o.type AS old_type FROM millrace_internal.staging_columns(definition) c
         LEFT JOIN millrace_internal.staging_columns(present.definition) o ON o.name = c.name
@@ -736,6 +748,10 @@ BEGIN
     IF millrace_internal.misfit(present.relation, definition) IS NOT NULL THEN
         RAISE EXCEPTION 'staging table % does not fit its new definition: %', present.relation, millrace_internal.misfit(present.relation, definition)
             USING ERRCODE = 'invalid_table_definition';
+    END IF;
+    IF log AND present.log IS NOT NULL AND millrace_internal.misfit(present.log, definition) IS NOT NULL THEN
+        RAISE EXCEPTION 'the log of staging table % does not fit its new definition: %', present.relation, millrace_internal.misfit(present.log, definition)
+            USING ERRCODE = 'invalid_table_definition', HINT = format('Give the column of %s that type, or another name.', present.log);
     END IF;
     -- Columns that are no longer mapped stay in the table; they are no longer written.
     UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;
