@@ -44,8 +44,10 @@ SELECT * FROM millrace.erase('er', '{"user_id": "u1"}');
 RESET ROLE;
 DROP ROLE er_stranger;
 
+INSERT INTO millrace.worker (stream_id, worker, state, since, last_error, detail) SELECT id, 0, 'failed', now(), 'invalid input syntax for type integer: "Ann"', 'Ann' FROM millrace.stream WHERE name = 'er';
 SET client_min_messages = notice;
 SELECT * FROM millrace.erase('er', '{"user_id": "u1"}');
+SELECT state, last_error, detail FROM millrace.worker_status WHERE stream = 'er';
 SELECT order_id, user_id FROM er.o;
 SELECT order_id, user_id FROM er.o_log;
 SELECT oid, product FROM er.i;
@@ -84,6 +86,16 @@ SELECT oid, product FROM er.i ORDER BY 1;
 SELECT id, name FROM er.u;
 SELECT * FROM er.m;
 SELECT user_id FROM er.h_user_current ORDER BY 1;
+-- Nor where the columns by which she was named are called otherwise; they have to be mapped.
+ALTER TABLE er.u RENAME COLUMN id TO user_id;
+SELECT millrace.create_staging('er.u', stream => 'er', key => '{"user_id": ["$.id", "text"]}', version => '["$.v", "bigint"]', route => $$ kind = 'user' $$, columns => '{"kind": "$.kind", "name": "$.name", "town": "$.town"}', replace => true);
+SELECT * FROM millrace.erase('er.u', '{"town": "Ys"}') WHERE rows > 0;
+SELECT millrace.create_staging('er.u', stream => 'er', key => '{"user_id": ["$.id", "text"]}', version => '["$.v", "bigint"]', route => $$ kind = 'user' $$, columns => '{"kind": "$.kind", "name": "$.name"}', replace => true);
+SELECT millrace.push('er', '{"id": "u1", "v": 3, "kind": "user", "name": "Ann"}'::text) IS NOT NULL AS pushed;
+SELECT messages FROM millrace.run_stream('er');
+SELECT user_id, name FROM er.u;
+ALTER TABLE er.u RENAME COLUMN user_id TO id;
+SELECT millrace.create_staging('er.u', stream => 'er', key => '{"id": ["$.id", "text"]}', version => '["$.v", "bigint"]', route => $$ kind = 'user' $$, columns => '{"kind": "$.kind", "name": "$.name", "town": "$.town"}', replace => true);
 SELECT millrace.drop_table('er.u', cascade => true);
 SELECT millrace.create_staging('er.u', stream => 'er', key => '{"id": ["$.id", "text"]}', version => '["$.v", "bigint"]', route => $$ kind = 'user' $$, columns => '{"kind": "$.kind", "name": "$.name"}');
 SELECT count(millrace.push('er', m)) FROM unnest(ARRAY['{"id": "u1", "v": 3, "kind": "user", "name": "Ann"}', '{"id": "u2", "v": 3, "kind": "user", "name": "Bob"}']) m;

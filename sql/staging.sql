@@ -358,6 +358,16 @@ SELECT id, v FROM renamed_log;
 SELECT millrace.create_hub('h_renamed', source => 'renamed', business_key => '{w}');
 SELECT messages FROM millrace.run_stream('renamed');
 SELECT w FROM h_renamed WHERE w IS NOT NULL;
+-- What PostgreSQL lets one do with it is found out before anything is written or read.
+ALTER TABLE renamed_log ALTER COLUMN id TYPE text;
+SELECT millrace.push('renamed', '{"id": 2, "v": "y"}') > 0 AS pushed;
+SELECT messages FROM millrace.run_stream('renamed');
+ALTER TABLE renamed_log ALTER COLUMN id TYPE integer USING id::integer, ALTER COLUMN _partition TYPE text;
+SELECT messages FROM millrace.run_stream('renamed');
+SELECT message_partition FROM millrace.trace('renamed', '{"id": 1}');
+ALTER TABLE renamed_log ALTER COLUMN _partition TYPE integer USING _partition::integer;
+SELECT messages FROM millrace.run_stream('renamed');
+SELECT id, v FROM renamed_log ORDER BY id;
 SELECT millrace.drop_stream('renamed', cascade => true);
 
 -- A payload as jsonb is what PostgreSQL makes of the message.

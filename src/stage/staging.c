@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "core/catalog.h"
 #include "core/millrace.h"
@@ -446,6 +447,27 @@ compile_staging(Compilation *c, const char *for_each)
 	mr_object_prepare(staging);
 }
 
+/* Rows are what their messages say: to the log, the vault and the marts, and again when all of it is made anew. */
+static void
+refuse_changing_triggers(const MrStaging *staging, Relation relation)
+{
+	for (int i = 0; relation->trigdesc != NULL && i < relation->trigdesc->numtriggers; i++)
+	{
+		const Trigger *trigger = &relation->trigdesc->triggers[i];
+
+		if (trigger->tgenabled == TRIGGER_DISABLED || !TRIGGER_FOR_INSERT(trigger->tgtype) ||
+			!TRIGGER_FOR_BEFORE(trigger->tgtype) || !TRIGGER_FOR_ROW(trigger->tgtype))
+			continue;
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("trigger \"%s\" could change rows of staging table %s before they are inserted",
+					trigger->tgname, staging->name),
+			 errdetail("Neither the log nor what is made of the table would know."),
+			 errhint("Declare what it computes (computed, filter), or make it an AFTER trigger.")));
+	}
+}
+
 /* Compiles the stream's staging tables that a condition on millrace.staging finds. */
 static List *
 load_where(MrStream *stream, const char *condition, MrPlan **extraction)
@@ -510,9 +532,10 @@ load_where(MrStream *stream, const char *condition, MrPlan **extraction)
 								   stream->name),
 							errhint("Remove what is left of it with millrace.drop_table('%u').",
 									c.staging->relid)));
+		c.staging->name = mr_relation_name(c.staging->relid);
+		refuse_changing_triggers(c.staging, relation);
 		c.staging->desc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
 		table_close(relation, NoLock);
-		c.staging->name = mr_relation_name(c.staging->relid);
 		compile_staging(&c, for_each);
 		stagings = lappend(stagings, c.staging);
 	}

@@ -57,10 +57,12 @@ for my $case (
 		"SELECT twice - id FROM stg.computed WHERE id = ?", '1000'],
 	['ALTER FUNCTION public.twice(bigint) COST 7', "SELECT twice - id FROM stg.computed WHERE id = ?", '1000'],
 	['ALTER DOMAIN public.small ADD CHECK (VALUE > 0)', "SELECT size FROM stg.computed WHERE id = ?", '?'],
-	['CREATE FUNCTION public.shout() RETURNS trigger LANGUAGE plpgsql AS \'BEGIN NEW.value := upper(NEW.value); RETURN NEW; END\';
-	  CREATE TRIGGER shout BEFORE INSERT ON stg.event FOR EACH ROW EXECUTE FUNCTION public.shout()',
-		"SELECT value FROM stg.event WHERE id = ?", 'V?'],
-	['ALTER TABLE stg.event DISABLE TRIGGER shout', "SELECT value FROM stg.event WHERE id = ?", 'v?'],
+	['CREATE TABLE stg.heard (value text);
+	  GRANT INSERT ON stg.heard TO etl;
+	  CREATE FUNCTION public.hears() RETURNS trigger LANGUAGE plpgsql AS \'BEGIN INSERT INTO stg.heard VALUES (NEW.value); RETURN NULL; END\';
+	  CREATE TRIGGER hears AFTER INSERT ON stg.event FOR EACH ROW EXECUTE FUNCTION public.hears()',
+		"SELECT value FROM stg.heard", 'v?'],
+	['ALTER TABLE stg.event DISABLE TRIGGER hears', "SELECT count(*) FROM stg.heard WHERE value = 'v?'", '0'],
 	['ALTER TABLE stg.event ENABLE ROW LEVEL SECURITY', "SELECT value FROM stg.event WHERE id = ?", 'v?'],
 	['ALTER TABLE stg.computed RENAME TO calculated; CREATE VIEW stg.computed AS SELECT * FROM stg.calculated',
 		"SELECT fixed FROM stg.computed WHERE id = ?", 'v?'])
@@ -75,6 +77,15 @@ for my $case (
 	is($node->safe_psql('postgres', $query), $expected, 'and writes what is right now');
 	cmp_ok(compiled(), '>', $before, 'because it was compiled again');
 }
+
+# a row is what its message says, wherever it is counted
+$node->safe_psql('postgres', 'CREATE FUNCTION public.shout() RETURNS trigger LANGUAGE plpgsql AS \'BEGIN NEW.value := upper(NEW.value); RETURN NEW; END\';
+	CREATE TRIGGER shout BEFORE INSERT ON stg.event FOR EACH ROW EXECUTE FUNCTION public.shout()');
+push_rows($node, 'postgres', $last + 1, $last + 1);
+ok(poll($node, 'postgres', "SELECT last_error ~ 'trigger \"shout\" could change rows of staging table stg.event' FROM millrace.worker_status"), 'a trigger that could change it stops the stream');
+$node->safe_psql('postgres', "DROP TRIGGER shout ON stg.event; SELECT millrace.start_stream('events')");
+$last++;
+ok(poll($node, 'postgres', "SELECT value FROM stg.event WHERE id = $last", "v$last"), 'which goes on without it');
 
 # what breaks a domain's new constraint is told from what does not, without another look at the table
 $before = compiled();
