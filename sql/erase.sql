@@ -47,7 +47,7 @@ DROP ROLE er_stranger;
 INSERT INTO millrace.worker (stream_id, worker, state, since, last_error, detail) SELECT id, 0, 'failed', now(), 'invalid input syntax for type integer: "Ann"', 'Ann' FROM millrace.stream WHERE name = 'er';
 SET client_min_messages = notice;
 SELECT * FROM millrace.erase('er', '{"user_id": "u1"}');
-SELECT state, last_error, detail FROM millrace.worker_status WHERE stream = 'er';
+SELECT last_error, detail FROM millrace.worker_status WHERE stream = 'er';
 SELECT order_id, user_id FROM er.o;
 SELECT order_id, user_id FROM er.o_log;
 SELECT oid, product FROM er.i;
