@@ -98,7 +98,7 @@ new_rows_step(void *argument)
 		hit->time = mr_rule_row_time(rule, hit->version, rule->context, NULL);
 		hit->details = mr_rule_evaluate_text(rule->details, rule->context);
 		hit->group_by = mr_rule_evaluate_text(rule->group_by, rule->context);
-		hit->objects = mr_rule_add_object(NULL, mr_rule_evaluate_text(rule->object, rule->context));
+		hit->objects = mr_rule_one_object(mr_rule_evaluate_text(rule->object, rule->context));
 		hit->history = mr_rule_is_history(rule, comparing->batch, hit->version);
 		comparing->nhits++;
 	}

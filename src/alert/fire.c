@@ -34,17 +34,12 @@ mr_rule_text_array(char **texts, int n)
 }
 
 char *
-mr_rule_add_object(char *list, const char *object)
+mr_rule_one_object(const char *object)
 {
 	StringInfoData text;
 
 	initStringInfo(&text);
-	appendStringInfoString(&text, list == NULL ? "[" : list);
-	if (list != NULL)
-	{
-		text.data[text.len - 1] = ',';
-		appendStringInfoChar(&text, ' ');
-	}
+	appendStringInfoChar(&text, '[');
 	escape_json(&text, object);
 	appendStringInfoChar(&text, ']');
 	return text.data;

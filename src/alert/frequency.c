@@ -22,10 +22,12 @@
 #include "common/hashfn.h"
 #include "core/millrace.h"
 #include "core/statement.h"
+#include "lib/stringinfo.h"
 #include "stage/mapping.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
+#include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "vault/vault.h"
@@ -478,6 +480,26 @@ overlaps_alerted(const MrWindow *window, const MrEvents *known, TimestampTz end)
 	return false;
 }
 
+/* The objects of the events [first, last], as a JSON list. */
+static char *
+list_objects(const MrEvents *known, int first, int last)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = first; i <= last; i++)
+	{
+		const char *object = known->events[i].object;
+
+		if (i > first && strcmp(object, known->events[i - 1].object) == 0)
+			continue;
+		appendStringInfoString(&list, i == first ? "[" : ", ");
+		escape_json(&list, object);
+	}
+	appendStringInfoChar(&list, ']');
+	return list.data;
+}
+
 static void
 fire(Looking *looking, KeyState *state, int first, int last, const char *measured,
 	 const Change *change)
@@ -499,13 +521,7 @@ fire(Looking *looking, KeyState *state, int first, int last, const char *measure
 		pstrdup(timestamptz_to_str(begin->time)), pstrdup(timestamptz_to_str(end)),
 		told->details == NULL ? "" : ", \"last\": ", told->details == NULL ? "" : told->details);
 	hit->group_by = told->group_by;
-	for (int i = first; i <= last; i++)
-	{
-		const MrEvent *events = state->known.events;
-
-		if (i == first || strcmp(events[i].object, events[i - 1].object) != 0)
-			hit->objects = mr_rule_add_object(hit->objects, events[i].object);
-	}
+	hit->objects = list_objects(&state->known, first, last);
 	hit->history = mr_rule_is_history(looking->rule, looking->batch, hit->version);
 	looking->hits = lappend(looking->hits, hit);
 	MemoryContextSwitchTo(previous);

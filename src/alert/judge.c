@@ -234,7 +234,7 @@ note_hit(Pass *pass, MrRule *rule, MrFound *found, const MrVersion *version, boo
 		hit->time = mr_rule_row_time(rule, version, context, NULL);
 		hit->details = mr_rule_evaluate_text(rule->details, context);
 		hit->group_by = mr_rule_evaluate_text(rule->group_by, context);
-		hit->objects = mr_rule_add_object(NULL, mr_rule_evaluate_text(rule->object, context));
+		hit->objects = mr_rule_one_object(mr_rule_evaluate_text(rule->object, context));
 	}
 	MemoryContextSwitchTo(previous);
 	/* Only now: an error has left nothing behind. */

@@ -153,9 +153,9 @@ extern bool mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const M
 /* The time of what a row tells; the row stands in `context`.  *known (or NULL): it is not when that of a snapshot. */
 extern TimestampTz mr_rule_row_time(const MrRule *rule, const MrVersion *version,
 									ExprContext *context, bool *known);
+/* What MrHit.objects says of a single one. */
+extern char *mr_rule_one_object(const char *object);
 /* Puts a row where expressions see it, and takes it away again. */
-/* Adds an object to a JSON list, which begins as NULL. */
-extern char *mr_rule_add_object(char *list, const char *object);
 extern void mr_rule_show_row(TupleTableSlot *slot, ExprContext *context, Datum *values,
 							 bool *nulls);
 extern void mr_rule_hide_row(MrRule *rule);
