@@ -142,7 +142,7 @@ absence_apply(MrTarget *target, MrBatch *batch)
 	const char *timezone;
 	ErrorData *error;
 
-	if (!mr_rule_is_judged(rule))
+	if (!mr_rule_is_judged(rule, batch))
 		return;
 	hearing.staged = &batch->staged[rule->staging->ordinal];
 	if (hearing.staged->nversions == 0)
@@ -166,10 +166,10 @@ absence_apply(MrTarget *target, MrBatch *batch)
 	if (error != NULL)
 	{
 		mr_rule_suspend(rule, error);
-		(void) mr_rule_is_judged(rule);
+		(void) mr_rule_is_judged(rule, batch);
 	}
 	else if (hearing.n > 0)
-		mr_rule_write(rule, note_heard, &hearing);
+		mr_rule_write(rule, batch, note_heard, &hearing);
 }
 
 static void
@@ -197,8 +197,8 @@ absence_tick(MrTarget *target, bool caught_up)
 {
 	MrRule *rule = (MrRule *) target;
 
-	if (caught_up && !target->filling && mr_rule_is_judged(rule))
-		mr_rule_write(rule, tick_step, target);
+	if (caught_up && !target->filling && mr_rule_is_judged(rule, NULL))
+		mr_rule_write(rule, NULL, tick_step, target);
 }
 
 const MrTargetKind mr_absence_kind = {

@@ -155,7 +155,7 @@ again_apply(MrTarget *target, MrBatch *batch)
 	Comparing comparing = {.rule = rule, .batch = batch};
 	bool compared;
 
-	if (!mr_rule_is_judged(rule))
+	if (!mr_rule_is_judged(rule, batch))
 		return;
 	comparing.staged = &batch->staged[rule->staging->ordinal];
 	if (comparing.staged->nnew == 0)
@@ -168,11 +168,11 @@ again_apply(MrTarget *target, MrBatch *batch)
 	mr_rule_write_failures(rule, comparing.failures);
 	if (!compared)
 	{
-		(void) mr_rule_is_judged(rule);
+		(void) mr_rule_is_judged(rule, batch);
 		return;
 	}
 	if (comparing.nhits > 0)
-		mr_rule_write(rule, fire_step, &comparing);
+		mr_rule_write(rule, batch, fire_step, &comparing);
 }
 
 const MrTargetKind mr_again_kind = {

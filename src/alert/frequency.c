@@ -779,7 +779,7 @@ frequency_apply(MrTarget *target, MrBatch *batch)
 	bool read;
 	int nest_level;
 
-	if (!mr_rule_is_judged(rule))
+	if (!mr_rule_is_judged(rule, batch))
 		return;
 	looking.staged = &batch->staged[rule->staging->ordinal];
 	if (looking.staged->nversions == 0)
@@ -793,13 +793,13 @@ frequency_apply(MrTarget *target, MrBatch *batch)
 	mr_rule_hide_row(rule);
 	if (!read)
 	{
-		(void) mr_rule_is_judged(rule);
+		(void) mr_rule_is_judged(rule, batch);
 		return;
 	}
 	mr_rule_write_failures(rule, looking.failures);
 	/* Times are written as text. */
 	nest_level = mr_settings_pin("UTC");
-	mr_rule_write(rule, take_batch, &looking);
+	mr_rule_write(rule, batch, take_batch, &looking);
 	mr_settings_unpin(nest_level);
 }
 

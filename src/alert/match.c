@@ -333,19 +333,19 @@ match_apply(MrTarget *target, MrBatch *batch)
 	MrRule *rule = (MrRule *) target;
 	MrFound *found;
 
-	if (!mr_rule_is_judged(rule))
+	if (!mr_rule_is_judged(rule, batch))
 		return;
 	found = mr_rule_judge(rule, batch);
 	if (found == NULL)
 		return;
 	mr_rule_write_failures(rule, found->failures);
 	/* It may have been suspended just now: what it has found before counts. */
-	(void) mr_rule_is_judged(rule);
+	(void) mr_rule_is_judged(rule, batch);
 	if (found->nhits > 0)
 	{
 		Applying applying = {rule, found};
 
-		mr_rule_write(rule, apply_step, &applying);
+		mr_rule_write(rule, batch, apply_step, &applying);
 	}
 }
 

@@ -168,14 +168,14 @@ mr_rule_try(void (*step)(void *), void *argument, Oid owner, const char *timezon
 }
 
 void
-mr_rule_write(MrRule *rule, void (*step)(void *), void *argument)
+mr_rule_write(MrRule *rule, const MrBatch *batch, void (*step)(void *), void *argument)
 {
 	ErrorData *error = try_step(step, argument, (Footing){InvalidOid, NULL});
 
 	if (error == NULL)
 		return;
 	mr_rule_suspend(rule, error);
-	(void) mr_rule_is_judged(rule);
+	(void) mr_rule_is_judged(rule, batch);
 }
 
 void
@@ -186,10 +186,12 @@ mr_rule_suspend(MrRule *rule, const ErrorData *error)
 }
 
 bool
-mr_rule_is_judged(MrRule *rule)
+mr_rule_is_judged(MrRule *rule, const MrBatch *batch)
 {
-	Oid types[] = {INT4OID, TEXTOID, TEXTOID};
+	Oid types[] = {INT4OID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
 	Datum values[lengthof(types)];
+	/* One that is being filled has not judged all that came before. */
+	char nulls[] = {' ', ' ', ' ', rule->base.filling ? 'n' : ' '};
 	MrRunAs saved;
 
 	if (rule->suspended || rule->staging == NULL)
@@ -200,10 +202,11 @@ mr_rule_is_judged(MrRule *rule)
 	values[0] = Int32GetDatum(rule->base.id);
 	values[1] = CStringGetTextDatum(rule->reason);
 	values[2] = CStringGetTextDatum(unpack_sql_state(rule->sqlstate));
+	values[3] = TimestampTzGetDatum(batch == NULL ? GetCurrentTimestamp() : batch->loaded_at);
 	mr_run_as(&saved, mr_extension_owner());
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT millrace_internal.suspend_rule($1, $2, $3)", lengthof(types),
-							  types, values, NULL, false, 0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args("SELECT millrace_internal.suspend_rule($1, $2, $3, $4)",
+							  lengthof(types), types, values, nulls, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "cannot suspend rule %s", rule->rule_name);
 	SPI_finish();
 	mr_run_back(&saved);
@@ -306,7 +309,8 @@ mr_rule_is_history(const MrRule *rule, const MrBatch *batch, const MrVersion *ve
 {
 	/* What an erasure makes visible was told of before, together with what is erased. */
 	return batch->erasing || version->read ||
-		   (batch->again ? version->loaded_at : version->message->time) < rule->since;
+		   (batch->again ? version->loaded_at < rule->filled_since
+						 : version->message->time < rule->since);
 }
 
 void
@@ -423,7 +427,8 @@ load_row(MrRule *rule, char **kind)
 	bool isnull;
 
 	if (mr_sql("SELECT r.name, r.kind, r.since, r.rule_group, coalesce(r.ordinal, 0), "
-			   "r.suspended_at IS NOT NULL FROM millrace.rule r WHERE r.target_id = %d",
+			   "r.suspended_at IS NOT NULL, greatest(r.judged_until, r.since), "
+			   "r.judged_until IS NOT NULL FROM millrace.rule r WHERE r.target_id = %d",
 			   rule->base.id) != 1)
 		elog(ERROR, "rule %d is gone", rule->base.id);
 	rule->rule_name = mr_sql_text(0, 1);
@@ -432,6 +437,8 @@ load_row(MrRule *rule, char **kind)
 	rule->group = mr_sql_text(0, 4);
 	rule->ordinal = DatumGetInt32(mr_sql_value(0, 5, &isnull));
 	rule->suspended = DatumGetBool(mr_sql_value(0, 6, &isnull));
+	rule->filled_since = DatumGetTimestampTz(mr_sql_value(0, 7, &isnull));
+	rule->resumed = DatumGetBool(mr_sql_value(0, 8, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 }
 

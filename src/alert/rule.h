@@ -22,6 +22,8 @@ typedef struct MrRule
 	Query *definition; /* for privileges */
 	Jsonb *declared; /* millrace.target.definition */
 	TimestampTz since; /* what happened before then is history */
+	TimestampTz filled_since; /* so is, when it is filled, what was loaded before then */
+	bool resumed; /* it is filled with what has come while it was suspended */
 	char *group; /* of rules, of which the first that is true counts; or NULL */
 	int ordinal; /* in it */
 	bool suspended; /* not judged, which is noted in millrace.rule */
@@ -58,8 +60,8 @@ extern void mr_rule_arrange_alone(MrTarget *target, const List *companions);
 
 /* ---- what the kinds share (rule.c) --------------------------------------------------------------------- */
 
-/* Is the rule judged?  Notes why it is not, when that is not known yet. */
-extern bool mr_rule_is_judged(MrRule *rule);
+/* Is the rule judged?  Notes why it is not, when that is not known yet: `batch` is the first that it misses, NULL: what comes now. */
+extern bool mr_rule_is_judged(MrRule *rule, const MrBatch *batch);
 
 /* From now on it is not. */
 extern void mr_rule_suspend(MrRule *rule, const ErrorData *error);
@@ -80,7 +82,7 @@ extern void mr_rule_progress(void);
  * Writes what a rule has found, as we are: whatever in it cannot be written suspends the rule, and the batch goes on without
  * what it has written.
  */
-extern void mr_rule_write(MrRule *rule, void (*step)(void *), void *argument);
+extern void mr_rule_write(MrRule *rule, const MrBatch *batch, void (*step)(void *), void *argument);
 
 /* Is it an error of the row that was judged?  Else it is one of the rule. */
 extern bool mr_rule_error_of_data(const ErrorData *error);

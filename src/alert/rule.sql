@@ -24,6 +24,8 @@ CREATE TABLE millrace.rule (
     late_dropped bigint NOT NULL DEFAULT 0,
     -- What happened before then was there before the rule was created or changed.
     since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- What was loaded before then it had judged when it was suspended, until it has caught up; NULL: it was not, or had not judged what was there before.
+    judged_until timestamptz,
     -- Why it is not judged, and since when; NULL: it is.
     suspended_at timestamptz,
     reason text,
@@ -409,7 +411,7 @@ BEGIN
         INSERT INTO millrace.target_source (target_id, staging_id, ordinal) SELECT id, staging.id, 1 WHERE kind <> 'health';
         UPDATE millrace.target t SET relation = to_regclass(format('millrace_def.rule_%s', id)), definition = definition, definition_no = t.definition_no + 1, state = CASE kind WHEN 'health' THEN 'active' ELSE 'new' END
         WHERE t.id = id;
-        UPDATE millrace.rule r SET since = clock_timestamp(), suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = id;
+        UPDATE millrace.rule r SET since = clock_timestamp(), judged_until = NULL, suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = id;
     END IF;
     UPDATE millrace.rule r SET kind = kind, severity = severity, rule_group = rule_group, ordinal = ordinal, channels = channel_ids, max_age = max_age, cooldown = cooldown,
         repeat_every = repeat_every, send_resolved = send_resolved, send_history = coalesce(send_history, false), retention = retention
@@ -461,19 +463,23 @@ COMMENT ON FUNCTION millrace.drop_rule(text) IS 'drops a rule with what it knows
 
 -- ---- suspension --------------------------------------------------------------------------------------------
 
-CREATE FUNCTION millrace_internal.suspend_rule(id integer, why text, sqlstate text) RETURNS void
+-- Of several workers that cannot judge a rule the one whose batch was loaded first counts.
+CREATE FUNCTION millrace_internal.suspend_rule(id integer, why text, sqlstate text, judged_until timestamptz) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE millrace.rule r SET suspended_at = clock_timestamp(), reason = why, sqlstate = suspend_rule.sqlstate WHERE r.target_id = id AND r.suspended_at IS NULL;
+    UPDATE millrace.rule r SET suspended_at = clock_timestamp(), reason = why, sqlstate = suspend_rule.sqlstate, judged_until = coalesce(suspend_rule.judged_until, r.judged_until)
+    WHERE r.target_id = id AND r.suspended_at IS NULL;
     IF FOUND THEN
         PERFORM millrace_internal.rule_changed(id);
+    ELSE
+        UPDATE millrace.rule r SET judged_until = suspend_rule.judged_until WHERE r.target_id = id AND r.judged_until > suspend_rule.judged_until;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.suspend_rule(integer, text, text) IS 'notes that a rule is not judged any more, and why';
+COMMENT ON FUNCTION millrace_internal.suspend_rule(integer, text, text, timestamptz) IS 'notes that a rule is not judged any more, and why';
 
--- What has come meanwhile is judged as if it came now.
+-- What has come meanwhile is judged as if it came now, when the rule is filled again.
 CREATE FUNCTION millrace_internal.retry_rule(caller regrole, name text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -483,12 +489,20 @@ BEGIN
     IF retried.suspended_at IS NULL THEN
         RAISE EXCEPTION 'rule "%" is not suspended', name USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    UPDATE millrace.rule r SET since = r.suspended_at, suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = retried.target_id;
+    UPDATE millrace.rule r SET suspended_at = NULL, reason = NULL, sqlstate = NULL WHERE r.target_id = retried.target_id;
     UPDATE millrace.target t SET state = 'new' WHERE t.id = retried.target_id AND retried.kind <> 'health';
     PERFORM millrace_internal.rule_changed(retried.target_id);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.retry_rule(regrole, text) IS 'the other half of millrace.retry_rule()';
+
+CREATE FUNCTION millrace_internal.rule_filled(target_id integer) RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE millrace.rule r SET judged_until = NULL WHERE r.target_id = rule_filled.target_id AND r.judged_until IS NOT NULL AND r.suspended_at IS NULL
+$$;
+COMMENT ON FUNCTION millrace_internal.rule_filled(integer) IS 'notes that a rule has judged what came while it was suspended';
+
 CREATE FUNCTION millrace.retry_rule(name text) RETURNS void
 LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'millrace_declare';
 COMMENT ON FUNCTION millrace.retry_rule(text) IS 'judges a suspended rule again, from what came when it was suspended';

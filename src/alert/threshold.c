@@ -199,7 +199,8 @@ typedef struct Following
 {
 	MrRule *rule;
 	Found *found;
-	bool whole;
+	bool whole; /* all groups that there are */
+	bool history; /* what holds did so before */
 } Following;
 
 /* Tells it, and puts what is to be sent into the outbox. */
@@ -208,9 +209,9 @@ follow_step(void *argument)
 {
 	const Following *following = argument;
 	const Found *found = following->found;
-	static const Oid types[] = {INT4OID,      TEXTARRAYOID, TEXTARRAYOID,
-								TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-								TEXTARRAYOID, TEXTARRAYOID, BOOLOID};
+	static const Oid types[] = {INT4OID,      TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+								TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+								BOOLOID,      BOOLOID};
 	static MrStatement *statement = NULL;
 	static MrStatement *on_health = NULL;
 	Datum arguments[lengthof(types)];
@@ -223,28 +224,29 @@ follow_step(void *argument)
 			"SELECT channel_id, key, group_by, alert_id, message, not_after FROM "
 			"millrace_internal.follow_health($1, $2, $3::boolean[], $4::boolean[], $5, "
 			"$6::boolean[], $7, $8)",
-			lengthof(types) - 1, types);
+			lengthof(types) - 2, types);
 		statement = mr_statement_create(
 			"SELECT channel_id, key, group_by, alert_id, message, not_after FROM "
 			"millrace_internal.follow_groups($1, $2, $3::boolean[], $4::boolean[], $5, "
-			"$6::boolean[], $7, $8, $9, $9)",
+			"$6::boolean[], $7, $8, $9, $10)",
 			lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
 	arguments[0] = Int32GetDatum(following->rule->base.id);
 	for (int c = GROUP; c <= GROUP_BY; c++)
 		arguments[c] = mr_rule_text_array(found->texts[c], found->n);
-	arguments[lengthof(types) - 1] = BoolGetDatum(following->whole);
+	arguments[lengthof(types) - 2] = BoolGetDatum(following->whole);
+	arguments[lengthof(types) - 1] = BoolGetDatum(following->history);
 	mr_rule_send(following->rule->threshold->mart_id == 0 ? on_health : statement, arguments);
 	following->rule->base.written += found->n;
 }
 
 static void
-follow(MrRule *rule, Found *found, bool whole)
+follow(MrRule *rule, const MrBatch *batch, Found *found, bool whole, bool history)
 {
-	Following following = {rule, found, whole};
+	Following following = {rule, found, whole, history};
 
-	mr_rule_write(rule, follow_step, &following);
+	mr_rule_write(rule, batch, follow_step, &following);
 }
 
 /* Of groups that an erasure has touched nothing stays that was said of them until now. */
@@ -275,7 +277,7 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 	bool known;
 
 	/* What is being filled is looked at as a whole when it is. */
-	if (!mr_rule_is_judged(rule) || target->filling || threshold->mart == NULL ||
+	if (!mr_rule_is_judged(rule, batch) || target->filling || threshold->mart == NULL ||
 		threshold->mart->filling)
 		return;
 	known = mr_mart_touched(threshold->mart, &groups);
@@ -285,39 +287,44 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 		known = false;
 	if (!read_groups(rule, known ? groups : NULL, 0, known ? groups->nrows : 1, &found))
 	{
-		(void) mr_rule_is_judged(rule);
+		(void) mr_rule_is_judged(rule, batch);
 		return;
 	}
 	if (batch->erasing)
 		erase_groups(rule, &found);
-	follow(rule, &found, false);
+	follow(rule, batch, &found, false, false);
 }
 
-/* All groups: what is true of them now was so before, but for a rule of kind health. */
+/* All groups; returns how many there are. */
+static int64
+look_at_all(MrRule *rule, bool history)
+{
+	Found found = {0};
+
+	if (!mr_rule_is_judged(rule, NULL))
+		return 0;
+	if (read_groups(rule, NULL, 0, 1, &found))
+		follow(rule, NULL, &found, true, history);
+	else
+		(void) mr_rule_is_judged(rule, NULL);
+	return found.n;
+}
+
+/* What is true of groups now was so before, unless the rule knew how they were when it was suspended. */
 static char *
 threshold_fill(MrTarget *target, const char *after, int limit, int64 *nkeys)
 {
 	MrRule *rule = (MrRule *) target;
-	Found found = {0};
 
-	*nkeys = 0;
-	if (!mr_rule_is_judged(rule))
-		return NULL;
-	if (read_groups(rule, NULL, 0, 1, &found))
-		follow(rule, &found, true);
-	else
-		(void) mr_rule_is_judged(rule);
-	*nkeys = found.n;
+	*nkeys = look_at_all(rule, !rule->resumed);
 	return NULL;
 }
 
 static void
 threshold_clear(MrTarget *target, const char *filter, char **condition)
 {
-	int64 nkeys;
-
 	mr_rule_clear(target, filter, condition);
-	(void) threshold_fill(target, NULL, 0, &nkeys);
+	(void) look_at_all((MrRule *) target, true);
 }
 
 static void
@@ -345,16 +352,14 @@ threshold_tick(MrTarget *target, bool caught_up)
 {
 	MrRule *rule = (MrRule *) target;
 
-	if (!target->filling && mr_rule_is_judged(rule))
-		mr_rule_write(rule, tick_step, target);
+	if (!target->filling && mr_rule_is_judged(rule, NULL))
+		mr_rule_write(rule, NULL, tick_step, target);
 }
 
 void
 mr_threshold_look(MrRule *rule)
 {
-	int64 nkeys;
-
-	(void) threshold_fill(&rule->base, NULL, 0, &nkeys);
+	(void) look_at_all(rule, false);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------- */

@@ -178,6 +178,7 @@ BEGIN
     UPDATE millrace.target t SET state = 'active' WHERE t.id = target_id;
     PERFORM millrace_internal.pit_renew(target_id);
     PERFORM millrace_internal.rules_renew(target_id);
+    PERFORM millrace_internal.rule_filled(target_id);
     PERFORM millrace_internal.changed(g.stream_id)
     FROM (SELECT DISTINCT g.stream_id FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
           WHERE s.target_id = target_id ORDER BY 1) AS g;

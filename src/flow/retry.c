@@ -47,7 +47,7 @@ find_rule(const MrStream *stream, int32 rule_id)
 	{
 		MrTarget *target = lfirst(lc);
 
-		if (target->id == rule_id && !target->filling && mr_rule_is_judged((MrRule *) target))
+		if (target->id == rule_id && !target->filling && mr_rule_is_judged((MrRule *) target, NULL))
 			return target;
 	}
 	return NULL;
@@ -79,7 +79,7 @@ retry_letters(int32 stream_id, int32 rule_id, ArrayType *ids, Outcome *outcome)
 			mr_flow_judge(flow->stream, flow->extraction, flow->batch, rule);
 		mr_run_back(&saved);
 		/* A rule that was suspended by it has not judged. */
-		if (rule_id == 0 || (rule != NULL && mr_rule_is_judged((MrRule *) rule)))
+		if (rule_id == 0 || (rule != NULL && mr_rule_is_judged((MrRule *) rule, NULL)))
 			mr_letter_close(flow->batch, &outcome->taken, &outcome->superseded);
 		if (rule_id == 0)
 			outcome->refused += mr_flow_count_letters(flow->batch);
