@@ -51,6 +51,13 @@ SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
 SELECT * FROM rf.alerts WHERE key ~ '[bc]';
 SELECT rule, state, late_dropped FROM millrace.rule_status WHERE rule LIKE 'rf %' ORDER BY 1;
 
+-- what no sum can be made of is left out, and told
+SELECT rf.say('{"id": 80, "v": 1, "customer": "n", "total": 60, "at": "2026-01-05 10:00"}', '{"id": 81, "v": 1, "customer": "n", "total": "NaN", "at": "2026-01-05 10:01"}', '{"id": 82, "v": 1, "customer": "n", "total": 60, "at": "2026-01-05 10:02"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rule, state, reason, errors FROM millrace.rule_status WHERE rule = 'rf spent';
+SELECT sqlstate, message FROM millrace.rule_error WHERE rule = 'rf spent';
+SELECT rule, details ->> 'sum' AS sum, details ->> 'count' AS count FROM rf.alerts WHERE key = 'n';
+
 -- again: each time it becomes true
 SELECT rf.say('{"id": 1, "v": 2, "customer": "a", "status": "closed", "at": "2026-01-05 10:00"}');
 SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');

@@ -188,6 +188,15 @@ show_row(Looking *looking, Datum *values, bool *nulls)
 	mr_rule_show_row(looking->rule->row, looking->rule->context, values, nulls);
 }
 
+/* NaN and infinities would be all that a sum says from then on. */
+static void
+check_amount(const char *text)
+{
+	if (strpbrk(text, "NI") != NULL)
+		ereport(ERROR, (errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+						errmsg("%s cannot be summed up", text)));
+}
+
 /* The event of the row, if it makes one. */
 static Told *
 read_row(Looking *looking, const MrVersion *version, const MrRow *row)
@@ -208,6 +217,8 @@ read_row(Looking *looking, const MrVersion *version, const MrRow *row)
 	told->event.value = mr_rule_evaluate_text(rule->value, context);
 	if (rule->value != NULL && told->event.value == NULL)
 		return NULL;
+	if (rule->window->measure == SUM)
+		check_amount(told->event.value);
 	told->event.time = mr_rule_row_time(rule, version, context, &told->timed);
 	told->event.element = row->element;
 	told->details = mr_rule_evaluate_text(rule->details, context);
