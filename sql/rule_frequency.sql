@@ -114,6 +114,22 @@ SELECT millrace.create_rule('rf gone', kind => 'absence', source => 'rf.orders',
 SELECT pg_sleep(1.1);
 SELECT messages FROM millrace.run_stream('rf_orders');
 SELECT key FROM rf.alerts WHERE rule = 'rf gone';
+-- whose clock is ahead is missed all the same
+SELECT millrace.create_rule('rf ahead', kind => 'absence', source => 'rf.orders', key => '{customer_id}', within => '1 second', event_time => '_event_time', max_ahead => '0', predicate => $$ status = 'ahead' $$, send_resolved => true, forget => '1 hour');
+SELECT millrace.describe('rule', 'rf ahead');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT rf.say('{"id": 54, "v": 1, "customer": "p", "status": "ahead", "at": "2100-01-01"}');
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT pg_sleep(1.1);
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, resolved_at IS NOT NULL AS resolved FROM millrace.alert WHERE rule = 'rf ahead';
+-- and when it is waited for no longer, that is over
+RESET ROLE;
+UPDATE millrace.rule_state s SET state = jsonb_set(s.state::jsonb, '{details,last}', to_jsonb(clock_timestamp() - interval '2 hours'))::json FROM millrace.rule r WHERE r.target_id = s.rule_id AND r.name = 'rf ahead';
+SET ROLE frequency_maker;
+SELECT messages FROM millrace.run_stream('rf_orders');
+SELECT key, resolved_at IS NOT NULL AS resolved FROM millrace.alert WHERE rule = 'rf ahead';
+SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', max_ahead => '-1 s');
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders');
 SELECT millrace.create_rule('x', kind => 'absence', source => 'rf.orders', within => '1 s', count => 3);
 SELECT millrace.create_rule('x', kind => 'match', source => 'rf.orders', predicate => 'true', forget => '1 s');

@@ -7,13 +7,18 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    within interval := (SELECT (t.definition ->> 'within')::bigint * interval '1 microsecond' FROM millrace.target t WHERE t.id = heard.id);
+    within interval;
+    -- A time that is further ahead would keep the key from ever being missed.
+    latest timestamptz;
     back text[];
 BEGIN
     IF erasing THEN
         UPDATE millrace_state.erase_rule_key k SET shared = true WHERE k.rule_id = heard.id AND k.key = ANY (keys);
         RETURN;
     END IF;
+    SELECT (t.definition ->> 'within')::bigint * interval '1 microsecond', clock_timestamp() + (t.definition ->> 'max_ahead')::bigint * interval '1 microsecond' INTO within, latest
+    FROM millrace.target t WHERE t.id = heard.id;
+    times := ARRAY(SELECT least(u.seen, latest) FROM unnest(times) WITH ORDINALITY AS u (seen, n) ORDER BY u.n);
     SELECT array_agg(b.key) INTO back
     FROM (SELECT s.key FROM unnest(keys, times) AS u (key, seen) JOIN millrace.rule_state s ON s.rule_id = heard.id AND s.key = u.key
           WHERE u.seen > (s.state #>> '{details,last}')::timestamptz AND s.state ->> 'occurrence' IS NOT NULL ORDER BY s.key FOR NO KEY UPDATE OF s) AS b;
@@ -38,6 +43,7 @@ DECLARE
     definition json;
     now timestamptz := clock_timestamp();
     due record;
+    forgotten text[];
 BEGIN
     SELECT r.* INTO STRICT rule FROM millrace.rule r WHERE r.target_id = absence_tick.id;
     SELECT t.definition INTO STRICT definition FROM millrace.target t WHERE t.id = absence_tick.id;
@@ -47,8 +53,12 @@ BEGIN
         VALUES (absence_tick.id, 'all', 'all', json_build_object('details', json_build_object('last', rule.since)), rule.since + (definition ->> 'within')::bigint * interval '1 microsecond')
         ON CONFLICT DO NOTHING;
     END IF;
-    DELETE FROM millrace.rule_state s
-    WHERE s.rule_id = absence_tick.id AND (s.state #>> '{details,last}')::timestamptz < now - (definition ->> 'forget')::bigint * interval '1 microsecond';
+    -- Nobody will tell that the absence of these is over.
+    SELECT array_agg(f.key) INTO forgotten
+    FROM (SELECT s.key FROM millrace.rule_state s
+          WHERE s.rule_id = absence_tick.id AND (s.state #>> '{details,last}')::timestamptz < now - (definition ->> 'forget')::bigint * interval '1 microsecond'
+          ORDER BY s.key FOR NO KEY UPDATE SKIP LOCKED) AS f;
+    RETURN QUERY SELECT * FROM millrace_internal.resolve(absence_tick.id, forgotten, now) WHERE forgotten IS NOT NULL;
     FOR due IN
         SELECT d.history, array_agg(d.key ORDER BY d.key) AS keys, array_agg(d.key || '@' || (d.state #>> '{details,last}') ORDER BY d.key) AS occurrences,
                array_agg((d.state -> 'details')::text ORDER BY d.key) AS details

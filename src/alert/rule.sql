@@ -283,13 +283,13 @@ BEGIN
         END IF;
         PERFORM millrace_internal.rule_positive('within', within);
         lateness := coalesce(lateness, within);
-        max_ahead := coalesce(max_ahead, interval '0');
-        IF lateness NOT BETWEEN interval '0' AND interval '100 years' OR max_ahead NOT BETWEEN interval '0' AND interval '100 years' THEN
-            RAISE EXCEPTION 'lateness and max_ahead must not be negative, nor more than 100 years' USING ERRCODE = 'invalid_parameter_value';
-        END IF;
         IF sum IS NOT NULL THEN
             sum := format('(%s)::pg_catalog.numeric', sum);
         END IF;
+    END IF;
+    max_ahead := coalesce(max_ahead, interval '0');
+    IF lateness NOT BETWEEN interval '0' AND interval '100 years' OR max_ahead NOT BETWEEN interval '0' AND interval '100 years' THEN
+        RAISE EXCEPTION 'lateness and max_ahead must not be negative, nor more than 100 years' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF (rule_group IS NULL) <> (ordinal IS NULL) THEN
         RAISE EXCEPTION 'rule_group and ordinal belong together' USING ERRCODE = 'invalid_parameter_value',
@@ -370,7 +370,7 @@ BEGIN
         (SELECT c.relname FROM pg_class c WHERE c.oid = source)), 'predicate', predicate, 'key', to_json(key), 'details', to_json(details), 'group_by', to_json(group_by),
         'event_time', event_time, 'again', again, 'kind', kind, 'count', count, 'distinct_values', distinct_values, 'sum', sum, 'at_least', at_least::text,
         'within', (extract(epoch FROM within) * 1000000)::bigint, 'lateness', (extract(epoch FROM lateness) * 1000000)::bigint,
-        'max_ahead', CASE kind WHEN 'frequency' THEN (extract(epoch FROM max_ahead) * 1000000)::bigint END,
+        'max_ahead', CASE WHEN kind IN ('frequency', 'absence') THEN (extract(epoch FROM max_ahead) * 1000000)::bigint END,
         'mart', mart.id, 'resolve_when', resolve_when, 'for_interval', (extract(epoch FROM for_interval) * 1000000)::bigint, 'tag', tag, 'forget', (extract(epoch FROM forget) * 1000000)::bigint,
         'of_objects', ARRAY(SELECT k FROM unnest(key) k ORDER BY k) = ARRAY(SELECT k FROM unnest(objects) k ORDER BY k)));
     query := millrace_internal.rule_query(owner, source, definition, objects);
