@@ -91,6 +91,28 @@ SELECT rt.say('{"id": 30, "op": "D"}');
 SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
 SELECT message::json ->> 'state' AS state, message::json ->> 'suppressed' AS suppressed FROM millrace.outbox WHERE channel = 'rt_channel' ORDER BY id;
 
+-- what a cooldown kept back, and still holds when it is over, is sent
+SELECT millrace.create_channel('rt_cool', options => '{"channel": "rt"}');
+SELECT millrace.create_rule('rt cool', kind => 'threshold', source => 'rt.user_category', predicate => 'total > 1000', channels => '{rt_cool}', send_resolved => true, cooldown => '1 hour');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+CREATE FUNCTION rt.spend(total integer) RETURNS TABLE (state text, suppressed text) LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM rt.say(json_build_object('id', 31, 'user', 'f', 'category', 'x', 'total', total));
+  PERFORM millrace.run_stream('rt_orders');
+  RETURN QUERY SELECT message::json ->> 'state', message::json ->> 'suppressed' FROM millrace.outbox WHERE channel = 'rt_cool' ORDER BY id;
+END $$;
+SELECT * FROM rt.spend(2000);
+SELECT * FROM rt.spend(1);
+SELECT * FROM rt.spend(3000);
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
+RESET ROLE;
+UPDATE millrace.rule_alert a SET at = a.at - interval '2 hours' FROM millrace.rule r WHERE r.target_id = a.rule_id AND r.name = 'rt cool' AND a.suppressed IS NULL;
+SET ROLE threshold_maker;
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT * FROM rt.spend(3001);
+SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
+SELECT * FROM rt.spend(1);
+
 -- what is refused
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.orders', predicate => 'true');
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.hidden', predicate => 'n > 1');

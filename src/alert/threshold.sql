@@ -189,7 +189,7 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.rise(integer, text[], text[], text[], text[], text[], boolean, timestamptz) IS 'notes that groups begin to hold, and writes their alerts';
 
--- Alerts of what still holds that are to be sent again, or for the first time because a silence is over.
+-- Alerts of what still holds that are to be sent again, or for the first time because a silence or the cooldown of their key is over.
 CREATE FUNCTION millrace_internal.still_held(id integer, now timestamptz)
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
@@ -204,9 +204,10 @@ BEGIN
     RETURN QUERY
     WITH held AS (
         SELECT s.key, s.at, s.state, a FROM millrace.rule_state s JOIN millrace.rule_alert a ON a.rule_id = s.rule_id AND a.occurrence = s.state ->> 'occurrence'
-        WHERE s.rule_id = still_held.id AND (s.at <= now OR a.suppressed = 'silence')
+        WHERE s.rule_id = still_held.id AND (s.at <= now OR a.suppressed IN ('silence', 'cooldown'))
           AND a.acknowledged_at IS NULL AND a.suppressed IS DISTINCT FROM 'history'
           AND NOT millrace_internal.silenced(rule, owner, a.key, now)
+          AND NOT (a.suppressed = 'cooldown' AND EXISTS (SELECT FROM millrace.rule_alert l WHERE l.rule_id = a.rule_id AND l.key = a.key AND l.suppressed IS NULL AND l.at > now - rule.cooldown))
         ORDER BY s.key FOR NO KEY UPDATE OF s SKIP LOCKED
     ), told AS (
         UPDATE millrace.rule_alert o SET suppressed = NULL FROM held h WHERE o.id = (h.a).id AND o.suppressed IS NOT NULL
