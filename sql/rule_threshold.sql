@@ -113,6 +113,28 @@ SELECT * FROM rt.spend(3001);
 SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
 SELECT * FROM rt.spend(1);
 
+-- a group is the same however its values are written, and whoever keeps the mart says when it is gone
+SELECT millrace.create_staging('rt.things', stream => 'rt_orders', key => '{"id": ["$.value", "bigint"]}', deleted => $$ op = 'D' $$, route => 'value IS NOT NULL',
+  columns => '{"op": "$.op", "value": "$.value", "number": ["$.number", "numeric"], "span": ["$.span", "interval"], "price": ["$.price", "money"]}');
+SELECT millrace.create_mart('rt.numbers', 'SELECT number, count(*) AS n FROM rt.things WHERE number IS NOT NULL GROUP BY number');
+SELECT millrace.create_mart('rt.spans', 'SELECT span, count(*) AS n FROM rt.things WHERE span IS NOT NULL GROUP BY span');
+SELECT millrace.create_mart('rt.prices', 'SELECT price, count(*) AS n FROM rt.things WHERE price IS NOT NULL GROUP BY price');
+SELECT millrace.create_rule('rt numbers', kind => 'threshold', source => 'rt.numbers', predicate => 'n > 0');
+SELECT millrace.create_rule('rt spans', kind => 'threshold', source => 'rt.spans', predicate => 'n > 0');
+SELECT millrace.create_rule('rt prices', kind => 'threshold', source => 'rt.prices', predicate => 'n > 0');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 40, "value": 1, "number": 1.0, "span": "1 day", "price": 5}', '{"id": 41, "value": 2, "number": 7, "span": "1 week", "price": 6}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 42, "value": 3, "number": 1.00, "span": "24:00:00", "price": 5}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rule, occurrence, resolved FROM rt.alerts WHERE rule IN ('rt numbers', 'rt spans', 'rt prices');
+SELECT rt.say('{"id": 40, "value": 1, "op": "D"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rt.say('{"id": 42, "value": 3, "op": "D"}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT rule, occurrence, resolved FROM rt.alerts WHERE rule IN ('rt numbers', 'rt spans', 'rt prices');
+SELECT millrace.drop_table('rt.things', cascade => true);
+
 -- what is refused
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.orders', predicate => 'true');
 SELECT millrace.create_rule('x', kind => 'threshold', source => 'rt.hidden', predicate => 'n > 1');

@@ -267,6 +267,23 @@ erase_groups(MrRule *rule, const Found *found)
 	mr_run_back(&saved);
 }
 
+/*
+ * Whoever reads all groups takes those for gone that he does not find: what is known of them is not to change before he has
+ * looked.
+ */
+static void
+lock_groups(const MrRule *rule)
+{
+	MrRunAs saved;
+
+	mr_run_as(&saved, mr_extension_owner());
+	SPI_connect();
+	(void) mr_sql("SELECT FROM millrace.rule WHERE target_id = %d FOR NO KEY UPDATE",
+				  rule->base.id);
+	SPI_finish();
+	mr_run_back(&saved);
+}
+
 static void
 threshold_apply(MrTarget *target, MrBatch *batch)
 {
@@ -285,6 +302,8 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 		return;
 	if (threshold->ngroups == 0)
 		known = false;
+	else if (!known)
+		lock_groups(rule);
 	if (!read_groups(rule, known ? groups : NULL, 0, known ? groups->nrows : 1, &found))
 	{
 		(void) mr_rule_is_judged(rule, batch);
@@ -292,7 +311,7 @@ threshold_apply(MrTarget *target, MrBatch *batch)
 	}
 	if (batch->erasing)
 		erase_groups(rule, &found);
-	follow(rule, batch, &found, false, false);
+	follow(rule, batch, &found, !known, false);
 }
 
 /* All groups; returns how many there are. */

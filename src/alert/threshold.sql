@@ -44,13 +44,13 @@ BEGIN
         whole := format('SELECT %L, %s FROM %s AS r', 'all', selected, view);
         RETURN;
     END IF;
-    -- A group is named by its values as JSON.
-    SELECT format('SELECT json_build_array(%s)::text, %s FROM unnest(%s) AS u (%s) LEFT JOIN %s AS r ON ', string_agg(format('u.g%s', g), ', ' ORDER BY g), selected,
+    -- A group is named by its values as JSON; numbers that are equal are one name, however many zeros they have.
+    SELECT format('SELECT json_build_array(%s)::text, %s FROM unnest(%s) AS u (%s) LEFT JOIN %s AS r ON ', string_agg(format(x.name, format('u.g%s', g)), ', ' ORDER BY g), selected,
                   string_agg(format('$%s::%s[]', g, types[g]::regtype), ', ' ORDER BY g), string_agg(format('g%s', g), ', ' ORDER BY g), view)
-    INTO given FROM generate_series(1, n) AS g;
+    INTO given FROM generate_series(1, n) AS g, LATERAL (SELECT CASE types[g] WHEN 'numeric'::regtype THEN 'trim_scale(%s)' ELSE '%s' END) AS x (name);
     SELECT given || string_agg(format('r.":g%1$s" = u.g%1$s', g), ' AND ' ORDER BY g), given || string_agg(format('r.":g%1$s" IS NOT DISTINCT FROM u.g%1$s', g), ' AND ' ORDER BY g),
-           format('SELECT json_build_array(%s)::text, %s FROM %s AS r', string_agg(format('r.":g%s"', g), ', ' ORDER BY g), selected, view)
-    INTO chosen, chosen_null, whole FROM generate_series(1, n) AS g;
+           format('SELECT json_build_array(%s)::text, %s FROM %s AS r', string_agg(format(x.name, format('r.":g%s"', g)), ', ' ORDER BY g), selected, view)
+    INTO chosen, chosen_null, whole FROM generate_series(1, n) AS g, LATERAL (SELECT CASE types[g] WHEN 'numeric'::regtype THEN 'trim_scale(%s)' ELSE '%s' END) AS x (name);
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.threshold_statements(integer) IS 'the statements by which the groups of a mart are judged';

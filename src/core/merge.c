@@ -85,6 +85,7 @@ typedef struct Merging
 	int nslots;
 	const int *chunk; /* its rows, in the order of their keys */
 	CommandId command;
+	MemoryContext caller; /* of the rows */
 	MemoryContext context;
 	MemoryContext row_context;
 } Merging;
@@ -445,6 +446,26 @@ compute_changed(Merging *merging, int row, HeapTuple found, int64 *count)
 		   (merging->empty == MR_EMPTY_GOES_IF_ALL_ARE && !all_zero);
 }
 
+/* A key that is equal to the table's, but not the same (1.0 and 1.00), becomes that. */
+static void
+adopt_key(Merging *merging, int row, HeapTuple tuple)
+{
+	const MrMerge *merge = merging->merge;
+	MemoryContext previous = MemoryContextSwitchTo(merging->caller);
+
+	for (int c = 0; c < merge->nkeys; c++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(merging->desc, merge->attnums[c] - 1);
+		bool isnull;
+		Datum value = heap_getattr(tuple, merge->attnums[c], merging->desc, &isnull);
+
+		if (!isnull)
+			merging->rows->values[c][row] = datumCopy(value, attribute->attbyval,
+													  attribute->attlen);
+	}
+	MemoryContextSwitchTo(previous);
+}
+
 /* Updates or deletes a row that is there; false when it is not the newest version any more. */
 static bool
 change_row(Merging *merging, int row, HeapTuple found)
@@ -509,9 +530,13 @@ merge_row(Merging *merging, int row, TupleTableSlot *ours)
 		CHECK_FOR_INTERRUPTS();
 		if (find(merging, row, ours == NULL ? NULL : &ours->tts_tid))
 		{
-			if (!wait_for_inserter(merging) &&
-				change_row(merging, row, ExecFetchSlotHeapTuple(merging->found, false, NULL)))
+			HeapTuple tuple = ExecFetchSlotHeapTuple(merging->found, false, NULL);
+
+			if (!wait_for_inserter(merging) && change_row(merging, row, tuple))
+			{
+				adopt_key(merging, row, tuple);
 				return false;
+			}
 			continue;
 		}
 		/* It is gone.  Another tuple would never get past the one that is there; and who comes later meets that one. */
@@ -638,10 +663,11 @@ find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *foun
 		if (there[i] && found[i] == NULL)
 		{
 			there[i] = find(merging, order[i], NULL);
-			if (there[i])
-				found[i] = TransactionIdIsValid(merging->dirty.xmin)
-							   ? NULL
-							   : ExecCopySlotHeapTuple(merging->found);
+			if (there[i] && !TransactionIdIsValid(merging->dirty.xmin))
+			{
+				found[i] = ExecCopySlotHeapTuple(merging->found);
+				adopt_key(merging, order[i], found[i]);
+			}
 		}
 		/* Only who has rows to give can be new. */
 		if (!there[i] && merging->compute == NULL)
@@ -723,6 +749,7 @@ merge_with(Merging *merging)
 
 	if (merging->rows->nrows == 0)
 		return;
+	merging->caller = previous;
 	merging->context = AllocSetContextCreate(previous, "millrace merge", ALLOCSET_DEFAULT_SIZES);
 	merging->row_context = AllocSetContextCreate(merging->context, "millrace merge chunk",
 												 ALLOCSET_DEFAULT_SIZES);

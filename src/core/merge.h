@@ -56,8 +56,8 @@ extern Oid mr_merge_relation(const MrMerge *merge);
 extern bool mr_merge_is_plain(const MrMerge *merge);
 
 /*
- * Merges rows of different keys into a plain table.  after[r] (may be
- * NULL) is the counter of row r afterwards, places[r] (may be NULL) where the row stands now.
+ * Merges rows of different keys into a plain table.  after[r] (may be NULL) is the counter of row r afterwards, places[r] (may
+ * be NULL) where the row stands now.  A row that was there keeps its key as it is written, and the given one becomes that.
  */
 extern void mr_merge_rows(MrMerge *merge, const MrRows *rows, MrMergeEmpty empty, int64 *after,
 						  ItemPointerData *places);
