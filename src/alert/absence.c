@@ -2,8 +2,8 @@
  * absence.c
  *	  Rules of kind "absence": nothing has been heard of a key, or of anything at all, for some time.
  *
- * A batch notes when each key was heard of last; time passes on the tick, and only while the stream has consumed what is there:
- * what has not been read yet is not absent.
+ * A batch notes when each key was heard of last; time passes on the tick, and only until the stream had consumed all that was
+ * there, with all of its workers: what has not been read yet is not absent.
  */
 #include "postgres.h"
 
@@ -172,12 +172,20 @@ absence_apply(MrTarget *target, MrBatch *batch)
 		mr_rule_write(rule, batch, note_heard, &hearing);
 }
 
+/* What time has brought until the stream had consumed all that was there. */
+typedef struct Passing
+{
+	int32 id;
+	TimestampTz until;
+} Passing;
+
 static void
 tick_step(void *argument)
 {
-	static const Oid types[] = {INT4OID};
+	const Passing *passing = argument;
+	static const Oid types[] = {INT4OID, TIMESTAMPTZOID};
 	static MrStatement *statement = NULL;
-	Datum id = Int32GetDatum(((MrTarget *) argument)->id);
+	Datum arguments[] = {Int32GetDatum(passing->id), TimestampTzGetDatum(passing->until)};
 
 	if (statement == NULL)
 	{
@@ -185,20 +193,21 @@ tick_step(void *argument)
 
 		statement =
 			mr_statement_create("SELECT channel_id, key, group_by, alert_id, message, not_after "
-								"FROM millrace_internal.absence_tick($1)",
+								"FROM millrace_internal.absence_tick($1, $2)",
 								lengthof(types), types);
 		MemoryContextSwitchTo(previous);
 	}
-	mr_rule_send(statement, &id);
+	mr_rule_send(statement, arguments);
 }
 
 static void
-absence_tick(MrTarget *target, bool caught_up)
+absence_tick(MrTarget *target, TimestampTz caught_up)
 {
 	MrRule *rule = (MrRule *) target;
+	Passing passing = {.id = target->id, .until = caught_up};
 
-	if (caught_up && !target->filling && mr_rule_is_judged(rule, NULL))
-		mr_rule_write(rule, NULL, tick_step, target);
+	if (!TIMESTAMP_IS_NOBEGIN(caught_up) && !target->filling && mr_rule_is_judged(rule, NULL))
+		mr_rule_write(rule, NULL, tick_step, &passing);
 }
 
 const MrTargetKind mr_absence_kind = {

@@ -32,8 +32,8 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.heard(integer, text[], timestamptz[], boolean) IS 'notes when a rule has heard of keys last';
 
--- What time brings: keys of which nothing was heard for too long, and those that are to be forgotten.
-CREATE FUNCTION millrace_internal.absence_tick(id integer)
+-- What time has brought until then (all that came before has been heard of): keys of which nothing was heard for too long, and those that are to be forgotten.
+CREATE FUNCTION millrace_internal.absence_tick(id integer, now timestamptz)
     RETURNS TABLE (channel_id integer, key text, group_by text, alert_id bigint, message text, not_after timestamptz)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -41,7 +41,6 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     rule millrace.rule;
     definition json;
-    now timestamptz := clock_timestamp();
     due record;
     forgotten text[];
 BEGIN
@@ -71,4 +70,4 @@ BEGIN
     RETURN QUERY SELECT * FROM millrace_internal.still_held(absence_tick.id, now);
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.absence_tick(integer) IS 'what time brings to a rule on what does not come: returns what is to be sent';
+COMMENT ON FUNCTION millrace_internal.absence_tick(integer, timestamptz) IS 'what time brings to a rule on what does not come: returns what is to be sent';

@@ -367,7 +367,7 @@ tick_step(void *argument)
 }
 
 static void
-threshold_tick(MrTarget *target, bool caught_up)
+threshold_tick(MrTarget *target, TimestampTz caught_up)
 {
 	MrRule *rule = (MrRule *) target;
 

@@ -23,6 +23,7 @@
 
 #include "access/xact.h"
 #include "core/millrace.h"
+#include "core/progress.h"
 #include "core/worker.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
@@ -247,6 +248,36 @@ mr_worker_number(void)
 	return my_number;
 }
 
+void
+mr_worker_note_caught_up(TimestampTz when)
+{
+	LWLockAcquire(shared_lock, LW_EXCLUSIVE);
+	if (my_slot->generation == my_generation)
+		my_slot->caught_up = when;
+	LWLockRelease(shared_lock);
+}
+
+TimestampTz
+mr_worker_caught_up(int32 stream_id, int workers)
+{
+	TimestampTz when = DT_NOEND;
+	int found = 0;
+
+	LWLockAcquire(shared_lock, LW_SHARED);
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		MrSlot *slot = &shared->slots[i];
+
+		if (slot->kind != MR_SLOT_STREAM || slot->state != MR_SLOT_RUNNING ||
+			slot->database != MyDatabaseId || slot->stream_id != stream_id)
+			continue;
+		when = Min(when, slot->caught_up);
+		found++;
+	}
+	LWLockRelease(shared_lock);
+	return found == workers ? when : DT_NOBEGIN;
+}
+
 /* Has somebody asked this process to end? */
 bool
 mr_slot_stopping(void)
@@ -286,6 +317,7 @@ mr_slot_start(const MrSlot *wanted, const char *function, const char *name, cons
 		slot->state = MR_SLOT_STARTING;
 		slot->generation = generation;
 		slot->since = slot->started = GetCurrentTimestamp();
+		slot->caught_up = DT_NOBEGIN;
 		slot->pid = 0;
 		slot->latch = NULL;
 		slot->stop = slot->held = false;

@@ -62,6 +62,7 @@ typedef struct MrSlot
 	int worker;
 	int workers;
 	Oid owner;
+	TimestampTz caught_up; /* when it had consumed all that was there; or DT_NOBEGIN */
 	int pid; /* 0 until it runs */
 	struct Latch *latch; /* of the process, while it runs */
 	TimestampTz started; /* when the slot was given away */

@@ -9,6 +9,7 @@
 #include "commands/trigger.h"
 #include "core/memory.h"
 #include "core/millrace.h"
+#include "core/progress.h"
 #include "core/statement.h"
 #include "flow/backfill.h"
 #include "flow/flow.h"
@@ -295,7 +296,7 @@ follow_definitions(MrFlow *flow)
 
 /* Gives targets their turn; the stream is locked. */
 static void
-tick_targets(MrFlow *flow, bool caught_up)
+tick_targets(MrFlow *flow, TimestampTz caught_up)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "millrace tick",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -352,7 +353,7 @@ tick(MrFlow *flow)
 		mr_stream_lock(flow->stream_id, false);
 		current = still_current(flow) && follow_definitions(flow);
 		if (current)
-			tick_targets(flow, flow->idle && mr_source_problem(flow->source) == NULL);
+			tick_targets(flow, mr_worker_caught_up(flow->stream_id, flow->workers));
 		commit_transaction();
 	}
 	flow->ticked_at = now;
@@ -369,6 +370,15 @@ fetch(MrFlow *flow, int max_messages, int wait_ms)
 	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, flow->batch_bytes, wait_ms);
 	if (flow->batch->nmessages > 0)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
+}
+
+/* Had all been consumed that was there when the batch was fetched? */
+static void
+note_caught_up(MrFlow *flow, TimestampTz fetched_at)
+{
+	if (flow->batch->nmessages == 0 && flow->kind->drained(flow->source) &&
+		mr_source_problem(flow->source) == NULL)
+		mr_worker_note_caught_up(fetched_at);
 }
 
 /*
@@ -504,6 +514,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	MemoryContext previous = CurrentMemoryContext;
 	int64 consumed = 0;
 	int64 letters = 0;
+	TimestampTz fetched_at;
 	instr_time start;
 
 	if (!tick(flow) || !complete_waiting(flow))
@@ -513,11 +524,12 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	}
 	MemoryContextSwitchTo(previous);
 	mr_batch_reset(flow->batch);
+	fetched_at = GetCurrentTimestamp();
 	if (!flow->kind->in_transaction)
 	{
 		fetch(flow, BATCH_MESSAGES, wait_ms);
-		flow->idle = flow->batch->nmessages == 0;
-		if (flow->idle)
+		note_caught_up(flow, fetched_at);
+		if (flow->batch->nmessages == 0)
 			return 0;
 		look_up_ahead(flow);
 		MemoryContextSwitchTo(previous);
@@ -532,9 +544,11 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 		return MR_FLOW_CHANGED;
 	}
 	if (flow->kind->in_transaction)
+	{
 		fetch(flow, BATCH_MESSAGES, 0);
+		note_caught_up(flow, fetched_at);
+	}
 	consumed = flow->batch->nmessages;
-	flow->idle = consumed == 0;
 	if (consumed > 0)
 	{
 		consumed = process_and_advance(flow, &letters);
@@ -841,7 +855,7 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 		if (flow->stream->stop_reason != NULL)
 			ereport(WARNING, (errmsg("%s", flow->stream->stop_reason)));
 		else
-			tick_targets(flow, messages < limit);
+			tick_targets(flow, messages < limit ? GetCurrentTimestamp() : DT_NOBEGIN);
 		mr_flow_stats_write(flow->stream, 0, true);
 		mr_run_back(&saved);
 	}

@@ -24,7 +24,6 @@ struct MrFlow
 	MrSource *source;
 	MrBatch *batch;
 	Size batch_bytes; /* the next batch may hold so many of raw messages */
-	bool idle; /* there was nothing to fetch the last time */
 	TimestampTz ticked_at;
 	TimestampTz measured_at; /* what memory the process has taken */
 	TimestampTz fill_at; /* not before, look for something to fill */

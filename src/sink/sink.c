@@ -322,7 +322,7 @@ sink_apply(MrTarget *target, MrBatch *batch)
 }
 
 static void
-sink_tick(MrTarget *target, bool caught_up)
+sink_tick(MrTarget *target, TimestampTz caught_up)
 {
 	static const Oid types[] = {INT4OID, INT4OID};
 	static MrStatement *due = NULL;

@@ -112,9 +112,9 @@ typedef struct MrTargetKind
 
 	/*
 	 * What time brings, about once a second, in a transaction of its own under the stream's shared lock; only one worker
-	 * asks.  `caught_up`: the stream has consumed what is there.  May be NULL.
+	 * asks.  `caught_up`: when the stream had consumed all that was there; or DT_NOBEGIN.  May be NULL.
 	 */
-	void (*tick)(struct MrTarget *target, bool caught_up);
+	void (*tick)(struct MrTarget *target, TimestampTz caught_up);
 
 	/*
 	 * Removes what a filter over the target's columns selects (NULL: everything), to be made again by applying
