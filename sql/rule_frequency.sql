@@ -141,6 +141,18 @@ SELECT rf.say(VARIADIC array_agg(json_build_object('id', i, 'v', 1, 'customer', 
 SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
 SELECT rule, details ->> 'count' AS count, suppressed FROM rf.alerts WHERE key = 'h';
 
+-- an object with a long name that has got another customer is an event of that one only
+SELECT millrace.create_staging('rf.long', stream => 'rf_orders', key => '{"id": ["$.long", "text"]}', version => '["$.v", "integer"]', columns => '{"customer_id": "$.customer", "long": "$.long"}', route => 'long IS NOT NULL');
+SELECT millrace.create_rule('rf long', kind => 'frequency', source => 'rf.long', key => '{customer_id}', count => 2, within => '1 hour');
+SELECT rf.say(json_build_object('id', 90, 'long', repeat('k', 600), 'v', 1, 'customer', 'la'));
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say(json_build_object('id', 90, 'long', repeat('k', 600), 'v', 2, 'customer', 'lb'));
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT rf.say(json_build_object('id', 91, 'long', 'short', 'v', 1, 'customer', 'la'));
+SELECT messages, dead_letters FROM millrace.run_stream('rf_orders');
+SELECT count(*) FROM rf.alerts WHERE rule = 'rf long';
+SELECT millrace.drop_table('rf.long', cascade => true);
+
 -- ---- what a snapshot has read is there, and nobody knows since when
 SELECT millrace.create_stream('rf_copied', format => 'debezium');
 SELECT millrace.create_staging('rf.copied', stream => 'rf_copied', key => '{"id": ["$.id", "bigint"]}', version => '["$source.lsn", "bigint"]', tombstone => 'ignore', columns => '{"customer": "$.customer", "at": ["$.at", "timestamptz"]}');

@@ -291,7 +291,7 @@ read_old_rows_step(void *argument)
 		heap_deform_tuple(staged->old_rows[looking->old_row], desc, values, nulls);
 		show_row(looking, values, nulls);
 		key = mr_rule_key_text(looking->rule->key, context);
-		name = mr_rule_key_text(looking->rule->object, context);
+		name = mr_rule_evaluate_text(looking->rule->object, context);
 		object = hash_search(looking->objects, &name, HASH_FIND, NULL);
 		if (key != NULL && object != NULL)
 			object->keys = list_append_unique_ptr(object->keys, get_key(looking, key));
