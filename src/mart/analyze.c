@@ -813,6 +813,17 @@ mr_mart_stripe(MrMartQuery *mart, int stripes)
 						   errdetail("It is grouped by a value of type %s, which cannot be hashed.",
 									 format_type_be(group->type)));
 	}
+	foreach(lc, mart->extras)
+	{
+		MrMartColumn *extra = lfirst(lc);
+
+		if (!OidIsValid(lookup_type_cache(extra->type, TYPECACHE_CMP_PROC)->cmp_proc))
+			mr_mart_refuse(mart, extra->expression,
+						   errmsg("stripes => %d cannot be used for this mart", stripes),
+						   errdetail("It stores %s of type %s, which has no order.",
+									 mr_mart_describe(mart, extra->expression),
+									 format_type_be(extra->type)));
+	}
 	if (list_length(mart->groups) + 1 > INDEX_MAX_KEYS)
 		mr_mart_refuse(
 			mart, NULL,

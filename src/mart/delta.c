@@ -779,9 +779,10 @@ add_group(MrMartDelta *delta, Tally *group, MrRows *rows)
 		ExecStoreVirtualTuple(delta->group_row);
 		ResetExprContext(econtext);
 		econtext->ecxt_scantuple = delta->group_row;
-		for (int e = 0; e < delta->nextras; e++)
-			rows->values[delta->nkeys + e][r] = mr_expression_value(
-				delta->extras[e].expression, econtext, &rows->nulls[delta->nkeys + e][r]);
+		column = delta->nkeys + delta->striped;
+		for (int e = 0; e < delta->nextras; e++, column++)
+			rows->values[column][r] = mr_expression_value(delta->extras[e].expression, econtext,
+														  &rows->nulls[column][r]);
 		econtext->ecxt_scantuple = delta->row;
 	}
 	rows->nrows++;

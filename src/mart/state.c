@@ -599,22 +599,23 @@ mr_mart_empty_row(MrMartQuery *mart, const char *base)
 
 /* ---- the view --------------------------------------------------------------------------------- */
 
-/* The state as the view reads it: one row a group. */
+/*
+ * The state as the view reads it: one row a group.  What is stored beside the group may differ between its stripes, as
+ * the texts of 1.0 and 1.00 do: that of one stripe counts.
+ */
 static char *
 state_relation(MrMartQuery *mart, const char *base)
 {
 	char *state = mr_mart_state_name(base, NULL);
+	char *groups = group_list(mart, "");
 	StringInfoData columns;
-	StringInfoData keys;
 	ListCell *lc;
 
 	if (mart->stripes == 1)
 		return state;
 	initStringInfo(&columns);
-	initStringInfo(&keys);
-	appendStringInfoString(&keys, group_list(mart, ""));
 	for (int i = 1; i <= list_length(mart->extras); i++)
-		appendStringInfo(&keys, ", e%d", i);
+		appendStringInfo(&columns, ", millrace.latest(e%d, stripe) AS e%d", i, i);
 	foreach(lc, mr_mart_counters(mart))
 	{
 		MrMartCounter *column = lfirst(lc);
@@ -622,8 +623,8 @@ state_relation(MrMartQuery *mart, const char *base)
 		appendStringInfo(&columns, ", sum(%s)::%s AS %s", column->name, counter_type(column),
 						 column->name);
 	}
-	return psprintf("(SELECT %s%s FROM %s GROUP BY %s%s)", keys.data, columns.data, state,
-					keys.data, mart->global ? "" : " HAVING sum(n) > 0");
+	return psprintf("(SELECT %s%s FROM %s GROUP BY %s%s)", groups, columns.data, state, groups,
+					mart->global ? "" : " HAVING sum(n) > 0");
 }
 
 /* FROM, with the state in place of the staging table. */

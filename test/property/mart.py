@@ -29,6 +29,7 @@ MARTS = {
     "items": "SELECT city, product, count(DISTINCT id) AS objects, count(*) AS n, sum(price)::numeric(18,2) AS spent FROM {items} WHERE ok IS NOT FALSE GROUP BY city, product",
     "distincts": "SELECT product, count(DISTINCT city) AS cities, count(DISTINCT price) AS prices, count(DISTINCT id) AS objects, count(DISTINCT quantity % 2) AS parities, count(DISTINCT id) FILTER (WHERE quantity > 2) AS objects_2 FROM {items} GROUP BY product",
     "stored": "SELECT to_char(at, 'YYYY-MM') AS month, to_char(date_trunc('day', at), 'Dy') AS weekday, count(*) AS n FROM {events} GROUP BY 1, date_trunc('day', at)",
+    "striped_stored": "SELECT at, to_char(at, 'YYYY-MM-DD HH24') AS hour, count(*) AS n FROM {events} GROUP BY at",
     "no_aggregate": "SELECT DISTINCT_ROW.city FROM {events} AS DISTINCT_ROW GROUP BY DISTINCT_ROW.city",
     "extremes": "SELECT city, min(amount) AS least, max(number) AS most, max(at) FILTER (WHERE ok) AS last_ok, min(upper(city)) AS name, count(DISTINCT number) AS numbers FROM {events} GROUP BY city",
     "global_extremes": "SELECT min(number) AS least, max(city) AS most, array_agg(DISTINCT small) AS smalls FROM {events}",
@@ -48,7 +49,7 @@ MARTS = {
 PLAIN = {
     "float_sums": "SELECT city, millrace.exact_sum(ratio) AS total, millrace.exact_avg(ratio) AS mean, array_agg(number ORDER BY number) AS numbers FROM {events} GROUP BY city",
 }
-OPTIONS = {"striped": {"stripes": 3}, "global_striped": {"stripes": 2}, "ordered": {"order_by": "most DESC NULLS LAST, n"}}
+OPTIONS = {"striped": {"stripes": 3}, "striped_stored": {"stripes": 2}, "global_striped": {"stripes": 2}, "ordered": {"order_by": "most DESC NULLS LAST, n"}}
 
 
 def decimal(rng):
