@@ -63,6 +63,16 @@ SELECT missing, unexpected, regexp_replace(example, 'mart_\d+', 'mart_N') AS exa
 SELECT count(*) FROM millrace.rebuild('whole');
 SELECT missing, unexpected FROM millrace.verify('whole');
 ROLLBACK;
+-- What ties in an order of the user's is ordered, too, and by the definition as by the mart.
+SELECT count(*) FROM (SELECT pg_temp.event(8, 'eve', 'z', '2026-01-02', 1, 3, 1), pg_temp.event(9, 'eve', 'y', '2026-01-01', 1, 3, 1), pg_temp.event(10, 'eve', 'x', '2026-01-01', 1, 5, 1)) AS x;
+SELECT messages FROM millrace.run_stream('aggregate_feed');
+SELECT millrace.create_mart('ties', $$
+  SELECT user_id, array_agg(brand ORDER BY count) AS brands, string_agg(brand, '+' ORDER BY at DESC) AS names, array_agg(DISTINCT brand ORDER BY brand DESC) AS all_brands
+  FROM astg.events WHERE user_id = 'eve' GROUP BY user_id $$);
+SELECT messages FROM millrace.run_stream('aggregate_feed');
+SELECT * FROM ties;
+SELECT missing, unexpected, example FROM millrace.verify('ties');
+SELECT regexp_matches(replace(pg_get_viewdef('millrace_def.mart_' || id), 'events.', ''), 'ORDER BY [^)]*', 'g') AS orders FROM millrace.target WHERE relation = 'ties'::regclass;
 -- A group is one row although its stripes store other texts of it; it is in another stripe than the one that is written now.
 SELECT pg_temp.event(6, 'dan', 'd', NULL, NULL, NULL, 0) > 0 AS pushed;
 SELECT messages FROM millrace.run_stream('aggregate_feed');

@@ -20,6 +20,7 @@
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
+#include "parser/parse_clause.h"
 #include "parser/parse_func.h"
 #include "parser/parse_oper.h"
 #include "utils/builtins.h"
@@ -101,7 +102,10 @@ use_exact(Aggref *aggregate, const char *name, Oid type)
 		list_make2(makeString("millrace"), makeString((char *) name)), 1, &type, false);
 }
 
-/* Orders the aggregate's input by all of its arguments, so that its result depends on no other order. */
+/*
+ * Orders the aggregate's input by all of its arguments, after what it is ordered by already, so that its result depends on
+ * no other order.
+ */
 static void
 order_input(Aggref *aggregate)
 {
@@ -113,12 +117,12 @@ order_input(Aggref *aggregate)
 		Oid type = exprType((Node *) entry->expr);
 		SortGroupClause *sort = makeNode(SortGroupClause);
 
-		if (!OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc))
+		if (entry->ressortgroupref != 0 ||
+			!OidIsValid(lookup_type_cache(type, TYPECACHE_CMP_PROC)->cmp_proc))
 			continue;
 		get_sort_group_operators(type, true, true, false, &sort->sortop, &sort->eqop, NULL,
 								 &sort->hashable);
-		entry->ressortgroupref = foreach_current_index(lc) + 1;
-		sort->tleSortGroupRef = entry->ressortgroupref;
+		sort->tleSortGroupRef = assignSortGroupRef(entry, aggregate->args);
 		aggregate->aggorder = lappend(aggregate->aggorder, sort);
 	}
 }
@@ -148,8 +152,7 @@ rewrite_walker(Node *node, void *context)
 			break;
 		default:
 			if (mr_mart_function(aggregate) == MR_FUNCTION_OTHER &&
-				aggregate->aggkind == AGGKIND_NORMAL && aggregate->aggorder == NIL &&
-				aggregate->aggdistinct == NIL)
+				aggregate->aggkind == AGGKIND_NORMAL && aggregate->aggdistinct == NIL)
 				order_input(aggregate);
 	}
 	return false;

@@ -35,6 +35,7 @@ MARTS = {
     "global_extremes": "SELECT min(number) AS least, max(city) AS most, array_agg(DISTINCT small) AS smalls FROM {events}",
     "latest": "SELECT product, city, millrace.latest(price, quantity) AS price, millrace.latest(quantity, city) AS quantity FROM {items} GROUP BY 1, 2",
     "others": "SELECT city, array_agg(number ORDER BY number DESC, small) AS numbers, string_agg(DISTINCT city, ',') AS names, sum(DISTINCT small) AS smalls, percentile_cont(0.5) WITHIN GROUP (ORDER BY number) AS median, bit_or(number) FILTER (WHERE ok) AS bits FROM {events} GROUP BY city",
+    "ties": "SELECT city, array_agg(number ORDER BY ok) AS numbers, string_agg(city, ',' ORDER BY number DESC) AS names FROM {events} GROUP BY city",
     "floats": "SELECT city, ok, millrace.exact_sum(ratio) AS total, millrace.exact_avg(ratio) AS mean, millrace.exact_sum((number / 7.0)::real) FILTER (WHERE number > 0) AS part, max(ratio) AS most FROM {events} GROUP BY city, ok",
     "float_sums": "SELECT city, sum(ratio) AS total, avg(ratio) AS mean, array_agg(number) AS numbers FROM {events} GROUP BY city",
     "striped": "SELECT product, city, count(*) AS n, count(DISTINCT id) AS objects, sum(price) AS total FROM {items} GROUP BY product, city",
@@ -47,6 +48,7 @@ MARTS = {
 
 # Where a plain query says something else, or nothing certain.
 PLAIN = {
+    "ties": "SELECT city, array_agg(number ORDER BY ok, number) AS numbers, string_agg(city, ',' ORDER BY number DESC) AS names FROM {events} GROUP BY city",
     "float_sums": "SELECT city, millrace.exact_sum(ratio) AS total, millrace.exact_avg(ratio) AS mean, array_agg(number ORDER BY number) AS numbers FROM {events} GROUP BY city",
 }
 OPTIONS = {"striped": {"stripes": 3}, "striped_stored": {"stripes": 2}, "global_striped": {"stripes": 2}, "ordered": {"order_by": "most DESC NULLS LAST, n"}}
