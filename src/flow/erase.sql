@@ -546,7 +546,7 @@ BEGIN
         FOR target IN SELECT t.* FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model')
                         AND NOT EXISTS (SELECT FROM millrace.model m WHERE m.target_id = t.id AND NOT m.is_online) ORDER BY t.id LOOP
             IF target.kind = 'mart' THEN
-                PERFORM millrace_internal.mart_sweep(target.id);
+                PERFORM millrace_internal.mart_sweep(target.id, target.owner);
             END IF;
             relation := target.relation::text;
             rows := staged;

@@ -1,6 +1,6 @@
 /*
  * clear.c
- *	  Removing groups of a mart's state, to be computed anew.
+ *	  Removing groups of a mart's state: to be computed anew, or because they have no rows.
  *
  * A filter over the columns by which the mart groups selects the same groups in the state and among the staged
  * rows: so what was removed is exactly what comes of these rows.  It is evaluated as the mart's owner; the
@@ -22,6 +22,8 @@
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
+
+PG_FUNCTION_INFO_V1(millrace_mart_sweep);
 
 /* "expression AS column, …" of the mart's columns that depend on the group alone, for a place. */
 static char *
@@ -174,4 +176,35 @@ mr_mart_clear(MrTarget *target, const char *filter, char **condition)
 	}
 	mr_settings_unpin(nest_level);
 	SPI_finish();
+}
+
+/*
+ * mart_sweep(target integer, owner regrole): removes groups that have no rows any more, which stripes do not see: each has
+ * a part of what came and went.  Nobody may be writing to the mart.
+ */
+Datum
+millrace_mart_sweep(PG_FUNCTION_ARGS)
+{
+	int32 target_id = PG_GETARG_INT32(0);
+	MemoryContext context = CurrentMemoryContext;
+	Query *query = mr_definition_query("mart", target_id);
+	MrMartQuery *mart;
+
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	mart = mr_mart_load_query(query, target_id, PG_GETARG_OID(1));
+	if (mart->stripes > 1 && !mart->global)
+	{
+		char *state = mr_mart_state_name(mr_mart_base(target_id), NULL);
+		StringInfoData groups;
+
+		initStringInfo(&groups);
+		for (int i = 1; i <= list_length(mart->groups); i++)
+			appendStringInfo(&groups, "%sg%d", i == 1 ? "" : ", ", i);
+		(void) mr_sql("DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT unnest(array_agg(s.ctid)) "
+					  "FROM %s AS s GROUP BY %s HAVING sum(s.n) = 0))",
+					  state, state, groups.data);
+	}
+	SPI_finish();
+	PG_RETURN_VOID();
 }

@@ -251,23 +251,11 @@ $$;
 COMMENT ON FUNCTION millrace_internal.mart_replace_view(regclass, regrole, regclass, text) IS
     'gives a mart''s view another query, in place or anew with its grants and comments';
 
--- Groups that have no rows any more, which stripes do not see: each has a part of what came and went.  Nobody may be writing to the mart.
-CREATE FUNCTION millrace_internal.mart_sweep(target_id integer) RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    groups text;
-BEGIN
-    SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO groups
-    FROM millrace.target t JOIN pg_attribute a ON a.attrelid = format('millrace_state.mart_%s', t.id)::regclass
-    WHERE t.id = target_id AND (t.definition ->> 'stripes')::integer > 1 AND a.attname ~ '^g[0-9]+$' AND NOT a.attisdropped;
-    IF groups IS NOT NULL THEN
-        EXECUTE format('DELETE FROM millrace_state.mart_%1$s WHERE ctid = ANY (ARRAY(SELECT unnest(array_agg(s.ctid)) FROM millrace_state.mart_%1$s s GROUP BY %2$s HAVING sum(s.n) = 0))',
-                       target_id, groups);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION millrace_internal.mart_sweep(integer) IS 'removes groups of a striped mart whose stripes add up to no rows';
+CREATE FUNCTION millrace_internal.mart_sweep(target_id integer, owner regrole) RETURNS void
+LANGUAGE C STRICT
+SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'millrace_mart_sweep';
+COMMENT ON FUNCTION millrace_internal.mart_sweep(integer, regrole) IS 'removes groups of a striped mart whose stripes add up to no rows';
 
 CREATE FUNCTION millrace_internal.create_mart(caller regrole, name text, query text, stripes integer, order_by text, replace boolean)
 RETURNS void
