@@ -362,25 +362,6 @@ is_object(const MrValue *value)
 	return value->kind == MR_CONTAINER && value->text[0] == '{';
 }
 
-/* Marks everything that is asked for at a node and below as not sent. */
-static void
-mark_unchanged(MrPlan *plan, MrNode *node)
-{
-	int i;
-
-	if (node->slot >= 0 && node->scope == MR_SCOPE_MESSAGE)
-		plan->scopes[MR_SCOPE_MESSAGE].values[node->slot].kind = MR_UNCHANGED;
-	for (i = 0; i < node->nmembers; i++)
-		mark_unchanged(plan, node->members[i]);
-	for (i = 0; i < node->nindexes; i++)
-		mark_unchanged(plan, node->indexes[i]);
-	if (node->each)
-	{
-		plan->scopes[node->each->scope].unchanged = true;
-		mark_unchanged(plan, node->each);
-	}
-}
-
 /* Is it what stands for a value that was not sent? */
 static bool
 is_placeholder(const MrValue *value)
@@ -414,10 +395,7 @@ finish_row(MrPlan *plan, MemoryContext result, MrRoot root, const Schema *schema
 		if (is_placeholder(value))
 		{
 			if (root == MR_ROOT_VALUE && !plan->deleted)
-			{
-				mark_unchanged(plan, column->node);
-				plan->unchanged = true;
-			}
+				mr_mark_unchanged(plan, column->node);
 			else
 				value->kind = MR_NULL;
 			continue;

@@ -259,7 +259,7 @@ walk_json_message(MrPlan *plan, MemoryContext result, const MrMessage *message)
 	if (message->before && plan->roots[MR_ROOT_BEFORE])
 		mr_walk_json(plan, result, MR_ROOT_BEFORE, "before", message->before,
 					 message->before_length);
-	/* A row that became JSON lacks what was not sent. */
+	/* A row that became JSON. */
 	if (message->op == MR_OP_UPDATE)
 		mr_mark_unsent(plan, message);
 }

@@ -8,7 +8,6 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -86,51 +85,27 @@ find_map(MrPlan *plan, const MrRelation *relation)
 	return map;
 }
 
-/* Everything that a node leads to has not changed. */
-static void
-mark_unchanged(MrPlan *plan, MrNode *node)
-{
-	if (node->slot >= 0 && node->scope == MR_SCOPE_MESSAGE)
-	{
-		plan->scopes[MR_SCOPE_MESSAGE].values[node->slot].kind = MR_UNCHANGED;
-		plan->unchanged = true;
-	}
-	for (int i = 0; i < node->nmembers; i++)
-		mark_unchanged(plan, node->members[i]);
-	for (int i = 0; i < node->nindexes; i++)
-		mark_unchanged(plan, node->indexes[i]);
-	if (node->each != NULL)
-	{
-		plan->scopes[node->each->scope].unchanged = true;
-		plan->unchanged = true;
-	}
-}
-
-/* Has a JSON object such a member? */
+/* Has a JSON object such a member, or an array such a string? */
 static bool
-has_member(Datum json, const char *name)
+has_name(Datum json, const char *name)
 {
-	LOCAL_FCINFO(fcinfo, 2);
-
-	InitFunctionCallInfoData(*fcinfo, NULL, 2, DEFAULT_COLLATION_OID, NULL, NULL);
-	fcinfo->args[0].value = json;
-	fcinfo->args[0].isnull = false;
-	fcinfo->args[1].value = CStringGetTextDatum(name);
-	fcinfo->args[1].isnull = false;
-	(void) json_object_field(fcinfo);
-	return !fcinfo->isnull;
+	return DatumGetBool(DirectFunctionCall2(jsonb_exists, json, CStringGetTextDatum(name)));
 }
 
 void
 mr_mark_unsent(MrPlan *plan, const MrMessage *message)
 {
 	const MrNode *root = plan->roots[MR_ROOT_VALUE];
-	Datum json = PointerGetDatum(cstring_to_text_with_len(message->value, message->value_length));
+	bool listed = message->unsent != NULL;
+	Datum names = DirectFunctionCall1(
+		jsonb_in, CStringGetDatum(listed ? message->unsent
+										 : pnstrdup(message->value, message->value_length)));
 
 	for (int i = 0; i < root->nmembers; i++)
 	{
-		if (!has_member(json, root->members[i]->name))
-			mark_unchanged(plan, root->members[i]);
+		/* Who gives a row to preview() does not name what was not sent. */
+		if (has_name(names, root->members[i]->name) == listed)
+			mr_mark_unchanged(plan, root->members[i]);
 	}
 }
 
@@ -192,7 +167,7 @@ fill_row(MrPlan *plan, MemoryContext result, const MrRelation *relation, const C
 		else
 		{
 			if (map[c].inside != NULL)
-				mark_unchanged(plan, map[c].inside);
+				mr_mark_unchanged(plan, map[c].inside);
 			if (map[c].slot >= 0)
 			{
 				plan->scopes[MR_SCOPE_MESSAGE].values[map[c].slot].kind = MR_UNCHANGED;

@@ -129,13 +129,16 @@ extern void mr_walk_json(MrPlan *plan, MemoryContext result, MrRoot root, const 
 extern void mr_walk_node(MrPlan *plan, MemoryContext result, MrNode *node, const char *part,
 						 const char *text, int length);
 
+/* What is asked for at a node and below was not sent, because it has not changed. */
+extern void mr_mark_unchanged(MrPlan *plan, const MrNode *node);
+
 /*
  * Fills the slots from the rows of a change (row.c): texts point into the message, what has to be made goes to
  * `result`.
  */
 extern void mr_fill_from_rows(MrPlan *plan, MemoryContext result, const MrMessage *message);
 
-/* Columns that a row which became JSON does not have are unchanged. */
+/* The same for the columns of a changed row which became JSON. */
 extern void mr_mark_unsent(MrPlan *plan, const MrMessage *message);
 
 /*

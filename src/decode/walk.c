@@ -150,6 +150,27 @@ clear_node(MrPlan *plan, MrNode *node, int outer)
 	}
 }
 
+/* Marks everything that is asked for at a node and below as not sent. */
+void
+mr_mark_unchanged(MrPlan *plan, const MrNode *node)
+{
+	if (node->slot >= 0 && node->scope == MR_SCOPE_MESSAGE)
+	{
+		plan->scopes[MR_SCOPE_MESSAGE].values[node->slot].kind = MR_UNCHANGED;
+		plan->unchanged = true;
+	}
+	for (int i = 0; i < node->nmembers; i++)
+		mr_mark_unchanged(plan, node->members[i]);
+	for (int i = 0; i < node->nindexes; i++)
+		mr_mark_unchanged(plan, node->indexes[i]);
+	if (node->each != NULL)
+	{
+		plan->scopes[node->each->scope].unchanged = true;
+		plan->unchanged = true;
+		mr_mark_unchanged(plan, node->each);
+	}
+}
+
 /* Notes that the value which comes next is one that a node stands for. */
 static inline void
 activate(MrPlan *plan, MrNode *node)

@@ -149,6 +149,28 @@ mr_row_json(const MrRelation *relation, const char *row, bool key_only, int *len
 	return json.data;
 }
 
+char *
+mr_row_unsent(const MrRelation *relation, const char *row)
+{
+	StringInfoData json;
+	MrRowReader reader;
+	MrRowValue value;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '[');
+	mr_row_begin(&reader, row);
+	for (int i = 0; i < relation->ncolumns && mr_row_next(&reader, &value); i++)
+	{
+		if (value.kind != MR_COLUMN_UNCHANGED)
+			continue;
+		if (json.len > 1)
+			appendStringInfoString(&json, ", ");
+		escape_json(&json, relation->columns[i].name);
+	}
+	appendStringInfoChar(&json, ']');
+	return json.data;
+}
+
 bool
 mr_row_key_differs(const MrRelation *relation, const char *left, const char *right)
 {
@@ -211,6 +233,8 @@ mr_message_readable(const MrMessage *message)
 	if (message->before != NULL)
 		readable.before = mr_row_json(message->relation, message->before, !message->relation->whole,
 									  &readable.before_length);
+	if (message->op == MR_OP_UPDATE)
+		readable.unsent = mr_row_unsent(message->relation, message->value);
 	if (message->value != NULL)
 		readable.value = mr_row_json(message->relation, message->value,
 									 message->op == 'D' && !message->relation->whole,

@@ -102,6 +102,9 @@ extern char *mr_row_json(const MrRelation *relation, const char *row, bool key_o
 /* Do two rows differ in the replica identity's columns?  What was not sent does not. */
 extern bool mr_row_key_differs(const MrRelation *relation, const char *left, const char *right);
 
+/* The names of the columns that were not sent, as a JSON array. */
+extern char *mr_row_unsent(const MrRelation *relation, const char *row);
+
 /* The condition that finds the row at the source, by its replica identity. */
 extern char *mr_row_condition(const MrRelation *relation, const char *row);
 

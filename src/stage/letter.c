@@ -82,7 +82,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 	static const Oid types[] = {INT4OID, INT4OID,  TEXTOID, INT4OID,        TEXTOID,  TEXTOID,
 								INT4OID, INT4OID,  INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
 								TEXTOID, TEXTOID,  TEXTOID, TEXTOID,        TEXTOID,  UUIDOID,
-								TEXTOID, BYTEAOID, TEXTOID, INT4OID};
+								TEXTOID, BYTEAOID, TEXTOID, INT4OID,        TEXTOID};
 	MrStatement *insert = NULL;
 	Oid owner = mr_extension_owner();
 	int64 written = 0;
@@ -146,6 +146,7 @@ mr_letter_write(MrStream *stream, const List *failures)
 		SET(19, message->before == NULL, bytes_value(message->before, message->before_length));
 		SET_TEXT(20, failure->lacks != NIL ? "waiting" : "open");
 		SET(21, failure->rule_id == 0, Int32GetDatum(failure->rule_id));
+		SET_TEXT(22, message->unsent);
 #undef SET_TEXT
 #undef SET
 
@@ -153,10 +154,11 @@ mr_letter_write(MrStream *stream, const List *failures)
 			insert = mr_statement_create(
 				"INSERT INTO millrace.letter AS l (stream_id, staging_id, kind, element, "
 				"expectation, topic, partition, epoch, position, message_time, key, value, "
-				"headers, sqlstate, message, detail, hint, place, op, before, state, rule_id) "
+				"headers, sqlstate, message, detail, hint, place, op, before, state, rule_id, "
+				"unsent) "
 				"VALUES (coalesce($1, (SELECT g.stream_id FROM millrace.staging g WHERE g.id = $2)), "
 				"$2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::json, $14, $15, "
-				"$16, $17, $18, $19, $20, $21, $22) "
+				"$16, $17, $18, $19, $20, $21, $22, $23::json) "
 				"ON CONFLICT (stream_id, topic, epoch, partition, position, place, staging_id, "
 				"element, rule_id) "
 				"DO UPDATE SET sqlstate = EXCLUDED.sqlstate, message = EXCLUDED.message, "
@@ -241,7 +243,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting, int32 rule_id)
 					  CStringGetTextDatum(waiting ? "waiting" : "open"), Int32GetDatum(rule_id)};
 	MrStatement *select = mr_statement_create(
 		"SELECT id, staging_id, topic, partition, epoch, position, message_time, key, value, "
-		"headers::text, place, op, before FROM millrace.letter "
+		"headers::text, place, op, before, unsent::text FROM millrace.letter "
 		"WHERE stream_id = $1 AND id = ANY ($2) AND state = $3 AND coalesce(rule_id, 0) = $4 "
 		"ORDER BY topic, epoch, partition, position, place, staging_id, element FOR UPDATE",
 		lengthof(types), types);
@@ -276,6 +278,7 @@ mr_letter_read(MrBatch *batch, ArrayType *ids, bool waiting, int32 rule_id)
 		op = mr_sql_text(i, 12);
 		message->op = op != NULL ? op[0] : 0;
 		message->before = read_bytes(batch, i, 13, &message->before_length);
+		message->unsent = mr_sql_text(i, 14);
 		staging_id = DatumGetInt32(mr_sql_value(i, 2, &isnull));
 		/* What was judged as it was staged came without its message. */
 		message->rule_id = rule_id;

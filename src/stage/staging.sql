@@ -928,6 +928,8 @@ CREATE TABLE millrace.letter (
     key bytea,
     value bytea,
     before bytea,
+    -- Of a change: columns that were not sent, because they had not changed.
+    unsent json,
     headers json,
     sqlstate text NOT NULL,
     message text NOT NULL,
