@@ -101,6 +101,33 @@ SELECT octet_length(value) FROM millrace.dead_letter WHERE stream = 'bad' AND oc
 -- Letters hold bytes as they came, even those that are no text.
 SELECT encode(value, 'escape') AS value FROM millrace.dead_letter WHERE stream = 'bad' AND message ~ 'UTF8' ORDER BY position LIMIT 1;
 
+-- Input functions say so in many ways, and so do functions in PL/pgSQL; one that calls what is not there is no bad data.
+CREATE FUNCTION grade(n integer) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  result text;
+BEGIN
+  ASSERT n <> 2, 'two is not graded';
+  IF n = 3 THEN
+    SELECT 'three' INTO STRICT result WHERE false;
+  ELSIF n = 4 THEN
+    RETURN bad.grade(n);
+  ELSIF n = 5 THEN
+    RETURN bad.nobody(n);
+  END IF;
+  CASE n WHEN 1 THEN RETURN 'good'; END CASE;
+END $$;
+SELECT millrace.create_stream('words');
+SELECT millrace.create_staging('words', stream => 'words', key => '{"id": ["$.id", "integer"]}', computed => '{"grade": ["bad.grade(n)", "text"]}',
+  columns => '{"n": ["$.n", "integer"], "doc": ["$.doc", "tsvector"], "asked": ["$.asked", "tsquery"], "path": ["$.path", "jsonpath"], "table": ["$.table", "regclass"]}');
+SELECT count(millrace.push('words', m)) FROM unnest(ARRAY['{"id": 1, "n": 1, "doc": "a b", "asked": "a & b", "path": "$.a", "table": "bad.things"}', '{"id": 2, "n": 2}', '{"id": 3, "n": 3}', '{"id": 4, "n": 4}',
+  '{"id": 6, "n": 6}', '{"id": 7, "n": 1, "doc": "''"}', '{"id": 8, "n": 1, "asked": "a b"}', '{"id": 9, "n": 1, "path": "$."}', '{"id": 10, "n": 1, "table": "bad.nothing"}', '{"id": 11, "n": 1}']) AS m;
+SELECT messages, dead_letters FROM millrace.run_stream('words');
+SELECT convert_from(value, 'UTF8')::json ->> 'id' AS id, sqlstate, message FROM millrace.dead_letter WHERE stream = 'words' ORDER BY position;
+SELECT id, grade, doc, asked, path, "table" FROM words ORDER BY id;
+SELECT millrace.push('words', '{"id": 12, "n": 5}'::text) > 0 AS pushed;
+SELECT * FROM try($$ SELECT millrace.run_stream('words') $$);
+SELECT millrace.drop_stream('words', cascade => true);
+
 -- ---- the table under the stream ---------------------------------------------------------------------------------
 SELECT millrace.create_stream('table_of');
 SELECT millrace.create_staging('victim', stream => 'table_of', key => '{"id": ["$key", "integer"]}', columns => '{"a": "$.a", "b": ["$.b", "integer"]}');

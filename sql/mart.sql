@@ -280,3 +280,16 @@ SELECT mcdm.come_and_go();
 SELECT mcdm.come_and_go();
 SELECT missing, unexpected FROM millrace.verify('mcdm.whole');
 SELECT millrace.drop_table('mcdm.whole');
+-- A value that is too long for an index of a mart is that of a message, the others go on.
+SELECT millrace.create_mart('mcdm.longest', 'SELECT id % 2 AS half, max(a) AS longest, count(*) AS n FROM mstg.seen WHERE id >= 10 GROUP BY id % 2');
+SELECT millrace.create_mart('mcdm.names', 'SELECT a, count(*) AS n FROM mstg.seen WHERE id >= 10 GROUP BY a');
+SELECT count(millrace.push('times', json_build_object('id', i, 'a', CASE i WHEN 11 THEN (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 200) n) ELSE 'a' || i END, 'at', '2026-01-02')))
+FROM generate_series(10, 14) i;
+SELECT messages, dead_letters FROM millrace.run_stream('times');
+SELECT staging, kind, sqlstate, regexp_replace(message, '\d+', 'N', 'g') AS message FROM millrace.dead_letter WHERE stream = 'times';
+SELECT * FROM mcdm.longest ORDER BY half;
+SELECT a FROM mcdm.names ORDER BY a;
+SELECT relation, missing, unexpected FROM unnest('{mcdm.longest, mcdm.names}'::regclass[]) AS m, millrace.verify(m);
+SELECT * FROM millrace.retry(filter => $$ stream = 'times' $$);
+SELECT millrace.drop_table('mcdm.longest'), millrace.drop_table('mcdm.names');
+SELECT * FROM millrace.retry(filter => $$ stream = 'times' $$);

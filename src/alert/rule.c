@@ -96,12 +96,7 @@ stop_clock(void)
 bool
 mr_rule_error_of_data(const ErrorData *error)
 {
-	int category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-
-	/* PL/pgSQL's own; recursion without an end. */
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_RAISE_EXCEPTION) ||
-		   category == ERRCODE_TO_CATEGORY(ERRCODE_STATEMENT_TOO_COMPLEX) ||
-		   mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
+	return mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
 }
 
 /* Who runs a step, and how. */

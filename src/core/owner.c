@@ -143,14 +143,18 @@ mr_settings_unpin(int nest_level)
 MrErrorClass
 mr_error_class(int sqlstate)
 {
-	/* A value that is too large for an index is as bad as one that does not fit its type. */
-	if (sqlstate == ERRCODE_RAISE_EXCEPTION || sqlstate == ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-		return MR_ERROR_DATA;
-
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
 		case MAKE_SQLSTATE('2', '2', '0', '0', '0'):
 		case MAKE_SQLSTATE('2', '3', '0', '0', '0'):
+		/* A value that is too large for an index is as bad as one that does not fit its type. */
+		case MAKE_SQLSTATE('5', '4', '0', '0', '0'):
+		/* What functions in PL/pgSQL and other languages say of a value that they were not made for. */
+		case MAKE_SQLSTATE('2', '0', '0', '0', '0'):
+		case MAKE_SQLSTATE('2', '1', '0', '0', '0'):
+		case MAKE_SQLSTATE('3', '8', '0', '0', '0'):
+		case MAKE_SQLSTATE('3', '9', '0', '0', '0'):
+		case MAKE_SQLSTATE('P', '0', '0', '0', '0'):
 			return MR_ERROR_DATA;
 		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):
 		case MAKE_SQLSTATE('3', 'F', '0', '0', '0'):

@@ -238,7 +238,7 @@ find_erased(MrFlow *flow)
 		PG_END_TRY();
 		if (error == NULL)
 			return;
-		if (mr_error_class(error->sqlerrcode) != MR_ERROR_DATA)
+		if (mr_map_error_class(error->sqlerrcode) != MR_ERROR_DATA)
 			ReThrowError(error);
 		else
 		{

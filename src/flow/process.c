@@ -82,6 +82,7 @@ try_step(void (*step)(void *), void *argument, bool keep)
 {
 	ErrorData *volatile error = NULL;
 	MrAttempt attempt;
+	MrErrorClass class;
 
 	mr_attempt_begin(&attempt);
 	PG_TRY();
@@ -95,9 +96,13 @@ try_step(void (*step)(void *), void *argument, bool keep)
 	}
 	PG_END_TRY();
 
-	if (error != NULL && (in_mart || mr_error_class(error->sqlerrcode) != MR_ERROR_DATA))
+	if (error == NULL)
+		return NULL;
+	class = mr_map_error_class(error->sqlerrcode);
+	/* What no index of a mart takes is found as other bad data is. */
+	if (class != MR_ERROR_DATA || (in_mart && error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED))
 	{
-		must_configure = in_mart && mr_error_class(error->sqlerrcode) == MR_ERROR_DATA;
+		must_configure = in_mart && class == MR_ERROR_DATA;
 		/* The next step of this process may be another stream's, or another attempt's. */
 		in_mart = false;
 		ReThrowError(error);

@@ -350,7 +350,10 @@ write_deltas(MrMart *mart, DeltaSize size)
 		tuplestore_end(lfirst(lc));
 }
 
-/* An error of the data in a mart's expression is one of its configuration: no letter would help (C10). */
+/*
+ * An error of the data in a mart's expression is one of its configuration: no letter would help (C10).  But a value that is
+ * too long for the indexes of the state is that of a message.
+ */
 static void
 rethrow_as_configuration(MrMart *mart, MemoryContext context)
 {
@@ -360,7 +363,8 @@ rethrow_as_configuration(MrMart *mart, MemoryContext context)
 	error = CopyErrorData();
 	if (mr_error_class(error->sqlerrcode) == MR_ERROR_DATA)
 	{
-		error->sqlerrcode = ERRCODE_SQL_ROUTINE_EXCEPTION;
+		if (error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+			error->sqlerrcode = ERRCODE_SQL_ROUTINE_EXCEPTION;
 		error->message = psprintf("cannot maintain mart %s: %s", mart->base.name, error->message);
 	}
 	FlushErrorState();

@@ -27,6 +27,7 @@
 /* Where mapping is, for whoever catches its errors. */
 static int current_message;
 static MrStaging *current_staging;
+static bool reading; /* what the message says, before any expression */
 
 /* As whom and under which settings expressions are evaluated now; switched only when the next differ. */
 typedef struct Evaluation
@@ -52,6 +53,32 @@ mr_map_place(int *message, MrStaging **staging)
 {
 	*message = current_message;
 	*staging = current_staging;
+}
+
+/*
+ * Input functions and parsers have their own ideas of what is wrong with a text: 42601, 42704, XX000.  Nothing is wrong
+ * but the text, unless it is the server that cannot go on.
+ */
+MrErrorClass
+mr_map_error_class(int sqlstate)
+{
+	bool read = reading;
+
+	reading = false;
+	if (!read || sqlstate == ERRCODE_DATA_CORRUPTED || sqlstate == ERRCODE_INDEX_CORRUPTED)
+		return mr_error_class(sqlstate);
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case MAKE_SQLSTATE('0', '8', '0', '0', '0'):
+		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):
+		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):
+			return mr_error_class(sqlstate);
+		default:
+			return MR_ERROR_DATA;
+	}
 }
 
 static void
@@ -97,6 +124,18 @@ first_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapp
 	return NULL;
 }
 
+/* What the message says as a value of the column's type. */
+static Datum
+convert(const MrMapped *mapped, const MrValue *value)
+{
+	Datum result;
+
+	reading = true;
+	result = mr_convert(mapped->converter, value);
+	reading = false;
+	return result;
+}
+
 /* The mapped value; null when it is not known. */
 static Datum
 mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapped, int element,
@@ -105,7 +144,7 @@ mapped_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *map
 	const MrValue *value = first_value(e, plan, mapped, element);
 
 	*isnull = value == NULL || mr_value_is_null(value);
-	return *isnull ? (Datum) 0 : mr_convert(mapped->converter, value);
+	return *isnull ? (Datum) 0 : convert(mapped, value);
 }
 
 /* Puts mapped column i into the rows that expressions see. */
@@ -119,7 +158,7 @@ map_column(const Evaluation *e, const MrStaging *staging, int i, int element)
 	Datum value = (Datum) 0;
 
 	if (!isnull)
-		value = mr_convert(mapped->converter, found);
+		value = convert(mapped, found);
 	else if (found != NULL && e->known != NULL && i >= staging->nkeys)
 		/* The key stands first in the raw row. */
 		value = mr_unchanged_value(e->known[staging->ordinal], e->staged, plan->raw->tts_values,
@@ -143,7 +182,9 @@ decode(Evaluation *e, MrPlan *extraction)
 
 	MemoryContextReset(e->document_context);
 	previous = MemoryContextSwitchTo(e->document_context);
+	reading = true;
 	document = mr_plan_run(extraction, e->message);
+	reading = false;
 	MemoryContextSwitchTo(previous);
 	if (e->batch->looked_up != NULL)
 		mr_enrich_fill(e->batch, e->message, document);
@@ -372,8 +413,10 @@ payload_value(const Evaluation *e, const MrStagingPlan *plan, const MrMessage *m
 	if (e->document->jsonb != NULL)
 		return datumCopy(PointerGetDatum(e->document->jsonb), false, -1);
 	previous = MemoryContextSwitchTo(e->document_context);
+	reading = true;
 	jsonb = DirectFunctionCall1(jsonb_in,
 								CStringGetDatum(pnstrdup(message->value, message->value_length)));
+	reading = false;
 	MemoryContextSwitchTo(previous);
 	return datumCopy(jsonb, false, -1);
 }

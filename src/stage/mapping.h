@@ -6,6 +6,7 @@
 #define MR_STAGE_MAPPING_H
 
 #include "core/expression.h"
+#include "core/millrace.h"
 #include "core/statement.h"
 #include "core/writer.h"
 #include "decode/plan.h"
@@ -141,10 +142,12 @@ typedef struct MrFailure
 
 /*
  * Decodes and maps the messages from number `from` on: adds to the versions of each staging table.  Bad data
- * is raised as an error; mr_map_place tells where.  Failed expectations go to the batch's failures.
+ * is raised as an error; mr_map_place tells where, mr_map_error_class, once, what it is.  Failed expectations go to the
+ * batch's failures.
  */
 extern void mr_map_messages(MrBatch *batch, MrPlan *extraction, int from);
 extern void mr_map_place(int *message, MrStaging **staging);
+extern MrErrorClass mr_map_error_class(int sqlstate);
 
 /* Forgets what was mapped of message number `from`, the last one that was mapped. */
 extern void mr_map_forget(MrBatch *batch, int from);
