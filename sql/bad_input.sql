@@ -316,3 +316,11 @@ DROP SCHEMA bad CASCADE;
 DROP FUNCTION public.try;
 DROP OWNED BY bad_other;
 DROP ROLE bad_other;
+
+-- A database in which messages would not be what they were.
+CREATE DATABASE bad_encoding TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C';
+SELECT current_database() AS here \gset
+\c bad_encoding
+CREATE EXTENSION millrace;
+\c :here
+DROP DATABASE bad_encoding;

@@ -1,5 +1,15 @@
 \echo Use "CREATE EXTENSION millrace" to load this file. \quit
 
+-- Messages are UTF-8, and their texts are stored as they came. (In another encoding only ASCII can be read here.)
+DO $$
+BEGIN
+    IF pg_catalog.getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION 'millrace needs a database with encoding UTF8, not %', pg_catalog.getdatabaseencoding()
+            USING ERRCODE = 'feature_not_supported', HINT = 'Create one: CREATE DATABASE mydb ENCODING ''UTF8'' TEMPLATE template0. Clients may have any encoding.';
+    END IF;
+END
+$$;
+
 -- Schemas: what users call; state that belongs to the extension's owner; definitions kept as views (C13, C14).
 CREATE SCHEMA millrace;
 COMMENT ON SCHEMA millrace IS 'streams, staging, vault and marts: functions to declare them, views to watch them';

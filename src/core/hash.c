@@ -16,7 +16,6 @@
 #include "core/hash.h"
 #include "core/millrace.h"
 #include "lib/stringinfo.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
@@ -59,7 +58,7 @@ shortcut_of(Oid type)
 	{
 		case TEXTOID:
 		case VARCHAROID:
-			return GetDatabaseEncoding() == PG_UTF8 ? TEXT : OUTPUT_FUNCTION;
+			return TEXT;
 		case BPCHAROID:
 			return PADDED_TEXT;
 		case INT2OID:
@@ -127,17 +126,6 @@ mr_hasher_add_bytes(MrHasher *hasher, const char *bytes, int length)
 	appendBinaryStringInfo(&hasher->buffer, bytes, length);
 }
 
-/* Appends text in the database's encoding. */
-static void
-add_text(MrHasher *hasher, char *text, int length)
-{
-	char *utf8 = pg_server_to_any(text, length, PG_UTF8);
-
-	mr_hasher_add_bytes(hasher, utf8, utf8 == text ? length : strlen(utf8));
-	if (utf8 != text)
-		pfree(utf8);
-}
-
 /* Appends a text datum, without the padding of char(n) when `padded`. */
 static void
 add_text_datum(MrHasher *hasher, Datum value, bool padded)
@@ -150,7 +138,7 @@ add_text_datum(MrHasher *hasher, Datum value, bool padded)
 		while (length > 0 && VARDATA_ANY(text)[length - 1] == ' ')
 			length--;
 	}
-	add_text(hasher, VARDATA_ANY(text), length);
+	mr_hasher_add_bytes(hasher, VARDATA_ANY(text), length);
 	if ((Pointer) text != DatumGetPointer(value))
 		pfree(text);
 }
@@ -255,7 +243,7 @@ mr_hasher_add(MrHasher *hasher, MrHashColumn *column, Datum value, bool isnull)
 
 				text = OutputFunctionCall(&column->output, value);
 				mr_settings_unpin(nest_level);
-				add_text(hasher, text, strlen(text));
+				mr_hasher_add_bytes(hasher, text, strlen(text));
 				pfree(text);
 				break;
 			}

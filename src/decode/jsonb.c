@@ -9,7 +9,6 @@
 
 #include "common/jsonapi.h"
 #include "decode/trie.h"
-#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
@@ -50,20 +49,9 @@ mr_jsonb_container(MrJsonbMaker *maker, bool object, bool begins)
 		maker->root = pushJsonbValue(&maker->state, token, NULL);
 }
 
-/* A text in the database's encoding. */
 static void
 set_string(JsonbValue *value, const char *text, int length)
 {
-	if (GetDatabaseEncoding() != PG_UTF8)
-	{
-		char *converted = pg_any_to_server(text, length, PG_UTF8);
-
-		if (converted != text)
-		{
-			text = converted;
-			length = strlen(converted);
-		}
-	}
 	value->type = jbvString;
 	value->val.string.val = unconstify(char *, text);
 	value->val.string.len = length;

@@ -155,13 +155,11 @@ write_string(Reader *reader)
 {
 	Size length = take_length(reader);
 	const char *bytes = take(reader, length);
-	char *text;
 
 	if (memchr(bytes, '\0', length) != NULL || !pg_verify_mbstr(PG_UTF8, bytes, (int) length, true))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
 						errmsg("invalid UBJSON: a string is not UTF-8")));
-	text = pnstrdup(bytes, length);
-	escape_json(reader->json, pg_any_to_server(text, (int) length, PG_UTF8));
+	escape_json(reader->json, pnstrdup(bytes, length));
 }
 
 static void

@@ -50,10 +50,7 @@ mr_text_escape(const char *text)
 	return escaped.data;
 }
 
-/*
- * The code units of one character when it is escaped.  Text is in the server's encoding, UTF-8
- * where it has more than 65,536.
- */
+/* The code units of one character when it is escaped. */
 static int
 code_units(const char *character, int length)
 {

@@ -812,14 +812,9 @@ static void
 append_bytes(StringInfo json, const char *bytes, size_t length)
 {
 	char *text;
-	char *converted = NULL;
 
 	if (memchr(bytes, '\0', length) == NULL && pg_verify_mbstr(PG_UTF8, bytes, length, true))
-	{
 		text = pnstrdup(bytes, length);
-		if (GetDatabaseEncoding() != PG_UTF8)
-			converted = pg_any_to_server(text, length, PG_UTF8);
-	}
 	else
 	{
 		text = palloc(length * 2 + 3);
@@ -827,9 +822,7 @@ append_bytes(StringInfo json, const char *bytes, size_t length)
 		hex_encode(bytes, length, text + 2);
 		text[length * 2 + 2] = '\0';
 	}
-	escape_json(json, converted != NULL ? converted : text);
-	if (converted != NULL && converted != text)
-		pfree(converted);
+	escape_json(json, text);
 	pfree(text);
 }
 

@@ -19,7 +19,6 @@
 #include "core/millrace.h"
 #include "core/statement.h"
 #include "core/worker.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "source/inbox.h"
 #include "source/source.h"
@@ -191,19 +190,6 @@ find_inbox(text *name)
 	return id;
 }
 
-/* Text of this database's encoding as a bytea in UTF-8. */
-static bytea *
-utf8_bytes(text *given)
-{
-	int length = VARSIZE_ANY_EXHDR(given);
-	char *converted;
-
-	if (GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII)
-		return given;
-	converted = pg_server_to_any(VARDATA_ANY(given), length, PG_UTF8);
-	return converted == VARDATA_ANY(given) ? given : cstring_to_text(converted);
-}
-
 /* Appends one message; `value` NULL is a tombstone. */
 static Datum
 push(FunctionCallInfo fcinfo, bytea *value)
@@ -235,7 +221,7 @@ push(FunctionCallInfo fcinfo, bytea *value)
 	}
 	else
 	{
-		bytea *key = utf8_bytes(PG_GETARG_TEXT_PP(2));
+		bytea *key = PG_GETARG_TEXT_PP(2);
 
 		values[MR_INBOX_KEY] = PointerGetDatum(key);
 		bucket = hash_bytes((unsigned char *) VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
@@ -273,7 +259,7 @@ push(FunctionCallInfo fcinfo, bytea *value)
 Datum
 millrace_push_text(PG_FUNCTION_ARGS)
 {
-	return push(fcinfo, PG_ARGISNULL(1) ? NULL : utf8_bytes(PG_GETARG_TEXT_PP(1)));
+	return push(fcinfo, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
 }
 
 /* push(stream, payload jsonb, ...) */
@@ -287,7 +273,7 @@ millrace_push_jsonb(PG_FUNCTION_ARGS)
 		return push(fcinfo, NULL);
 	payload = PG_GETARG_JSONB_P(1);
 	json = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
-	return push(fcinfo, utf8_bytes(cstring_to_text(json)));
+	return push(fcinfo, cstring_to_text(json));
 }
 
 /* push(stream, payload bytea, ...): bytes as they are */
