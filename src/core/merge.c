@@ -15,6 +15,7 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -72,6 +73,7 @@ typedef struct Merging
 	Relation relation;
 	MrIndexes indexes;
 	int unique; /* which of them has the key */
+	bool exact; /* keys that are equal are the same */
 	TupleDesc desc; /* a copy: a slot over the relation's own would pin it */
 	ScanKeyData probe[INDEX_MAX_KEYS];
 	int probe_column[INDEX_MAX_KEYS]; /* number of the column that is the index's i-th */
@@ -222,6 +224,7 @@ prepare_key(Merging *merging)
 	Relation index = merging->indexes.relations[merging->unique];
 
 	merging->leaf = mr_leaf_create(merging->relation, index);
+	merging->exact = _bt_allequalimage(index, false);
 	for (int i = 0; i < merge->nkeys; i++)
 	{
 		Oid equality = get_opfamily_member(index->rd_opfamily[i], index->rd_opcintype[i],
@@ -451,8 +454,11 @@ static void
 adopt_key(Merging *merging, int row, HeapTuple tuple)
 {
 	const MrMerge *merge = merging->merge;
-	MemoryContext previous = MemoryContextSwitchTo(merging->caller);
+	MemoryContext previous;
 
+	if (merging->exact)
+		return;
+	previous = MemoryContextSwitchTo(merging->caller);
 	for (int c = 0; c < merge->nkeys; c++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(merging->desc, merge->attnums[c] - 1);

@@ -83,6 +83,7 @@ try_step(void (*step)(void *), void *argument, bool keep)
 	ErrorData *volatile error = NULL;
 	MrAttempt attempt;
 	MrErrorClass class;
+	bool was_in_mart;
 
 	mr_attempt_begin(&attempt);
 	PG_TRY();
@@ -99,12 +100,14 @@ try_step(void (*step)(void *), void *argument, bool keep)
 	if (error == NULL)
 		return NULL;
 	class = mr_map_error_class(error->sqlerrcode);
+	/* The next step may be one before any mart. */
+	was_in_mart = in_mart;
+	in_mart = false;
 	/* What no index of a mart takes is found as other bad data is. */
-	if (class != MR_ERROR_DATA || (in_mart && error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED))
+	if (class != MR_ERROR_DATA ||
+		(was_in_mart && error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED))
 	{
-		must_configure = in_mart && class == MR_ERROR_DATA;
-		/* The next step of this process may be another stream's, or another attempt's. */
-		in_mart = false;
+		must_configure = was_in_mart && class == MR_ERROR_DATA;
 		ReThrowError(error);
 	}
 	return error;
