@@ -76,6 +76,17 @@ mock missing faults 29
 matches "a topic that may not be read is told" "$(problem faults)" 'does not allow'
 mock missing faults 0
 arrives "and goes on when it may"
+call "SELECT millrace.create_rule('silent', kind => 'absence', source => 'stg.faults', within => '20 seconds')"
+arrives "and what is to come is waited for"
+call "SELECT millrace.stop_stream('faults')"
+becomes "stopped" "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'millrace stream worker'" 0
+call "SELECT pg_sleep(21)"
+produce faults $((sent + 1)) $((sent + 100)) -X message.timeout.ms=60000
+sent=$((sent + 100))
+mock errors 1 6 20
+call "SELECT millrace.start_stream('faults')"
+becomes "what came meanwhile arrives slowly" "SELECT count(*) FROM stg.faults" "$sent"
+is "it was not missed before" "$(sql "SELECT count(*) FROM millrace.alert")" 0
 call "SELECT millrace.stop_stream('faults')"
 mock errors 2 6 3
 is "run_stream waits for a leader" "$(run faults)" 0
