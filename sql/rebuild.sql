@@ -44,5 +44,51 @@ SELECT * FROM millrace.rebuild('rd.by_status');
 SELECT order_id, status FROM rd.s_order_current ORDER BY 1;
 SELECT relation, missing, unexpected FROM unnest('{rd.h_order,rd.h_status,rd.l_order,rd.s_order,rd.by_status}'::regclass[]) AS r, millrace.verify(r);
 
+-- A log that is shortened: of what was filled in or rebuilt, how old the versions are is not known any more.
+SELECT millrace.create_stream('short');
+SELECT millrace.create_staging('rs.a', stream => 'short', route => 'a IS NOT NULL', log => true, payload => 'none', key => '{"a": ["$.a", "bigint"]}', columns => '{"status": "$.status"}');
+SELECT millrace.create_hub('rd.h_a', source => 'rs.a', business_key => '{a}');
+SELECT millrace.create_satellite('rd.s_a', source => 'rs.a', parent => 'rd.h_a', attributes => '{status}');
+SELECT millrace.create_satellite('rd.s_two', source => 'rs.a', parent => 'rd.h_a', attributes => '{status}');
+SELECT millrace.create_satellite('rd.s_kept', source => 'rs.a', parent => 'rd.h_a', attributes => '{status}');
+CREATE FUNCTION rs.say(what text, id bigint, status text) RETURNS void LANGUAGE sql AS $$ SELECT millrace.push('short', json_build_object(what, id, 'status', status), key => id::text) $$;
+-- As if rows had come 40 days ago.
+CREATE FUNCTION rs.past(VARIADIC names text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE n text;
+BEGIN
+  FOREACH n IN ARRAY names LOOP EXECUTE format('UPDATE %1$s SET %2$s = %2$s - interval ''40 days''', n, CASE WHEN n LIKE '%log' THEN '_loaded_at' ELSE 'load_at' END); END LOOP;
+END $$;
+SELECT rs.say('a', 1, 'OPEN'), rs.say('a', 2, 'OPEN'), rs.say('a', 1, 'PAID');
+SELECT messages FROM millrace.run_stream('short');
+SELECT rs.past('rs.a_log', 'rd.s_a', 'rd.s_two', 'rd.s_kept');
+SELECT * FROM millrace.rebuild('rd.s_a');
+-- a second source, whose log has not all that came: of the first one nothing is lost by that
+SELECT millrace.create_staging('rs.b', stream => 'short', route => 'b IS NOT NULL', payload => 'none', key => '{"b": ["$.b", "bigint"]}', columns => '{"status": "$.status"}');
+SELECT rs.say('b', 1, 'NEW');
+SELECT messages FROM millrace.run_stream('short');
+SELECT millrace.create_staging('rs.b', stream => 'short', route => 'b IS NOT NULL', log => true, replace => true, payload => 'none', key => '{"b": ["$.b", "bigint"]}', columns => '{"status": "$.status"}');
+SELECT millrace.add_source('rd.s_two', source => 'rs.b', columns => '{"a": "b"}');
+SELECT rs.say('b', 1, 'LATE');
+SELECT messages FROM millrace.run_stream('short');
+SELECT * FROM millrace.rebuild('rd.s_two');
+SELECT rs.past('rd.s_two');
+-- the log of the first one is shortened
+SELECT millrace.create_staging('rs.a', stream => 'short', route => 'a IS NOT NULL', log => true, log_retention => '30 days', replace => true, payload => 'none', key => '{"a": ["$.a", "bigint"]}', columns => '{"status": "$.status"}');
+SELECT subject, action, rows FROM millrace.maintain('short');
+SELECT rs.say('a', 2, 'PAID');
+SELECT messages FROM millrace.run_stream('short');
+SELECT * FROM millrace.rebuild('rd.s_a');
+SELECT * FROM millrace.rebuild('rd.s_two');
+SELECT * FROM millrace.rebuild('rd.s_kept');
+SELECT a, status FROM rd.s_a_current ORDER BY a;
+-- what came since can be made again; after that it is not known any more that it is so young
+SELECT * FROM millrace.rebuild('rd.s_kept', filter => $$ load_at > now() - interval '1 day' $$);
+SELECT * FROM millrace.rebuild('rd.s_kept', filter => $$ load_at > now() - interval '1 day' $$);
+-- one that was declared over the shortened log has never had more
+SELECT millrace.create_satellite('rd.s_late', source => 'rs.a', parent => 'rd.h_a', attributes => '{status}');
+SELECT messages FROM millrace.run_stream('short');
+SELECT * FROM millrace.rebuild('rd.s_late');
+
+SELECT millrace.drop_stream('short', cascade => true);
 SELECT millrace.drop_stream('remade', cascade => true);
 DROP SCHEMA rs, rd CASCADE;

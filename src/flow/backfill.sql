@@ -98,6 +98,7 @@ BEGIN
     SET since = clock_timestamp(), finished_at = NULL, chunks = 0, rows = 0, estimate = NULL, failures = 0, retry_at = NULL,
         last_error = NULL, last_error_at = NULL, sqlstate = NULL;
     DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
+    UPDATE millrace.target_source s SET since = coalesce(g.log_since, '-infinity') FROM millrace.staging g WHERE s.target_id = target_id AND g.id = s.staging_id AND s.since IS NULL;
     IF by_itself <> 0 THEN
         parts := 1;
         SELECT millrace_internal.estimated_rows(p.relation) INTO expected

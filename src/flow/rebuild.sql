@@ -13,6 +13,7 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     horizon timestamptz := millrace_internal.log_horizon(target.id);
     key text := coalesce(millrace_internal.definition_column(target.kind, target.id, 'driving_hk'), millrace_internal.definition_column(target.kind, target.id, 'hash_key'));
+    made timestamptz;
     lost bigint;
     sources text := (SELECT string_agg(g.relation::text, ', ' ORDER BY s.ordinal) FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
                      WHERE s.target_id = target.id);
@@ -21,22 +22,27 @@ BEGIN
         RAISE EXCEPTION '% % cannot be rebuilt: % keeps no log of the versions that came', target.kind, target.relation, sources
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'create_staging(…, log => true, replace => true) keeps every version from then on.';
     END IF;
-    IF horizon = '-infinity' OR (target.kind = 'satellite' AND horizon <= target.horizon) THEN
+    IF target.kind = 'satellite' THEN
+        -- As long as the logs have what it was made from, nothing can be lost.
+        SELECT max(g.log_since) INTO horizon FROM millrace.target_source s JOIN millrace.staging g ON g.id = s.staging_id
+        WHERE s.target_id = target.id AND g.log_since > coalesce(s.since, '-infinity');
+    END IF;
+    IF coalesce(horizon, '-infinity') = '-infinity' THEN
         RETURN;
     END IF;
-    -- Rows that came before the log began, or were filled in from what is no longer in it.
-    SELECT greatest(horizon, b.finished_at) INTO horizon FROM (VALUES (1)) AS one LEFT JOIN millrace.backfill b ON b.target_id = target.id AND (b.rows > 0 OR target.kind <> 'satellite');
+    -- Rows that came before the log began, or were filled in or rebuilt from what may no longer be in it.
+    made := greatest(horizon, (SELECT coalesce(b.finished_at, 'infinity') FROM millrace.backfill b WHERE b.target_id = target.id));
     -- The filter is the owner's.
     SELECT c.missing_rows INTO lost FROM millrace_internal.compare(target.owner, 'UTC',
         format(E'said (":key") AS MATERIALIZED (%s), lost AS (SELECT FROM %s AS %I WHERE %I < %L AND %I <> %L AND %I NOT IN (SELECT ":key" FROM said) AND (%s\n))',
             CASE WHEN target.kind = 'satellite' THEN 'SELECT NULL::pg_catalog.uuid WHERE false' ELSE millrace_internal.said_keys(target) END, target.relation,
             (SELECT c.relname FROM pg_class c WHERE c.oid = target.relation),
-            millrace_internal.definition_column(target.kind, target.id, 'load_at'), horizon, key, '00000000-0000-0000-0000-000000000000', key, coalesce(filter, 'true')),
+            millrace_internal.definition_column(target.kind, target.id, 'load_at'), made, key, '00000000-0000-0000-0000-000000000000', key, coalesce(filter, 'true')),
         'SELECT 1 FROM lost', 'SELECT WHERE false') AS c;
     IF lost > 0 THEN
         RAISE EXCEPTION '% % cannot be rebuilt: % of its rows came before the log of % began', target.kind, target.relation, lost, sources
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  DETAIL = format('The log has every version since %s.', horizon), HINT = 'Without the versions that they are made from they would be lost.';
+                  DETAIL = format('The log has every version since %s; rows that were filled in or rebuilt before %s may be made from older ones.', horizon, made), HINT = 'Without the versions that they are made from they would be lost.';
     END IF;
 END
 $$;
@@ -142,6 +148,7 @@ BEGIN
     SELECT r.rows_before, r.rows_after INTO rows_before, rows_after FROM millrace_internal.rebuild_target(kept.id, filter) AS r;
     IF filter IS NULL THEN
         UPDATE millrace.target t SET redefined_at = NULL WHERE t.id = kept.id;
+        UPDATE millrace.target_source s SET since = coalesce(g.log_since, '-infinity') FROM millrace.staging g WHERE s.target_id = kept.id AND g.id = s.staging_id;
     END IF;
     PERFORM millrace_internal.rebuilt(kept.id);
     RETURN NEXT;

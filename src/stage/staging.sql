@@ -44,6 +44,8 @@ CREATE TABLE millrace.target_source (
     staging_id integer NOT NULL REFERENCES millrace.staging,
     ordinal integer NOT NULL,
     columns json,
+    -- From when on a hub, link or satellite has its versions, if it has a log; NULL: none has been read yet.
+    since timestamptz,
     -- One staging table may feed a target several times, from different columns.
     PRIMARY KEY (target_id, ordinal)
 );

@@ -246,6 +246,9 @@ BEGIN
     UPDATE millrace.target t
     SET state = CASE WHEN staging.log IS NOT NULL OR t.kind <> 'satellite' THEN 'new' ELSE t.state END, horizon = greatest(t.horizon, since)
     WHERE t.id = target_id;
+    -- Of what is not filled versions come from now on, which a log that is declared later does not have.
+    UPDATE millrace.target_source s SET since = '-infinity' WHERE s.target_id = vault_horizon.target_id AND s.since IS NULL
+       AND EXISTS (SELECT FROM millrace.target t WHERE t.id = s.target_id AND t.state <> 'new');
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.vault_horizon(integer, regclass, millrace.staging) IS 'notes from when on a target is complete, with one more source';
