@@ -14,7 +14,9 @@
  *	 that this process has taken back itself, is compared once a second.  Who deletes tells his count when his
  *	 transaction is over, unless he told another one less than a second before: then with a later transaction, or
  *	 after ten idle seconds.  Whoever deletes keys by hand while the stream runs and feeds them again sooner has to
- *	 stop the stream first.
+ *	 stop the stream first;
+ * - where neither tells anything, nothing is believed: a partitioned table has no file and no count of its own, and
+ *	 without track_counts nobody counts.
  */
 #include "postgres.h"
 
@@ -27,6 +29,7 @@
 #include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -42,10 +45,13 @@ struct MrKnownKeys
 	uint32 nused; /* places */
 	Oid file; /* of the table; another one after TRUNCATE */
 	bool changed; /* something happened to the table */
+	bool plain; /* not partitioned */
 	pg_uuid_t *noted; /* by the last batch */
 	int nnoted;
 	TransactionId noted_by;
-	int64 deleted; /* rows ever deleted by others, as last seen */
+	int64
+		counted; /* rows ever deleted, as last seen: less than before when the statistics were reset */
+	int64 deleted; /* by others, as last seen */
 	TimestampTz looked_at;
 	dlist_node node;
 	MemoryContextCallback release;
@@ -94,16 +100,30 @@ table_file(Oid relid)
 	return file;
 }
 
-/*
- * How many rows others have ever deleted from the table, as far as the statistics know.  What we took back
- * ourselves reaches them late: until then the number is too small, so only the largest one counts.
- */
+/* How many rows have ever been deleted from the table, as far as the statistics know. */
 static int64
-deleted_rows(const MrKnownKeys *known)
+counted_rows(const MrKnownKeys *known)
 {
 	PgStat_StatTabEntry *entry = pgstat_fetch_stat_tabentry(known->relid);
 
-	return entry == NULL ? 0 : entry->tuples_deleted - mr_table_taken_back(known->table);
+	return entry == NULL ? 0 : entry->tuples_deleted;
+}
+
+/*
+ * Looks whether others have deleted rows since the last time.  What we took back ourselves reaches the statistics
+ * late: until then the number is too small, so only the largest one counts, until the statistics begin anew.
+ */
+static bool
+rows_are_deleted(MrKnownKeys *known)
+{
+	int64 counted = counted_rows(known);
+	int64 deleted = counted - mr_table_taken_back(known->table);
+	bool gone = deleted > known->deleted || counted < known->counted;
+
+	known->counted = counted;
+	if (gone)
+		known->deleted = deleted;
+	return gone;
 }
 
 MrKnownKeys *
@@ -116,8 +136,10 @@ mr_known_create(Oid relid, const MrTable *table)
 	known->table = table;
 	known->mask = FIRST_PLACES - 1;
 	known->places = palloc0(FIRST_PLACES * sizeof(pg_uuid_t));
-	known->deleted = deleted_rows(known);
+	known->counted = counted_rows(known);
+	known->deleted = known->counted - mr_table_taken_back(table);
 	known->file = table_file(relid);
+	known->plain = get_rel_relkind(relid) == RELKIND_RELATION;
 
 	if (!callback_registered)
 	{
@@ -190,9 +212,9 @@ grow(MrKnownKeys *known)
 	pfree(before);
 }
 
-/* Has somebody removed rows? */
+/* Has somebody removed rows, or would we not learn of it? */
 static bool
-rows_are_gone(MrKnownKeys *known)
+rows_may_be_gone(MrKnownKeys *known)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool gone = false;
@@ -207,16 +229,10 @@ rows_are_gone(MrKnownKeys *known)
 	}
 	if (TimestampDifferenceExceeds(known->looked_at, now, 1000))
 	{
-		int64 deleted = deleted_rows(known);
-
-		if (deleted > known->deleted)
-		{
-			known->deleted = deleted;
-			gone = true;
-		}
+		gone |= rows_are_deleted(known);
 		known->looked_at = now;
 	}
-	return gone;
+	return gone || !known->plain || !pgstat_track_counts;
 }
 
 void
@@ -224,9 +240,10 @@ mr_known_refresh(MrKnownKeys *known)
 {
 	/* Nobody takes rows away by TRUNCATE any more when it is locked, and who has done so is known then. */
 	LockRelationOid(known->relid, RowExclusiveLock);
-	if (rows_are_gone(known))
+	if (rows_may_be_gone(known))
 	{
-		memset(known->places, 0, (known->mask + (Size) 1) * sizeof(pg_uuid_t));
+		if (known->nused > 0)
+			memset(known->places, 0, (known->mask + (Size) 1) * sizeof(pg_uuid_t));
 		known->nused = 0;
 	}
 	else if (known->noted != NULL && TransactionIdIsValid(known->noted_by) &&
