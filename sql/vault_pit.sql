@@ -114,6 +114,31 @@ SELECT millrace.create_pit('pd.pit_order', hub => 'pd.h_order', satellites => '{
 SELECT dead_letters FROM millrace.run_stream('pit_orders');
 SELECT missing, unexpected FROM millrace.verify('pd.pit_order');
 
+-- ---- clocks that are set back: by an hour in Berlin, by an hour over midnight in Havana, by half an hour on Lord Howe
+SELECT millrace.create_pit('pd.pit_berlin', hub => 'pd.h_order', satellites => '{pd.s_status}', every => 'hour', timezone => 'Europe/Berlin');
+SELECT millrace.create_pit('pd.pit_havana', hub => 'pd.h_order', satellites => '{pd.s_status}', every => 'day', timezone => 'America/Havana');
+SELECT millrace.create_pit('pd.pit_lord_howe', hub => 'pd.h_order', satellites => '{pd.s_status}', every => 'hour', timezone => 'Australia/Lord_Howe');
+-- each order changes once, a quarter of an hour after the one before
+SELECT count(ps.say(1000 + 100 * n + i, (at + CASE c WHEN 0 THEN interval '-3 days' ELSE i * interval '15 minutes' END)::text, json_build_object('status', CASE c WHEN 0 THEN 'OPEN' ELSE 'PAID' END)))
+FROM unnest('{2025-10-25 22:00, 2025-11-02 03:00, 2025-04-05 13:00, 2025-03-30 00:00, 2025-03-09 04:00, 2025-10-04 14:00}'::timestamp[]) WITH ORDINALITY AS d (at, n), generate_series(1, 16) i, generate_series(0, 1) c;
+SELECT dead_letters FROM millrace.run_stream('pit_orders');
+SELECT p.snapshot_at, count(*) FILTER (WHERE s.status = 'PAID') AS paid FROM pd.pit_berlin p JOIN pd.h_order o USING (h_order_hk) JOIN pd.s_status s ON (s.h_order_hk, s.applied_at, s.hashdiff) = (p.s_status_hk, p.s_status_applied_at, p.s_status_hashdiff)
+WHERE o.order_id BETWEEN 1100 AND 1199 AND snapshot_at BETWEEN '2025-10-25 22:00' AND '2025-10-26 03:00' GROUP BY 1 ORDER BY 1;
+SELECT p.snapshot_at, count(*) FILTER (WHERE s.status = 'PAID') AS paid FROM pd.pit_havana p JOIN pd.h_order o USING (h_order_hk) JOIN pd.s_status s ON (s.h_order_hk, s.applied_at, s.hashdiff) = (p.s_status_hk, p.s_status_applied_at, p.s_status_hashdiff)
+WHERE o.order_id BETWEEN 1200 AND 1299 AND snapshot_at BETWEEN '2025-11-01' AND '2025-11-04' GROUP BY 1 ORDER BY 1;
+CREATE FUNCTION pd.differ(pit regclass) RETURNS TABLE (snapshots bigint, differ bigint) LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN QUERY EXECUTE format('SELECT count(DISTINCT p.snapshot_at), count(*) FILTER (WHERE a.status IS DISTINCT FROM s.status)
+    FROM unnest(''{2025-10-26, 2025-11-02 05:00, 2025-04-05 15:00, 2025-03-30, 2025-03-09 05:00, 2025-10-04 15:00}''::timestamptz[]) WITH ORDINALITY AS c (at, n)
+    JOIN pd.h_order o ON o.order_id / 100 = 10 + c.n JOIN %s p USING (h_order_hk) JOIN pd.s_status s ON (s.h_order_hk, s.applied_at, s.hashdiff) = (p.s_status_hk, p.s_status_applied_at, p.s_status_hashdiff)
+    LEFT JOIN LATERAL (SELECT v.status FROM pd.s_status_as_of(p.snapshot_at) v WHERE v.h_order_hk = p.h_order_hk) a ON true
+    WHERE p.snapshot_at BETWEEN c.at - interval ''5 hours'' AND c.at + interval ''25 hours''', pit);
+END $$;
+SELECT r AS pit, d.* FROM unnest('{pd.pit_berlin, pd.pit_havana, pd.pit_lord_howe}'::regclass[]) r, pd.differ(r) d;
+SELECT r AS pit, v.missing, v.unexpected FROM unnest('{pd.pit_berlin, pd.pit_havana, pd.pit_lord_howe}'::regclass[]) r, millrace.verify(r) v;
+SELECT rows_before = rows_after AS same FROM unnest('{pd.pit_berlin, pd.pit_havana, pd.pit_lord_howe}'::regclass[]) r, millrace.rebuild(r);
+SELECT millrace.drop_table(r) FROM unnest('{pd.pit_berlin, pd.pit_havana, pd.pit_lord_howe}'::text[]) r;
+
 -- ---- dropping
 SELECT millrace.drop_table('pd.s_status');
 SELECT millrace.drop_table('pd.pit_month');

@@ -6,12 +6,31 @@
 --   pit   {"parent": as of a satellite, "satellites": [target, …], "every": …, "timezone": …, "labels": [name before _hk, _applied_at, _hashdiff, …]}
 -- millrace_def.pit_<id> is the plain query that the view equals.
 
--- The last moment of the period in which a time lies.
+-- Hours and minutes are equally long whatever clocks do, and begin as they did in 2020.  (The origin lies before all times, since date_bin() of some versions
+-- is wrong for those before it.)  Days and longer periods begin at local times; one that comes twice is meant when it comes for the second time.
+CREATE FUNCTION millrace_internal.pit_begin(every text, timezone text, at text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN every IN ('minute', 'hour')
+                THEN format('date_bin(interval ''1 %s'', %s, timestamp ''2020-01-01'' AT TIME ZONE %L - interval ''50000000 hours'')', every, at, timezone)
+                ELSE format('date_trunc(%L, %s AT TIME ZONE %L)', every, at, timezone) END
+$$;
+COMMENT ON FUNCTION millrace_internal.pit_begin(text, text, text) IS 'an expression for the beginning of the period in which a time lies, as it is counted on from';
+
+CREATE FUNCTION millrace_internal.pit_length(every text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('interval %L', CASE every WHEN 'quarter' THEN '3 months' ELSE '1 ' || every END)
+$$;
+COMMENT ON FUNCTION millrace_internal.pit_length(text) IS 'how long a period is';
+
+-- The last moment of the period in which a time lies.  A local time at which it should have begun, and that is still to come, comes twice: then it is the end.
 CREATE FUNCTION millrace_internal.pit_end(every text, timezone text, at text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('((date_trunc(%L, %s AT TIME ZONE %L) + interval %L) AT TIME ZONE %L - interval ''1 microsecond'')', every, at, timezone,
-                  CASE every WHEN 'quarter' THEN '3 months' ELSE '1 ' || every END, timezone)
+    SELECT CASE WHEN every IN ('minute', 'hour') THEN format('(%s + %s - interval ''1 microsecond'')', b.begin, b.length)
+                ELSE format('((CASE WHEN %1$s AT TIME ZONE %2$L > %3$s THEN %1$s ELSE %1$s + %4$s END) AT TIME ZONE %2$L - interval ''1 microsecond'')', b.begin, timezone, at, b.length) END
+    FROM (VALUES (millrace_internal.pit_begin(every, timezone, at), millrace_internal.pit_length(every))) AS b (begin, length)
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_end(text, text, text) IS 'an expression for the end of the period in which a time lies';
 
@@ -123,9 +142,10 @@ COMMENT ON FUNCTION millrace_internal.pit_statements(integer) IS 'the statements
 CREATE FUNCTION millrace_internal.pit_calendar(definition json, beginning text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('(SELECT (g.at + interval %1$L) AT TIME ZONE %2$L - interval ''1 microsecond'' AS at FROM generate_series(date_trunc(%3$L, (%4$s) AT TIME ZONE %2$L), '
-                  'date_trunc(%3$L, now() AT TIME ZONE %2$L) - interval %1$L, interval %1$L) AS g (at))',
-                  CASE definition ->> 'every' WHEN 'quarter' THEN '3 months' ELSE '1 ' || (definition ->> 'every') END, definition ->> 'timezone', definition ->> 'every', beginning)
+    SELECT format('(SELECT e.at FROM (%1$s) AS b (at), generate_series(%2$s, %3$s, %4$s) AS g (at), LATERAL (SELECT g.at%5$s - interval ''1 microsecond'') AS e (at) WHERE e.at >= b.at AND e.at < now())',
+                  beginning, millrace_internal.pit_begin(p.every, p.timezone, 'b.at'), millrace_internal.pit_begin(p.every, p.timezone, 'now()'), millrace_internal.pit_length(p.every),
+                  CASE WHEN p.every NOT IN ('minute', 'hour') THEN format(' AT TIME ZONE %L', p.timezone) ELSE '' END)
+    FROM (VALUES (definition ->> 'every', definition ->> 'timezone')) AS p (every, timezone)
 $$;
 COMMENT ON FUNCTION millrace_internal.pit_calendar(json, text) IS 'a sub-select of the ends of periods';
 
