@@ -87,7 +87,9 @@ typedef struct MrVersion
 	bool incomplete; /* it lacks what a dictionary does not know yet */
 	bool repeated; /* it has come before and been complete then: that stays */
 	bool held_back; /* it has elements, but none of them passes: that ends nothing */
-	bool always; /* a tombstone that wins over every version before it */
+	bool always; /* a tombstone without a version that wins over every version before it */
+	Datum beaten; /* of such a one: the greatest of these, as the fence has found it */
+	bool has_beaten;
 	/* Such a one that came before it, for when this one is not newer than what is staged; or NULL. */
 	struct MrVersion *instead;
 	bool unseen; /* a later one of the same transaction of the source has taken its place */

@@ -106,6 +106,7 @@ typedef struct MrStagingPlan
 	MrStatement
 		*stale; /* finds versions that are not newer than what is there; NULL until it is asked */
 	MrStatement *repeated; /* finds versions that are there and complete; NULL without enrichment */
+	MrStatement *beaten; /* finds what unconditional deletes take away; NULL until it is asked */
 	int mostly_known; /* for so many batches, do not try objects as new ones */
 	int ncolumns;
 	AttrNumber *columns; /* that are written: key, element, then the others */

@@ -16,6 +16,7 @@
 #include "stage/mapping.h"
 #include "catalog/namespace.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 
 /* For so many batches known objects are not tried as new ones, after a batch that had many of them. */
@@ -37,10 +38,22 @@
 /* Of a row that was updated: the object had come from another partition. */
 #define OBJECT_MOVED 128
 
+/* The version by which others are judged: what comes after an unconditional delete has to beat what that takes away. */
+static Datum
+compared_version(const MrVersion *version, bool *isnull)
+{
+	*isnull = version->always ? !version->has_beaten : version->version_null;
+	return version->always ? version->beaten : version->version;
+}
+
 int
 mr_version_compare(const MrStaging *staging, const MrVersion *left, const MrVersion *right)
 {
 	MrStagingPlan *plan = staging->plan;
+	Datum l_version;
+	Datum r_version;
+	bool l_null;
+	bool r_null;
 	int order;
 
 	if (plan->version == NULL)
@@ -58,8 +71,9 @@ mr_version_compare(const MrStaging *staging, const MrVersion *left, const MrVers
 			return COMPARE(l->time, r->time);
 		return COMPARE(l->partition, r->partition);
 	}
-	order = ApplySortComparator(left->version, left->version_null, right->version,
-								right->version_null, &plan->version_sort);
+	l_version = compared_version(left, &l_null);
+	r_version = compared_version(right, &r_null);
+	order = ApplySortComparator(l_version, l_null, r_version, r_null, &plan->version_sort);
 	if (order != 0)
 		return order;
 	if (left->deleted != right->deleted)
@@ -112,7 +126,7 @@ newer_condition(const MrStagingPlan *plan)
 		   "(o.flags & 1, o.digest) THEN o.definition ELSE 2147483647 END))";
 }
 
-/* The upsert, whose parameters are arrays of the columns; returns keys, whether known, and flags. */
+/* The upsert, whose parameters are arrays of the columns; returns keys, whether known, flags, and the version. */
 static void
 prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const Oid *types)
 {
@@ -143,7 +157,7 @@ prepare_upsert(const MrStaging *staging, const char *columns, int nargs, const O
 		"flags = %s%s WHERE %s OR ((EXCLUDED.flags & 32 <> 0 AND "
 		"EXCLUDED.flags & 2 <= o.flags & 2 OR EXCLUDED.flags & 2 < o.flags & 2) AND "
 		"EXCLUDED.version IS NOT DISTINCT FROM o.version AND "
-		"EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags",
+		"EXCLUDED.digest = o.digest) RETURNING %sxmax <> 0, flags, version",
 		own_order ? "EXCLUDED.flags & 7 | CASE WHEN o.epoch = EXCLUDED.epoch AND "
 					"o.partition <> EXCLUDED.partition THEN 128 ELSE 0 END"
 				  : "EXCLUDED.flags & 7",
@@ -269,8 +283,7 @@ newest_versions(MrStaged *staged, int *count)
 		MrVersion *best = n > 0 ? newest[n - 1] : NULL;
 
 		version->instead = NULL;
-		if (version->always)
-			version->version_null = true;
+		version->has_beaten = false;
 		if (best == NULL || compare_keys(staging, best->key, version->key) != 0)
 		{
 			newest[n++] = version;
@@ -278,9 +291,10 @@ newest_versions(MrStaged *staged, int *count)
 		}
 		if (version->always)
 		{
-			/* What comes later has to beat what it takes away. */
-			version->version = best->version;
-			version->version_null = best->version_null;
+			bool isnull;
+
+			version->beaten = compared_version(best, &isnull);
+			version->has_beaten = !isnull;
 			newest[n - 1] = version;
 		}
 		else if (mr_version_compare(staging, version, best) > 0)
@@ -319,8 +333,8 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 
 		for (int k = 0; k < nkeys; k++)
 			values[c++][i] = version->key[k];
-		rows->nulls[c][i] = version->version_null;
-		values[c++][i] = version->version;
+		values[c][i] = compared_version(version, &rows->nulls[c][i]);
+		c++;
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);
 		values[c++][i] = Int16GetDatum(
@@ -340,7 +354,7 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 
 /*
  * A query for the numbers of those versions, of the ones that are given as the fence takes them, for which a condition over
- * them ("excluded") and what is there ("o") is true.
+ * them ("excluded") and what is there ("o") is true, and for the versions that are there.
  */
 static MrStatement *
 prepare_comparison(const MrStaging *staging, const char *condition)
@@ -368,20 +382,19 @@ prepare_comparison(const MrStaging *staging, const char *condition)
 		if (i < staging->nkeys)
 			appendStringInfo(&same, "%so.%s = excluded.%s", i > 0 ? " AND " : "", name, name);
 	}
-	statement =
-		mr_statement_create(psprintf("SELECT excluded.n FROM unnest(%s) WITH ORDINALITY AS "
-									 "excluded (%sn) JOIN millrace_state.object_%d AS o ON %s "
-									 "WHERE %s",
-									 arrays.data, names.data, staging->id, same.data, condition),
-							plan->fence_nargs, types);
+	statement = mr_statement_create(
+		psprintf("SELECT excluded.n, o.version FROM unnest(%s) WITH ORDINALITY AS "
+				 "excluded (%sn) JOIN millrace_state.object_%d AS o ON %s "
+				 "WHERE %s",
+				 arrays.data, names.data, staging->id, same.data, condition),
+		plan->fence_nargs, types);
 	MemoryContextSwitchTo(previous);
 	return statement;
 }
 
-/* The versions for which a comparison is true. */
-static void
-compare_versions(const MrStaging *staging, MrStatement *comparison, MrVersion **versions, int count,
-				 Size flag)
+/* Makes a comparison of versions; returns of how many it is true, which SPI_tuptable tells. */
+static uint64
+compare_versions(const MrStaging *staging, MrStatement *comparison, MrVersion **versions, int count)
 {
 	MrStagingPlan *plan = staging->plan;
 	Datum *arrays = palloc(sizeof(Datum) * plan->fence_nargs);
@@ -396,13 +409,27 @@ compare_versions(const MrStaging *staging, MrStatement *comparison, MrVersion **
 	mr_run_as(&saved, mr_extension_owner());
 	found = mr_statement_run(comparison, arrays, NULL);
 	mr_run_back(&saved);
-	for (uint64 i = 0; i < found; i++)
-	{
-		bool isnull;
-		MrVersion *version = versions[DatumGetInt64(mr_sql_value(i, 1, &isnull)) - 1];
+	return found;
+}
 
-		*(bool *) ((char *) version + flag) = true;
-	}
+/* The version that a row of a comparison speaks of. */
+static MrVersion *
+compared(MrVersion **versions, uint64 row)
+{
+	bool isnull;
+
+	return versions[DatumGetInt64(mr_sql_value(row, 1, &isnull)) - 1];
+}
+
+/* Marks the versions for which a comparison is true. */
+static void
+mark_versions(const MrStaging *staging, MrStatement *comparison, MrVersion **versions, int count,
+			  Size flag)
+{
+	uint64 found = compare_versions(staging, comparison, versions, count);
+
+	for (uint64 i = 0; i < found; i++)
+		*(bool *) ((char *) compared(versions, i) + flag) = true;
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -440,6 +467,19 @@ insert_unseen(MrStaged *staged, MrVersion **newest, MrRows *rows, bool alone, in
 	if (alone && direct && nleft * 5 > rows->nrows)
 		plan->mostly_known = KNOWN_BATCHES;
 	return nleft;
+}
+
+/* Notes a version that an unconditional delete takes away, if no greater one is known. */
+static void
+note_beaten(const MrStaging *staging, MrVersion *version, Datum beaten, bool isnull)
+{
+	MrStagingPlan *plan = staging->plan;
+
+	if (isnull || (version->has_beaten && ApplySortComparator(beaten, false, version->beaten, false,
+															  &plan->version_sort) <= 0))
+		return;
+	version->beaten = datumCopy(beaten, plan->version_by_value, plan->version_length);
+	version->has_beaten = true;
 }
 
 /*
@@ -482,6 +522,11 @@ upsert_left(MrBatch *batch, MrStaged *staged, MrVersion **newest, const MrRows *
 		flags = DatumGetInt16(
 			SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 2, &isnull));
 		moved |= (flags & OBJECT_MOVED) != 0;
+		if (newest[left[next]]->always)
+			note_beaten(
+				staging, newest[left[next]],
+				SPI_getbinval(returned->vals[r], returned->tupdesc, staging->nkeys + 3, &isnull),
+				isnull);
 		next++;
 	}
 	SPI_freetuptable(returned);
@@ -508,7 +553,7 @@ mark_staged(const MrStaging *staging, MrVersion **versions, int count, Size flag
 							  plan->version == NULL ? " AND excluded.epoch = o.epoch AND "
 													  "excluded.partition = o.partition"
 													: ""));
-	compare_versions(staging, plan->repeated, versions, count, flag);
+	mark_versions(staging, plan->repeated, versions, count, flag);
 }
 
 /*
@@ -578,7 +623,40 @@ mark_stale(MrStaged *staged)
 	if (plan->stale == NULL)
 		plan->stale = prepare_comparison(staging,
 										 psprintf("(%s) IS NOT TRUE", newer_condition(plan)));
-	compare_versions(staging, plan->stale, superseded, count, offsetof(MrVersion, stale));
+	mark_versions(staging, plan->stale, superseded, count, offsetof(MrVersion, stale));
+}
+
+/*
+ * Finds what unconditional deletes take away that do not come to the fence, because other versions of the batch came
+ * after them: the time from which on they count must not depend on where batches end.
+ */
+static void
+find_beaten(MrStaged *staged)
+{
+	const MrStaging *staging = staged->staging;
+	MrStagingPlan *plan = staging->plan;
+	MrVersion **deletes = palloc(sizeof(MrVersion *) * staged->nversions);
+	uint64 found;
+	int count = 0;
+
+	for (int i = 0; i < staged->nversions; i++)
+	{
+		if (staged->versions[i].always && !staged->versions[i].newest)
+			deletes[count++] = &staged->versions[i];
+	}
+	if (count == 0)
+		return;
+	if (plan->beaten == NULL)
+		plan->beaten = prepare_comparison(staging, "true");
+	found = compare_versions(staging, plan->beaten, deletes, count);
+	for (uint64 i = 0; i < found; i++)
+	{
+		bool isnull;
+		Datum beaten = mr_sql_value(i, 2, &isnull);
+
+		note_beaten(staging, compared(deletes, i), beaten, isnull);
+	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /* Where a version was refused, the unconditional delete counts that came before it in the batch. */
@@ -631,6 +709,8 @@ mr_object_fence(MrBatch *batch, MrStaged *staged)
 	newest = newest_versions(staged, &count);
 	if (staged->staging->each_version)
 		mark_stale(staged);
+	if (staged->staging->version_is_time)
+		find_beaten(staged);
 	rows = object_rows(staged->staging, newest, count);
 	left = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(int) * count);
 	nleft = insert_unseen(staged, newest, rows, batch->stream->workers == 1, left);

@@ -87,6 +87,9 @@ mr_version_empty_row(const MrStaging *staging, const MrVersion *version)
 		SET(staging->element, Int32GetDatum(0));
 	if (!version->version_null)
 		SET(staging->version, version->version);
+	/* Whoever reads the log knows no more what it has taken away. */
+	else if (version->always && staging->version_is_time)
+		SET(staging->version, TimestampTzGetDatum(mr_version_time(staging, version)));
 	if (!version->event_time_null)
 		SET(staging->event_time, TimestampTzGetDatum(version->event_time));
 	SET(staging->plan->partition, Int32GetDatum(version->message->partition));

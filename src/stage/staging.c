@@ -44,9 +44,12 @@ mr_staging_attribute(const MrStaging *staging, const char *name)
 TimestampTz
 mr_version_time(const MrStaging *staging, const MrVersion *version)
 {
-	if (staging->version_is_time && !version->version_null)
-		return DatumGetTimestampTz(version->version);
-	return version->message->time;
+	if (!staging->version_is_time)
+		return version->message->time;
+	/* What it takes away may be by a clock that is ahead of the message's. */
+	if (version->always && version->has_beaten)
+		return Max(version->message->time, DatumGetTimestampTz(version->beaten));
+	return version->version_null ? version->message->time : DatumGetTimestampTz(version->version);
 }
 
 void

@@ -1,0 +1,52 @@
+-- Satellites: deletes without a version, attributes that have the names of technical columns; what does not depend on sessions and rebuilding.
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS millrace;
+RESET client_min_messages;
+\set VERBOSITY terse
+\set SHOW_CONTEXT never
+SET TimeZone = 'UTC';
+CREATE SCHEMA vt;
+
+-- ---- since when an unconditional delete counts: its message's time, or the version that it takes away when that is later, wherever batches end
+SELECT millrace.create_stream(s), millrace.create_staging('vt.' || s, stream => s, tombstone => 'always', log => true, payload => 'none', key => '{"id": ["$key", "integer"]}', version => '["$.v", "timestamptz"]', columns => '{"state": "$.s"}'),
+  millrace.create_hub('vt.h_' || s, source => ('vt.' || s)::regclass, business_key => '{id}')
+FROM unnest('{at_once, one_by_one}'::text[]) s;
+SELECT millrace.create_satellite('vt.s_' || s, source => ('vt.' || s)::regclass, parent => ('vt.h_' || s)::regclass, attributes => '{state}') FROM unnest('{at_once, one_by_one}'::text[]) s;
+CREATE TEMP TABLE said (step integer, object integer, version text, at text);
+INSERT INTO said VALUES
+  -- behind the message's clock, and ahead of it
+  (1, 1, '10:00', '10:01'), (2, 1, NULL, '12:00'),
+  (1, 2, '13:00', '10:01'), (2, 2, NULL, '12:00'),
+  -- what comes later beats what was taken away, or does not
+  (1, 3, '13:00', '10:01'), (2, 3, NULL, '12:00'), (3, 3, '14:00', '12:30'),
+  (1, 4, '13:00', '10:01'), (2, 4, NULL, '12:00'), (3, 4, '12:30', '12:30'),
+  (0, 5, '13:00', '10:01'), (2, 5, NULL, '12:00'), (3, 5, '14:00', '12:30'), (4, 5, NULL, '12:40'),
+  (0, 6, '13:00', '10:01'), (2, 6, NULL, '12:00'), (3, 6, '12:30', '12:30'), (4, 6, NULL, '13:30'),
+  -- of what nobody has said anything
+  (1, 7, NULL, '12:00');
+DO $$
+DECLARE
+  s integer;
+BEGIN
+  FOR s IN 0..4 LOOP
+    PERFORM millrace.push(stream, CASE WHEN version IS NOT NULL THEN json_build_object('v', '2026-01-01 ' || version || '+00', 's', version) END, key => object::text, message_time => ('2026-01-01 ' || at || '+00')::timestamptz)
+    FROM said, unnest('{at_once, one_by_one}'::text[]) stream WHERE step = s ORDER BY object;
+    PERFORM millrace.run_stream(stream) FROM unnest('{one_by_one, at_once}'::text[]) stream WHERE stream = 'one_by_one' OR s = 0;
+  END LOOP;
+END $$;
+SELECT batches FROM millrace.run_stream('at_once');
+CREATE VIEW vt.told AS SELECT 's_at_once' AS name, id, applied_at, confirmed_at, is_deleted, state FROM vt.s_at_once JOIN vt.h_at_once USING (h_at_once_hk)
+  UNION ALL SELECT 's_one_by_one', id, applied_at, confirmed_at, is_deleted, state FROM vt.s_one_by_one JOIN vt.h_one_by_one USING (h_one_by_one_hk);
+SELECT id, to_char(applied_at, 'HH24:MI') AS applied_at, is_deleted FROM vt.told WHERE name = 's_one_by_one' AND is_deleted ORDER BY id, applied_at;
+SELECT count(*) AS differ FROM ((SELECT id, applied_at, confirmed_at, is_deleted, state FROM vt.told WHERE name = 's_at_once' EXCEPT ALL SELECT id, applied_at, confirmed_at, is_deleted, state FROM vt.told WHERE name = 's_one_by_one')
+  UNION ALL (SELECT id, applied_at, confirmed_at, is_deleted, state FROM vt.told WHERE name = 's_one_by_one' EXCEPT ALL SELECT id, applied_at, confirmed_at, is_deleted, state FROM vt.told WHERE name = 's_at_once')) AS x;
+SELECT count(*) AS differ FROM (SELECT id, _version, _deleted FROM vt.at_once_log EXCEPT ALL SELECT id, _version, _deleted FROM vt.one_by_one_log) AS x;
+SELECT id, state FROM vt.s_at_once_current ORDER BY id;
+SELECT id, state FROM vt.at_once ORDER BY id;
+CREATE TEMP TABLE told AS TABLE vt.told;
+SELECT r, missing, unexpected FROM unnest('{vt.at_once, vt.one_by_one, vt.s_at_once, vt.s_one_by_one}'::regclass[]) r, millrace.verify(r);
+SELECT rows_before = rows_after AS same FROM unnest('{vt.s_at_once, vt.s_one_by_one}'::regclass[]) r, millrace.rebuild(r);
+SELECT count(*) AS differ FROM (TABLE told EXCEPT ALL TABLE vt.told) AS x;
+SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{at_once, one_by_one}'::text[]) s;
+
+DROP SCHEMA vt CASCADE;
