@@ -49,4 +49,23 @@ SELECT rows_before = rows_after AS same FROM unnest('{vt.s_at_once, vt.s_one_by_
 SELECT count(*) AS differ FROM (TABLE told EXCEPT ALL TABLE vt.told) AS x;
 SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{at_once, one_by_one}'::text[]) s;
 
+SELECT millrace.create_stream('sets');
+SELECT millrace.create_staging('vt.phones', stream => 'sets', for_each => '$.phones[*]', payload => 'none', log => true, key => '{"id": ["$key", "integer"]}', version => '["$.v", "timestamptz"]', columns => '{"kind": "@.kind", "number": "@.number", "note": "@.note"}');
+SELECT millrace.create_hub('vt.h_id', source => 'vt.phones', business_key => '{id}');
+CREATE FUNCTION vt.phones(id integer, at text, phones json) RETURNS void LANGUAGE sql AS
+  $$ SELECT millrace.push('sets', json_build_object('v', '2026-01-01 ' || at || '+00', 'line', 1, 'phones', phones), key => id::text) $$;
+-- ---- an attribute that is added has a column of its own
+SELECT millrace.create_stream('flags');
+SELECT millrace.create_staging('vt.flags', stream => 'flags', payload => 'none', route => 'is_deleted IS NOT NULL', key => '{"id": ["$key", "integer"]}', columns => '{"is_deleted": ["$.gone", "boolean"], "state": "$.state", "mine": "$.mine"}');
+SELECT millrace.create_satellite('vt.s_flags', source => 'vt.flags', parent => 'vt.h_id', attributes => '{state, is_deleted}');
+SELECT millrace.create_satellite('vt.s_flags', source => 'vt.flags', parent => 'vt.h_id', attributes => '{state}');
+SELECT millrace.create_satellite('vt.s_flags', source => 'vt.flags', parent => 'vt.h_id', attributes => '{state, is_deleted}', replace => true);
+ALTER TABLE vt.s_flags RENAME state TO mine;
+SELECT millrace.create_satellite('vt.s_flags', source => 'vt.flags', parent => 'vt.h_id', attributes => '{mine}', replace => true);
+SELECT FROM millrace.push('flags', '{"gone": true, "state": "on", "mine": "x"}', key => '9');
+SELECT dead_letters FROM millrace.run_stream('flags');
+SELECT mine, is_deleted FROM vt.s_flags WHERE mine IS NOT NULL;
+
+SET client_min_messages = warning;
+SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{flags, sets}'::text[]) s;
 DROP SCHEMA vt CASCADE;

@@ -302,7 +302,7 @@ BEGIN
         PERFORM millrace_internal.vault_check_same(present, definition, '{names}', 'The columns are in use under the names that they have; ALTER TABLE … RENAME COLUMN is followed.');
         IF millrace_internal.vault_update(present, definition, staging, mapping) AND numbered <> present_attributes THEN
             FOR item IN SELECT a ->> 'name' AS name, mapping #>> ARRAY['attributes', a ->> 'number'] AS declared FROM jsonb_array_elements(numbered) a WHERE a ->> 'name' = ANY (added) LOOP
-                PERFORM millrace_internal.execute_as(present.owner, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', present.relation, item.name,
+                PERFORM millrace_internal.execute_as(present.owner, format('ALTER TABLE %s ADD COLUMN %I %s', present.relation, item.name,
                     coalesce(millrace_internal.vault_column_type(staging, item.declared), 'text')));
             END LOOP;
             PERFORM millrace_internal.vault_define(present.id, (
