@@ -483,7 +483,7 @@ BEGIN
         RAISE NOTICE 'the new definition of % is for all that it will be filled with', target.relation;
     ELSE
         RAISE NOTICE 'the new definition of % is for versions that come from now on', target.relation
-            USING HINT = 'millrace.rebuild() makes it anew from the logs of its sources; without them, millrace.reset_stream() reads what came before again.';
+            USING HINT = 'millrace.rebuild() makes it anew from the logs of its sources. Without them, millrace.reset_stream() reads what came before again; rows of the old definition that are not deleted first stand beside the new ones.';
     END IF;
 END
 $$;
