@@ -66,6 +66,14 @@ SELECT FROM millrace.push('flags', '{"gone": true, "state": "on", "mine": "x"}',
 SELECT dead_letters FROM millrace.run_stream('flags');
 SELECT mine, is_deleted FROM vt.s_flags WHERE mine IS NOT NULL;
 
+-- ---- what a session has set does not matter
+SET timezone_abbreviations = 'Australia';
+SELECT millrace.create_staging('vt.zones', stream => 'flags', payload => 'none', route => 'at IS NOT NULL', key => '{"id": ["$key", "integer"]}', columns => '{"at": "$.at"}', computed => '{"read": ["at::timestamptz", "timestamptz"]}');
+SELECT FROM millrace.push('flags', '{"at": "2026-01-01 10:00 EST"}', key => '9');
+SELECT dead_letters FROM millrace.run_stream('flags');
+RESET timezone_abbreviations;
+SELECT read FROM vt.zones;
+
 SET client_min_messages = warning;
 SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{flags, sets}'::text[]) s;
 DROP SCHEMA vt CASCADE;

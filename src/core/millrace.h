@@ -68,6 +68,8 @@ extern bool mr_extension_exists(void);
 /* Pins the settings under which expressions mean the same everywhere (C9); undone by mr_settings_unpin. */
 extern int mr_settings_pin(const char *timezone);
 extern void mr_settings_unpin(int nest_level);
+/* The same for good, with UTC: for a process of ours. */
+extern void mr_settings_pin_session(void);
 
 /*
  * Makes plans that are kept go through indexes, one row after the other, whatever the statistics of

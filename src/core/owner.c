@@ -89,33 +89,55 @@ mr_extension_owner(void)
 	return owner;
 }
 
-/*
- * Sets what results of expressions may depend on, and what would make their evaluation slow.  Setting a value that is
- * there already is skipped: it would cost more than a small batch.
- */
+/* What results of expressions may depend on beside the time zone, and what would make their evaluation slow. */
+static const char *const pinned[][2] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"DateStyle", "ISO, YMD"},
+	{"IntervalStyle", "postgres"},
+	{"timezone_abbreviations", "Default"},
+	{"extra_float_digits", "1"},
+	{"bytea_output", "hex"},
+	{"xmlbinary", "base64"},
+	{"xmloption", "content"},
+	{"lc_monetary", "C"},
+	{"lc_numeric", "C"},
+	{"lc_time", "C"},
+	{"default_text_search_config", "pg_catalog.simple"},
+	{"array_nulls", "on"},
+	{"transform_null_equals", "off"},
+	{"standard_conforming_strings", "on"},
+	{"backslash_quote", "safe_encoding"},
+	{"quote_all_identifiers", "off"},
+	/* Compiling takes longer than most of our statements. */
+	{"jit", "off"},
+};
+
+/* Sets one of them.  A value that is there already is skipped: it would cost more than a small batch. */
+static void
+pin(const char *name, const char *value)
+{
+	if (strcmp(GetConfigOption(name, false, false), value) != 0)
+		(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+}
+
 int
 mr_settings_pin(const char *timezone)
 {
-	const char *const pinned[][2] = {{"TimeZone", timezone},
-									 {"DateStyle", "ISO, YMD"},
-									 {"IntervalStyle", "postgres"},
-									 {"extra_float_digits", "1"},
-									 {"bytea_output", "hex"},
-									 {"xmloption", "content"},
-									 {"search_path", "pg_catalog, pg_temp"},
-									 /* Compiling takes longer than most of our statements. */
-									 {"jit", "off"}};
 	int nest_level = NewGUCNestLevel();
 
+	pin("TimeZone", timezone);
 	for (int i = 0; i < lengthof(pinned); i++)
-	{
-		const char *current = GetConfigOption(pinned[i][0], false, false);
-
-		if (strcmp(current, pinned[i][1]) != 0)
-			(void) set_config_option(pinned[i][0], pinned[i][1], PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
-	}
+		pin(pinned[i][0], pinned[i][1]);
 	return nest_level;
+}
+
+void
+mr_settings_pin_session(void)
+{
+	SetConfigOption("TimeZone", "UTC", PGC_SUSET, PGC_S_OVERRIDE);
+	for (int i = 0; i < lengthof(pinned); i++)
+		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 int

@@ -722,24 +722,6 @@ mr_worker_pin_settings(void)
 		const char *name;
 		const char *value;
 	} pins[] = {{"role", "none"},
-				{"search_path", "pg_catalog, pg_temp"},
-				{"datestyle", "ISO, YMD"},
-				{"intervalstyle", "postgres"},
-				{"timezone", "UTC"},
-				{"timezone_abbreviations", "Default"},
-				{"extra_float_digits", "1"},
-				{"bytea_output", "hex"},
-				{"xmlbinary", "base64"},
-				{"xmloption", "content"},
-				{"lc_monetary", "C"},
-				{"lc_numeric", "C"},
-				{"lc_time", "C"},
-				{"default_text_search_config", "pg_catalog.simple"},
-				{"array_nulls", "on"},
-				{"transform_null_equals", "off"},
-				{"standard_conforming_strings", "on"},
-				{"backslash_quote", "safe_encoding"},
-				{"quote_all_identifiers", "off"},
 				{"default_transaction_isolation", "read committed"},
 				{"default_transaction_read_only", "off"},
 				{"default_transaction_deferrable", "off"},
@@ -749,10 +731,10 @@ mr_worker_pin_settings(void)
 				{"lock_timeout", "0"},
 				{"idle_in_transaction_session_timeout", "0"},
 				{"idle_session_timeout", "0"},
-				{"transaction_timeout", "0"},
-				{"jit", "off"}};
+				{"transaction_timeout", "0"}};
 
 	StartTransactionCommand();
+	mr_settings_pin_session();
 	for (int i = 0; i < lengthof(pins); i++)
 	{
 		if (GetConfigOption(pins[i].name, true, false))
