@@ -209,6 +209,7 @@ typedef struct MrBatch
 	bool waits; /* some message does; see MrMessage.waits */
 	struct MrLookedUp **looked_up; /* by message; see stage/enrich.h */
 	bool again; /* it is filled from what the stream keeps, not by messages that have come */
+	bool counted; /* of rows that are skipped it is known how many: a target is rebuilt */
 	bool erasing; /* what it deletes is to leave nothing behind */
 	int64 swept; /* objects that its MR_OP_SWEEP has removed; there may be more */
 } MrBatch;

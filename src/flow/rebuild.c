@@ -83,6 +83,7 @@ apply_all(MrStream *stream, MrTarget *target, MrStaging *staging, Oid log, const
 		SPI_connect();
 		MemoryContextSwitchTo(context);
 		batch = mr_backfill_batch(stream, staging, &staged);
+		batch->counted = true;
 		if (OidIsValid(log))
 			more = mr_log_read(staged, log, &from, MaxBlockNumber, REBUILD_ROWS, &nrows);
 		else

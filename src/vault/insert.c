@@ -223,5 +223,5 @@ mr_key_table_apply(MrTarget *target, MrBatch *batch)
 	if (inserted < keys.rows->nrows)
 		refuse_collision(table, keys.rows, different);
 	mr_known_note(table->known, keys.checks, keys.rows->nrows, inserted);
-	mr_vault_count_skipped(target->id, skipped);
+	mr_vault_count_skipped(target->id, batch, skipped);
 }

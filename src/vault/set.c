@@ -498,7 +498,7 @@ set_apply(MrTarget *target, MrBatch *batch)
 			assert_version(satellite, s, &staged->versions[v], &collected);
 	}
 	mr_run_back(&saved);
-	mr_vault_count_skipped(target->id, collected.skipped);
+	mr_vault_count_skipped(target->id, batch, collected.skipped);
 	if (collected.n == 0)
 		return;
 

@@ -186,11 +186,11 @@ mr_vault_count_rows(const MrTarget *target, const MrBatch *batch)
 /* ---- counting ---------------------------------------------------------------------------------------- */
 
 void
-mr_vault_count_skipped(int32 target_id, int64 rows)
+mr_vault_count_skipped(int32 target_id, const MrBatch *batch, int64 rows)
 {
 	MrRunAs saved;
 
-	if (rows == 0)
+	if (rows == 0 || batch->counted)
 		return;
 	/* A row is locked until the batch ends: several of them, so that workers seldom meet. */
 	mr_run_as(&saved, mr_extension_owner());

@@ -151,7 +151,7 @@ extern Datum mr_vault_record_source(const char *of_source, const char *of_target
 extern int mr_vault_count_rows(const MrTarget *target, const MrBatch *batch);
 
 /* Counts rows that were skipped for a NULL key, in the batch's transaction. */
-extern void mr_vault_count_skipped(int32 target_id, int64 rows);
+extern void mr_vault_count_skipped(int32 target_id, const MrBatch *batch, int64 rows);
 
 /* The set of keys of one batch. */
 typedef struct MrKeySet MrKeySet;
