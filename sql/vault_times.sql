@@ -1,4 +1,4 @@
--- Satellites: deletes without a version, attributes that have the names of technical columns; what does not depend on sessions and rebuilding.
+-- Satellites: deletes without a version, attributes that are removed, or that have the names of technical columns; what does not depend on sessions and rebuilding.
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS millrace;
 RESET client_min_messages;
@@ -49,11 +49,39 @@ SELECT rows_before = rows_after AS same FROM unnest('{vt.s_at_once, vt.s_one_by_
 SELECT count(*) AS differ FROM (TABLE told EXCEPT ALL TABLE vt.told) AS x;
 SELECT millrace.drop_stream(s, cascade => true) FROM unnest('{at_once, one_by_one}'::text[]) s;
 
+-- ---- an attribute of a multi-active satellite that is removed makes no new sets
 SELECT millrace.create_stream('sets');
 SELECT millrace.create_staging('vt.phones', stream => 'sets', for_each => '$.phones[*]', payload => 'none', log => true, key => '{"id": ["$key", "integer"]}', version => '["$.v", "timestamptz"]', columns => '{"kind": "@.kind", "number": "@.number", "note": "@.note"}');
+SELECT millrace.create_staging('vt.single', stream => 'sets', for_each => '$.phones[*]', payload => 'none', log => true, key => '{"id": ["$key", "integer"], "line": ["$.line", "integer"]}', version => '["$.v", "timestamptz"]', columns => '{"number": "@.number", "note": "@.note"}');
 SELECT millrace.create_hub('vt.h_id', source => 'vt.phones', business_key => '{id}');
+SELECT millrace.create_satellite('vt.m_phone', source => 'vt.phones', parent => 'vt.h_id', kind => 'multi_active', sub_key => '{kind}', attributes => '{number, note}');
+SELECT millrace.create_satellite('vt.m_single', source => 'vt.single', parent => 'vt.h_id', kind => 'multi_active', sub_key => '{line}', attributes => '{number, note}');
+SELECT millrace.create_satellite('vt.s_single', source => 'vt.single', parent => 'vt.h_id', attributes => '{line, note}');
 CREATE FUNCTION vt.phones(id integer, at text, phones json) RETURNS void LANGUAGE sql AS
   $$ SELECT millrace.push('sets', json_build_object('v', '2026-01-01 ' || at || '+00', 'line', 1, 'phones', phones), key => id::text) $$;
+SELECT vt.phones(1, '10:00', '[{"kind": "home", "number": "1", "note": "a"}, {"kind": "work", "number": "2", "note": "b"}]'), vt.phones(2, '10:00', '[{"kind": "home", "number": "3", "note": "c"}]'), vt.phones(3, '10:00', '[]'), vt.phones(6, '10:00', '[{"kind": "home", "number": "7", "note": "d"}]');
+SELECT dead_letters FROM millrace.run_stream('sets');
+SELECT millrace.create_satellite('vt.m_phone', source => 'vt.phones', parent => 'vt.h_id', kind => 'multi_active', sub_key => '{kind}', attributes => '{number}', replace => true);
+SELECT millrace.create_satellite('vt.m_single', source => 'vt.single', parent => 'vt.h_id', kind => 'multi_active', sub_key => '{line}', attributes => '{number}', replace => true);
+SELECT millrace.create_satellite('vt.s_single', source => 'vt.single', parent => 'vt.h_id', attributes => '{line}', replace => true);
+SELECT vt.phones(1, '11:00', '[{"kind": "work", "number": "2", "note": "b"}, {"kind": "home", "number": "1", "note": "other"}]'), vt.phones(2, '11:00', '[{"kind": "home", "number": "4", "note": "c"}]'), vt.phones(3, '11:00', '[]'), vt.phones(6, '11:00', '[{"kind": "home", "number": "7"}]');
+SELECT dead_letters FROM millrace.run_stream('sets');
+SELECT id, to_char(applied_at, 'HH24:MI') AS applied_at, to_char(confirmed_at, 'HH24:MI') AS confirmed_at, kind, number, note, is_deleted FROM vt.m_phone JOIN vt.h_id USING (h_id_hk) WHERE id IS NOT NULL ORDER BY id, m_phone.applied_at, kind;
+SELECT id, to_char(applied_at, 'HH24:MI') AS applied_at, to_char(confirmed_at, 'HH24:MI') AS confirmed_at, line, number, note FROM vt.m_single JOIN vt.h_id USING (h_id_hk) WHERE id IS NOT NULL ORDER BY id, m_single.applied_at;
+SELECT r, missing, unexpected FROM unnest('{vt.m_phone, vt.m_single, vt.s_single}'::regclass[]) r, millrace.verify(r);
+-- also when none is left
+SELECT millrace.create_satellite('vt.m_phone', source => 'vt.phones', parent => 'vt.h_id', kind => 'multi_active', sub_key => '{kind}', replace => true);
+SELECT vt.phones(1, '12:00', '[{"kind": "work", "number": "5"}, {"kind": "home"}]'), vt.phones(2, '12:00', '[{"kind": "work"}]');
+SELECT dead_letters FROM millrace.run_stream('sets');
+SELECT id, to_char(applied_at, 'HH24:MI') AS applied_at, to_char(confirmed_at, 'HH24:MI') AS confirmed_at, kind, number, note, is_deleted FROM vt.m_phone JOIN vt.h_id USING (h_id_hk) WHERE id IS NOT NULL ORDER BY id, m_phone.applied_at, kind;
+SELECT r, missing, unexpected FROM unnest('{vt.m_phone, vt.m_single, vt.s_single}'::regclass[]) r, millrace.verify(r);
+-- what is not there is found all the same
+UPDATE vt.m_phone SET confirmed_at = applied_at WHERE confirmed_at = '2026-01-01 12:00+00';
+DELETE FROM vt.m_single WHERE applied_at = '2026-01-01 11:00+00';
+SELECT r, missing, unexpected FROM unnest('{vt.m_phone, vt.m_single, vt.s_single}'::regclass[]) r, millrace.verify(r);
+SELECT r, rows_after FROM unnest('{vt.m_phone, vt.m_single, vt.s_single}'::regclass[]) r, millrace.rebuild(r);
+SELECT r, missing, unexpected FROM unnest('{vt.m_phone, vt.m_single, vt.s_single}'::regclass[]) r, millrace.verify(r);
+
 -- ---- an attribute that is added has a column of its own
 SELECT millrace.create_stream('flags');
 SELECT millrace.create_staging('vt.flags', stream => 'flags', payload => 'none', route => 'is_deleted IS NOT NULL', key => '{"id": ["$key", "integer"]}', columns => '{"is_deleted": ["$.gone", "boolean"], "state": "$.state", "mine": "$.mine"}');

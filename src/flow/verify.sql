@@ -391,6 +391,30 @@ END
 $$;
 COMMENT ON FUNCTION millrace_internal.satellite_said(millrace.target, millrace.target_source, millrace.staging, text[], text[]) IS 'what every version of a source says to a satellite, as queries';
 
+-- The table of a satellite as a FROM clause reads it.  Rows that were made with attributes which have been removed since say what is left of them, so that versions may
+-- have confirmed them that have other hashes.
+CREATE FUNCTION millrace_internal.satellite_held(target millrace.target, named jsonb, unit text, member text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    content text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM json_array_elements(target.definition -> 'attributes') a WHERE (a ->> 'removed')::boolean) THEN
+        RETURN target.relation;
+    END IF;
+    -- NULL says nothing: it stands there for when nothing is left.
+    SELECT format('millrace.hashdiff(%L::pg_catalog.int4[], NULL::pg_catalog.text%s)', 0 || array_agg((a ->> 'number')::integer ORDER BY n), string_agg(', h.' || (named ->> ('attribute_' || (a ->> 'number'))), '' ORDER BY n))
+    INTO content FROM json_array_elements(target.definition -> 'attributes') WITH ORDINALITY AS u (a, n) WHERE a -> 'removed' IS NULL;
+    IF (target.definition ->> 'whole')::boolean THEN
+        content := format('millrace.hash_set(array_agg(h.%1$s) OVER w, array_agg(%2$s) OVER w)', member, content);
+    END IF;
+    RETURN format('(SELECT %1$s, CASE WHEN h.%2$s OR %3$s THEN h.%4$s ELSE %5$s END AS %4$s FROM %6$s AS h WINDOW w AS (PARTITION BY h.%7$s, h.%8$s, h.%4$s ORDER BY h.%9$s ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING))',
+        (SELECT string_agg('h.' || (named ->> c), ', ') FROM unnest(millrace_internal.satellite_columns(target.definition)) c WHERE c <> 'hashdiff'), named ->> 'is_deleted', millrace_internal.judged_rows(target, 'h.'),
+        named ->> 'hashdiff', content, target.relation, unit, named ->> 'applied_at', coalesce(member, unit));
+END
+$$;
+COMMENT ON FUNCTION millrace_internal.satellite_held(millrace.target, jsonb, text, text) IS 'the rows of a satellite, with the hashes that they would have by its present definition';
+
 CREATE FUNCTION millrace_internal.verify_satellite(target_id integer, OUT missing bigint, OUT unexpected bigint, OUT example text)
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp AS $$
@@ -406,6 +430,7 @@ DECLARE
     member text;
     compared text[];
     same text; -- condition: s and f are of one unit, member and content
+    held text; -- the table, with hashes as they would be made now
     one record;
 BEGIN
     SELECT t.* INTO STRICT target FROM millrace.target t WHERE t.id = target_id;
@@ -430,13 +455,14 @@ BEGIN
     same := (SELECT string_agg(format('f.%1$s = s.%1$s', k), ' AND ') FROM unnest(array_remove(ARRAY[unit, member, named ->> 'hashdiff'], NULL)) k);
     shown := 'f.' || array_to_string(compared, ', f.') || shown;
     compared := compared || ARRAY(SELECT named ->> f FROM unnest(further) WITH ORDINALITY AS u (f, n) ORDER BY n);
+    held := millrace_internal.satellite_held(target, named, unit, member);
     SELECT x.* INTO missing, unexpected, example FROM millrace_internal.compare(target.owner, 'UTC',
         format('versions (%1$s, ":recent") AS (%2$s), said AS MATERIALIZED (SELECT DISTINCT %3$s, f.":recent" FROM versions AS f WHERE f.%4$s <> %5$L), '
                'found AS MATERIALIZED (SELECT %3$s, f.%6$s AS "until", %7$s AS "last", %8$s AS judged FROM %9$s AS f WHERE f.%4$s <> %5$L)',
                array_to_string(compared, ', '), array_to_string(said, ' UNION ALL '), shown, unit, '00000000-0000-0000-0000-000000000000', named ->> 'confirmed_at',
                CASE WHEN (target.definition ->> 'whole')::boolean THEN format('max(f.%s) OVER (PARTITION BY f.%s, f.%s, f.%s)', named ->> 'confirmed_at', unit, named ->> 'applied_at', named ->> 'hashdiff')
                     ELSE 'f.' || (named ->> 'confirmed_at') END,
-               millrace_internal.judged_rows(target, 'f.'), target.relation),
+               millrace_internal.judged_rows(target, 'f.'), held),
         format('SELECT s.%s FROM said AS s WHERE s.":recent" AND NOT EXISTS (SELECT FROM found AS f WHERE %s AND s.%3$s BETWEEN f.%3$s AND f."last")', array_to_string(compared, ', s.'), same, named ->> 'applied_at')
             -- A set that others say as well must have all of its members all the same.
             || CASE WHEN (target.definition ->> 'whole')::boolean THEN

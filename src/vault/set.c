@@ -55,11 +55,53 @@ typedef struct Run
 	Assertion *last;
 	const Assertion *before; /* the unit's assertion before them in the batch, or NULL */
 	TimestampTz confirms; /* applied_at of the rows that may be confirmed */
+	pg_uuid_t confirms_hash; /* and their hash */
 	bool confirming;
 	bool done;
 } Run;
 
 /* ---- loading ----------------------------------------------------------------------------------------- */
+
+/*
+ * An expression for the hash of what the set p says, of the unit and member u.  When attributes have been removed it
+ * may have been made with them, too: what is left of its members counts.
+ */
+static char *
+hash_of_set(const MrSetSatellite *satellite, const MrVaultTable *table, const AttrNumber *attnums,
+			const char *const *names, const char *alone)
+{
+	const MrAttributes *attributes = &satellite->attributes;
+	StringInfoData numbers;
+	StringInfoData values;
+	char *content;
+
+	if (!attributes->any_removed)
+		return "p.hash";
+	initStringInfo(&numbers);
+	initStringInfo(&values);
+	for (int i = 0; i < attributes->n; i++)
+	{
+		AttrNumber attnum = attnums[COLUMNS + satellite->nsub_key + i];
+
+		appendStringInfo(&numbers, ",%d", attributes->items[i].number);
+		appendStringInfo(
+			&values, ", s.%s",
+			quote_identifier(NameStr(TupleDescAttr(table->desc, attnum - 1)->attname)));
+	}
+	/* NULL says nothing: it stands there for when nothing is left. */
+	content = psprintf("millrace.hashdiff('{0%s}', NULL::pg_catalog.int4%s)", numbers.data,
+					   values.data);
+	if (satellite->whole)
+		content = psprintf("millrace.hash_set(array_agg(s.%s ORDER BY s.%s), "
+						   "array_agg(%s ORDER BY s.%s))",
+						   names[COLUMN_MEMBER], names[COLUMN_MEMBER], content,
+						   names[COLUMN_MEMBER]);
+	return psprintf(
+		"CASE WHEN p.hash = u.hash THEN p.hash ELSE (SELECT %s FROM %s s "
+		"WHERE s.%s = u.unit%s AND s.%s = p.applied AND s.%s = p.hash AND NOT s.%s) END",
+		content, mr_relation_name(table->relid), names[COLUMN_UNIT], alone,
+		names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF], names[COLUMN_IS_DELETED]);
+}
 
 static void
 create_statements(MrSetSatellite *satellite, const MrVaultTable *table, const AttrNumber *attnums)
@@ -80,15 +122,16 @@ create_statements(MrSetSatellite *satellite, const MrVaultTable *table, const At
 
 	/* One probe of the unique index for each run: the row before its end. */
 	satellite->find_predecessors = mr_statement_create(
-		psprintf("SELECT u.n, p.applied, p.confirmed "
+		psprintf("SELECT u.n, p.applied, p.confirmed, p.hash "
 				 "FROM unnest($1, $2, $3, $4, $5, $6) AS u(n, unit, member, first, last, hash) "
 				 "CROSS JOIN LATERAL (SELECT s.%s AS applied, s.%s AS hash, s.%s AS confirmed "
 				 "FROM %s s WHERE s.%s = u.unit%s AND (s.%s, s.%s) <= (u.last, u.hash) "
 				 "ORDER BY s.%s DESC, s.%s DESC LIMIT 1) p "
-				 "WHERE p.hash = u.hash AND p.applied <= u.first",
+				 "WHERE p.applied <= u.first AND %s = u.hash",
 				 names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF], names[COLUMN_CONFIRMED_AT],
 				 relation, names[COLUMN_UNIT], alone, names[COLUMN_APPLIED_AT],
-				 names[COLUMN_HASHDIFF], names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF]),
+				 names[COLUMN_HASHDIFF], names[COLUMN_APPLIED_AT], names[COLUMN_HASHDIFF],
+				 hash_of_set(satellite, table, attnums, names, alone)),
 		lengthof(types), types);
 
 	satellite->confirm = mr_statement_create(
@@ -328,6 +371,7 @@ static uint64
 run_statement(const MrSetSatellite *satellite, MrStatement *statement, const Run *runs,
 			  const int *numbers, int n)
 {
+	bool confirm = statement == satellite->confirm;
 	Datum *elements = palloc(sizeof(Datum) * n);
 	Datum arrays[6];
 
@@ -341,15 +385,15 @@ run_statement(const MrSetSatellite *satellite, MrStatement *statement, const Run
 		elements[i] = UUIDPGetDatum(&runs[numbers[i]].first->member);
 	arrays[2] = mr_satellite_uuid_array(elements, n);
 	for (int i = 0; i < n; i++)
-		elements[i] = TimestampTzGetDatum(statement == satellite->confirm
-											  ? runs[numbers[i]].confirms
-											  : runs[numbers[i]].first->time);
+		elements[i] = TimestampTzGetDatum(confirm ? runs[numbers[i]].confirms
+												  : runs[numbers[i]].first->time);
 	arrays[3] = mr_satellite_time_array(elements, n);
 	for (int i = 0; i < n; i++)
 		elements[i] = TimestampTzGetDatum(runs[numbers[i]].last->time);
 	arrays[4] = mr_satellite_time_array(elements, n);
 	for (int i = 0; i < n; i++)
-		elements[i] = UUIDPGetDatum(&runs[numbers[i]].first->hash);
+		elements[i] = UUIDPGetDatum(confirm ? &runs[numbers[i]].confirms_hash
+											: &runs[numbers[i]].first->hash);
 	arrays[5] = mr_satellite_uuid_array(elements, n);
 	return mr_satellite_run(statement, satellite->base.owner, arrays);
 }
@@ -372,8 +416,9 @@ match_and_confirm(MrSetSatellite *satellite, Run *runs, int nruns)
 		Run *run = &runs[number];
 		TimestampTz applied = DatumGetTimestampTz(mr_sql_value(i, 2, &isnull));
 
+		run->confirms_hash = *DatumGetUUIDP(mr_sql_value(i, 4, &isnull));
 		/* What the batch itself says before the run lies between. */
-		if (run->before != NULL && compare_content(applied, &run->first->hash, run->before) < 0)
+		if (run->before != NULL && compare_content(applied, &run->confirms_hash, run->before) < 0)
 			continue;
 		run->done = DatumGetTimestampTz(mr_sql_value(i, 3, &isnull)) >= run->last->time;
 		run->confirms = applied;
