@@ -198,53 +198,54 @@ mr_object_prepare(const MrStaging *staging)
 	prepare_upsert(staging, columns.data, ncolumns, types);
 }
 
-/* The versions in the order of keys, those of one object as they came. */
 static MrVersion **
-versions_by_key(const MrStaged *staged)
+sorted_versions(const MrStaged *staged, qsort_arg_comparator compare)
 {
 	MrVersion **versions = MemoryContextAllocHuge(CurrentMemoryContext,
 												  sizeof(MrVersion *) * staged->nversions);
 
 	for (int i = 0; i < staged->nversions; i++)
 		versions[i] = &staged->versions[i];
-	qsort_arg(versions, staged->nversions, sizeof(MrVersion *), compare_versions_by_key,
-			  (void *) staged->staging);
+	qsort_arg(versions, staged->nversions, sizeof(MrVersion *), compare, (void *) staged->staging);
 	return versions;
 }
 
-/*
- * Has a later version of the same transaction of the source taken this one's place?  Nobody but itself has seen it then: it never was.
- * They have one time, so that who orders states by it could not tell which one is the last; where a version is declared, only those
- * that declare the same are in question.
- */
-static bool
-is_unseen(const MrStaging *staging, MrVersion **versions, int n, int i)
+/* Orders versions by the state that they declare: of which object, in which transaction of the source, under which version. */
+static int
+compare_states(const MrStaging *staging, const MrVersion *left, const MrVersion *right)
 {
 	MrStagingPlan *plan = staging->plan;
-	const MrVersion *version = versions[i];
+	int order = compare_keys(staging, left->key, right->key);
 
-	if (version->message->transaction == 0 || version->always)
-		return false;
-	for (int next = i + 1; next < n; next++)
-	{
-		const MrVersion *later = versions[next];
-
-		if (later->message->transaction != version->message->transaction ||
-			compare_keys(staging, version->key, later->key) != 0)
-			return false;
-		if (plan->version == NULL ||
-			(!later->always &&
-			 ApplySortComparator(version->version, version->version_null, later->version,
-								 later->version_null, &plan->version_sort) == 0))
-			return true;
-	}
-	return false;
+	if (order == 0)
+		order = COMPARE(left->message->transaction, right->message->transaction);
+	if (order == 0)
+		order = COMPARE(left->always, right->always);
+	if (order == 0 && plan->version != NULL)
+		order = ApplySortComparator(left->version, left->version_null, right->version,
+									right->version_null, &plan->version_sort);
+	return order;
 }
 
-/* Leaves out what nobody has seen. */
+static int
+compare_versions_by_state(const void *left, const void *right, void *argument)
+{
+	const MrVersion *l = *(MrVersion *const *) left;
+	const MrVersion *r = *(MrVersion *const *) right;
+	int order = compare_states(argument, l, r);
+
+	return order != 0 ? order : COMPARE(l, r);
+}
+
+/*
+ * Leaves out what nobody has seen, because a later version of the same transaction of the source has taken its place: it
+ * never was.  They have one time, so that who orders states by it could not tell which one is the last; where a version is
+ * declared, only those that declare the same are in question.
+ */
 static void
 leave_out_unseen(MrStaged *staged)
 {
+	const MrStaging *staging = staged->staging;
 	MrVersion **versions;
 	int kept = 0;
 	bool any = false;
@@ -257,9 +258,11 @@ leave_out_unseen(MrStaged *staged)
 	}
 	if (!any)
 		return;
-	versions = versions_by_key(staged);
+	versions = sorted_versions(staged, compare_versions_by_state);
 	for (int i = 0; i < staged->nversions; i++)
-		versions[i]->unseen = is_unseen(staged->staging, versions, staged->nversions, i);
+		versions[i]->unseen = i + 1 < staged->nversions && versions[i]->message->transaction != 0 &&
+							  !versions[i]->always &&
+							  compare_states(staging, versions[i], versions[i + 1]) == 0;
 	pfree(versions);
 	for (int i = 0; i < staged->nversions; i++)
 	{
@@ -274,7 +277,7 @@ static MrVersion **
 newest_versions(MrStaged *staged, int *count)
 {
 	const MrStaging *staging = staged->staging;
-	MrVersion **newest = versions_by_key(staged);
+	MrVersion **newest = sorted_versions(staged, compare_versions_by_key);
 	int n = 0;
 
 	for (int i = 0; i < staged->nversions; i++)
