@@ -7,8 +7,9 @@ that all of them took together, and in how many of a hundred looks at a worker i
 
 Positions are counted in messages of a Kafka topic, in bytes of the log of a PostgreSQL source.
 
-Then, for each MARK, a line "MARK rate µs": messages a second while the WINDOW messages after the first MARK ones were consumed,
-and the processor time that one of them took.
+Then, for each MARK, a line "MARK rate µs kB pages": messages a second while the WINDOW messages after the first MARK ones were
+consumed, and for one of them the processor time, what the log grew by, and how many pages stand there whole because a checkpoint
+had gone before.
 """
 import os
 import sys
@@ -39,7 +40,7 @@ def cpu_time(pid):
 
 
 def at(samples, position):
-    """(Time, processor time) when so many messages had been consumed, between two looks at the positions."""
+    """(Time, processor time, kB of log, whole pages in it) when so many messages had been consumed, between two looks at the positions."""
     before = samples[0]
     for sample in samples:
         if sample[0] >= position:
@@ -56,12 +57,14 @@ def main():
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
     start, peak, done, cpu = time.monotonic(), 0, 0, {}
-    moved, samples = start, [(0, start, 0)]
+    cursor.execute('SELECT wal_bytes::double precision / 1024, wal_fpi FROM pg_stat_wal')
+    moved, samples = start, [(0, start, 0, *cursor.fetchone())]
     looks, waiting = 0, 0
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
-        cursor.execute('SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s', (stream,))
-        before, done = done, int(cursor.fetchone()[0])
+        cursor.execute('SELECT (SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s), wal_bytes::double precision / 1024, wal_fpi FROM pg_stat_wal', (stream,))
+        position, *log = cursor.fetchone()
+        before, done = done, int(position)
         now = time.monotonic()
         moved = now if done > before else moved
         cursor.execute("SELECT pid, backend_type = 'millrace stream worker', wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
@@ -70,7 +73,7 @@ def main():
             waiting += worker and waits
             peak = max(peak, rss_anon(pid))
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
-        samples.append((done, now, sum(cpu.values())))
+        samples.append((done, now, sum(cpu.values()), *log))
         if done < total:
             if now - moved > LIMIT:
                 cursor.execute('SELECT * FROM millrace.stream_status')
@@ -78,8 +81,8 @@ def main():
             time.sleep(0.05)
     print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f} {100 * waiting / max(1, looks):.1f}')
     for mark in marks:
-        seconds, cpu = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))
-        print(f'{mark} {window / seconds:.0f} {cpu / window * 1e6:.1f}')
+        seconds, cpu, kb, pages = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))
+        print(f'{mark} {window / seconds:.0f} {cpu / window * 1e6:.1f} {kb / window:.1f} {pages / window:.2f}')
 
 
 if __name__ == '__main__':
