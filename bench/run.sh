@@ -6,7 +6,7 @@
 #		cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | online | predict
 #
 # ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
-# ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
+# BUFFERS=8192 (MB of shared_buffers), ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../scripts/lib.sh"
@@ -56,7 +56,7 @@ prepare() {
 		as_root make -s -C "$here/.." install >/dev/null
 	fi
 	temp_dir work
-	memory=$(awk '/MemTotal/ { m = int($2 / 1024 / 4); print (m > 8192) ? 8192 : m }' /proc/meminfo)
+	memory=${BUFFERS:-$(awk '/MemTotal/ { m = int($2 / 1024 / 4); print (m > 8192) ? 8192 : m }' /proc/meminfo)}
 	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "bgwriter_lru_maxpages = 1000" "jit = off" "$@")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")

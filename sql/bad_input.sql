@@ -310,6 +310,18 @@ SELECT stream, owner ~ 'unknown' AS owner_unknown, lag_messages FROM millrace.st
 SELECT * FROM try($$ SELECT millrace.drop_stream('owned', cascade => true) $$);
 SELECT to_regclass('owned'), to_regclass('owned_log');
 
+-- What a domain asks is not the message's either.
+CREATE FUNCTION bad.asks(value text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RETURN EXISTS (SELECT FROM bad.gone_table); END $$;
+CREATE DOMAIN bad.asked AS text CHECK (bad.asks(value));
+SELECT millrace.create_stream('asked');
+SELECT millrace.create_staging('answers', stream => 'asked', key => '{"id": ["$.id", "integer"]}', columns => '{"a": ["$.a", "bad.asked"]}');
+SELECT millrace.push('asked', '{"id": 1, "a": "x"}'::text) IS NOT NULL AS pushed;
+SELECT * FROM try($$ SELECT millrace.run_stream('asked') $$);
+CREATE TABLE bad.gone_table ();
+INSERT INTO bad.gone_table DEFAULT VALUES;
+SELECT messages, dead_letters FROM millrace.run_stream('asked');
+SELECT millrace.drop_stream('asked', cascade => true);
+
 SET client_min_messages = error;
 SELECT millrace.drop_stream(name, cascade => true) FROM millrace.stream WHERE name IN ('bad', 'table_of');
 DROP SCHEMA bad CASCADE;

@@ -62,6 +62,9 @@ SELECT rs.say('a', 1, 'OPEN'), rs.say('a', 2, 'OPEN'), rs.say('a', 1, 'PAID');
 SELECT messages FROM millrace.run_stream('short');
 SELECT rs.past('rs.a_log', 'rd.s_a', 'rd.s_two', 'rd.s_kept');
 SELECT * FROM millrace.rebuild('rd.s_a');
+-- one that is made before the stream has come to it
+SELECT millrace.create_satellite('rd.s_early', source => 'rs.a', parent => 'rd.h_a', attributes => '{status}');
+SELECT * FROM millrace.rebuild('rd.s_early');
 -- a second source, whose log has not all that came: of the first one nothing is lost by that
 SELECT millrace.create_staging('rs.b', stream => 'short', route => 'b IS NOT NULL', payload => 'none', key => '{"b": ["$.b", "bigint"]}', columns => '{"status": "$.status"}');
 SELECT rs.say('b', 1, 'NEW');
@@ -80,6 +83,7 @@ SELECT messages FROM millrace.run_stream('short');
 SELECT * FROM millrace.rebuild('rd.s_a');
 SELECT * FROM millrace.rebuild('rd.s_two');
 SELECT * FROM millrace.rebuild('rd.s_kept');
+SELECT * FROM millrace.rebuild('rd.s_early');
 SELECT a, status FROM rd.s_a_current ORDER BY a;
 -- what came since can be made again; after that it is not known any more that it is so young
 SELECT * FROM millrace.rebuild('rd.s_kept', filter => $$ load_at > now() - interval '1 day' $$);

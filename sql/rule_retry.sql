@@ -70,6 +70,18 @@ SELECT * FROM rr.alerts WHERE rule LIKE 'rr %many' AND about ~ 'f';
 
 SELECT millrace.drop_table('rr.events', cascade => true);
 SELECT millrace.drop_stream('rr_events');
+
+-- A life of an object ends with the version that an unconditional delete has taken away: that is no new one when it comes again.
+SELECT millrace.create_stream('rr_lives');
+SELECT millrace.create_staging('rr.lives', stream => 'rr_lives', key => '{"id": [["$.id", "$key"], "integer"]}', version => '["$.v", "integer"]', columns => '{"a": "$.a"}', tombstone => 'always');
+SELECT millrace.create_rule('rr lives', kind => 'match', source => 'rr.lives', predicate => $$ a = 'x' $$);
+CREATE FUNCTION rr.live(v integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM CASE WHEN v IS NULL THEN millrace.push('rr_lives', NULL::text, key => '1') ELSE millrace.push('rr_lives', json_build_object('id', 1, 'v', v, 'a', 'x')) END;
+  PERFORM millrace.run_stream('rr_lives');
+  RETURN (SELECT count(*) FROM millrace.alert WHERE rule = 'rr lives');
+END $$;
+SELECT v, rr.live(v) AS alerts FROM unnest(ARRAY[1, NULL, 1, 2, NULL, 3]) WITH ORDINALITY AS u (v, n) ORDER BY n;
+SELECT millrace.drop_stream('rr_lives', cascade => true);
 RESET ROLE;
 SET client_min_messages = warning;
 DROP SCHEMA rr CASCADE;

@@ -106,12 +106,24 @@ SELECT * FROM rt.spend(3000);
 SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
 SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
 RESET ROLE;
-UPDATE millrace.rule_alert a SET at = a.at - interval '2 hours' FROM millrace.rule r WHERE r.target_id = a.rule_id AND r.name = 'rt cool' AND a.suppressed IS NULL;
+UPDATE millrace.rule_alert a SET at = a.at - interval '2 hours', told_at = a.told_at - interval '2 hours' FROM millrace.rule r WHERE r.target_id = a.rule_id AND r.name = 'rt cool';
 SET ROLE threshold_maker;
 SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
 SELECT * FROM rt.spend(3001);
 SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
 SELECT * FROM rt.spend(1);
+-- and begins the next one
+SELECT * FROM rt.spend(4000);
+SELECT key, suppressed, resolved FROM rt.alerts WHERE rule = 'rt cool';
+-- which lets one message of a key pass
+SELECT millrace.create_rule('rt cooler', kind => 'threshold', source => 'rt.user_category', predicate => 'total > 5000', key => '{user_id}', channels => '{rt_cool}', cooldown => '1 hour');
+SELECT rt.say('{"id": 41, "user": "g", "category": "x", "total": 6000}', '{"id": 42, "user": "g", "category": "y", "total": 6000}', '{"id": 43, "user": "g", "category": "z", "total": 6000}');
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+RESET ROLE;
+UPDATE millrace.rule_alert a SET at = a.at - interval '2 hours', told_at = a.told_at - interval '2 hours' FROM millrace.rule r WHERE r.target_id = a.rule_id AND r.name = 'rt cooler';
+SET ROLE threshold_maker;
+SELECT messages, dead_letters FROM millrace.run_stream('rt_orders');
+SELECT key, suppressed, count(*) FROM rt.alerts WHERE rule = 'rt cooler' GROUP BY key, suppressed ORDER BY suppressed;
 
 -- a group is the same however its values are written, and whoever keeps the mart says when it is gone
 SELECT millrace.create_staging('rt.things', stream => 'rt_orders', key => '{"id": ["$.value", "bigint"]}', deleted => $$ op = 'D' $$, route => 'value IS NOT NULL',

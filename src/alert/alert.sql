@@ -13,6 +13,8 @@ CREATE TABLE millrace.rule_alert (
     -- The objects that it tells of, as a list; NULL: it is of a group, or of what was not heard.
     objects json,
     suppressed text CHECK (suppressed IN ('history', 'max_age', 'silence', 'cooldown')),
+    -- When a message of it went into the outbox last: cooldowns count from then.
+    told_at timestamptz,
     acknowledged_at timestamptz,
     acknowledged_by text,
     comment text,
@@ -115,12 +117,12 @@ BEGIN
     ), judged AS (
         SELECT g.*, CASE WHEN g.why IS NULL AND rule.cooldown IS NOT NULL
                               AND (row_number() OVER (PARTITION BY g.key, g.why ORDER BY g.n) > 1
-                                   OR EXISTS (SELECT FROM millrace.rule_alert a WHERE a.rule_id = fire.id AND a.key = g.key AND a.suppressed IS NULL AND a.at > now - rule.cooldown))
+                                   OR EXISTS (SELECT FROM millrace.rule_alert a WHERE a.rule_id = fire.id AND a.key = g.key AND a.told_at > now - rule.cooldown))
                          THEN 'cooldown' ELSE g.why END AS suppressed
         FROM given g
     ), written AS (
-        INSERT INTO millrace.rule_alert (rule_id, key, occurrence, severity, event_time, at, details, objects, suppressed)
-        SELECT fire.id, j.key, j.occurrence, rule.severity, j.event_time, now, j.details::json, j.objects::json, j.suppressed FROM judged j ORDER BY j.occurrence, j.n
+        INSERT INTO millrace.rule_alert (rule_id, key, occurrence, severity, event_time, at, details, objects, suppressed, told_at)
+        SELECT fire.id, j.key, j.occurrence, rule.severity, j.event_time, now, j.details::json, j.objects::json, j.suppressed, CASE WHEN j.suppressed IS NULL THEN now END FROM judged j ORDER BY j.occurrence, j.n
         ON CONFLICT (rule_id, occurrence) DO NOTHING RETURNING id, key, occurrence, suppressed
     )
     SELECT c.channel_id, w.key, j.group_by, w.id,

@@ -261,7 +261,7 @@ follow(const MrStaging *staging, Mark *mark, MrHit **hits, int from, MrHit **fir
 		if (hit->deleted)
 		{
 			if (mark->fired == NULL ||
-				!mr_rule_version_is_newer(staging, hit->version, mark->fired))
+				!mr_rule_version_is_newer(staging, hit->version, mark->fired, false))
 				continue;
 			mark->ended = mr_rule_version_text(staging, hit->version);
 			mark->fired = NULL;
@@ -270,7 +270,7 @@ follow(const MrStaging *staging, Mark *mark, MrHit **hits, int from, MrHit **fir
 		{
 			if (mark->fired != NULL ||
 				(mark->ended != NULL &&
-				 !mr_rule_version_is_newer(staging, hit->version, mark->ended)))
+				 !mr_rule_version_is_newer(staging, hit->version, mark->ended, true)))
 				continue;
 			fire(hit, mark, fired, nfired);
 			mark->fired = mr_rule_version_text(staging, hit->version);

@@ -96,9 +96,9 @@ extern char *mr_rule_short_text(char *text);
 /* ---- versions (version.c) ------------------------------------------------------------------------------ */
 
 extern char *mr_rule_version_text(const MrStaging *staging, const MrVersion *version);
-/* Is the version newer than the one that was noted as text? */
+/* Is the version newer than the one that was noted as text, of a state or of its end? */
 extern bool mr_rule_version_is_newer(const MrStaging *staging, const MrVersion *version,
-									 const char *noted);
+									 const char *noted, bool deleted);
 
 /* ---- alerts (fire.c) ----------------------------------------------------------------------------------- */
 

@@ -26,6 +26,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     view text := format('millrace_def.rule_%s', id);
+    names text[];
     selected text;
     given text;
     n integer;
@@ -45,12 +46,13 @@ BEGIN
         RETURN;
     END IF;
     -- A group is named by its values as JSON; numbers that are equal are one name, however many zeros they have.
-    SELECT format('SELECT json_build_array(%s)::text, %s FROM unnest(%s) AS u (%s) LEFT JOIN %s AS r ON ', string_agg(format(x.name, format('u.g%s', g)), ', ' ORDER BY g), selected,
+    names := ARRAY(SELECT CASE types[g] WHEN 'numeric'::regtype THEN 'trim_scale(%s)' ELSE '%s' END FROM generate_series(1, n) AS g ORDER BY g);
+    SELECT format('SELECT json_build_array(%s)::text, %s FROM unnest(%s) AS u (%s) LEFT JOIN %s AS r ON ', string_agg(format(names[g], format('u.g%s', g)), ', ' ORDER BY g), selected,
                   string_agg(format('$%s::%s[]', g, types[g]::regtype), ', ' ORDER BY g), string_agg(format('g%s', g), ', ' ORDER BY g), view)
-    INTO given FROM generate_series(1, n) AS g, LATERAL (SELECT CASE types[g] WHEN 'numeric'::regtype THEN 'trim_scale(%s)' ELSE '%s' END) AS x (name);
+    INTO given FROM generate_series(1, n) AS g;
     SELECT given || string_agg(format('r.":g%1$s" = u.g%1$s', g), ' AND ' ORDER BY g), given || string_agg(format('r.":g%1$s" IS NOT DISTINCT FROM u.g%1$s', g), ' AND ' ORDER BY g),
-           format('SELECT json_build_array(%s)::text, %s FROM %s AS r', string_agg(format(x.name, format('r.":g%s"', g)), ', ' ORDER BY g), selected, view)
-    INTO chosen, chosen_null, whole FROM generate_series(1, n) AS g, LATERAL (SELECT CASE types[g] WHEN 'numeric'::regtype THEN 'trim_scale(%s)' ELSE '%s' END) AS x (name);
+           format('SELECT json_build_array(%s)::text, %s FROM %s AS r', string_agg(format(names[g], format('r.":g%s"', g)), ', ' ORDER BY g), selected, view)
+    INTO chosen, chosen_null, whole FROM generate_series(1, n) AS g;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.threshold_statements(integer) IS 'the statements by which the groups of a mart are judged';
@@ -207,15 +209,19 @@ BEGIN
         WHERE s.rule_id = still_held.id AND (s.at <= now OR a.suppressed IN ('silence', 'cooldown'))
           AND a.acknowledged_at IS NULL AND a.suppressed IS DISTINCT FROM 'history'
           AND NOT millrace_internal.silenced(rule, owner, a.key, now)
-          AND NOT (a.suppressed = 'cooldown' AND EXISTS (SELECT FROM millrace.rule_alert l WHERE l.rule_id = a.rule_id AND l.key = a.key AND l.suppressed IS NULL AND l.at > now - rule.cooldown))
+          AND NOT (a.suppressed = 'cooldown' AND EXISTS (SELECT FROM millrace.rule_alert l WHERE l.rule_id = a.rule_id AND l.key = a.key AND l.told_at > now - rule.cooldown))
         ORDER BY s.key FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), due AS MATERIALIZED (
+        -- The first of what a cooldown has kept back of a key begins the next one.
+        SELECT h.key, h.state, h.a FROM (SELECT k.*, row_number() OVER (PARTITION BY (k.a).key ORDER BY (k.a).suppressed IS NOT DISTINCT FROM 'cooldown', (k.a).id) AS n FROM held k) AS h
+        WHERE h.n = 1 OR (h.a).suppressed IS DISTINCT FROM 'cooldown'
     ), told AS (
-        UPDATE millrace.rule_alert o SET suppressed = NULL FROM held h WHERE o.id = (h.a).id AND o.suppressed IS NOT NULL
+        UPDATE millrace.rule_alert o SET suppressed = NULL, told_at = now FROM due h WHERE o.id = (h.a).id
     ), again AS (
-        UPDATE millrace.rule_state s SET at = now + rule.repeat_every FROM held h WHERE s.rule_id = still_held.id AND s.key = h.key AND rule.repeat_every IS NOT NULL
+        UPDATE millrace.rule_state s SET at = now + rule.repeat_every FROM due h WHERE s.rule_id = still_held.id AND s.key = h.key AND rule.repeat_every IS NOT NULL
     )
     SELECT c.channel_id, (h.a).key, NULL::text, (h.a).id, millrace_internal.rule_message(rule, h.a, 'firing', h.state -> 'details'), coalesce(now + rule.max_age, 'infinity')
-    FROM held h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id;
+    FROM due h CROSS JOIN LATERAL unnest(rule.channels) AS c (channel_id) JOIN millrace.channel x ON x.id = c.channel_id;
 END
 $$;
 COMMENT ON FUNCTION millrace_internal.still_held(integer, timestamptz) IS 'the messages of a rule about what lasts';

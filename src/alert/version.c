@@ -14,6 +14,8 @@ char *
 mr_rule_version_text(const MrStaging *staging, const MrVersion *version)
 {
 	const MrMessage *message = version->message;
+	Datum declared;
+	bool isnull;
 	Oid output;
 	bool varlena;
 
@@ -22,10 +24,11 @@ mr_rule_version_text(const MrStaging *staging, const MrVersion *version)
 			"%d %d " INT64_FORMAT " " INT64_FORMAT " %s", message->epoch, message->partition,
 			message->position, message->time,
 			DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&message->place))));
-	if (version->version_null)
+	declared = mr_version_compared(version, &isnull);
+	if (isnull)
 		return "";
 	getTypeOutputInfo(staging->plan->version_type, &output, &varlena);
-	return psprintf("=%s", OidOutputFunctionCall(output, version->version));
+	return psprintf("=%s", OidOutputFunctionCall(output, declared));
 }
 
 static void
@@ -61,10 +64,12 @@ read_version(const MrStaging *staging, const char *written, MrVersion *version)
 }
 
 bool
-mr_rule_version_is_newer(const MrStaging *staging, const MrVersion *version, const char *noted)
+mr_rule_version_is_newer(const MrStaging *staging, const MrVersion *version, const char *noted,
+						 bool deleted)
 {
 	MrVersion other;
 
 	read_version(staging, noted, &other);
+	other.deleted = deleted;
 	return mr_version_compare(staging, version, &other) > 0;
 }

@@ -45,8 +45,8 @@ typedef struct MrMessage
 		*relation; /* value and before are rows of that table: see source/change.h */
 	char *before; /* a change's old row, or NULL */
 	int before_length;
-	char *
-		unsent; /* of a changed row that became JSON: the columns that were not sent, as a JSON array; else NULL */
+	/* Of a changed row that became JSON: the columns that were not sent, as a JSON array; else NULL. */
+	char *unsent;
 	bool moved; /* the row had another key: the message before this one deletes that */
 	bool reread; /* what it leaves out is not known: the source is to read the row again */
 	bool unknown; /* no version comes of it in the staging table for which it is being mapped */

@@ -112,6 +112,9 @@ static const char *const pinned[][2] = {
 	{"jit", "off"},
 };
 
+/* This process has them for good: what others write changes no setting beyond itself (mr_run_as_restricted). */
+static bool session_is_pinned = false;
+
 /* Sets one of them.  A value that is there already is skipped: it would cost more than a small batch. */
 static void
 pin(const char *name, const char *value)
@@ -127,7 +130,7 @@ mr_settings_pin(const char *timezone)
 	int nest_level = NewGUCNestLevel();
 
 	pin("TimeZone", timezone);
-	for (int i = 0; i < lengthof(pinned); i++)
+	for (int i = 0; i < lengthof(pinned) && !session_is_pinned; i++)
 		pin(pinned[i][0], pinned[i][1]);
 	return nest_level;
 }
@@ -138,6 +141,7 @@ mr_settings_pin_session(void)
 	SetConfigOption("TimeZone", "UTC", PGC_SUSET, PGC_S_OVERRIDE);
 	for (int i = 0; i < lengthof(pinned); i++)
 		SetConfigOption(pinned[i][0], pinned[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	session_is_pinned = true;
 }
 
 int

@@ -70,7 +70,7 @@ BEGIN
         IF part.per_page > 0 THEN
             rows := part.per_page * part.pages;
         ELSE
-            rows := millrace_internal.value_as(part.owner, format('SELECT count(*) FROM %s WHERE ctid < %L', part.relation, format('(%s,0)', sampled)), 0::bigint);
+            rows := millrace_internal.value_as(part.owner, format('SELECT count(*) FROM %s WHERE ctid < %L', part.relation, format('(%s,0)', sampled)), NULL::bigint);
             rows := rows * greatest(part.pages::double precision / sampled, 1);
         END IF;
         total := total + rows;
@@ -111,7 +111,7 @@ BEGIN
     LOOP
         -- A log that does not have all versions may lack those that are staged.
         IF by_rows OR (from_staged AND source.log_since IS DISTINCT FROM '-infinity') THEN
-            has_rows := millrace_internal.value_as(source.owner, format('SELECT EXISTS (SELECT FROM %s)', source.relation), true);
+            has_rows := millrace_internal.value_as(source.owner, format('SELECT EXISTS (SELECT FROM %s)', source.relation), NULL::boolean);
             IF has_rows THEN
                 parts := parts + 1;
                 expected := expected + millrace_internal.estimated_rows(source.relation);

@@ -447,7 +447,7 @@ BEGIN
             PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s SELECT DISTINCT %s FROM %s AS r WHERE %s ON CONFLICT DO NOTHING',
                 objects ->> identity, columns, source.relation, condition));
         END LOOP;
-        SELECT millrace_internal.erase_table('erase_given', string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n), ARRAY[staging.owner]), string_agg(format('CAST(%L AS %s)', key ->> w, c.type), ', ' ORDER BY n)
+        SELECT millrace_internal.erase_table('erase_given_' || staging.id, string_agg(format('k%s %s', n, c.type), ', ' ORDER BY n), ARRAY[staging.owner]), string_agg(format('CAST(%L AS %s)', key ->> w, c.type), ', ' ORDER BY n)
             INTO given, condition
             FROM unnest(wanted) WITH ORDINALITY AS u (w, n) JOIN millrace_internal.staging_columns(staging.definition) c ON c.name = w;
         PERFORM millrace_internal.execute_as(staging.owner, format('INSERT INTO %s VALUES (%s)', given, condition));

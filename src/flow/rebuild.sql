@@ -54,6 +54,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
+    INSERT INTO millrace.backfill (target_id) VALUES (target_id) ON CONFLICT DO NOTHING;
     DELETE FROM millrace.backfill_part p WHERE p.target_id = target_id;
     -- Also what workers remember of it is out of date.
     PERFORM millrace_internal.backfill_complete(target_id);
@@ -81,7 +82,7 @@ BEGIN
     IF staging.log_since > '-infinity' THEN
         -- Adopted rows stay as they are.
         rows_before := millrace_internal.value_as(staging.owner, format('SELECT count(*) FROM %s AS t WHERE t._loaded_at < %L AND NOT EXISTS (SELECT FROM millrace_state.object_%s AS o WHERE %s AND o.definition = 0)',
-            staging.relation, staging.log_since, staging_id, (SELECT string_agg(format('o.k%s = t.%I', n, k), ' AND ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n))), 0::bigint);
+            staging.relation, staging.log_since, staging_id, (SELECT string_agg(format('o.k%s = t.%I', n, k), ' AND ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n))), NULL::bigint);
         IF rows_before > 0 THEN
             RAISE EXCEPTION 'staging table % cannot be rebuilt: % of its rows came before its log began', staging.relation, rows_before
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('The log has every version since %s.', staging.log_since);
@@ -89,11 +90,11 @@ BEGIN
     END IF;
     short := quote_ident((SELECT c.relname FROM pg_class c WHERE c.oid = staging.relation));
     selected := CASE WHEN filter IS NULL THEN 'true' ELSE format(E'(%s\n)', filter) END;
-    rows_before := millrace_internal.value_as(staging.owner, format('SELECT count(*) FROM %s', staging.relation), 0::bigint);
+    rows_before := millrace_internal.value_as(staging.owner, format('SELECT count(*) FROM %s', staging.relation), NULL::bigint);
     -- Whole objects of which the filter selects a row, as it is or as it should be.
     PERFORM millrace_internal.rebuild_rows(staging.owner, 'UTC', rows.sources, rows.names,
         (SELECT string_agg(quote_ident(k), ', ' ORDER BY n) FROM unnest(rows.keys) WITH ORDINALITY AS u (k, n)), staging.relation, short, selected);
-    rows_after := millrace_internal.value_as(staging.owner, format('SELECT count(*) FROM %s', staging.relation), 0::bigint);
+    rows_after := millrace_internal.value_as(staging.owner, format('SELECT count(*) FROM %s', staging.relation), NULL::bigint);
     FOR mart IN
         SELECT t.id FROM millrace.target t JOIN millrace.target_source s ON s.target_id = t.id
         WHERE s.staging_id = staging.id AND t.kind IN ('mart', 'model') AND t.state <> 'new' ORDER BY t.id

@@ -124,13 +124,13 @@ first_value(const Evaluation *e, const MrStagingPlan *plan, const MrMapped *mapp
 	return NULL;
 }
 
-/* What the message says as a value of the column's type. */
+/* What the message says as a value of the column's type.  A domain is asked by expressions, whose errors are their own. */
 static Datum
 convert(const MrMapped *mapped, const MrValue *value)
 {
 	Datum result;
 
-	reading = true;
+	reading = !mapped->is_domain;
 	result = mr_convert(mapped->converter, value);
 	reading = false;
 	return result;

@@ -30,6 +30,7 @@ typedef struct MrMapped
 	bool of_element; /* some path starts at the element of for_each */
 	bool for_route; /* route speaks of it: it is mapped before */
 	bool enriched; /* some path asks a dictionary */
+	bool is_domain; /* or has elements of one: expressions judge what is read */
 	int nslots;
 	MrSlot *slots; /* the first that is not null counts */
 	MrConverter *converter;
@@ -184,6 +185,9 @@ extern void mr_unchanged_note(MrUnchanged *objects, const MrVersion *version, bo
  */
 extern int mr_sweep_keys(const MrStaging *staging, const MrMessage *message, int limit,
 						 Datum ***keys);
+
+/* The version by which others are judged: what comes after an unconditional delete has to beat what that takes away. */
+extern Datum mr_version_compared(const MrVersion *version, bool *isnull);
 
 /* Compares versions of one object: which is newer.  NULL versions first; see C1. */
 extern int mr_version_compare(const MrStaging *staging, const MrVersion *left,

@@ -38,9 +38,8 @@
 /* Of a row that was updated: the object had come from another partition. */
 #define OBJECT_MOVED 128
 
-/* The version by which others are judged: what comes after an unconditional delete has to beat what that takes away. */
-static Datum
-compared_version(const MrVersion *version, bool *isnull)
+Datum
+mr_version_compared(const MrVersion *version, bool *isnull)
 {
 	*isnull = version->always ? !version->has_beaten : version->version_null;
 	return version->always ? version->beaten : version->version;
@@ -71,8 +70,8 @@ mr_version_compare(const MrStaging *staging, const MrVersion *left, const MrVers
 			return COMPARE(l->time, r->time);
 		return COMPARE(l->partition, r->partition);
 	}
-	l_version = compared_version(left, &l_null);
-	r_version = compared_version(right, &r_null);
+	l_version = mr_version_compared(left, &l_null);
+	r_version = mr_version_compared(right, &r_null);
 	order = ApplySortComparator(l_version, l_null, r_version, r_null, &plan->version_sort);
 	if (order != 0)
 		return order;
@@ -296,7 +295,7 @@ newest_versions(MrStaged *staged, int *count)
 		{
 			bool isnull;
 
-			version->beaten = compared_version(best, &isnull);
+			version->beaten = mr_version_compared(best, &isnull);
 			version->has_beaten = !isnull;
 			newest[n - 1] = version;
 		}
@@ -336,7 +335,7 @@ object_rows(const MrStaging *staging, MrVersion **newest, int count)
 
 		for (int k = 0; k < nkeys; k++)
 			values[c++][i] = version->key[k];
-		values[c][i] = compared_version(version, &rows->nulls[c][i]);
+		values[c][i] = mr_version_compared(version, &rows->nulls[c][i]);
 		c++;
 		values[c++][i] = Int32GetDatum(message->epoch);
 		values[c++][i] = UUIDPGetDatum(&version->digest);

@@ -88,7 +88,8 @@ log_column(const MrStaging *staging, AttrNumber attnum, const char *name, Oid ty
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("the log of staging table %s has no column \"%s\"", staging->name, name),
-				 errhint("Create the staging table again with replace => true.")));
+				 errhint("Add it to %s again, of type %s.", mr_relation_name(staging->log),
+						 format_type_be(type))));
 	if (get_atttype(staging->log, attnum) != type)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -205,6 +206,8 @@ compile_mapped(Compilation *c, MrMapped *mapped, uint64 row, bool of_table)
 	mapped->name = mr_sql_text(row, 1);
 	mr_parse_type(mr_sql_text(row, 3), &mapped->type, &mapped->typmod);
 	mapped->converter = mr_converter_create(mapped->type, mapped->typmod, mr_sql_text(row, 4));
+	mapped->is_domain = get_typtype(mapped->type) == TYPTYPE_DOMAIN ||
+						get_typtype(get_element_type(mapped->type)) == TYPTYPE_DOMAIN;
 	get_typlenbyval(mapped->type, &mapped->length, &mapped->by_value);
 	if (of_table)
 	{

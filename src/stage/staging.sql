@@ -533,7 +533,7 @@ BEGIN
         CASE log_partition WHEN 'day' THEN ' PARTITION BY RANGE (_loaded_at)' ELSE '' END));
     EXECUTE format('COMMENT ON TABLE %s IS %L', log_name, format('every version that came to %s', staging.relation));
     -- It lacks what has been consumed, and what was in the table when that was adopted.
-    has_rows := millrace_internal.value_as(staging.owner, format('SELECT EXISTS (SELECT FROM %s)', staging.relation), true);
+    has_rows := millrace_internal.value_as(staging.owner, format('SELECT EXISTS (SELECT FROM %s)', staging.relation), NULL::boolean);
     UPDATE millrace.staging s SET log = log_name::regclass, log_partition = create_log.log_partition, log_retention = create_log.log_retention,
         log_since = CASE WHEN has_rows OR EXISTS (SELECT FROM millrace.stream_position p WHERE p.stream_id = s.stream_id) THEN clock_timestamp() ELSE '-infinity' END
     WHERE s.id = staging_id;
@@ -753,7 +753,7 @@ BEGIN
     END IF;
     IF log AND present.log IS NOT NULL AND millrace_internal.misfit(present.log, definition) IS NOT NULL THEN
         RAISE EXCEPTION 'the log of staging table % does not fit its new definition: %', present.relation, millrace_internal.misfit(present.log, definition)
-            USING ERRCODE = 'invalid_table_definition', HINT = format('Give the column of %s that type, or another name.', present.log);
+            USING ERRCODE = 'invalid_table_definition', HINT = format('Give %s the column of that type, and what is in the way of it another name.', present.log);
     END IF;
     -- Columns that are no longer mapped stay in the table; they are no longer written.
     UPDATE millrace.staging s SET definition = replace_staging.definition, timezone = replace_staging.timezone, definition_no = s.definition_no + 1 WHERE s.id = present.id;

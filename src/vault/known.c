@@ -49,8 +49,8 @@ struct MrKnownKeys
 	pg_uuid_t *noted; /* by the last batch */
 	int nnoted;
 	TransactionId noted_by;
-	int64
-		counted; /* rows ever deleted, as last seen: less than before when the statistics were reset */
+	/* Rows ever deleted, as last seen: less than before when the statistics were reset. */
+	int64 counted;
 	int64 deleted; /* by others, as last seen */
 	TimestampTz looked_at;
 	dlist_node node;

@@ -234,7 +234,7 @@ DECLARE
     has_rows boolean;
     since timestamptz;
 BEGIN
-    has_rows := millrace_internal.value_as(staging.owner, format('SELECT EXISTS (SELECT FROM %s)', staging.relation), true);
+    has_rows := millrace_internal.value_as(staging.owner, format('SELECT EXISTS (SELECT FROM %s)', staging.relation), NULL::boolean);
     since := CASE WHEN staging.log IS NOT NULL THEN staging.log_since WHEN consumed OR has_rows THEN clock_timestamp() ELSE '-infinity' END;
     IF since > '-infinity' AND staging.log IS NULL THEN
         RAISE NOTICE '% is complete from now on: % keeps no log of the versions that came before', relation, staging.relation
