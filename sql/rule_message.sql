@@ -24,7 +24,7 @@ SELECT messages FROM millrace.run_stream('rm_orders');
 CREATE FUNCTION rm.say(VARIADIC messages json[]) RETURNS bigint LANGUAGE sql AS
   $$ SELECT count(millrace.push('rm_orders', m, key => m ->> 'id')) FROM unnest(messages) WITH ORDINALITY AS u (m, n) $$;
 RESET ROLE;
-CREATE FUNCTION rm.hours_pass() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ UPDATE millrace.rule_alert SET at = at - interval '2 hours'; UPDATE millrace.rule_state SET at = at - interval '2 hours' $$;
+CREATE FUNCTION rm.hours_pass() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ UPDATE millrace.rule_alert SET at = at - interval '2 hours', told_at = told_at - interval '2 hours'; UPDATE millrace.rule_state SET at = at - interval '2 hours' $$;
 CREATE VIEW rm.sent AS SELECT c.name AS channel, m.key, m.group_by, m.alert_id IS NOT NULL AS of_alert, m.message ->> 'rule' AS rule, m.message ->> 'severity' AS severity, m.message ->> 'state' AS state,
     m.message ->> 'key' AS about, m.message -> 'details' AS details, m.message ->> 'suppressed' AS suppressed, m.not_after - (m.message ->> 'event_time')::timestamptz AS lasts
   FROM millrace.outbox_message m JOIN millrace.channel c ON c.id = m.channel_id WHERE c.name LIKE 'rm %' ORDER BY m.id;
