@@ -710,7 +710,7 @@ BEGIN
     END IF;
     -- What is taken away later is computed from rows as it was when they came.
     SELECT t.kind, t.relation INTO removed FROM millrace.target_source x JOIN millrace.target t ON t.id = x.target_id
-    WHERE x.staging_id = present.id AND t.kind NOT IN ('hub', 'link', 'satellite', 'pit') AND timezone <> present.timezone LIMIT 1;
+    WHERE x.staging_id = present.id AND t.kind NOT IN ('hub', 'link', 'satellite', 'pit') AND timezone <> present.timezone ORDER BY t.id LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'timezone of staging table % cannot change from % to %', present.relation, present.timezone, timezone
             USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('What %s %s has was computed under it.', removed.kind, removed.relation),
@@ -722,13 +722,13 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM millrace_internal.staging_columns(replace_staging.definition) n WHERE n.name = c.name)
       AND (EXISTS (SELECT FROM jsonb_path_query(x.columns::jsonb, 'strict $.**') v WHERE v = to_jsonb(c.name))
            OR millrace_internal.query_reads(t.id, present.relation, c.name))
-    LIMIT 1;
+    ORDER BY t.id, c.name LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'column "%" of staging table % is read by % %', removed.name, present.relation, removed.kind, removed.relation
             USING ERRCODE = 'dependent_objects_still_exist', HINT = 'Change or drop what reads it first.';
     END IF;
     SELECT w AS name INTO removed FROM millrace.erasure e, unnest(e.columns) w
-    WHERE e.staging_id = present.id AND NOT EXISTS (SELECT FROM json_array_elements(definition -> 'columns') c WHERE c ->> 'name' = w) LIMIT 1;
+    WHERE e.staging_id = present.id AND NOT EXISTS (SELECT FROM json_array_elements(definition -> 'columns') c WHERE c ->> 'name' = w) ORDER BY e.id LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'column "%" of staging table % must still be mapped: erase() was given values of it', removed.name, present.relation
             USING ERRCODE = 'dependent_objects_still_exist', DETAIL = 'Without it messages about what was erased could not be told from others.';

@@ -18,7 +18,7 @@ sub new_server
 	my ($name, %options) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(allows_streaming => $options{allows_streaming} // 0);
+	$node->init(allows_streaming => $options{allows_streaming} // 0, extra => [qw(--encoding=UTF8 --locale=C.UTF-8)]);
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'millrace'\n")
 	  unless $options{without_preload};
 	$node->append_conf('postgresql.conf',
