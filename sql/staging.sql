@@ -364,7 +364,9 @@ SELECT millrace.push('renamed', '{"id": 2, "v": "y"}') > 0 AS pushed;
 SELECT messages FROM millrace.run_stream('renamed');
 ALTER TABLE renamed_log ALTER COLUMN id TYPE integer USING id::integer, ALTER COLUMN _partition TYPE text;
 SELECT messages FROM millrace.run_stream('renamed');
+\set VERBOSITY terse
 SELECT message_partition FROM millrace.trace('renamed', '{"id": 1}');
+\set VERBOSITY default
 ALTER TABLE renamed_log ALTER COLUMN _partition TYPE integer USING _partition::integer;
 SELECT messages FROM millrace.run_stream('renamed');
 SELECT id, v FROM renamed_log ORDER BY id;
