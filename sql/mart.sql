@@ -293,3 +293,11 @@ SELECT relation, missing, unexpected FROM unnest('{mcdm.longest, mcdm.names}'::r
 SELECT * FROM millrace.retry(filter => $$ stream = 'times' $$);
 SELECT millrace.drop_table('mcdm.longest'), millrace.drop_table('mcdm.names');
 SELECT * FROM millrace.retry(filter => $$ stream = 'times' $$);
+-- An error that is raised again outlives the batch, large as it may be, in which it was kept.
+SELECT millrace.create_stream('large');
+SELECT millrace.create_staging('mstg.large', stream => 'large', key => '{"id": ["$key", "bigint"]}', columns => '{"x": ["$.x", "integer"]}');
+SELECT millrace.create_mart('mcdm.parts', 'SELECT 1000 / x AS part, count(*) AS n FROM mstg.large GROUP BY 1000 / x');
+SELECT count(millrace.push('large', json_build_object('x', i % 20000)::text, key => i::text)) FROM generate_series(1, 20000) i;
+SELECT * FROM millrace.run_stream('large');
+SELECT millrace.drop_table('mcdm.parts');
+SELECT * FROM millrace.run_stream('large');

@@ -152,7 +152,7 @@ try_step(void (*step)(void *), void *argument, Footing footing)
 	if (error != NULL && !timed_out && !mr_rule_error_of_data(error) &&
 		ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR) &&
 		mr_error_class(error->sqlerrcode) != MR_ERROR_CONFIGURATION)
-		ReThrowError(error);
+		mr_rethrow(error);
 	return error;
 }
 

@@ -49,6 +49,8 @@ extern void mr_attempt_begin(MrAttempt *attempt);
 extern void mr_attempt_end(const MrAttempt *attempt, bool keep);
 /* In PG_CATCH: rolls it back and returns the error, which lives where the attempt began. */
 extern ErrorData *mr_attempt_failed(const MrAttempt *attempt);
+/* Raises an error again that was copied into memory which may go before it is reported. */
+extern void mr_rethrow(ErrorData *error) pg_attribute_noreturn();
 
 /* Who the current user was, to go back to him. */
 typedef struct MrRunAs

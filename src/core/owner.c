@@ -16,6 +16,7 @@
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/pg_locale.h"
 #include "utils/rls.h"
 
@@ -223,6 +224,28 @@ mr_attempt_failed(const MrAttempt *attempt)
 	FlushErrorState();
 	mr_attempt_end(attempt, false);
 	return error;
+}
+
+/* Copies a word of an error's origin to where the error itself is. */
+static const char *
+keep_origin(const char *word)
+{
+	return word == NULL ? NULL : MemoryContextStrdup(ErrorContext, word);
+}
+
+/*
+ * What a copy of an error says of its origin may be a copy, too, but ReThrowError() takes it for a constant: it would be gone with the memory
+ * that is given back on the way to whoever reports the error.
+ */
+void
+mr_rethrow(ErrorData *error)
+{
+	error->filename = keep_origin(error->filename);
+	error->funcname = keep_origin(error->funcname);
+	error->domain = keep_origin(error->domain);
+	error->context_domain = keep_origin(error->context_domain);
+	error->message_id = keep_origin(error->message_id);
+	ReThrowError(error);
 }
 
 #ifdef MR_DEBUG_POINTS

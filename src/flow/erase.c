@@ -239,7 +239,7 @@ find_erased(MrFlow *flow)
 		if (error == NULL)
 			return;
 		if (mr_map_error_class(error->sqlerrcode) != MR_ERROR_DATA)
-			ReThrowError(error);
+			mr_rethrow(error);
 		else
 		{
 			MrFailure *failure = palloc0(sizeof(MrFailure));

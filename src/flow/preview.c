@@ -478,7 +478,7 @@ run_and_roll_back(Preview *preview)
 	mr_flow_stats_forget();
 	mr_flow_close(preview->flow);
 	if (error != NULL)
-		ReThrowError(error);
+		mr_rethrow(error);
 }
 
 /* What the functions have in common. */

@@ -108,7 +108,7 @@ try_step(void (*step)(void *), void *argument, bool keep)
 		(was_in_mart && error->sqlerrcode != ERRCODE_PROGRAM_LIMIT_EXCEEDED))
 	{
 		must_configure = was_in_mart && class == MR_ERROR_DATA;
-		ReThrowError(error);
+		mr_rethrow(error);
 	}
 	return error;
 }
@@ -446,7 +446,7 @@ write_in_halves(WriteStep *step, int from, int to)
 	{
 		/* Not what was thought to be bad: leaving out more would not help. */
 		if (mr_message_left_out(step->batch, &step->batch->messages[from], writing_for))
-			ReThrowError(error);
+			mr_rethrow(error);
 		note_failure(step->batch, &step->batch->messages[from], writing_for, error);
 		/* The other staging tables of the stream still take it. */
 		write_in_halves(step, from, to);

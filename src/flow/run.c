@@ -662,7 +662,7 @@ fill_in_caller(MrFlow *flow, int32 target_id)
 		return filled;
 	if (mr_error_class(error->sqlerrcode) == MR_ERROR_ENVIRONMENT &&
 		error->sqlerrcode != ERRCODE_SQL_ROUTINE_EXCEPTION)
-		ReThrowError(error);
+		mr_rethrow(error);
 	mr_backfill_failed(target_id, error);
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),

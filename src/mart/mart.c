@@ -368,7 +368,7 @@ rethrow_as_configuration(MrMart *mart, MemoryContext context)
 		error->message = psprintf("cannot maintain mart %s: %s", mart->base.name, error->message);
 	}
 	FlushErrorState();
-	ReThrowError(error);
+	mr_rethrow(error);
 }
 
 /* Are all tables of the state such as differences can be merged into directly? */

@@ -64,7 +64,7 @@ mr_knn_segment(Size size)
 	/* what the directory of shared memory has no room for, this process may well have */
 	if (error != NULL && ERRCODE_TO_CATEGORY(error->sqlerrcode) !=
 							 ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES))
-		ReThrowError(error);
+		mr_rethrow(error);
 	return segment;
 }
 

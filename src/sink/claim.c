@@ -202,7 +202,7 @@ make_payloads(const MrChannel *channel, Unit *unit)
 		}
 		PG_END_TRY();
 		if (error != NULL && mr_error_class(error->sqlerrcode) != MR_ERROR_DATA)
-			ReThrowError(error);
+			mr_rethrow(error);
 		if (error != NULL)
 			unit->error = psprintf("the channel's message expression fails: %s", error->message);
 		if (unit->error)

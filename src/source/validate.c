@@ -70,7 +70,7 @@ millrace_validate_source(PG_FUNCTION_ARGS)
 		}
 		PG_END_TRY();
 		if (error != NULL && error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(error);
+			mr_rethrow(error);
 		if (error != NULL)
 			mr_report(&to, "error", error->message, error->hint);
 		MemoryContextSwitchTo(old);
