@@ -416,13 +416,14 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 }
 
 /* What the key of the tuple in the i-th slot begins with, for mr_leaf_look_ahead(). */
-static Datum
-first_of_key(void *context, int i, bool *isnull)
+static void
+begin_key(void *context, int i, Datum *values, bool *nulls)
 {
 	MrDirect *direct = context;
-	Relation index = direct->indexes.relations[direct->unique];
+	const int16 *columns = direct->indexes.relations[direct->unique]->rd_index->indkey.values;
 
-	return slot_getattr(direct->slots[i], index->rd_index->indkey.values[0], isnull);
+	for (int k = 0; k < Min(direct->nkeys, 2); k++)
+		values[k] = slot_getattr(direct->slots[i], columns[k], &nulls[k]);
 }
 
 /*
@@ -439,7 +440,7 @@ insert_keys(MrDirect *direct, const int *order, int n, MrConflict mode, bool *st
 		Datum values[INDEX_MAX_KEYS];
 		bool nulls[INDEX_MAX_KEYS];
 
-		mr_leaf_look_ahead(direct->leaf, i, n, first_of_key, direct);
+		mr_leaf_look_ahead(direct->leaf, i, n, begin_key, direct);
 		FormIndexDatum(direct->indexes.infos[direct->unique], slot, NULL, values, nulls);
 		if (mr_leaf_insert(direct->leaf, values, nulls, &slot->tts_tid))
 			continue;
@@ -523,12 +524,42 @@ is_there(MrDirect *direct, TupleTableSlot *slot)
 	return stays;
 }
 
+/* The rows that are probed, in the order of their keys. */
+typedef struct Probing
+{
+	const MrDirect *direct;
+	const MrRows *rows;
+	const int *order;
+} Probing;
+
+/* What the key of the i-th row begins with, for mr_leaf_look_ahead(). */
+static void
+begin_probed_key(void *context, int i, Datum *values, bool *nulls)
+{
+	const Probing *probing = context;
+	const MrDirect *direct = probing->direct;
+	const int16 *columns = direct->indexes.relations[direct->unique]->rd_index->indkey.values;
+	int row = probing->order[i];
+
+	for (int k = 0; k < Min(direct->nkeys, 2); k++)
+	{
+		int c = 0;
+
+		while (direct->attnums[c] != columns[k])
+			c++;
+		nulls[k] = probing->rows->nulls != NULL && probing->rows->nulls[c] != NULL &&
+				   probing->rows->nulls[c][row];
+		values[k] = probing->rows->values[c][row];
+	}
+}
+
 int64
 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConflict mode,
 				 int ncompared, bool *conflicts)
 {
 	MemoryContext previous = CurrentMemoryContext;
 	bool probe_first = direct->probe_first && direct->unique >= 0 && mode != MR_CONFLICT_ERROR;
+	Probing probing = {direct, rows, order};
 	int chunk[CHUNK];
 	int64 inserted = 0;
 	int next = 0;
@@ -544,7 +575,10 @@ mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *order, MrConfl
 		{
 			int row = order[next];
 
-			mr_rows_prefetch(rows, direct->ncolumns, direct->far, order, next++, rows->nrows);
+			mr_rows_prefetch(rows, direct->ncolumns, direct->far, order, next, rows->nrows);
+			if (probe_first)
+				mr_leaf_look_ahead(direct->leaf, next, rows->nrows, begin_probed_key, &probing);
+			next++;
 
 			/* Slots outlive the chunk, its tuples do not. */
 			if (n == direct->nslots)

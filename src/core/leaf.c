@@ -43,18 +43,26 @@
 #define GUESSES 3
 
 /* How many keys ahead memory is asked for: one for each step of expect(). */
-#define AHEAD 3
+#define AHEAD 4
 
 /* How far off a guess usually is, in entries. */
-#define AROUND 4
+#define AROUND 8
+
+/* What orders most keys.  The second number counts only beside another key that begins with the same value. */
+typedef struct Number
+{
+	uint64 first; /* of the first column's value */
+	uint64 second; /* of the second one's; or 0 */
+} Number;
 
 /* Where a key may stand that comes soon. */
 typedef struct Expected
 {
+	BlockNumber block; /* of the leaf; or invalid */
 	Page page; /* or NULL */
-	uint64 number;
-	uint64 from; /* numbers between which those of the leaf lie */
-	uint64 to;
+	Number number;
+	Number from; /* numbers between which those of the leaf lie */
+	Number to;
 	OffsetNumber place; /* near it; or invalid */
 } Expected;
 
@@ -64,19 +72,20 @@ struct MrLeaf
 	Relation index;
 	BTScanInsert key; /* without a tuple's place: stands before all entries equal to it */
 	int flags[INDEX_MAX_KEYS]; /* of the key's columns, when not null */
-	MrPrefix prefix; /* of the first column */
-	uint64 number; /* of the key; only if has_number */
+	MrPrefix prefix[2]; /* of the first columns */
+	Number number; /* of the key; only if has_number */
 	bool has_number;
-	uint64 from; /* numbers between which those of the entries after `last` lie, more or less */
-	uint64 to;
+	bool has_second;
+	Number from; /* numbers between which those of the entries after `last` lie, more or less */
+	Number to;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
 	BlockNumber above_block; /* of the page above the leaf that a descent led to; or invalid */
 	bool has_above;
 	PGAlignedBlock above; /* what that page was, if has_above */
 	bool has_range;
-	uint64 above_from; /* numbers of the first key there, and of the last one; if has_range */
-	uint64 above_to;
+	Number above_from; /* numbers of the first key there, and of the last one; if has_range */
+	Number above_to;
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
@@ -96,6 +105,8 @@ mr_leaf_create(Relation heap, Relation index)
 	leaf->heap = heap;
 	leaf->index = index;
 	leaf->above_block = InvalidBlockNumber;
+	for (int i = 0; i < AHEAD; i++)
+		leaf->expected[i].block = InvalidBlockNumber;
 	_bt_pageinit((Page) leaf->waiting.data, BLCKSZ);
 	BTPageGetOpaque((Page) leaf->waiting.data)->btpo_flags = BTP_LEAF;
 	leaf->key = _bt_mkscankey(index, NULL);
@@ -105,12 +116,34 @@ mr_leaf_create(Relation heap, Relation index)
 	_bt_metaversion(index, &leaf->key->heapkeyspace, &leaf->key->allequalimage);
 	for (int i = 0; i < leaf->key->keysz; i++)
 		leaf->flags[i] = leaf->key->scankeys[i].sk_flags & ~SK_ISNULL;
-	if (index->rd_indoption[0] == 0 &&
-		index->rd_opfamily[0] ==
-			lookup_type_cache(index->rd_opcintype[0], TYPECACHE_BTREE_OPFAMILY)->btree_opf)
-		mr_prefix_init(&leaf->prefix, TupleDescAttr(RelationGetDescr(index), 0)->atttypid,
-					   index->rd_indcollation[0]);
+	for (int i = 0; i < Min(leaf->key->keysz, lengthof(leaf->prefix)); i++)
+	{
+		if (index->rd_indoption[i] != 0 ||
+			index->rd_opfamily[i] !=
+				lookup_type_cache(index->rd_opcintype[i], TYPECACHE_BTREE_OPFAMILY)->btree_opf)
+			break;
+		mr_prefix_init(&leaf->prefix[i], TupleDescAttr(RelationGetDescr(index), i)->atttypid,
+					   index->rd_indcollation[i]);
+	}
 	return leaf;
+}
+
+/* Has a column numbers that order its values? */
+static inline bool
+is_numbered(const MrLeaf *leaf, int column)
+{
+	return OidIsValid(leaf->prefix[column].type);
+}
+
+/* The number of a key that does not begin with a null. */
+static inline Number
+number_of(const MrLeaf *leaf, const Datum *values, const bool *nulls)
+{
+	Number number = {.first = mr_prefix_of(&leaf->prefix[0], values[0])};
+
+	if (is_numbered(leaf, 1))
+		number.second = nulls[1] ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix[1], values[1]);
+	return number;
 }
 
 static void
@@ -123,31 +156,69 @@ set_key(MrLeaf *leaf, const Datum *values, const bool *nulls)
 		column->sk_argument = values[i];
 		column->sk_flags = leaf->flags[i] | (nulls[i] ? SK_ISNULL : 0);
 	}
-	leaf->has_number = OidIsValid(leaf->prefix.type) && !nulls[0];
+	leaf->has_number = is_numbered(leaf, 0) && !nulls[0];
+	leaf->has_second = leaf->has_number && is_numbered(leaf, 1);
 	if (leaf->has_number)
-		leaf->number = mr_prefix_of(&leaf->prefix, values[0]);
+		leaf->number = number_of(leaf, values, nulls);
 }
 
-/* The number of an entry of a leaf. */
+/* The number of a column's value in an entry; 0 when an entry of an inner page leaves it out. */
 static inline uint64
+column_at(const MrLeaf *leaf, IndexTuple entry, int column)
+{
+	bool isnull;
+	Datum value;
+
+	if (column > 0 && BTreeTupleGetNAtts(entry, leaf->index) <= column)
+		return 0;
+	value = index_getattr(entry, column + 1, RelationGetDescr(leaf->index), &isnull);
+	return isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix[column], value);
+}
+
+static inline IndexTuple
+entry_at(Page page, OffsetNumber place)
+{
+	return (IndexTuple) PageGetItem(page, PageGetItemId(page, place));
+}
+
+/* The number of an entry. */
+static inline Number
 number_at(const MrLeaf *leaf, Page page, OffsetNumber place)
 {
-	IndexTuple entry = (IndexTuple) PageGetItem(page, PageGetItemId(page, place));
-	bool isnull;
-	Datum first = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
+	IndexTuple entry = entry_at(page, place);
 
-	return isnull ? PG_UINT64_MAX : mr_prefix_of(&leaf->prefix, first);
+	return (Number){.first = column_at(leaf, entry, 0),
+					.second = is_numbered(leaf, 1) ? column_at(leaf, entry, 1) : 0};
 }
 
-/* Compares the key with an entry, as _bt_compare() does; *number is the entry's, when the key has one. */
+/* Does an entry with the key's first number begin with the key's first value? */
+static bool
+begins_alike(const MrLeaf *leaf, IndexTuple entry)
+{
+	bool isnull;
+	Datum value = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
+
+	return !isnull &&
+		   mr_prefix_decides(&leaf->prefix[0], leaf->key->scankeys[0].sk_argument, value);
+}
+
+/* Compares the key with an entry, as _bt_compare() does; *number is the entry's, as far as it was looked at. */
 static inline int
-compare(const MrLeaf *leaf, Page page, OffsetNumber place, uint64 *number)
+compare(const MrLeaf *leaf, Page page, OffsetNumber place, Number *number)
 {
 	if (leaf->has_number)
 	{
-		*number = number_at(leaf, page, place);
-		if (leaf->number != *number)
-			return leaf->number < *number ? -1 : 1;
+		IndexTuple entry = entry_at(page, place);
+
+		*number = (Number){.first = column_at(leaf, entry, 0)};
+		if (leaf->number.first != number->first)
+			return leaf->number.first < number->first ? -1 : 1;
+		if (leaf->has_second && begins_alike(leaf, entry))
+		{
+			number->second = column_at(leaf, entry, 1);
+			if (leaf->number.second != number->second)
+				return leaf->number.second < number->second ? -1 : 1;
+		}
 	}
 	return _bt_compare(leaf->index, leaf->key, page, place);
 }
@@ -157,9 +228,9 @@ static bool
 is_before_next(const MrLeaf *leaf)
 {
 	Page page = BufferGetPage(leaf->buffer);
+	Number number;
 
-	return P_RIGHTMOST(BTPageGetOpaque(page)) ||
-		   _bt_compare(leaf->index, leaf->key, page, P_HIKEY) < 0;
+	return P_RIGHTMOST(BTPageGetOpaque(page)) || compare(leaf, page, P_HIKEY, &number) < 0;
 }
 
 /* Is the key greater than one that belongs to the page that is held, and less than all of the next page? */
@@ -167,7 +238,7 @@ static bool
 is_between(const MrLeaf *leaf)
 {
 	Page page = BufferGetPage(leaf->buffer);
-	uint64 number;
+	Number number;
 
 	if (leaf->nwaiting > 0)
 		return compare(leaf, (Page) leaf->waiting.data, leaf->nwaiting, &number) > 0 &&
@@ -176,17 +247,34 @@ is_between(const MrLeaf *leaf)
 		   compare(leaf, page, leaf->last, &number) > 0 && is_before_next(leaf);
 }
 
-/* Where the key should stand among the places from `low` to before `high`, whose numbers lie between the two. */
-static inline OffsetNumber
-guess(uint64 number, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to)
+/* Is one number less than another? */
+static inline bool
+is_less(Number number, Number other)
 {
-	if (number <= from)
+	return number.first != other.first ? number.first < other.first : number.second < other.second;
+}
+
+/*
+ * Where the key should stand among the places from `low` to before `high`, whose numbers lie between the two.  Many entries may begin with
+ * the value of a key that others do not begin with: where these end cannot be told from numbers.
+ */
+static inline OffsetNumber
+guess(Number number, OffsetNumber low, OffsetNumber high, Number from, Number to)
+{
+	bool alike = from.first == to.first;
+	uint64 wanted = alike ? number.second : number.first;
+	uint64 least = alike ? from.second : from.first;
+	uint64 most = alike ? to.second : to.first;
+
+	if (!alike && (wanted == least || wanted == most))
+		return low + (high - low) / 2;
+	if (wanted <= least)
 		return low;
-	if (number >= to)
+	if (wanted >= most)
 		return high - 1;
-	return Min(low +
-				   (OffsetNumber) ((double) (number - from) / (double) (to - from) * (high - low)),
-			   high - 1);
+	return Min(
+		low + (OffsetNumber) ((double) (wanted - least) / (double) (most - least) * (high - low)),
+		high - 1);
 }
 
 /* Asks for the entries around a place that was guessed: the next guesses fall there. */
@@ -201,8 +289,8 @@ prefetch_around(Page page, OffsetNumber place, OffsetNumber low, OffsetNumber hi
 
 /* The first place from `low` to before `high` whose entry has a number that is not less than this one. */
 static OffsetNumber
-search_number(const MrLeaf *leaf, Page page, uint64 number, OffsetNumber low, OffsetNumber high,
-			  uint64 from, uint64 to)
+search_number(const MrLeaf *leaf, Page page, Number number, OffsetNumber low, OffsetNumber high,
+			  Number from, Number to)
 {
 	int guesses = GUESSES;
 
@@ -210,9 +298,9 @@ search_number(const MrLeaf *leaf, Page page, uint64 number, OffsetNumber low, Of
 	{
 		OffsetNumber middle = guesses-- > 0 ? guess(number, low, high, from, to)
 											: low + (high - low) / 2;
-		uint64 found = number_at(leaf, page, middle);
+		Number found = number_at(leaf, page, middle);
 
-		if (found < number)
+		if (is_less(found, number))
 		{
 			low = OffsetNumberNext(middle);
 			from = found;
@@ -228,7 +316,7 @@ search_number(const MrLeaf *leaf, Page page, uint64 number, OffsetNumber low, Of
 
 /* The first place from `low` to before `high` whose entry is greater than the key, or one whose entry is equal. */
 static OffsetNumber
-search(const MrLeaf *leaf, Page page, OffsetNumber low, OffsetNumber high, uint64 from, uint64 to,
+search(const MrLeaf *leaf, Page page, OffsetNumber low, OffsetNumber high, Number from, Number to,
 	   bool *equal)
 {
 	int guesses = leaf->has_number ? GUESSES : 0;
@@ -238,7 +326,7 @@ search(const MrLeaf *leaf, Page page, OffsetNumber low, OffsetNumber high, uint6
 	{
 		OffsetNumber middle = guesses-- > 0 ? guess(leaf->number, low, high, from, to)
 											: low + (high - low) / 2;
-		uint64 number = 0;
+		Number number = {0};
 		int order;
 
 		if (guesses == GUESSES - 1)
@@ -426,7 +514,7 @@ copy_above(MrLeaf *leaf)
 	if (leaf->has_above)
 		memcpy(leaf->above.data, page, BLCKSZ);
 	_bt_relbuf(leaf->index, buffer);
-	leaf->has_range = leaf->has_above && OidIsValid(leaf->prefix.type) &&
+	leaf->has_range = leaf->has_above && is_numbered(leaf, 0) &&
 					  end_above(leaf) > first_above(leaf);
 	if (leaf->has_range)
 	{
@@ -453,10 +541,11 @@ find_above(const MrLeaf *leaf)
 	BTPageOpaque opaque = BTPageGetOpaque(page);
 	OffsetNumber first = first_above(leaf);
 	OffsetNumber place;
+	Number number;
 	bool equal;
 
 	if (end_above(leaf) < first ||
-		(!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) >= 0))
+		(!P_RIGHTMOST(opaque) && compare(leaf, page, P_HIKEY, &number) >= 0))
 		return InvalidOffsetNumber;
 	place = search(leaf, page, first, end_above(leaf), leaf->above_from, leaf->above_to, &equal);
 	return equal || (place == first && !P_LEFTMOST(opaque)) ? InvalidOffsetNumber : place;
@@ -523,8 +612,8 @@ descend(MrLeaf *leaf, int access)
 	/* The page stays, whatever we say of this key: what is remembered has to be of it. */
 	page = BufferGetPage(leaf->buffer);
 	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
-	leaf->from = 0;
-	leaf->to = PG_UINT64_MAX;
+	leaf->from = (Number){0};
+	leaf->to = (Number){PG_UINT64_MAX, PG_UINT64_MAX};
 	last = PageGetMaxOffsetNumber(page);
 	if (leaf->has_number && last > leaf->last)
 	{
@@ -545,7 +634,7 @@ descend(MrLeaf *leaf, int access)
 static MrLeafFinding
 seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 {
-	uint64 from;
+	Number from;
 	bool equal;
 	Page page;
 
@@ -569,67 +658,86 @@ expected(MrLeaf *leaf, int calls_ago)
 	return &leaf->expected[(leaf->nexpected - calls_ago) % AHEAD];
 }
 
-/* Asks for the page of the leaf where a number's place is. */
+/* Finds the leaf where a number's place is, and asks for what tells where that stands. */
 static void
-expect_page(MrLeaf *leaf, Expected *key, uint64 number)
+expect_leaf(MrLeaf *leaf, Expected *key, Number number)
 {
 	Page above = (Page) leaf->above.data;
 	OffsetNumber place = search_number(leaf, above, number, first_above(leaf), end_above(leaf),
 									   leaf->above_from, leaf->above_to);
 
-	key->page = mr_recent_prefetch(leaf->index, block_before(leaf, place));
+	key->block = block_before(leaf, place);
+	mr_recent_prefetch_place(leaf->index, key->block);
+	key->number = number;
+	key->from = place > first_above(leaf) ? number_at(leaf, above, place - 1) : (Number){0};
+	key->to = place < end_above(leaf) ? number_at(leaf, above, place)
+									  : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
+}
+
+/* Asks for the leaf's page. */
+static void
+expect_page(MrLeaf *leaf, Expected *key)
+{
+	key->page = mr_recent_prefetch(leaf->index, key->block);
 	if (key->page == NULL)
 		return;
 	/* Where it ends, and in front of it mostly the first entry that was put there: its high key. */
 	__builtin_prefetch(key->page + BLCKSZ - PG_CACHE_LINE_SIZE / 2);
 	__builtin_prefetch(key->page + BLCKSZ - PG_CACHE_LINE_SIZE);
-	key->number = number;
-	key->from = place > first_above(leaf) ? number_at(leaf, above, place - 1) : 0;
-	key->to = place < end_above(leaf) ? number_at(leaf, above, place) : PG_UINT64_MAX;
 }
 
-/* Asks for the pointer to the entry that is guessed to be near. */
-static void
-expect_pointer(Expected *key)
+/* The end of the places of a page that others may be changing. */
+static OffsetNumber
+end_of(Page page)
 {
-	OffsetNumber end = Min(PageGetMaxOffsetNumber(key->page), MaxIndexTuplesPerPage) + 1;
+	return Min(PageGetMaxOffsetNumber(page), MaxIndexTuplesPerPage) + 1;
+}
+
+/* Asks for the pointers to the entries that are guessed to be near. */
+static void
+expect_pointers(Expected *key)
+{
+	OffsetNumber end = end_of(key->page);
 
 	key->place = end > P_FIRSTKEY ? guess(key->number, P_FIRSTKEY, end, key->from, key->to) : 0;
-	if (OffsetNumberIsValid(key->place))
-		__builtin_prefetch(PageGetItemId(key->page, key->place));
+	if (!OffsetNumberIsValid(key->place))
+		return;
+	__builtin_prefetch(PageGetItemId(key->page, Max(key->place, P_FIRSTKEY + AROUND) - AROUND));
+	__builtin_prefetch(PageGetItemId(key->page, Min(key->place + AROUND, end)));
 }
 
-/* Asks for that entry. */
+/* Asks for those entries. */
 static void
-expect_entry(const Expected *key)
+expect_entries(const Expected *key)
 {
 	if (OffsetNumberIsValid(key->place))
-		__builtin_prefetch(key->page + ItemIdGetOffset(PageGetItemId(key->page, key->place)));
+		prefetch_around(key->page, key->place, P_FIRSTKEY, end_of(key->page));
 }
 
 /*
- * A key that begins with this value comes AHEAD calls later, or none: asks for its page, for the pointer to the entry near it of the one
- * that was said a call before, and for the entry of the one before that.
+ * A key that begins with these values comes AHEAD calls later, or none: asks for what leads to its page; for the page of the one that was said a
+ * call before, for the pointers to the entries near it of the one before that, and for the entries of the one before that.
  */
 static void
-expect(MrLeaf *leaf, Datum first, bool isnull)
+expect(MrLeaf *leaf, const Datum *values, const bool *nulls)
 {
 	Expected *key = expected(leaf, 0);
-	Expected *next = expected(leaf, 1);
-	Expected *last = expected(leaf, 2);
-	uint64 number;
+	Number number;
 
+	if (BlockNumberIsValid(expected(leaf, 1)->block))
+		expect_page(leaf, expected(leaf, 1));
+	if (expected(leaf, 2)->page != NULL)
+		expect_pointers(expected(leaf, 2));
+	if (expected(leaf, 3)->page != NULL)
+		expect_entries(expected(leaf, 3));
+	key->block = InvalidBlockNumber;
 	key->page = NULL;
 	key->place = InvalidOffsetNumber;
 	leaf->nexpected++;
-	if (last->page != NULL)
-		expect_entry(last);
-	if (next->page != NULL)
-		expect_pointer(next);
-	if (isnull)
+	if (nulls[0])
 		return;
-	number = mr_prefix_of(&leaf->prefix, first);
-	if (BufferIsValid(leaf->buffer) && leaf->has_number && number <= leaf->to)
+	number = number_of(leaf, values, nulls);
+	if (BufferIsValid(leaf->buffer) && leaf->has_number && !is_less(leaf->to, number))
 	{
 		Page page = BufferGetPage(leaf->buffer);
 		OffsetNumber low = OffsetNumberNext(leaf->last);
@@ -639,7 +747,7 @@ expect(MrLeaf *leaf, Datum first, bool isnull)
 			prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 	}
 	else if (leaf->has_range)
-		expect_page(leaf, key, number);
+		expect_leaf(leaf, key, number);
 }
 
 /* Does the entry fit into the leaf, beside those that wait? */
@@ -725,15 +833,17 @@ mr_leaf_find_last(MrLeaf *leaf, const Datum *values, const bool *nulls, ItemPoin
 }
 
 void
-mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafFirst first, void *context)
+mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafBegin begin, void *context)
 {
-	if (!OidIsValid(leaf->prefix.type))
+	if (!is_numbered(leaf, 0))
 		return;
 	for (int next = i == 0 ? 1 : i + AHEAD; next <= i + AHEAD; next++)
 	{
-		bool isnull = true;
-		Datum value = next < n ? first(context, next, &isnull) : (Datum) 0;
+		Datum values[lengthof(leaf->prefix)];
+		bool nulls[lengthof(leaf->prefix)] = {true, true};
 
-		expect(leaf, value, isnull);
+		if (next < n)
+			begin(context, next, values, nulls);
+		expect(leaf, values, nulls);
 	}
 }

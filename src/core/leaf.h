@@ -19,14 +19,17 @@ extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
  */
 extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
-/* The value that a caller's i-th key begins with; *isnull: it is not going to be looked for. */
-typedef Datum (*MrLeafFirst)(void *context, int i, bool *isnull);
+/*
+ * The values of the first two columns of a caller's i-th key, or of the only one.  All are null at first; the first one stays so when the
+ * key is not going to be looked for.
+ */
+typedef void (*MrLeafBegin)(void *context, int i, Datum *values, bool *nulls);
 
 /*
  * Asks the memory, step by step, for what finding the keys reads that come after the i-th of n: to be called before each
  * of them.
  */
-extern void mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafFirst first, void *context);
+extern void mr_leaf_look_ahead(MrLeaf *leaf, int i, int n, MrLeafBegin begin, void *context);
 
 typedef enum MrLeafFinding
 {

@@ -604,15 +604,19 @@ copy_row(Merging *merging, int row, ItemPointer place)
 }
 
 /* What a key begins with, for mr_leaf_look_ahead(). */
-static Datum
-first_of_key(void *context, int i, bool *isnull)
+static void
+begin_key(void *context, int i, Datum *values, bool *nulls)
 {
 	const Merging *merging = context;
-	int column = merging->probe_column[0];
 	int row = merging->chunk[i];
 
-	*isnull = merging->rows->nulls[column][row];
-	return merging->rows->values[column][row];
+	for (int k = 0; k < Min(merging->merge->nkeys, 2); k++)
+	{
+		int column = merging->probe_column[k];
+
+		nulls[k] = merging->rows->nulls[column][row];
+		values[k] = merging->rows->values[column][row];
+	}
 }
 
 /* Looks a key up: there is no such row, or *place is where it may stand, unless that is invalid. */
@@ -651,7 +655,7 @@ find_new(Merging *merging, const int *order, int n, bool *there, HeapTuple *foun
 		/* A value that is computed is the last column. */
 		mr_rows_prefetch(merging->rows, merge->ncolumns - (merging->compute != NULL), merge->far,
 						 order, i, n);
-		mr_leaf_look_ahead(merging->leaf, i, n, first_of_key, merging);
+		mr_leaf_look_ahead(merging->leaf, i, n, begin_key, merging);
 		there[i] = !is_new(merging, order[i], &places[i]);
 	}
 	mr_leaf_release(merging->leaf);

@@ -55,6 +55,37 @@ mr_prefix_of(const MrPrefix *prefix, Datum value)
 	}
 }
 
+/* Are two values with the same number the same?  False when in doubt. */
+static inline bool
+mr_prefix_decides(const MrPrefix *prefix, Datum value, Datum other)
+{
+	switch (prefix->type)
+	{
+		case INT2OID:
+		case INT4OID:
+		case DATEOID:
+		case INT8OID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return true;
+		case UUIDOID:
+			return memcmp(DatumGetUUIDP(value), DatumGetUUIDP(other), sizeof(pg_uuid_t)) == 0;
+		case TEXTOID:
+		case VARCHAROID:
+			{
+				const text *one = (const text *) DatumGetPointer(value);
+				const text *two = (const text *) DatumGetPointer(other);
+
+				return !VARATT_IS_COMPRESSED(one) && !VARATT_IS_EXTERNAL(one) &&
+					   !VARATT_IS_COMPRESSED(two) && !VARATT_IS_EXTERNAL(two) &&
+					   VARSIZE_ANY_EXHDR(one) == VARSIZE_ANY_EXHDR(two) &&
+					   memcmp(VARDATA_ANY(one), VARDATA_ANY(two), VARSIZE_ANY_EXHDR(one)) == 0;
+			}
+		default:
+			return false;
+	}
+}
+
 typedef struct MrOrder MrOrder;
 
 /* By columns of these types, in the types' own order, nulls last. */

@@ -2,8 +2,7 @@
  * recent.c
  *	  Pages that this process has met before, and the rows on them.
  *
- * What is remembered is where a page stood, by relation and block; two may fall on one place, and the page may
- * have gone: whoever pins it checks.
+ * What is remembered is in which buffer a page stood; the page may have gone from there: whoever pins it checks.
  */
 #include "postgres.h"
 
@@ -14,34 +13,69 @@
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "storage/buf_internals.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
-
-/* Pages that are remembered, at most. */
-#define RECENT (1 << 20)
-
-/*
- * Of so many pages one is looked up as others do it: what is met by its buffer does not count as used.  An odd number, as leaves and
- * pages of heaps come in turns.
- */
-#define LOOKED_UP 5
 
 /* How many rows ahead each step of asking for memory is. */
 #define ROWS_AHEAD 4
 
-static Buffer *recent;
-static uint32 recent_mask;
+/* The fewest pages of a relation that are remembered. */
+#define FEWEST 1024
 
+/* The pages of one relation. */
+typedef struct Pages
+{
+	Oid relid; /* hash key */
+	uint32 mask; /* two blocks that agree in these bits share a place */
+	Buffer *buffers; /* by block */
+} Pages;
+
+static HTAB *relations;
+static Pages *latest; /* asked for: they come in turns that are long */
+static Size remembered; /* places of all relations */
+
+/* Makes room for a block, unless as many places are there as the server has buffers, twice. */
+static void
+grow(Pages *pages, BlockNumber block)
+{
+	Size before = pages->mask + (Size) 1;
+	Size after = pg_nextpower2_64(Max((uint64) block + 1, 2 * before));
+
+	if (remembered + after - before > 2 * (Size) NBuffers)
+		return;
+	pages->buffers = repalloc_huge(pages->buffers, sizeof(Buffer) * after);
+	memset(pages->buffers + before, 0, sizeof(Buffer) * (after - before));
+	pages->mask = after - 1;
+	remembered += after - before;
+}
+
+/* Those of a relation. */
+static Pages *
+pages_of(Oid relid)
+{
+	HASHCTL control = {.keysize = sizeof(Oid), .entrysize = sizeof(Pages)};
+	Pages *pages;
+	bool found;
+
+	if (relations == NULL)
+		relations = hash_create("millrace recent pages", 64, &control, HASH_ELEM | HASH_BLOBS);
+	pages = hash_search(relations, &relid, HASH_ENTER, &found);
+	if (!found)
+	{
+		pages->mask = FEWEST - 1;
+		pages->buffers = MemoryContextAllocZero(TopMemoryContext, sizeof(Buffer) * FEWEST);
+		remembered += FEWEST;
+	}
+	return pages;
+}
+
+/* Where it is remembered in which buffer a page stood. */
 static inline Buffer *
 place_of(Relation relation, BlockNumber block)
 {
-	if (unlikely(recent == NULL))
-	{
-		uint32 size = pg_nextpower2_32(Min(NBuffers, RECENT));
-
-		recent = MemoryContextAllocZero(TopMemoryContext, sizeof(Buffer) * size);
-		recent_mask = size - 1;
-	}
-	return &recent[(block + RelationGetRelid(relation) * 0x9e3779b1) & recent_mask];
+	if (unlikely(latest == NULL || latest->relid != RelationGetRelid(relation)))
+		latest = pages_of(RelationGetRelid(relation));
+	return &latest->buffers[block & latest->mask];
 }
 
 /* The page that stands there; NULL when none was met, and of a temporary table. */
@@ -51,16 +85,42 @@ page_at(Buffer buffer)
 	return buffer > 0 ? BufferGetPage(buffer) : NULL;
 }
 
+/* Counts a page as used, as looking it up does: it is to stay longer than what nobody wants again. */
+static void
+count_use(Buffer buffer)
+{
+	pg_atomic_uint32 *shared = &GetBufferDescriptor(buffer - 1)->state;
+	uint32 state = pg_atomic_read_u32(shared);
+
+	/* Whoever has it locked puts back what he has read: then it is not worth waiting for. */
+	while ((state & BM_LOCKED) == 0 && BUF_STATE_GET_USAGECOUNT(state) < BM_MAX_USAGE_COUNT &&
+		   !pg_atomic_compare_exchange_u32(shared, &state, state + BUF_USAGECOUNT_ONE))
+		;
+}
+
 Buffer
 mr_recent_read(Relation relation, BlockNumber block)
 {
-	static uint32 met = 0;
 	Buffer *place = place_of(relation, block);
 
-	if (BufferIsValid(*place) && ++met % LOOKED_UP != 0 &&
-		mr_read_recent_buffer(relation, block, *place))
+	if (BufferIsValid(*place) && mr_read_recent_buffer(relation, block, *place))
+	{
+		if (*place > 0)
+			count_use(*place);
 		return *place;
+	}
+	if (block > latest->mask)
+	{
+		grow(latest, block);
+		place = place_of(relation, block);
+	}
 	return *place = ReadBuffer(relation, block);
+}
+
+void
+mr_recent_prefetch_place(Relation relation, BlockNumber block)
+{
+	__builtin_prefetch(place_of(relation, block));
 }
 
 Page
@@ -129,7 +189,7 @@ mr_recent_prefetch_rows(Relation heap, const ItemPointerData *places, int n, int
 	/* First what tells where its page is, ... */
 	i += 3 * ROWS_AHEAD;
 	if (i < n && ItemPointerIsValid(&places[i]))
-		__builtin_prefetch(place_of(heap, ItemPointerGetBlockNumberNoCheck(&places[i])));
+		mr_recent_prefetch_place(heap, ItemPointerGetBlockNumberNoCheck(&places[i]));
 	/* ... then the page and what tells where on it the row is, ... */
 	i -= ROWS_AHEAD;
 	if (i < n && ItemPointerIsValid(&places[i]) &&

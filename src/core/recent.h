@@ -14,6 +14,9 @@
 /* Pins a page. */
 extern Buffer mr_recent_read(Relation relation, BlockNumber block);
 
+/* Asks for what mr_recent_prefetch() of the page reads. */
+extern void mr_recent_prefetch_place(Relation relation, BlockNumber block);
+
 /* Asks for what pinning the page and looking at its head reads; where it may stand, or NULL if it was not met. */
 extern Page mr_recent_prefetch(Relation relation, BlockNumber block);
 

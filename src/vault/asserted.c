@@ -156,9 +156,9 @@ value_of(MrAsserted *asserted, int column)
 }
 
 void
-mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafFirst parent, void *context)
+mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafBegin begin, void *context)
 {
-	mr_leaf_look_ahead(asserted->leaf, i, n, parent, context);
+	mr_leaf_look_ahead(asserted->leaf, i, n, begin, context);
 }
 
 /* Does the row that was found have this content? */

@@ -19,8 +19,8 @@ typedef struct MrAsserted MrAsserted;
 extern MrAsserted *mr_asserted_open(Oid relid, const AttrNumber attnums[4]);
 extern void mr_asserted_close(MrAsserted *asserted);
 
-/* Asks for what finding rows of the parents reads that come after the i-th of n, as mr_leaf_look_ahead() does. */
-extern void mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafFirst parent,
+/* Asks for what finding rows reads whose parents and times come after the i-th of n, as mr_leaf_look_ahead() does. */
+extern void mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafBegin begin,
 								   void *context);
 
 /*

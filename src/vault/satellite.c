@@ -463,14 +463,17 @@ confirm_rows(MrSatellite *satellite, Run *runs, int nruns)
 	pfree(numbers);
 }
 
-/* The parent of the i-th run, for mr_leaf_look_ahead(). */
-static Datum
-parent_of_run(void *context, int i, bool *isnull)
+/* What the i-th run's key begins with, for mr_leaf_look_ahead(). */
+static void
+begin_key(void *context, int i, Datum *values, bool *nulls)
 {
-	const Run *runs = context;
+	const Run *run = (const Run *) context + i;
 
-	*isnull = runs[i].new_parent;
-	return UUIDPGetDatum(&runs[i].last->parent);
+	nulls[0] = nulls[1] = run->new_parent;
+	if (run->new_parent)
+		return;
+	values[0] = UUIDPGetDatum(&run->last->parent);
+	values[1] = TimestampTzGetDatum(run->last->time);
 }
 
 /*
@@ -495,7 +498,7 @@ confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 			TimestampTz applied;
 			TimestampTz confirmed;
 
-			mr_asserted_look_ahead(asserted, i, nruns, parent_of_run, runs);
+			mr_asserted_look_ahead(asserted, i, nruns, begin_key, runs);
 			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
 													 &run->last->hash, &applied, &confirmed))
 				continue;

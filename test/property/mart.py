@@ -177,6 +177,39 @@ def run_wide(admin, database, cursor, rng, count):
     return all([check(cursor, name, "wide", query) for name, query in WIDE_MARTS.items()])
 
 
+KEYED = {"name": "$.name", "code": "$.code", "device": ["$.device", "uuid"], "price": ["$.price", "numeric"], "number": ["$.number", "bigint"], "day": ["$.day", "date"]}
+KEYED_MARTS = ["name, code", "code, name", "device, number", "number, device", "price, code", "code, price", "day, number", "number, day", "device, code", "name, number", "code"]
+
+
+def keyed(rng):
+    """What keys are made of: values that begin alike, that others begin with, that are many, and none."""
+    return {
+        "name": rng.choice([None, "customer", "customer-1", "customer-10", "customer-2", "customer\x7f", "client"]),
+        "code": rng.choice([None, "", "customer", "%032x" % rng.getrandbits(128), "%x" % rng.randrange(1 << 16), "customer-%d" % rng.randrange(3000), "\xff\u20ac%d" % rng.randrange(300)]),
+        "device": rng.choice([None, "11111111-1111-1111-ffff-%012x" % rng.randrange(3), "%08x-0000-0000-0000-%012x" % (rng.getrandbits(32), rng.getrandbits(8))]),
+        "price": rng.choice([None, "NaN", "1", "1.0", "%d.%02d" % (rng.randrange(3), rng.randrange(100))]),
+        "number": rng.choice([None, -9223372036854775808, 9223372036854775807, rng.randrange(-3000, 3000)]),
+        "day": rng.choice([None, "-infinity", "infinity", "20%02d-%02d-%02d" % (rng.randrange(100), rng.randrange(1, 13), rng.randrange(1, 29))]),
+    }
+
+
+def run_keyed(cursor, rng, count):
+    """Groups of two values, so many that each of their indexes has pages above its leaves."""
+    cursor.execute("SELECT millrace.create_stream('keyed')")
+    cursor.execute("SELECT millrace.create_staging('stg.keyed', stream => 'keyed', key => %s, columns => %s)", ('{"id": ["$key", "bigint"]}', json.dumps(KEYED)))
+    marts = {f"keyed_{number}": f"SELECT {names}, count(*) AS n FROM stg.keyed GROUP BY {names}" for number, names in enumerate(KEYED_MARTS)}
+    for name, query in marts.items():
+        cursor.execute("SELECT millrace.create_mart(%s, %s)", (f"cdm.{name}", query))
+    for size in (count, count, count // 20, 1):
+        values = [json.dumps(keyed(rng)) for _ in range(size)]
+        keys = [str(rng.randrange(2 * count)) for _ in range(size)]
+        cursor.execute("SELECT count(millrace.push('keyed', v, key => k)) FROM unnest(%s, %s) AS u (v, k)", (values, keys))
+        cursor.execute("SELECT * FROM millrace.run_stream('keyed')")
+        if not all([check(cursor, name, f"keyed, {size}", query) for name, query in marts.items()]):
+            return False
+    return check_state(cursor, "keyed")
+
+
 def check_gone(database, cursor):
     """A batch that meets a group that somebody is just making, after it had found that there is none, makes it when he gives up."""
     cursor.execute("SELECT millrace.create_stream('gone')")
@@ -230,7 +263,7 @@ def run(admin, database, cursor, rng, steps, pushes):
             return False
     if preloaded(admin) and not (two_workers(admin, database, cursor, rng, pushes) and run_wide(admin, database, cursor, rng, pushes * 20)):
         return False
-    return check_gone(database, cursor)
+    return run_keyed(cursor, rng, pushes * 20) and check_gone(database, cursor)
 
 
 if __name__ == "__main__":
