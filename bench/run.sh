@@ -56,7 +56,7 @@ prepare() {
 		as_root make -s -C "$here/.." install >/dev/null
 	fi
 	temp_dir work
-	memory=${BUFFERS:-$(awk '/MemTotal/ { m = int($2 / 1024 / 4); print (m > 8192) ? 8192 : m }' /proc/meminfo)}
+	memory=${BUFFERS:-$(awk '/MemTotal/ { m = int($2 / 1024 * 2 / 5); print (m > 10240) ? 10240 : m }' /proc/meminfo)}
 	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "bgwriter_lru_maxpages = 1000" "jit = off" "$@")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")
