@@ -50,7 +50,7 @@ extern void mr_attempt_end(const MrAttempt *attempt, bool keep);
 /* In PG_CATCH: rolls it back and returns the error, which lives where the attempt began. */
 extern ErrorData *mr_attempt_failed(const MrAttempt *attempt);
 /* Raises an error again that was copied into memory which may go before it is reported. */
-extern void mr_rethrow(ErrorData *error) pg_attribute_noreturn();
+extern void mr_rethrow(ErrorData *error) __attribute__((noreturn));
 
 /* Who the current user was, to go back to him. */
 typedef struct MrRunAs
