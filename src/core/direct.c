@@ -422,7 +422,7 @@ begin_key(void *context, int i, Datum *values, bool *nulls)
 	MrDirect *direct = context;
 	const int16 *columns = direct->indexes.relations[direct->unique]->rd_index->indkey.values;
 
-	for (int k = 0; k < Min(direct->nkeys, 2); k++)
+	for (int k = 0; k < Min(direct->nkeys, MR_LEAF_BEGINNING); k++)
 		values[k] = slot_getattr(direct->slots[i], columns[k], &nulls[k]);
 }
 
@@ -541,7 +541,7 @@ begin_probed_key(void *context, int i, Datum *values, bool *nulls)
 	const int16 *columns = direct->indexes.relations[direct->unique]->rd_index->indkey.values;
 	int row = probing->order[i];
 
-	for (int k = 0; k < Min(direct->nkeys, 2); k++)
+	for (int k = 0; k < Min(direct->nkeys, MR_LEAF_BEGINNING); k++)
 	{
 		int c = 0;
 

@@ -72,10 +72,9 @@ struct MrLeaf
 	Relation index;
 	BTScanInsert key; /* without a tuple's place: stands before all entries equal to it */
 	int flags[INDEX_MAX_KEYS]; /* of the key's columns, when not null */
-	MrPrefix prefix[2]; /* of the first columns */
+	MrPrefix prefix[MR_LEAF_BEGINNING]; /* of the first columns */
 	Number number; /* of the key; only if has_number */
 	bool has_number;
-	bool has_second;
 	Number from; /* numbers between which those of the entries after `last` lie, more or less */
 	Number to;
 	Buffer buffer; /* pinned and locked; or invalid */
@@ -157,7 +156,6 @@ set_key(MrLeaf *leaf, const Datum *values, const bool *nulls)
 		column->sk_flags = leaf->flags[i] | (nulls[i] ? SK_ISNULL : 0);
 	}
 	leaf->has_number = is_numbered(leaf, 0) && !nulls[0];
-	leaf->has_second = leaf->has_number && is_numbered(leaf, 1);
 	if (leaf->has_number)
 		leaf->number = number_of(leaf, values, nulls);
 }
@@ -199,7 +197,7 @@ begins_alike(const MrLeaf *leaf, IndexTuple entry)
 	Datum value = index_getattr(entry, 1, RelationGetDescr(leaf->index), &isnull);
 
 	return !isnull &&
-		   mr_prefix_decides(&leaf->prefix[0], leaf->key->scankeys[0].sk_argument, value);
+		   mr_prefix_is_same(&leaf->prefix[0], leaf->key->scankeys[0].sk_argument, value);
 }
 
 /* Compares the key with an entry, as _bt_compare() does; *number is the entry's, as far as it was looked at. */
@@ -213,7 +211,7 @@ compare(const MrLeaf *leaf, Page page, OffsetNumber place, Number *number)
 		*number = (Number){.first = column_at(leaf, entry, 0)};
 		if (leaf->number.first != number->first)
 			return leaf->number.first < number->first ? -1 : 1;
-		if (leaf->has_second && begins_alike(leaf, entry))
+		if (is_numbered(leaf, 1) && begins_alike(leaf, entry))
 		{
 			number->second = column_at(leaf, entry, 1);
 			if (leaf->number.second != number->second)

@@ -10,6 +10,9 @@
 
 typedef struct MrLeaf MrLeaf;
 
+/* So many columns of a key are enough to tell where most keys stand. */
+#define MR_LEAF_BEGINNING 2
+
 /* Over an index that is_plain to the caller and has no more than one entry for most keys. */
 extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
 
@@ -20,7 +23,7 @@ extern MrLeaf *mr_leaf_create(Relation heap, Relation index);
 extern bool mr_leaf_insert(MrLeaf *leaf, Datum *values, bool *nulls, ItemPointer tuple);
 
 /*
- * The values of the first two columns of a caller's i-th key, or of the only one.  All are null at first; the first one stays so when the
+ * The values of the first MR_LEAF_BEGINNING columns of a caller's i-th key, or of all it has.  All are null at first; the first one stays so when the
  * key is not going to be looked for.
  */
 typedef void (*MrLeafBegin)(void *context, int i, Datum *values, bool *nulls);

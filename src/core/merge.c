@@ -610,7 +610,7 @@ begin_key(void *context, int i, Datum *values, bool *nulls)
 	const Merging *merging = context;
 	int row = merging->chunk[i];
 
-	for (int k = 0; k < Min(merging->merge->nkeys, 2); k++)
+	for (int k = 0; k < Min(merging->merge->nkeys, MR_LEAF_BEGINNING); k++)
 	{
 		int column = merging->probe_column[k];
 

@@ -57,7 +57,7 @@ mr_prefix_of(const MrPrefix *prefix, Datum value)
 
 /* Are two values with the same number the same?  False when in doubt. */
 static inline bool
-mr_prefix_decides(const MrPrefix *prefix, Datum value, Datum other)
+mr_prefix_is_same(const MrPrefix *prefix, Datum value, Datum other)
 {
 	switch (prefix->type)
 	{
