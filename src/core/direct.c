@@ -23,6 +23,7 @@
 #include "core/millrace.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "rewrite/prs2lock.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
@@ -66,7 +67,6 @@ struct MrDirect
 	int ncompared; /* columns that the row probed last had to agree in; or 0 */
 	bool agrees; /* and it did */
 	int64 nconflicts; /* rows that were left out */
-	int64 ntaken_back;
 	BulkInsertState bulk; /* remembers the page that is being filled */
 };
 
@@ -343,13 +343,22 @@ probe_key(MrDirect *direct, TupleTableSlot *slot)
 	return standing;
 }
 
-/* Takes a heap tuple back that this command has inserted. */
+/*
+ * Takes a heap tuple back that an earlier command of ours has inserted.  To the statistics it is dead, but no row that was deleted:
+ * those tell whoever knows keys of the table that they may be gone.
+ */
 static void
 take_back(MrDirect *direct, TupleTableSlot *slot)
 {
-	CommandCounterIncrement();
+	PgStat_TableStatus *counts;
+
 	simple_heap_delete(direct->relation, &slot->tts_tid);
-	direct->ntaken_back++;
+	counts = direct->relation->pgstat_info;
+	if (counts == NULL || counts->trans == NULL)
+		return;
+	counts->trans->tuples_inserted--;
+	counts->trans->tuples_deleted--;
+	pgstat_update_heap_dead_tuples(direct->relation, -1);
 }
 
 /* The row is left out: its key is there, in the row that was probed last. */
@@ -407,6 +416,7 @@ settle_key(MrDirect *direct, TupleTableSlot *slot)
 	while (standing == STANDING_IN_DOUBT)
 	{
 		/* Not both of us: whoever waits has nothing there. */
+		CommandCounterIncrement();
 		take_back(direct, slot);
 		wait_for_other(direct, slot);
 		table_tuple_insert(direct->relation, slot, GetCurrentCommandId(true), 0, NULL);
@@ -482,9 +492,8 @@ insert_chunk(MrDirect *direct, const int *order, int n, MrConflict mode, bool *c
 	for (int i = 0; i < n; i++)
 	{
 		if (stays[i])
-			simple_heap_delete(direct->relation, &direct->slots[i]->tts_tid);
+			take_back(direct, direct->slots[i]);
 	}
-	direct->ntaken_back += n - inserted;
 	return inserted;
 }
 
@@ -619,10 +628,4 @@ bool
 mr_direct_many_conflicts(const MrDirect *direct, int nrows)
 {
 	return direct->nconflicts > nrows / 20;
-}
-
-int64
-mr_direct_taken_back(const MrDirect *direct)
-{
-	return direct->ntaken_back;
 }

@@ -47,7 +47,4 @@ extern int64 mr_direct_insert(MrDirect *direct, const MrRows *rows, const int *o
 /* Were so many of the rows left out that it is better to look first, next time? */
 extern bool mr_direct_many_conflicts(const MrDirect *direct, int nrows);
 
-/* How many rows were inserted and deleted again. */
-extern int64 mr_direct_taken_back(const MrDirect *direct);
-
 #endif /* MR_CORE_DIRECT_H */

@@ -49,7 +49,6 @@ struct MrTable
 	MrColumn *columns;
 	AttrNumber *attnums;
 	bool probe_first; /* many keys were there already, last time */
-	int64 taken_back;
 	MrOrder *order; /* of keys */
 	MrStatement *insert_new;
 	MrStatement *append;
@@ -325,7 +324,6 @@ insert_directly(MrTable *table, MrRows *rows, MrConflict mode, int ncompared, bo
 		order = mr_order_rows(table->order, rows, table->nkeys);
 		inserted = mr_direct_insert(direct, rows, order, mode, ncompared, conflicts);
 		table->probe_first = mr_direct_many_conflicts(direct, rows->nrows);
-		table->taken_back += mr_direct_taken_back(direct);
 		mr_direct_close(direct);
 		pfree(order);
 	}
@@ -423,12 +421,6 @@ mr_table_insert_free(MrTable *table, MrRows *rows, bool look_first, bool *confli
 {
 	table->probe_first |= look_first;
 	return rows->nrows == 0 || insert_directly(table, rows, MR_CONFLICT_SKIP, 0, conflicts) >= 0;
-}
-
-int64
-mr_table_taken_back(const MrTable *table)
-{
-	return table->taken_back;
 }
 
 void

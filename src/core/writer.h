@@ -93,9 +93,6 @@ extern bool mr_table_insert_free(MrTable *table, MrRows *rows, bool look_first, 
 extern void mr_table_arrays(const MrTable *table, const MrRows *rows, const int *chosen,
 							int nchosen, int ncolumns, Datum *arrays);
 
-/* How many rows this table's inserts have written and deleted again so far: its statistics count them. */
-extern int64 mr_table_taken_back(const MrTable *table);
-
 /* Plain append: a key that is there already is an error. */
 extern void mr_table_append(MrTable *table, MrRows *rows);
 

@@ -34,7 +34,7 @@ mr_key_table_load(MrKeyTable *table, const MrTarget *base, MrKey *key, const cha
 	attnums[n++] = mr_vault_attribute(&columns, "load_at");
 	attnums[n++] = mr_vault_attribute(&columns, "record_source");
 	table->table = mr_table_create(base->relid, base->owner, n, attnums, 1);
-	table->known = mr_known_create(base->relid, table->table);
+	table->known = mr_known_create(base->relid);
 	table->readers = mr_key_readers_create(key, base);
 	table->record_sources = palloc0(sizeof(char *) * Max(base->nsources, 1));
 	for (int s = 0; s < base->nsources; s++)

@@ -10,8 +10,8 @@
  * - what a batch notes waits aside until its (sub)transaction is known to have committed;
  * - TRUNCATE gives the table another file; the relation cache's invalidations, which reach us when the batch
  *	 locks its stream, say when to look whether it has;
- * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted), less those
- *	 that this process has taken back itself, is compared once a second.  Who deletes tells his count when his
+ * - DELETE leaves no such message: the table's own count of deleted rows (pg_stat_get_tuples_deleted), in which
+ *	 those are left out that batches take back, is compared once a second.  Who deletes tells his count when his
  *	 transaction is over, unless he told another one less than a second before: then with a later transaction, or
  *	 after ten idle seconds.  Whoever deletes keys by hand while the stream runs and feeds them again sooner has to
  *	 stop the stream first;
@@ -39,7 +39,6 @@ struct MrKnownKeys
 {
 	MemoryContext context;
 	Oid relid;
-	const MrTable *table;
 	pg_uuid_t *places; /* zero: empty */
 	uint32 mask;
 	uint32 nused; /* places */
@@ -49,9 +48,7 @@ struct MrKnownKeys
 	pg_uuid_t *noted; /* by the last batch */
 	int nnoted;
 	TransactionId noted_by;
-	/* Rows ever deleted, as last seen: less than before when the statistics were reset. */
-	int64 counted;
-	int64 deleted; /* by others, as last seen */
+	int64 deleted; /* rows ever, as last seen: fewer when the statistics were reset */
 	TimestampTz looked_at;
 	dlist_node node;
 	MemoryContextCallback release;
@@ -102,42 +99,33 @@ table_file(Oid relid)
 
 /* How many rows have ever been deleted from the table, as far as the statistics know. */
 static int64
-counted_rows(const MrKnownKeys *known)
+deleted_rows(const MrKnownKeys *known)
 {
 	PgStat_StatTabEntry *entry = pgstat_fetch_stat_tabentry(known->relid);
 
 	return entry == NULL ? 0 : entry->tuples_deleted;
 }
 
-/*
- * Looks whether others have deleted rows since the last time.  What we took back ourselves reaches the statistics
- * late: until then the number is too small, so only the largest one counts, until the statistics begin anew.
- */
+/* Looks whether rows have been deleted since the last time. */
 static bool
 rows_are_deleted(MrKnownKeys *known)
 {
-	int64 counted = counted_rows(known);
-	int64 deleted = counted - mr_table_taken_back(known->table);
-	bool gone = deleted > known->deleted || counted < known->counted;
+	int64 before = known->deleted;
 
-	known->counted = counted;
-	if (gone)
-		known->deleted = deleted;
-	return gone;
+	known->deleted = deleted_rows(known);
+	return known->deleted != before;
 }
 
 MrKnownKeys *
-mr_known_create(Oid relid, const MrTable *table)
+mr_known_create(Oid relid)
 {
 	MrKnownKeys *known = palloc0(sizeof(MrKnownKeys));
 
 	known->context = CurrentMemoryContext;
 	known->relid = relid;
-	known->table = table;
 	known->mask = FIRST_PLACES - 1;
 	known->places = palloc0(FIRST_PLACES * sizeof(pg_uuid_t));
-	known->counted = counted_rows(known);
-	known->deleted = known->counted - mr_table_taken_back(table);
+	known->deleted = deleted_rows(known);
 	known->file = table_file(relid);
 	known->plain = get_rel_relkind(relid) == RELKIND_RELATION;
 

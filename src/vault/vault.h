@@ -112,7 +112,7 @@ extern void mr_key_hash_checked(MrKeyReader *reader, MrKeyHash *result);
  */
 typedef struct MrKnownKeys MrKnownKeys;
 
-extern MrKnownKeys *mr_known_create(Oid relid, const MrTable *table);
+extern MrKnownKeys *mr_known_create(Oid relid);
 /* Before a batch: takes over what the last one noted if it has committed, looks whether somebody deleted. */
 extern void mr_known_refresh(MrKnownKeys *known);
 extern bool mr_known_contains(const MrKnownKeys *known, const pg_uuid_t *key);
