@@ -4,14 +4,14 @@
  *
  * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
  * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  Then its leaf
- * is looked for in copies of the pages above, which are kept from batch to batch: only what is not found there needs a
- * descent.  Entries wait on a page of their own until the leaf is let go, and are put there together.  What is done to a
- * leaf is what nbtree itself does when an entry fits: with the same WAL record, when entries are few, and else with one
- * of generic WAL for all.  Whatever is not that simple is left to nbtree: a key that is there already (dead or alive), a
- * full page, an index of before version 4.
+ * is looked for in a copy of the page above: only what lies beyond that page, or was split since, needs a descent.
+ * Entries wait on a page of their own until the leaf is let go, and are put there together.  What is done to a leaf is
+ * what nbtree itself does when an entry fits: with the same WAL record, when entries are few, and else with one of generic WAL
+ * for all.  Whatever is not that simple is left to nbtree: a key that is there already (dead or alive), a full
+ * page, an index of before version 4.
  *
- * A copy may be old, and lead to a page that is now something else.  It is believed only when it led to a leaf with an
- * entry that is less than the key, and a high key that is greater: whatever way led there, the key belongs between them.
+ * A copy may be old.  Splits move keys to the right only, which the high key of the leaf tells; and a leaf that was
+ * deleted is not used again before the transactions are over that ran at that time, of which we are one.
  *
  * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
  * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
@@ -31,7 +31,6 @@
 #include "core/recent.h"
 #include "miscadmin.h"
 #include "storage/predicate.h"
-#include "utils/memutils.h"
 #include "utils/typcache.h"
 
 /* Entries near nbtree's limit of a third of a page are nbtree's. */
@@ -45,12 +44,6 @@
 
 /* How many keys ahead memory is asked for: one for each step of expect(). */
 #define AHEAD 4
-
-/* So many levels above the leaves have copies: of a tree of three, all. */
-#define LEVELS_ABOVE 2
-
-/* Copies that a process keeps at most: 8 MB. */
-#define COPIES 1024
 
 /* How far off a guess usually is, in entries. */
 #define AROUND 8
@@ -73,20 +66,6 @@ typedef struct Expected
 	OffsetNumber place; /* near it; or invalid */
 } Expected;
 
-/* What a page above the leaves was when somebody came by it. */
-typedef struct Above
-{
-	Oid file; /* of the index; or invalid */
-	BlockNumber block;
-	bool has_range;
-	Number from; /* numbers of the first key there, and of the last one; if has_range */
-	Number to;
-	PGAlignedBlock page;
-} Above;
-
-/* By file and block: those that share a place take it from each other. */
-static Above *copies[COPIES];
-
 struct MrLeaf
 {
 	Relation heap;
@@ -100,10 +79,12 @@ struct MrLeaf
 	Number to;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
-	BlockNumber nblocks; /* of the index, at least */
-	BlockNumber
-		above[LEVELS_ABOVE]; /* blocks of the pages above, from the lowest level on; or invalid */
-	bool is_sure; /* the page that is held is the key's, not only one that was found by copies */
+	BlockNumber above_block; /* of the page above the leaf that a descent led to; or invalid */
+	bool has_above;
+	PGAlignedBlock above; /* what that page was, if has_above */
+	bool has_range;
+	Number above_from; /* numbers of the first key there, and of the last one; if has_range */
+	Number above_to;
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
@@ -115,18 +96,6 @@ struct MrLeaf
 		places[MaxIndexTuplesPerPage]; /* of the entries there before which they will stand */
 };
 
-/* Where the root stands, as far as the relation cache knows. */
-static void
-begin_at_root(MrLeaf *leaf)
-{
-	const BTMetaPageData *meta = leaf->index->rd_amcache;
-
-	for (int level = 0; level < LEVELS_ABOVE; level++)
-		leaf->above[level] = meta != NULL && meta->btm_fastlevel == (uint32) level + 1
-								 ? meta->btm_fastroot
-								 : InvalidBlockNumber;
-}
-
 MrLeaf *
 mr_leaf_create(Relation heap, Relation index)
 {
@@ -134,15 +103,16 @@ mr_leaf_create(Relation heap, Relation index)
 
 	leaf->heap = heap;
 	leaf->index = index;
-	leaf->nblocks = RelationGetNumberOfBlocks(index);
+	leaf->above_block = InvalidBlockNumber;
 	for (int i = 0; i < AHEAD; i++)
 		leaf->expected[i].block = InvalidBlockNumber;
 	_bt_pageinit((Page) leaf->waiting.data, BLCKSZ);
 	BTPageGetOpaque((Page) leaf->waiting.data)->btpo_flags = BTP_LEAF;
 	leaf->key = _bt_mkscankey(index, NULL);
 	leaf->key->keysz = IndexRelationGetNumberOfKeyAttributes(index);
+	/* Without a number, nobody would wait for us before he uses pages again. */
+	(void) GetCurrentTransactionId();
 	_bt_metaversion(index, &leaf->key->heapkeyspace, &leaf->key->allequalimage);
-	begin_at_root(leaf);
 	for (int i = 0; i < leaf->key->keysz; i++)
 		leaf->flags[i] = leaf->key->scankeys[i].sk_flags & ~SK_ISNULL;
 	for (int i = 0; i < Min(leaf->key->keysz, lengthof(leaf->prefix)); i++)
@@ -518,174 +488,95 @@ mr_leaf_release(MrLeaf *leaf)
 
 /* ---- the way to a leaf -------------------------------------------------------------------------- */
 
-/* Where the entry with a key stands first on a page above: before it is one that is less than all. */
+/* Where the entry with a key stands first on the copy of the page above: before it is one that is less than all. */
 static OffsetNumber
-first_above(const Above *above)
+first_above(const MrLeaf *leaf)
 {
-	return OffsetNumberNext(P_FIRSTDATAKEY(BTPageGetOpaque((Page) above->page.data)));
+	return OffsetNumberNext(P_FIRSTDATAKEY(BTPageGetOpaque((Page) leaf->above.data)));
 }
 
 static OffsetNumber
-end_above(const Above *above)
+end_above(const MrLeaf *leaf)
 {
-	return OffsetNumberNext(PageGetMaxOffsetNumber((Page) above->page.data));
+	return OffsetNumberNext(PageGetMaxOffsetNumber((Page) leaf->above.data));
 }
 
-/* The number of an entry on a page above. */
-static Number
-number_above(const MrLeaf *leaf, const Above *above, OffsetNumber place)
-{
-	return number_at(leaf, (Page) above->page.data, place);
-}
-
-/* The block to which the entry before a place of a page above leads. */
-static BlockNumber
-block_before(const Above *above, OffsetNumber place)
-{
-	return BTreeTupleGetDownLink(entry_at((Page) above->page.data, OffsetNumberPrev(place)));
-}
-
-/* Pins and locks a page of a level; an invalid buffer when there is none at that place any more. */
-static Buffer
-get_page(MrLeaf *leaf, BlockNumber block, uint32 level, int access)
-{
-	Buffer buffer;
-	Page page;
-
-	/* The index grows, but may have been made anew since the block was noted. */
-	if (block >= leaf->nblocks)
-		leaf->nblocks = RelationGetNumberOfBlocks(leaf->index);
-	if (block >= leaf->nblocks)
-		return InvalidBuffer;
-	buffer = mr_recent_read(leaf->index, block);
-	_bt_lockbuf(leaf->index, buffer, access);
-	page = BufferGetPage(buffer);
-	if (!PageIsNew(page))
-	{
-		_bt_checkpage(leaf->index, buffer);
-		if (!P_IGNORE(BTPageGetOpaque(page)) && BTPageGetOpaque(page)->btpo_level == level)
-			return buffer;
-	}
-	_bt_relbuf(leaf->index, buffer);
-	return InvalidBuffer;
-}
-
-/* Where the copy of a page is, if it is kept. */
-static Above **
-place_of_copy(const MrLeaf *leaf, BlockNumber block)
-{
-	return &copies[(leaf->index->rd_rel->relfilenode * 31 + block) % COPIES];
-}
-
-/* The copy of a page; NULL when none is kept. */
-static Above *
-kept_copy(const MrLeaf *leaf, BlockNumber block)
-{
-	Above *above = *place_of_copy(leaf, block);
-
-	return above != NULL && above->file == leaf->index->rd_rel->relfilenode && above->block == block
-			   ? above
-			   : NULL;
-}
-
-/* Forgets the copy of a page. */
+/* Copies the page that the last descent came by, if that is to be had. */
 static void
-forget_copy(const MrLeaf *leaf, BlockNumber block)
+copy_above(MrLeaf *leaf)
 {
-	Above *above = BlockNumberIsValid(block) ? kept_copy(leaf, block) : NULL;
+	Buffer buffer = _bt_getbuf(leaf->index, leaf->above_block, BT_READ);
+	Page page = BufferGetPage(buffer);
 
-	if (above != NULL)
-		above->file = InvalidOid;
-}
-
-/* The copy of a page so many levels above the lowest of them, made when none is kept; NULL when there is no such page. */
-static Above *
-copy_of(MrLeaf *leaf, BlockNumber block, int level)
-{
-	Above *above = kept_copy(leaf, block);
-	Above **place = place_of_copy(leaf, block);
-	Buffer buffer;
-
-	if (above != NULL)
-		return above;
-	buffer = get_page(leaf, block, level + 1, BT_READ);
-	if (!BufferIsValid(buffer))
-		return NULL;
-	if (*place == NULL)
-		*place = MemoryContextAlloc(TopMemoryContext, sizeof(Above));
-	above = *place;
-	above->file = leaf->index->rd_rel->relfilenode;
-	above->block = block;
-	memcpy(above->page.data, BufferGetPage(buffer), BLCKSZ);
+	leaf->has_above = !P_IGNORE(BTPageGetOpaque(page)) && BTPageGetOpaque(page)->btpo_level == 1;
+	if (leaf->has_above)
+		memcpy(leaf->above.data, page, BLCKSZ);
 	_bt_relbuf(leaf->index, buffer);
-	above->has_range = is_numbered(leaf, 0) && end_above(above) > first_above(above);
-	if (above->has_range)
+	leaf->has_range = leaf->has_above && is_numbered(leaf, 0) &&
+					  end_above(leaf) > first_above(leaf);
+	if (leaf->has_range)
 	{
-		above->from = number_above(leaf, above, first_above(above));
-		above->to = number_above(leaf, above, end_above(above) - 1);
+		leaf->above_from = number_at(leaf, (Page) leaf->above.data, first_above(leaf));
+		leaf->above_to = number_at(leaf, (Page) leaf->above.data, end_above(leaf) - 1);
 	}
-	return above;
 }
 
-/* The place on the page above before which the entry stands that leads to the key's page below; or none. */
-static OffsetNumber
-find_above(MrLeaf *leaf, int level, Above **above)
+/* The block to which the entry before a place of the page above leads. */
+static BlockNumber
+block_before(const MrLeaf *leaf, OffsetNumber place)
 {
-	Page page;
+	Page page = (Page) leaf->above.data;
+
+	return BTreeTupleGetDownLink(
+		(IndexTuple) PageGetItem(page, PageGetItemId(page, OffsetNumberPrev(place))));
+}
+
+/* The place on the page above before which the entry stands that leads to the key's leaf; or none. */
+static OffsetNumber
+find_above(const MrLeaf *leaf)
+{
+	Page page = (Page) leaf->above.data;
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+	OffsetNumber first = first_above(leaf);
 	OffsetNumber place;
 	Number number;
 	bool equal;
 
-	*above = BlockNumberIsValid(leaf->above[level]) ? copy_of(leaf, leaf->above[level], level)
-													: NULL;
-	if (*above == NULL)
+	if (end_above(leaf) < first ||
+		(!P_RIGHTMOST(opaque) && compare(leaf, page, P_HIKEY, &number) >= 0))
 		return InvalidOffsetNumber;
-	page = (Page) (*above)->page.data;
-	if (end_above(*above) < first_above(*above) ||
-		(!P_RIGHTMOST(BTPageGetOpaque(page)) && compare(leaf, page, P_HIKEY, &number) >= 0))
-		return InvalidOffsetNumber;
-	place = search(leaf, page, first_above(*above), end_above(*above), (*above)->from, (*above)->to,
-				   &equal);
-	return equal ? InvalidOffsetNumber : place;
+	place = search(leaf, page, first, end_above(leaf), leaf->above_from, leaf->above_to, &equal);
+	return equal || (place == first && !P_LEFTMOST(opaque)) ? InvalidOffsetNumber : place;
 }
 
-/* The numbers between which those of the page lie that the entry before a place leads to. */
-static void
-set_range(const MrLeaf *leaf, const Above *above, OffsetNumber place, Number *from, Number *to)
+/* Pins and locks a leaf. */
+static Buffer
+get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
 {
-	*from = place > first_above(above) ? number_above(leaf, above, place - 1) : (Number){0};
-	*to = place < end_above(above) ? number_above(leaf, above, place)
-								   : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
+	Buffer buffer = mr_recent_read(leaf->index, block);
+
+	_bt_lockbuf(leaf->index, buffer, access);
+	_bt_checkpage(leaf->index, buffer);
+	return buffer;
 }
 
-/* Goes to a leaf by way of the pages above; false when they do not lead to one that may be the key's. */
+/* Goes to the leaf of a key by way of the page above, from before a place there; false when that does not lead there. */
 static bool
-descend_from_above(MrLeaf *leaf, int access)
+descend_from_above(MrLeaf *leaf, int access, OffsetNumber *place)
 {
-	int level = 0;
-	Above *above;
-	OffsetNumber place = find_above(leaf, level, &above);
-
-	while (!OffsetNumberIsValid(place) && ++level < LEVELS_ABOVE)
-		place = find_above(leaf, level, &above);
-	for (; OffsetNumberIsValid(place) && level > 0; level--)
-	{
-		leaf->above[level - 1] = block_before(above, place);
-		place = find_above(leaf, level - 1, &above);
-	}
-	if (!OffsetNumberIsValid(place))
+	if (!BlockNumberIsValid(leaf->above_block))
 		return false;
-	leaf->buffer = get_page(leaf, block_before(above, place), 0, access);
-	if (!BufferIsValid(leaf->buffer))
+	if (!leaf->has_above)
+		copy_above(leaf);
+	*place = leaf->has_above ? find_above(leaf) : InvalidOffsetNumber;
+	if (!OffsetNumberIsValid(*place))
 		return false;
-	if (!is_before_next(leaf))
-	{
-		mr_leaf_release(leaf);
-		return false;
-	}
-	if (above->has_range)
-		set_range(leaf, above, place, &leaf->from, &leaf->to);
-	return true;
+	leaf->buffer = get_leaf(leaf, block_before(leaf, *place), access);
+	if (!P_IGNORE(BTPageGetOpaque(BufferGetPage(leaf->buffer))) && is_before_next(leaf))
+		return true;
+	mr_leaf_release(leaf);
+	*place = InvalidOffsetNumber;
+	return false;
 }
 
 /* Goes to the leaf of a key from the root; false when its place may be on another one, or there is none. */
@@ -693,91 +584,67 @@ static bool
 descend_from_root(MrLeaf *leaf, int access)
 {
 	BTStack stack = mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access);
-	BTStack step = stack;
 
-	/* What did not lead there is old. */
-	for (int level = 0; level < LEVELS_ABOVE; level++)
-	{
-		forget_copy(leaf, leaf->above[level]);
-		leaf->above[level] = step != NULL ? step->bts_blkno : InvalidBlockNumber;
-		forget_copy(leaf, leaf->above[level]);
-		step = step != NULL ? step->bts_parent : NULL;
-	}
+	leaf->above_block = stack != NULL ? stack->bts_blkno : InvalidBlockNumber;
+	leaf->has_above = false;
+	leaf->has_range = false;
 	_bt_freestack(stack);
 	return BufferIsValid(leaf->buffer) && is_before_next(leaf);
 }
 
-/* Goes to the leaf of a key, by copies on wish; false when its place may be on another one, or there is none. */
+/* Goes to the leaf of a key; false when its place may be on another one, or there is none. */
 static bool
-descend(MrLeaf *leaf, int access, bool by_copies)
+descend(MrLeaf *leaf, int access)
 {
+	OffsetNumber above = InvalidOffsetNumber; /* the leaf's key is the one before it */
 	bool is_its_leaf;
 	OffsetNumber last;
 	Page page;
 
 	mr_leaf_release(leaf);
 	leaf->access = access;
-	leaf->from = (Number){0};
-	leaf->to = (Number){PG_UINT64_MAX, PG_UINT64_MAX};
-	leaf->is_sure = !by_copies || !descend_from_above(leaf, access);
-	is_its_leaf = !leaf->is_sure || descend_from_root(leaf, access);
+	is_its_leaf = descend_from_above(leaf, access, &above) || descend_from_root(leaf, access);
 	/* To readers, an empty index has no page. */
 	if (!BufferIsValid(leaf->buffer))
 		return false;
 	/* The page stays, whatever we say of this key: what is remembered has to be of it. */
 	page = BufferGetPage(leaf->buffer);
 	leaf->last = OffsetNumberPrev(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
+	leaf->from = (Number){0};
+	leaf->to = (Number){PG_UINT64_MAX, PG_UINT64_MAX};
 	last = PageGetMaxOffsetNumber(page);
-	if (leaf->is_sure && leaf->has_number && last > leaf->last)
+	if (leaf->has_number && last > leaf->last)
 	{
-		leaf->from = number_at(leaf, page, OffsetNumberNext(leaf->last));
-		leaf->to = number_at(leaf, page, last);
+		/* What the page above says is at hand. */
+		bool is_within = OffsetNumberIsValid(above);
+
+		leaf->from = is_within && above > first_above(leaf)
+						 ? number_at(leaf, (Page) leaf->above.data, above - 1)
+						 : number_at(leaf, page, OffsetNumberNext(leaf->last));
+		leaf->to = is_within && above < end_above(leaf)
+					   ? number_at(leaf, (Page) leaf->above.data, above)
+					   : number_at(leaf, page, last);
 	}
 	return is_its_leaf;
-}
-
-/* Finds the key's place on the leaf that is held, after the last one; returns whether an entry with the key stands there. */
-static bool
-find_place(MrLeaf *leaf)
-{
-	Page page = BufferGetPage(leaf->buffer);
-	bool equal;
-
-	leaf->place = search(leaf, page, OffsetNumberNext(leaf->last),
-						 OffsetNumberNext(PageGetMaxOffsetNumber(page)), leaf->from, leaf->to,
-						 &equal);
-	return equal;
-}
-
-/* Is the key less than all entries of the page that is held, so that its place may be on one before? */
-static bool
-is_before_all(const MrLeaf *leaf)
-{
-	BTPageOpaque opaque = BTPageGetOpaque(BufferGetPage(leaf->buffer));
-
-	return leaf->place == P_FIRSTDATAKEY(opaque) && !P_LEFTMOST(opaque);
 }
 
 /* Goes to the place of a key. */
 static MrLeafFinding
 seek(MrLeaf *leaf, const Datum *values, const bool *nulls, int access)
 {
-	bool is_there;
+	Number from;
 	bool equal;
+	Page page;
 
 	set_key(leaf, values, nulls);
-	is_there = (BufferIsValid(leaf->buffer) && leaf->access == access && is_between(leaf)) ||
-			   descend(leaf, access, true);
-	equal = is_there && find_place(leaf);
-	if (is_there && !leaf->is_sure && is_before_all(leaf))
-	{
-		is_there = descend(leaf, access, false);
-		equal = is_there && find_place(leaf);
-	}
-	if (!is_there)
+	if ((!BufferIsValid(leaf->buffer) || leaf->access != access || !is_between(leaf)) &&
+		!descend(leaf, access))
 		return BufferIsValid(leaf->buffer) ? MR_LEAF_UNSURE : MR_LEAF_NONE;
-	leaf->is_sure = true;
+	page = BufferGetPage(leaf->buffer);
+	from = leaf->from;
 	leaf->from = leaf->number;
+	leaf->place = search(leaf, page, OffsetNumberNext(leaf->last),
+						 OffsetNumberNext(PageGetMaxOffsetNumber(page)), from, leaf->to, &equal);
 	leaf->last = equal ? leaf->place : OffsetNumberPrev(leaf->place);
 	return equal ? MR_LEAF_ONE : MR_LEAF_NONE;
 }
@@ -789,30 +656,20 @@ expected(MrLeaf *leaf, int calls_ago)
 	return &leaf->expected[(leaf->nexpected - calls_ago) % AHEAD];
 }
 
-/* Finds the leaf where a number's place is, as far as there are copies, and asks for what tells where that stands. */
+/* Finds the leaf where a number's place is, and asks for what tells where that stands. */
 static void
 expect_leaf(MrLeaf *leaf, Expected *key, Number number)
 {
-	int level = LEVELS_ABOVE - 1;
-	BlockNumber block;
-	Above *above;
-	OffsetNumber place;
+	Page above = (Page) leaf->above.data;
+	OffsetNumber place = search_number(leaf, above, number, first_above(leaf), end_above(leaf),
+									   leaf->above_from, leaf->above_to);
 
-	while (level > 0 && !BlockNumberIsValid(leaf->above[level]))
-		level--;
-	for (block = leaf->above[level]; level >= 0; level--)
-	{
-		above = BlockNumberIsValid(block) ? kept_copy(leaf, block) : NULL;
-		if (above == NULL || !above->has_range)
-			return;
-		place = search_number(leaf, (Page) above->page.data, number, first_above(above),
-							  end_above(above), above->from, above->to);
-		block = block_before(above, place);
-	}
-	key->block = block;
+	key->block = block_before(leaf, place);
 	mr_recent_prefetch_place(leaf->index, key->block);
 	key->number = number;
-	set_range(leaf, above, place, &key->from, &key->to);
+	key->from = place > first_above(leaf) ? number_at(leaf, above, place - 1) : (Number){0};
+	key->to = place < end_above(leaf) ? number_at(leaf, above, place)
+									  : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
 }
 
 /* Asks for the leaf's page. */
@@ -887,7 +744,7 @@ expect(MrLeaf *leaf, const Datum *values, const bool *nulls)
 		if (low < high)
 			prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 	}
-	else
+	else if (leaf->has_range)
 		expect_leaf(leaf, key, number);
 }
 

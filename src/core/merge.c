@@ -595,7 +595,8 @@ has_key(const Merging *merging, HeapTuple tuple, int row)
 static HeapTuple
 copy_row(Merging *merging, int row, ItemPointer place)
 {
-	HeapTuple copy = mr_recent_copy(merging->relation, place, &merging->dirty, &merging->buffer);
+	HeapTuple copy = mr_recent_copy(merging->relation, place, &merging->dirty, BLCKSZ / 10,
+									&merging->buffer);
 
 	if (copy == NULL || TransactionIdIsValid(merging->dirty.xmin) || !has_key(merging, copy, row))
 		return NULL;

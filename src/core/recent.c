@@ -138,7 +138,7 @@ mr_recent_prefetch(Relation relation, BlockNumber block)
 }
 
 HeapTuple
-mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Buffer *buffer)
+mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Size room, Buffer *buffer)
 {
 	BlockNumber block = ItemPointerGetBlockNumber(place);
 	HeapTupleData tuple;
@@ -162,10 +162,10 @@ mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Buffer *buff
 	copy = heap_copytuple(&tuple);
 
 	/*
-	 * The page is pruned when a new version of the row would not fit any more: an index scan would prune whenever a page is
+	 * The page is pruned when a new version of the row might not fit any more: an index scan would prune whenever a page is
 	 * nearly full or fuller than the fill factor, as those are that have been changed before.
 	 */
-	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < MAXALIGN(copy->t_len))
+	if (PageIsFull(page) || PageGetHeapFreeSpace(page) < Max(2 * copy->t_len, room))
 		heap_page_prune_opt(heap, *buffer);
 	return copy;
 }

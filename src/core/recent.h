@@ -23,10 +23,10 @@ extern Page mr_recent_prefetch(Relation relation, BlockNumber block);
 /*
  * A copy of the row, as the snapshot sees it, that stands at the place or has come from the one there; or NULL.  Whoever
  * does not hold the leaf that led there may get another row, which has taken the place.  What is dead on the page is taken away
- * when a new version of the row would not fit.  The page stays pinned in *buffer, to be released by the caller, unless
+ * when less than `room`, or than new versions need, is left.  The page stays pinned in *buffer, to be released by the caller, unless
  * another one is wanted next.
  */
-extern HeapTuple mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot,
+extern HeapTuple mr_recent_copy(Relation heap, ItemPointer place, Snapshot snapshot, Size room,
 								Buffer *buffer);
 
 /* Asks for what copying the rows reads that come after the i-th of n; a place may be invalid. */

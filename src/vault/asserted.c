@@ -199,41 +199,27 @@ scan_for(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time, const 
 
 bool
 mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
-				 const pg_uuid_t *hash, ItemPointer place)
+				 const pg_uuid_t *hash, TimestampTz *applied, TimestampTz *confirmed)
 {
 	Datum key[] = {UUIDPGetDatum(parent), TimestampTzGetDatum(time), UUIDPGetDatum(hash)};
 	bool nulls[lengthof(key)] = {false};
-	MrLeafFinding finding = mr_leaf_find_last(asserted->leaf, key, nulls, place);
+	ItemPointerData place;
+	MrLeafFinding finding = mr_leaf_find_last(asserted->leaf, key, nulls, &place);
+	bool found = false;
 
-	if (finding == MR_LEAF_UNSURE)
-		ItemPointerSetInvalid(place);
-	return finding != MR_LEAF_NONE;
-}
-
-void
-mr_asserted_prefetch(MrAsserted *asserted, const ItemPointerData *places, int n, int i)
-{
-	mr_recent_prefetch_rows(asserted->relation, places, n, i);
-}
-
-bool
-mr_asserted_read(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
-				 const pg_uuid_t *hash, ItemPointer place, TimestampTz *applied,
-				 TimestampTz *confirmed)
-{
-	bool found;
-
-	mr_leaf_release(asserted->leaf);
 	let_go(asserted);
-	if (ItemPointerIsValid(place))
-		asserted->row = mr_recent_copy(asserted->relation, place, asserted->snapshot,
+	if (finding == MR_LEAF_ONE)
+		asserted->row = mr_recent_copy(asserted->relation, &place, asserted->snapshot, 0,
 									   &asserted->buffer);
-	/* An entry may lead to a row that is gone, before which one may be that is there. */
-	if (asserted->row == NULL)
-		found = scan_for(asserted, parent, time, hash);
-	else
+	if (asserted->row != NULL)
 		found = memcmp(DatumGetUUIDP(value_of(asserted, PARENT)), parent, sizeof(pg_uuid_t)) == 0 &&
 				has_hash(asserted, hash);
+	/* An entry may lead to a row that is gone, before which one may be that is there. */
+	else if (finding != MR_LEAF_NONE)
+	{
+		mr_leaf_release(asserted->leaf);
+		found = scan_for(asserted, parent, time, hash);
+	}
 	if (found)
 	{
 		*applied = DatumGetTimestampTz(value_of(asserted, APPLIED_AT));
@@ -253,6 +239,7 @@ mr_asserted_confirm(MrAsserted *asserted, TimestampTz time)
 	HeapTuple after;
 	bool confirmed;
 
+	mr_leaf_release(asserted->leaf);
 	values[asserted->attnums[CONFIRMED_AT] - 1] = TimestampTzGetDatum(time);
 	replaced[asserted->attnums[CONFIRMED_AT] - 1] = true;
 	after = heap_modify_tuple(asserted->row, RelationGetDescr(asserted->relation), values, nulls,

@@ -24,22 +24,14 @@ extern void mr_asserted_look_ahead(MrAsserted *asserted, int i, int n, MrLeafBeg
 								   void *context);
 
 /*
- * Finds the last row of a parent at or before (time, hash).  False when there is none; else *place is where it may
- * stand, or invalid.  Keys come in ascending order.
+ * Finds the last row of a parent at or before (time, hash).  False when there is none, or when it has another
+ * content.
  */
 extern bool mr_asserted_find(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
-							 const pg_uuid_t *hash, ItemPointer place);
-
-/* Asks for what reading rows reads that come after the i-th of n places. */
-extern void mr_asserted_prefetch(MrAsserted *asserted, const ItemPointerData *places, int n, int i);
-
-/* Reads the row that was found.  False when it has another content, or there is none after all. */
-extern bool mr_asserted_read(MrAsserted *asserted, const pg_uuid_t *parent, TimestampTz time,
-							 const pg_uuid_t *hash, ItemPointer place, TimestampTz *applied,
-							 TimestampTz *confirmed);
+							 const pg_uuid_t *hash, TimestampTz *applied, TimestampTz *confirmed);
 
 /*
- * Raises confirmed_at of the row that was read last.  False when somebody holds it or has changed it: nobody
+ * Raises confirmed_at of the row that was found last.  False when somebody holds it or has changed it: nobody
  * waits for a satellite's row.
  */
 extern bool mr_asserted_confirm(MrAsserted *asserted, TimestampTz time);

@@ -484,51 +484,33 @@ static bool
 confirm_directly(MrSatellite *satellite, Run *runs, int nruns)
 {
 	MrAsserted *asserted;
-	ItemPointerData *places;
-	Run **candidates;
-	int n = 0;
 	MrRunAs saved;
 
 	if (satellite->attributes.any_removed)
 		return false;
 	mr_run_as_restricted(&saved, satellite->base.owner);
 	asserted = mr_asserted_open(satellite->base.relid, satellite->order);
-	if (asserted == NULL)
+	if (asserted != NULL)
 	{
-		mr_run_back(&saved);
-		return false;
-	}
-	places = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(ItemPointerData) * nruns);
-	candidates = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Run *) * nruns);
-	for (int i = 0; i < nruns; i++)
-	{
-		Assertion *last = runs[i].last;
+		for (int i = 0; i < nruns; i++)
+		{
+			Run *run = &runs[i];
+			TimestampTz applied;
+			TimestampTz confirmed;
 
-		mr_asserted_look_ahead(asserted, i, nruns, begin_key, runs);
-		if (!runs[i].new_parent &&
-			mr_asserted_find(asserted, &last->parent, last->time, &last->hash, &places[n]))
-			candidates[n++] = &runs[i];
+			mr_asserted_look_ahead(asserted, i, nruns, begin_key, runs);
+			if (run->new_parent || !mr_asserted_find(asserted, &run->last->parent, run->last->time,
+													 &run->last->hash, &applied, &confirmed))
+				continue;
+			run->confirms_hash = run->first->hash;
+			match_run(run, applied, confirmed);
+			if (run->confirming)
+				run->done = mr_asserted_confirm(asserted, run->last->time);
+		}
+		mr_asserted_close(asserted);
 	}
-	for (int i = 0; i < n; i++)
-	{
-		Run *run = candidates[i];
-		TimestampTz applied;
-		TimestampTz confirmed;
-
-		mr_asserted_prefetch(asserted, places, n, i);
-		if (!mr_asserted_read(asserted, &run->last->parent, run->last->time, &run->last->hash,
-							  &places[i], &applied, &confirmed))
-			continue;
-		run->confirms_hash = run->first->hash;
-		match_run(run, applied, confirmed);
-		if (run->confirming)
-			run->done = mr_asserted_confirm(asserted, run->last->time);
-	}
-	mr_asserted_close(asserted);
 	mr_run_back(&saved);
-	pfree(places);
-	pfree(candidates);
-	return true;
+	return asserted != NULL;
 }
 
 /* The assertion of a run after so many others of earlier times, or NULL. */
