@@ -197,6 +197,10 @@ COMMIT;
 CALL send('plain', 1, '{"b": 9, "c": "x"}', '4');
 SELECT * FROM run('plain');
 SELECT key_renamed, renamed, c FROM elsewhere.renamed WHERE key_renamed = 4;
+-- Columns that came later have the targets of the others; so has what the extension knows of the objects.
+SELECT attrelid = 'elsewhere.renamed'::regclass AS is_staging, array_agg(DISTINCT attstattarget) AS targets, count(*) FROM pg_attribute
+WHERE attnum > 0 AND NOT attisdropped AND attrelid IN (SELECT unnest(ARRAY[s.relation, to_regclass(format('millrace_state.object_%s', s.id))]) FROM millrace.staging s WHERE s.relation = 'elsewhere.renamed'::regclass)
+GROUP BY 1 ORDER BY 1;
 SET client_min_messages = warning;
 SELECT * FROM try('ALTER TABLE elsewhere.renamed DROP COLUMN renamed');
 SELECT * FROM try('ALTER TABLE elsewhere.renamed ALTER COLUMN renamed TYPE bigint');

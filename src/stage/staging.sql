@@ -422,6 +422,7 @@ BEGIN
             (SELECT string_agg(format('%I %s', c.name, c.type), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n)),
             (SELECT string_agg(format('%I', c.name), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key)));
         kept := qualified::regclass;
+        PERFORM millrace_internal.execute_as(caller, millrace_internal.fewer_statistics(kept));
     ELSE
         PERFORM millrace_internal.check_adopted(caller, kept, definition);
     END IF;
@@ -440,6 +441,7 @@ BEGIN
         coalesce(definition #>> '{version,type}', 'bigint'),
         CASE WHEN definition #>> '{version,type}' IS NULL THEN ', partition integer NOT NULL, message_time timestamptz NOT NULL' ELSE '' END,
         (SELECT string_agg(format('k%s', n), ', ' ORDER BY n) FROM millrace_internal.staging_columns(definition) WITH ORDINALITY AS c (name, type, in_key, technical, n) WHERE c.in_key AND NOT c.technical));
+    EXECUTE millrace_internal.fewer_statistics(format('millrace_state.object_%s', staging_id)::regclass);
     EXECUTE format('GRANT SELECT ON millrace_state.object_%s TO %s', staging_id, caller);
     PERFORM millrace_internal.define_staging(staging_id);
     IF adopted THEN
@@ -743,6 +745,7 @@ BEGIN
                 USING ERRCODE = 'feature_not_supported', HINT = 'Map the value to another column.';
         END IF;
         PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', present.relation, added.name, added.type));
+        PERFORM millrace_internal.execute_as(caller, millrace_internal.fewer_statistics(present.relation, ARRAY[added.name]));
         IF log_relation IS NOT NULL THEN
             PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', log_relation, added.name, added.type));
         END IF;

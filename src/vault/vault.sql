@@ -142,8 +142,8 @@ $$;
 COMMENT ON FUNCTION millrace_internal.vault_names(json, jsonb) IS 'the names of technical columns';
 
 -- The table: made as the caller, or adopted when it fits.  The first `nkeys` columns are its key; those in `nullable` are filled with NULL at
--- times.  A type of NULL means that any will do.
-CREATE FUNCTION millrace_internal.vault_table(caller regrole, name text, columns text[], types text[], adopted_types text[], nkeys integer, nullable text[], storage text)
+-- times.  A type of NULL means that any will do.  One that has attributes keeps the usual statistics, which queries of them need.
+CREATE FUNCTION millrace_internal.vault_table(caller regrole, name text, columns text[], types text[], adopted_types text[], nkeys integer, nullable text[], storage text, has_attributes boolean)
 RETURNS regclass
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
@@ -171,6 +171,9 @@ BEGIN
         PERFORM millrace_internal.execute_as(caller, format('CREATE TABLE %s (%s, PRIMARY KEY (%s))%s', qualified,
             (SELECT string_agg(format('%I %s%s', c, t, CASE WHEN c = ANY (nullable) THEN '' ELSE ' NOT NULL' END), ', ' ORDER BY n) FROM unnest(columns, types) WITH ORDINALITY AS u (c, t, n)),
             (SELECT string_agg(format('%I', k), ', ' ORDER BY n) FROM unnest(keys) WITH ORDINALITY AS u (k, n)), storage));
+        IF NOT has_attributes THEN
+            PERFORM millrace_internal.execute_as(caller, millrace_internal.fewer_statistics(qualified::regclass));
+        END IF;
         RETURN qualified::regclass;
     END IF;
 
@@ -216,7 +219,7 @@ BEGIN
     RETURN present;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.vault_table(regrole, text, text[], text[], text[], integer, text[], text) IS 'makes or adopts the table of a hub, link or satellite';
+COMMENT ON FUNCTION millrace_internal.vault_table(regrole, text, text[], text[], text[], integer, text[], text, boolean) IS 'makes or adopts the table of a hub, link or satellite';
 
 CREATE FUNCTION millrace_internal.vault_current_name(qualified text) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -639,7 +642,7 @@ BEGIN
             ARRAY[called ->> 'hash_key'] || business_key || ARRAY[called ->> 'load_at', called ->> 'record_source'],
             ARRAY['uuid'] || ARRAY(SELECT millrace_internal.vault_column_type(staging, d) FROM unnest(declared) WITH ORDINALITY AS u (d, n) ORDER BY n) || ARRAY['timestamptz', 'text'],
             ARRAY['uuid'] || array_fill(NULL::text, ARRAY[nkeys]) || ARRAY['timestamptz', 'text'],
-            1, business_key, ''),
+            1, business_key, '', false),
         definition, staging, columns,
         concat_ws(', ', millrace_internal.vault_selected(called, '{hash_key}'),
                   (SELECT string_agg(format('t.%I AS key_%s', k, n), ', ' ORDER BY n) FROM unnest(business_key) WITH ORDINALITY AS u (k, n)),
@@ -733,7 +736,7 @@ BEGIN
             ARRAY[called ->> 'hash_key'] || ARRAY(SELECT called ->> r FROM unnest(references_to) WITH ORDINALITY AS u (r, n) ORDER BY n) || ARRAY[called ->> 'load_at', called ->> 'record_source'],
             ARRAY['uuid'] || array_fill('uuid'::text, ARRAY[cardinality(labels)]) || ARRAY['timestamptz', 'text'],
             ARRAY['uuid'] || array_fill('uuid'::text, ARRAY[cardinality(labels)]) || ARRAY['timestamptz', 'text'],
-            1, '{}', ''),
+            1, '{}', '', false),
         definition, staging, json_build_object('key', key),
         concat_ws(', ', millrace_internal.vault_selected(called, '{hash_key}'),
                   (SELECT string_agg(format('t.%I AS hub_%s', called ->> r, n), ', ' ORDER BY n) FROM unnest(references_to) WITH ORDINALITY AS u (r, n)),
