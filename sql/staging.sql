@@ -201,6 +201,12 @@ SELECT key_renamed, renamed, c FROM elsewhere.renamed WHERE key_renamed = 4;
 SELECT attrelid = 'elsewhere.renamed'::regclass AS is_staging, array_agg(DISTINCT attstattarget) AS targets, count(*) FROM pg_attribute
 WHERE attnum > 0 AND NOT attisdropped AND attrelid IN (SELECT unnest(ARRAY[s.relation, to_regclass(format('millrace_state.object_%s', s.id))]) FROM millrace.staging s WHERE s.relation = 'elsewhere.renamed'::regclass)
 GROUP BY 1 ORDER BY 1;
+-- A column that was there keeps the target that it has.
+BEGIN;
+ALTER TABLE elsewhere.renamed ADD COLUMN d text, ALTER d SET STATISTICS 100;
+SELECT millrace.create_staging('elsewhere.renamed', stream => 'plain', key => '{"key_renamed": ["$key", "integer"]}', columns => '{"renamed": ["$.b", "integer"], "c": "$.c", "d": "$.d"}', replace => true);
+SELECT attstattarget FROM pg_attribute WHERE attrelid = 'elsewhere.renamed'::regclass AND attname = 'd';
+ROLLBACK;
 SET client_min_messages = warning;
 SELECT * FROM try('ALTER TABLE elsewhere.renamed DROP COLUMN renamed');
 SELECT * FROM try('ALTER TABLE elsewhere.renamed ALTER COLUMN renamed TYPE bigint');

@@ -736,16 +736,19 @@ BEGIN
             USING ERRCODE = 'dependent_objects_still_exist', DETAIL = 'Without it messages about what was erased could not be told from others.';
     END IF;
     FOR added IN
-        SELECT c.name, c.type, o.type AS old_type FROM millrace_internal.staging_columns(definition) c
+        SELECT c.name, c.type, o.type AS old_type, a.attname IS NOT NULL AS is_there FROM millrace_internal.staging_columns(definition) c
         LEFT JOIN millrace_internal.staging_columns(present.definition) o ON o.name = c.name
-        WHERE o.type IS DISTINCT FROM c.type OR NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = present.relation AND a.attname = c.name AND NOT a.attisdropped)
+        LEFT JOIN pg_attribute a ON a.attrelid = present.relation AND a.attname = c.name AND NOT a.attisdropped
+        WHERE o.type IS DISTINCT FROM c.type OR a.attname IS NULL
     LOOP
         IF added.old_type <> added.type THEN
             RAISE EXCEPTION 'column "%" of staging table % cannot become %: it is %', added.name, present.relation, added.type, added.old_type
                 USING ERRCODE = 'feature_not_supported', HINT = 'Map the value to another column.';
         END IF;
         PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', present.relation, added.name, added.type));
-        PERFORM millrace_internal.execute_as(caller, millrace_internal.fewer_statistics(present.relation, ARRAY[added.name]));
+        IF NOT added.is_there THEN
+            PERFORM millrace_internal.execute_as(caller, millrace_internal.fewer_statistics(present.relation, ARRAY[added.name]));
+        END IF;
         IF log_relation IS NOT NULL THEN
             PERFORM millrace_internal.execute_as(caller, format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', log_relation, added.name, added.type));
         END IF;

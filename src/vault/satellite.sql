@@ -326,7 +326,8 @@ BEGIN
                 || ARRAY(SELECT coalesce(millrace_internal.vault_column_type(staging, mapping #>> ARRAY['attributes', a ->> 'number']), 'text')
                          FROM jsonb_array_elements(numbered) WITH ORDINALITY AS u (a, n) ORDER BY n),
             millrace_internal.satellite_types(technical) || array_fill(NULL::text, ARRAY[cardinality(sub_key || attributes)]),
-            nkeys, sub_key || attributes, CASE history WHEN 'all' THEN '' ELSE ' WITH (fillfactor = 90)' END, true), -- room for confirmed_at
+            nkeys, sub_key || attributes, CASE history WHEN 'all' THEN '' ELSE ' WITH (fillfactor = 90)' END, -- room for confirmed_at
+            true),
         definition, staging, mapping,
         concat_ws(', ', millrace_internal.vault_selected(called, technical),
                   (SELECT string_agg(format('t.%I AS sub_key_%s', k, n), ', ' ORDER BY n) FROM unnest(sub_key) WITH ORDINALITY AS u (k, n)),
