@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 """Measures how long it takes from producing an order to seeing it in the mart, and prints "p50 p99" in ms.
 
-    freshness.py BROKERS TOPIC RATE SECONDS SKIP
+    freshness.py BROKERS TOPIC RATE WARM SECONDS SKIP
 
 Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which logs when it sent each. Of them
 a sample is watched. A watched order has a user of its own, so that it is visible when its user is: a reader asks a mart
 (cdm.user_category_counters of the database that PG* names) for the users that it has not seen yet, again and again, a
-millisecond between (more when the query itself takes more). The first second is warm-up and is not counted. A time is
+millisecond between (more when the query itself takes more). The first WARM seconds are not counted, SECONDS after them are. A time is
 that of the answer, so that the reader's own query is part of it.
 """
 import os
@@ -62,10 +62,10 @@ def watch(cursor, wanted, rate, deadline):
 
 
 def main():
-    brokers, topic, rate, seconds, skip = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    brokers, topic, rate, warm, seconds, skip = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     with tempfile.TemporaryDirectory() as folder:
         orders, log = os.path.join(folder, 'orders'), os.path.join(folder, 'log')
-        wanted = make_orders(orders, skip, rate * seconds, max(1, rate // WATCHED))
+        wanted = make_orders(orders, skip, rate * (warm + seconds), max(1, rate // WATCHED))
         connection = psycopg2.connect('')
         connection.autocommit = True
         cursor = connection.cursor()
@@ -75,14 +75,14 @@ def main():
         producer = subprocess.Popen([os.path.join(HERE, 'produce'), brokers, topic, '--rate', str(rate), '--log', log, orders],
                                     stderr=subprocess.DEVNULL)
         try:
-            seen = watch(cursor, wanted, rate, time.time() + seconds + LIMIT)
+            seen = watch(cursor, wanted, rate, time.time() + warm + seconds + LIMIT)
             if producer.wait() != 0:
                 sys.exit('the producer failed')
         finally:
             producer.kill()
         with open(log, encoding='ascii') as file:
             sent = dict(line.split() for line in file)
-    latency = sorted((seen[user] - int(sent[key])) / 1000 for place, key, user in wanted if place >= rate)
+    latency = sorted((seen[user] - int(sent[key])) / 1000 for place, key, user in wanted if place >= rate * warm)
     print(f'{latency[len(latency) // 2]:.1f} {latency[len(latency) * 99 // 100]:.1f}')
 
 

@@ -101,17 +101,15 @@ next_field(char **rest, long line_number)
 }
 
 /*
- * Makes the producer: large batches for bulk.  At a rate it waits a millisecond for company; where messages come so fast
- * that the broker would be busy with requests alone, five.
+ * Makes the producer: large batches for bulk, and where messages come so fast that the broker would be busy with requests alone,
+ * of which librdkafka sends one for each partition.  Otherwise it waits a millisecond for company.
  */
 static rd_kafka_t *
 make_producer(const char *brokers, double rate)
 {
 	const char *settings[][2] = {
-		{"bootstrap.servers", brokers},
-		{"linger.ms", rate == 0 ? "20" : rate > CROWDED ? "5" : "1"},
-		{"batch.num.messages", "100000"},
-		{"queue.buffering.max.messages", "200000"},
+		{"bootstrap.servers", brokers},    {"linger.ms", rate == 0 || rate > CROWDED ? "20" : "1"},
+		{"batch.num.messages", "100000"},  {"queue.buffering.max.messages", "200000"},
 		{"message.max.bytes", "33554432"},
 	};
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();

@@ -5,7 +5,7 @@
 #	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich |
 #		cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | online | predict
 #
-# ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, GROWTH="0.3 1 3 10", and
+# ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, WARM=10 (seconds of freshness that are not counted), GROWTH="0.3 1 3 10", and
 # BUFFERS=8192 (MB of shared_buffers), ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -35,10 +35,12 @@ result() {
 	fi
 }
 
-# Reserves huge pages for so many MB of shared memory, as whoever runs a server with much of it does, until the end of the run.
+# Reserves huge pages for so many MB of shared memory, as whoever runs a server with much of it does, until the end of the run. Those that are
+# free already are used: a run that was killed leaves its own behind, and the rest of the memory would be too little for two such heaps.
 reserve_huge_pages() {
-	local reserved wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
-	reserved=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null) && as_root sysctl -q "vm.nr_hugepages=$((reserved + wanted))" 2>/dev/null ||
+	local reserved free wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
+	reserved=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null) && free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo) &&
+		as_root sysctl -q "vm.nr_hugepages=$((reserved + (wanted > free ? wanted - free : 0)))" 2>/dev/null ||
 		{ say "no huge pages can be reserved: the server does without"; return 0; }
 	on_exit as_root sysctl -q "vm.nr_hugepages=$reserved"
 }

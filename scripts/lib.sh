@@ -329,10 +329,10 @@ log4j_properties() {
 		'log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n'
 }
 
-# Starts the broker's process and waits until it answers.
+# Starts the broker's process, with heap and collector as Kafka's own scripts have them, and waits until it answers.
 kafka_run() {
 	log4j_properties >"$KAFKA_DIR/log4j.properties"
-	java -Xmx1g -Xms256m -XX:+UseG1GC -Dlog4j.configuration="file:$KAFKA_DIR/log4j.properties" \
+	java -Xmx1g -Xms1g -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 -Dlog4j.configuration="file:$KAFKA_DIR/log4j.properties" \
 		-cp "$KAFKA_JARS/*" kafka.Kafka "$KAFKA_DIR/server.properties" \
 		>>"$KAFKA_DIR/broker.log" 2>&1 </dev/null &
 	KAFKA_PID=$!

@@ -1,7 +1,7 @@
 # From producing an order to seeing it in the mart.
 
 freshness() {
-	local rate side skip p50 p99 full=${FULL:-} seconds= peak= cpu= ours= name
+	local rate side skip p50 p99 warm=${WARM:-10} each=${SECONDS_EACH:-20} full=${FULL:-} seconds= peak= cpu= ours= name
 	declare -A figures persecond
 	prepare
 	for rate in ${RATES:-200 2000 half}; do
@@ -24,12 +24,12 @@ freshness() {
 		for name in ${RATES:-200 2000 half}; do
 			rate=${persecond[$name]}
 			warm_broker "warm_${side}_$name" "$rate"
-			read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "$side" "$rate" "${SECONDS_EACH:-20}" "$skip") ||
+			read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "$side" "$rate" "$warm" "$each" "$skip") ||
 				die "freshness of $side could not be measured"
 			say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms"
 			figures[$side.$name.p50]=$p50
 			figures[$side.$name.p99]=$p99
-			skip=$((skip + rate * ${SECONDS_EACH:-20}))
+			skip=$((skip + rate * (warm + each)))
 		done
 		[ "$side" != ours ] || psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')"
 	done
@@ -41,7 +41,7 @@ freshness() {
 }
 
 # A broker compiles its code while a load is new to it, and takes a processor for that: it gets this one before, written and read, on a
-# topic of its own.
+# topic of its own. What another consumer does otherwise is compiled in the seconds that are not counted.
 warm_broker() {
 	local reader
 	kafka_topic "$1" "$partitions"
