@@ -38,12 +38,15 @@ result() {
 # Reserves huge pages for so many MB of shared memory, as whoever runs a server with much of it does, until the end of the run. Those that are
 # free already are used: a run that was killed leaves its own behind, and the rest of the memory would be too little for two such heaps.
 reserve_huge_pages() {
-	local reserved free wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
-	reserved=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null) && free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo) &&
-		as_root sysctl -q "vm.nr_hugepages=$((reserved + (wanted > free ? wanted - free : 0)))" 2>/dev/null ||
-		{ say "no huge pages can be reserved: the server does without"; return 0; }
-	on_exit as_root sysctl -q "vm.nr_hugepages=$reserved"
+	local free added wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
+	free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
+	added=$((wanted > ${free:-0} ? wanted - ${free:-0} : 0))
+	add_huge_pages "$added" || { say "no huge pages can be reserved: the server does without"; return 0; }
+	on_exit add_huge_pages "-$added"
 }
+
+# Changes how many are reserved by so many: another run may have changed it, too.
+add_huge_pages() { as_root sysctl -q "vm.nr_hugepages=$(($(cat /proc/sys/vm/nr_hugepages) + $1))"; } 2>/dev/null
 
 # Builds what is measured, and starts the server and (unless PREPARE_KAFKA=0) the broker that both sides use. Arguments are settings of the server.
 prepare() {
