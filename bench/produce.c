@@ -108,8 +108,10 @@ static rd_kafka_t *
 make_producer(const char *brokers, double rate)
 {
 	const char *settings[][2] = {
-		{"bootstrap.servers", brokers},    {"linger.ms", rate == 0 || rate > CROWDED ? "20" : "1"},
-		{"batch.num.messages", "100000"},  {"queue.buffering.max.messages", "200000"},
+		{"bootstrap.servers", brokers},
+		{"linger.ms", rate > 0 && rate <= CROWDED ? "1" : "20"}, /* how long it waits */
+		{"batch.num.messages", "100000"},
+		{"queue.buffering.max.messages", "200000"},
 		{"message.max.bytes", "33554432"},
 	};
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();

@@ -40,7 +40,8 @@ result() {
 reserve_huge_pages() {
 	local free added wanted=$(($1 * 53 / 100))       # of 2 MB, and what the server needs beside its buffers
 	free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
-	added=$((wanted > ${free:-0} ? wanted - ${free:-0} : 0))
+	added=$((wanted - ${free:-0}))
+	[ "$added" -gt 0 ] || return 0
 	add_huge_pages "$added" || { say "no huge pages can be reserved: the server does without"; return 0; }
 	on_exit add_huge_pages "-$added"
 }
