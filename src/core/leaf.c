@@ -4,14 +4,15 @@
  *
  * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
  * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  Then its leaf
- * is looked for in a copy of the page above: only what lies beyond that page, or was split since, needs a descent.
+ * is looked for in a copy of the page above, and that page in a copy of the one above it: only what lies beyond, or was
+ * split since, needs a descent from the root.
  * Entries wait on a page of their own until the leaf is let go, and are put there together.  What is done to a leaf is
  * what nbtree itself does when an entry fits: with the same WAL record, when entries are few, and else with one of generic WAL
  * for all.  Whatever is not that simple is left to nbtree: a key that is there already (dead or alive), a full
  * page, an index of before version 4.
  *
- * A copy may be old.  Splits move keys to the right only, which the high key of the leaf tells; and a leaf that was
- * deleted is not used again before the transactions are over that ran at that time, of which we are one.
+ * A copy may be old.  Splits move keys to the right only, which the high key of the page below tells; and a page that
+ * was deleted is not used again before the transactions are over that ran at that time, of which we are one.
  *
  * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
  * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
@@ -55,13 +56,34 @@ typedef struct Number
 	uint64 second; /* of the second one's; or 0 */
 } Number;
 
+/* A page of the index that leads to others. */
+typedef struct Inner
+{
+	BlockNumber block; /* or invalid */
+	bool has_copy;
+	bool has_range;
+	Number from; /* numbers of the first key there, and of the last one; if has_range */
+	Number to;
+	PGAlignedBlock copy; /* what the page was, if has_copy */
+} Inner;
+
+/* Where an inner page leads. */
+typedef struct Way
+{
+	BlockNumber block;
+	bool has_from;
+	bool has_to;
+	Number from; /* numbers between which those of that page lie; if known */
+	Number to;
+} Way;
+
 /* Where a key may stand that comes soon. */
 typedef struct Expected
 {
-	BlockNumber block; /* of the leaf; or invalid */
+	BlockNumber block; /* of its leaf, or of the page above that; or invalid */
 	Page page; /* or NULL */
 	Number number;
-	Number from; /* numbers between which those of the leaf lie */
+	Number from; /* numbers between which those of the page lie */
 	Number to;
 	OffsetNumber place; /* near it; or invalid */
 } Expected;
@@ -79,31 +101,38 @@ struct MrLeaf
 	Number to;
 	Buffer buffer; /* pinned and locked; or invalid */
 	int access; /* how */
-	BlockNumber above_block; /* of the page above the leaf that a descent led to; or invalid */
-	bool has_above;
-	PGAlignedBlock above; /* what that page was, if has_above */
-	bool has_range;
-	Number above_from; /* numbers of the first key there, and of the last one; if has_range */
-	Number above_to;
 	OffsetNumber
 		last; /* the next key is hoped to be greater than this entry; or the place before all */
 	OffsetNumber place; /* the first entry that is greater than the key, or one that is equal */
 	unsigned nexpected;
 	Expected expected[AHEAD]; /* the last ones that were */
 	int nwaiting;
+	Inner above; /* the page above the leaf that was gone to last */
+	Inner top; /* the page above that one */
 	PGAlignedBlock waiting; /* a leaf with the entries, in order, that go to the one that is held */
 	OffsetNumber
 		places[MaxIndexTuplesPerPage]; /* of the entries there before which they will stand */
 };
 
+/* Another page takes the place of an inner one. */
+static void
+set_inner(Inner *inner, BlockNumber block)
+{
+	inner->block = block;
+	inner->has_copy = inner->has_range = false;
+}
+
 MrLeaf *
 mr_leaf_create(Relation heap, Relation index)
 {
-	MrLeaf *leaf = palloc0(sizeof(MrLeaf));
+	MrLeaf *leaf = palloc(sizeof(MrLeaf));
 
+	/* What is copied and kept is not read before it is written. */
+	memset(leaf, 0, offsetof(MrLeaf, above));
 	leaf->heap = heap;
 	leaf->index = index;
-	leaf->above_block = InvalidBlockNumber;
+	set_inner(&leaf->above, InvalidBlockNumber);
+	set_inner(&leaf->top, InvalidBlockNumber);
 	for (int i = 0; i < AHEAD; i++)
 		leaf->expected[i].block = InvalidBlockNumber;
 	_bt_pageinit((Page) leaf->waiting.data, BLCKSZ);
@@ -488,70 +517,29 @@ mr_leaf_release(MrLeaf *leaf)
 
 /* ---- the way to a leaf -------------------------------------------------------------------------- */
 
-/* Where the entry with a key stands first on the copy of the page above: before it is one that is less than all. */
+/* The place of an inner page's first key: before it is an entry that is less than all. */
 static OffsetNumber
-first_above(const MrLeaf *leaf)
+first_key(Page page)
 {
-	return OffsetNumberNext(P_FIRSTDATAKEY(BTPageGetOpaque((Page) leaf->above.data)));
+	return OffsetNumberNext(P_FIRSTDATAKEY(BTPageGetOpaque(page)));
 }
 
 static OffsetNumber
-end_above(const MrLeaf *leaf)
+end_of_keys(Page page)
 {
-	return OffsetNumberNext(PageGetMaxOffsetNumber((Page) leaf->above.data));
+	return OffsetNumberNext(PageGetMaxOffsetNumber(page));
 }
 
-/* Copies the page that the last descent came by, if that is to be had. */
-static void
-copy_above(MrLeaf *leaf)
+/* Is it a page so many levels above the leaves, and in use? */
+static bool
+is_inner(Page page, uint32 level)
 {
-	Buffer buffer = _bt_getbuf(leaf->index, leaf->above_block, BT_READ);
-	Page page = BufferGetPage(buffer);
-
-	leaf->has_above = !P_IGNORE(BTPageGetOpaque(page)) && BTPageGetOpaque(page)->btpo_level == 1;
-	if (leaf->has_above)
-		memcpy(leaf->above.data, page, BLCKSZ);
-	_bt_relbuf(leaf->index, buffer);
-	leaf->has_range = leaf->has_above && is_numbered(leaf, 0) &&
-					  end_above(leaf) > first_above(leaf);
-	if (leaf->has_range)
-	{
-		leaf->above_from = number_at(leaf, (Page) leaf->above.data, first_above(leaf));
-		leaf->above_to = number_at(leaf, (Page) leaf->above.data, end_above(leaf) - 1);
-	}
+	return !P_IGNORE(BTPageGetOpaque(page)) && BTPageGetOpaque(page)->btpo_level == level;
 }
 
-/* The block to which the entry before a place of the page above leads. */
-static BlockNumber
-block_before(const MrLeaf *leaf, OffsetNumber place)
-{
-	Page page = (Page) leaf->above.data;
-
-	return BTreeTupleGetDownLink(
-		(IndexTuple) PageGetItem(page, PageGetItemId(page, OffsetNumberPrev(place))));
-}
-
-/* The place on the page above before which the entry stands that leads to the key's leaf; or none. */
-static OffsetNumber
-find_above(const MrLeaf *leaf)
-{
-	Page page = (Page) leaf->above.data;
-	BTPageOpaque opaque = BTPageGetOpaque(page);
-	OffsetNumber first = first_above(leaf);
-	OffsetNumber place;
-	Number number;
-	bool equal;
-
-	if (end_above(leaf) < first ||
-		(!P_RIGHTMOST(opaque) && compare(leaf, page, P_HIKEY, &number) >= 0))
-		return InvalidOffsetNumber;
-	place = search(leaf, page, first, end_above(leaf), leaf->above_from, leaf->above_to, &equal);
-	return equal || (place == first && !P_LEFTMOST(opaque)) ? InvalidOffsetNumber : place;
-}
-
-/* Pins and locks a leaf. */
+/* Pins and locks a page. */
 static Buffer
-get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
+get_page(const MrLeaf *leaf, BlockNumber block, int access)
 {
 	Buffer buffer = mr_recent_read(leaf->index, block);
 
@@ -560,22 +548,121 @@ get_leaf(const MrLeaf *leaf, BlockNumber block, int access)
 	return buffer;
 }
 
-/* Goes to the leaf of a key by way of the page above, from before a place there; false when that does not lead there. */
-static bool
-descend_from_above(MrLeaf *leaf, int access, OffsetNumber *place)
+/* Copies an inner page, if it is still one of that level. */
+static void
+copy_inner(const MrLeaf *leaf, Inner *inner, uint32 level)
 {
-	if (!BlockNumberIsValid(leaf->above_block))
+	Buffer buffer = get_page(leaf, inner->block, BT_READ);
+	Page page = BufferGetPage(buffer);
+	Page copy = (Page) inner->copy.data;
+
+	inner->has_copy = is_inner(page, level);
+	if (inner->has_copy)
+		memcpy(copy, page, BLCKSZ);
+	_bt_relbuf(leaf->index, buffer);
+	inner->has_range = inner->has_copy && is_numbered(leaf, 0) &&
+					   end_of_keys(copy) > first_key(copy);
+	if (inner->has_range)
+	{
+		inner->from = number_at(leaf, copy, first_key(copy));
+		inner->to = number_at(leaf, copy, end_of_keys(copy) - 1);
+	}
+}
+
+/* Where the entry before a place of an inner page leads. */
+static Way
+way_before(const MrLeaf *leaf, Page page, OffsetNumber place)
+{
+	Way way = {.block = BTreeTupleGetDownLink(entry_at(page, OffsetNumberPrev(place)))};
+
+	way.has_from = is_numbered(leaf, 0) && place > first_key(page);
+	if (way.has_from)
+		way.from = number_at(leaf, page, OffsetNumberPrev(place));
+	way.has_to = is_numbered(leaf, 0) && place < end_of_keys(page);
+	if (way.has_to)
+		way.to = number_at(leaf, page, place);
+	return way;
+}
+
+/* Where an inner page, whose numbers lie between the two, leads the key; false when it does not tell. */
+static bool
+find_way(const MrLeaf *leaf, Page page, Number from, Number to, Way *way)
+{
+	BTPageOpaque opaque = BTPageGetOpaque(page);
+	OffsetNumber first = first_key(page);
+	OffsetNumber place;
+	Number number;
+	bool equal;
+
+	if (end_of_keys(page) < first ||
+		(!P_RIGHTMOST(opaque) && compare(leaf, page, P_HIKEY, &number) >= 0))
 		return false;
-	if (!leaf->has_above)
-		copy_above(leaf);
-	*place = leaf->has_above ? find_above(leaf) : InvalidOffsetNumber;
-	if (!OffsetNumberIsValid(*place))
+	place = search(leaf, page, first, end_of_keys(page), from, to, &equal);
+	if (equal || (place == first && !P_LEFTMOST(opaque)))
 		return false;
-	leaf->buffer = get_leaf(leaf, block_before(leaf, *place), access);
+	*way = way_before(leaf, page, place);
+	return true;
+}
+
+static bool
+find_way_on_copy(const MrLeaf *leaf, Inner *inner, Way *way)
+{
+	return inner->has_copy && find_way(leaf, (Page) inner->copy.data, inner->from, inner->to, way);
+}
+
+/* The same on the page itself. */
+static bool
+find_way_on_page(const MrLeaf *leaf, const Way *to_page, uint32 level, Way *way)
+{
+	Number from = to_page->has_from ? to_page->from : (Number){0};
+	Number to = to_page->has_to ? to_page->to : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
+	Buffer buffer = get_page(leaf, to_page->block, BT_READ);
+	Page page = BufferGetPage(buffer);
+	bool found = is_inner(page, level) && find_way(leaf, page, from, to, way);
+
+	_bt_relbuf(leaf->index, buffer);
+	return found;
+}
+
+/*
+ * Finds the way to the key's leaf by the pages above; false when these do not tell it.  The page above the leaf is copied for the second
+ * key that goes there: in a small batch, most have one.
+ */
+static bool
+find_leaf(MrLeaf *leaf, Way *way)
+{
+	Way to_above;
+
+	if (find_way_on_copy(leaf, &leaf->above, way))
+		return true;
+	if (BlockNumberIsValid(leaf->top.block))
+	{
+		if (!leaf->top.has_copy)
+			copy_inner(leaf, &leaf->top, 2);
+		if (!find_way_on_copy(leaf, &leaf->top, &to_above))
+			return false;
+		if (to_above.block != leaf->above.block)
+		{
+			set_inner(&leaf->above, to_above.block);
+			return find_way_on_page(leaf, &to_above, 1, way);
+		}
+	}
+	if (!BlockNumberIsValid(leaf->above.block) || leaf->above.has_copy)
+		return false;
+	copy_inner(leaf, &leaf->above, 1);
+	return find_way_on_copy(leaf, &leaf->above, way);
+}
+
+/* Goes to the leaf of a key by way of the pages above; false when they do not lead there. */
+static bool
+descend_from_above(MrLeaf *leaf, int access, Way *way)
+{
+	if (!find_leaf(leaf, way))
+		return false;
+	leaf->buffer = get_page(leaf, way->block, access);
 	if (!P_IGNORE(BTPageGetOpaque(BufferGetPage(leaf->buffer))) && is_before_next(leaf))
 		return true;
 	mr_leaf_release(leaf);
-	*place = InvalidOffsetNumber;
 	return false;
 }
 
@@ -584,10 +671,10 @@ static bool
 descend_from_root(MrLeaf *leaf, int access)
 {
 	BTStack stack = mr_bt_search(leaf->index, leaf->heap, leaf->key, &leaf->buffer, access);
+	BTStack parent = stack != NULL ? stack->bts_parent : NULL;
 
-	leaf->above_block = stack != NULL ? stack->bts_blkno : InvalidBlockNumber;
-	leaf->has_above = false;
-	leaf->has_range = false;
+	set_inner(&leaf->above, stack != NULL ? stack->bts_blkno : InvalidBlockNumber);
+	set_inner(&leaf->top, parent != NULL ? parent->bts_blkno : InvalidBlockNumber);
 	_bt_freestack(stack);
 	return BufferIsValid(leaf->buffer) && is_before_next(leaf);
 }
@@ -596,14 +683,19 @@ descend_from_root(MrLeaf *leaf, int access)
 static bool
 descend(MrLeaf *leaf, int access)
 {
-	OffsetNumber above = InvalidOffsetNumber; /* the leaf's key is the one before it */
+	Way way = {0};
 	bool is_its_leaf;
 	OffsetNumber last;
 	Page page;
 
 	mr_leaf_release(leaf);
 	leaf->access = access;
-	is_its_leaf = descend_from_above(leaf, access, &above) || descend_from_root(leaf, access);
+	is_its_leaf = descend_from_above(leaf, access, &way);
+	if (!is_its_leaf)
+	{
+		way = (Way){0};
+		is_its_leaf = descend_from_root(leaf, access);
+	}
 	/* To readers, an empty index has no page. */
 	if (!BufferIsValid(leaf->buffer))
 		return false;
@@ -616,14 +708,8 @@ descend(MrLeaf *leaf, int access)
 	if (leaf->has_number && last > leaf->last)
 	{
 		/* What the page above says is at hand. */
-		bool is_within = OffsetNumberIsValid(above);
-
-		leaf->from = is_within && above > first_above(leaf)
-						 ? number_at(leaf, (Page) leaf->above.data, above - 1)
-						 : number_at(leaf, page, OffsetNumberNext(leaf->last));
-		leaf->to = is_within && above < end_above(leaf)
-					   ? number_at(leaf, (Page) leaf->above.data, above)
-					   : number_at(leaf, page, last);
+		leaf->from = way.has_from ? way.from : number_at(leaf, page, OffsetNumberNext(leaf->last));
+		leaf->to = way.has_to ? way.to : number_at(leaf, page, last);
 	}
 	return is_its_leaf;
 }
@@ -656,23 +742,23 @@ expected(MrLeaf *leaf, int calls_ago)
 	return &leaf->expected[(leaf->nexpected - calls_ago) % AHEAD];
 }
 
-/* Finds the leaf where a number's place is, and asks for what tells where that stands. */
+/* Finds the page below an inner one where a number's place is, and asks for what tells where that stands. */
 static void
-expect_leaf(MrLeaf *leaf, Expected *key, Number number)
+expect_below(MrLeaf *leaf, Inner *inner, Expected *key, Number number)
 {
-	Page above = (Page) leaf->above.data;
-	OffsetNumber place = search_number(leaf, above, number, first_above(leaf), end_above(leaf),
-									   leaf->above_from, leaf->above_to);
+	Page page = (Page) inner->copy.data;
+	Way way = way_before(leaf, page,
+						 search_number(leaf, page, number, first_key(page), end_of_keys(page),
+									   inner->from, inner->to));
 
-	key->block = block_before(leaf, place);
+	key->block = way.block;
 	mr_recent_prefetch_place(leaf->index, key->block);
 	key->number = number;
-	key->from = place > first_above(leaf) ? number_at(leaf, above, place - 1) : (Number){0};
-	key->to = place < end_above(leaf) ? number_at(leaf, above, place)
-									  : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
+	key->from = way.has_from ? way.from : (Number){0};
+	key->to = way.has_to ? way.to : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
 }
 
-/* Asks for the leaf's page. */
+/* Asks for that page. */
 static void
 expect_page(MrLeaf *leaf, Expected *key)
 {
@@ -744,8 +830,10 @@ expect(MrLeaf *leaf, const Datum *values, const bool *nulls)
 		if (low < high)
 			prefetch_around(page, guess(number, low, high, leaf->from, leaf->to), low, high);
 	}
-	else if (leaf->has_range)
-		expect_leaf(leaf, key, number);
+	else if (leaf->above.has_range && (!leaf->top.has_range || !is_less(leaf->above.to, number)))
+		expect_below(leaf, &leaf->above, key, number);
+	else if (leaf->top.has_range)
+		expect_below(leaf, &leaf->top, key, number);
 }
 
 /* Does the entry fit into the leaf, beside those that wait? */

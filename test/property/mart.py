@@ -210,33 +210,36 @@ def run_keyed(cursor, rng, count):
     return check_state(cursor, "keyed")
 
 
-def run_moved(database, cursor, rng, count):
-    """Groups that all go and others that come, in an index whose pages are taken away, used again and made anew meanwhile by somebody else."""
+def run_moved(database, cursor, rng, name, count, prefix=""):
+    """Groups that all go and others that come, in an index whose pages are taken away, used again and made anew meanwhile by somebody else; with
+    a long prefix, in one of many levels, in batches that split pages on each of them."""
     cursor.execute("CREATE EXTENSION IF NOT EXISTS amcheck")
-    cursor.execute("SELECT millrace.create_stream('moved')")
-    cursor.execute("SELECT millrace.create_staging('stg.moved', stream => 'moved', key => %s, columns => %s)", ('{"id": ["$key", "bigint"]}', '{"g": ["$.g", "bigint"]}'))
-    query = "SELECT g, count(*) AS n FROM stg.moved GROUP BY g"
-    cursor.execute("SELECT millrace.create_mart('cdm.moved', %s)", (query,))
-    cursor.execute("SELECT 'millrace_state.mart_' || id FROM millrace.target WHERE relation = 'cdm.moved'::regclass")
+    cursor.execute("SELECT millrace.create_stream(%s)", (name,))
+    cursor.execute("SELECT millrace.create_staging(%s, stream => %s, key => %s, columns => %s)",
+                   ("stg." + name, name, '{"id": ["$key", "bigint"]}', '{"g": ["$.g", "%s"]}' % ("text" if prefix else "bigint")))
+    query = f"SELECT g, count(*) AS n FROM stg.{name} GROUP BY g"
+    cursor.execute("SELECT millrace.create_mart(%s, %s)", ("cdm." + name, query))
+    cursor.execute("SELECT 'millrace_state.mart_' || id FROM millrace.target WHERE relation = %s::regclass", ("cdm." + name,))
     state = cursor.fetchone()[0]
+    group = f"'{prefix}' || (10 * k + %s)" if prefix else "10 * k + %s"
     other = psycopg2.connect(dbname=database)
     other.autocommit = True
     for step in range(30):
         # the groups of half of the objects stay; the others' come after them, go before them, then far after them, and come back
         first, last = (0, count) if step == 0 else (count // 2, rng.choice([count * 6 // 10, count, count]))
-        cursor.execute("SELECT count(millrace.push('moved', json_build_object('g', 10 * k + %s)::text, key => k::text)) FROM generate_series(%s, %s) AS k",
-                       ((0, -20, 20)[step % 3] * count + rng.randrange(10), first, last))
+        cursor.execute(f"SELECT count(millrace.push(%s, json_build_object('g', {group})::text, key => k::text)) FROM generate_series(%s, %s) AS k",
+                       (name, (0, -20, 20)[step % 3] * count + rng.randrange(10), first, last))
         # who comes back knows the pages as they were when he left
         taken_by = cursor if step % 3 == 0 and rng.random() < 0.9 else other.cursor()
-        taken_by.execute("SELECT * FROM millrace.run_stream('moved')")
+        taken_by.execute("SELECT * FROM millrace.run_stream(%s)", (name,))
         cursor.execute("SELECT bt_index_check(indexrelid, true) FROM pg_index WHERE indrelid = %s::regclass", (state,))
-        if not check(cursor, "moved", f"moved {step}", query):
+        if not check(cursor, name, f"{name} {step}", query):
             return False
         for _ in range(2):
             cursor.execute(rng.choice([f"VACUUM {state}"] * 9 + [f"REINDEX TABLE {state}"]))
             cursor.execute("SELECT txid_current()")
     other.close()
-    return check_state(cursor, "moved")
+    return check_state(cursor, name)
 
 
 def check_gone(database, cursor):
@@ -292,7 +295,10 @@ def run(admin, database, cursor, rng, steps, pushes):
             return False
     if preloaded(admin) and not (two_workers(admin, database, cursor, rng, pushes) and run_wide(admin, database, cursor, rng, pushes * 20)):
         return False
-    return run_keyed(cursor, rng, pushes * 20) and run_moved(database, cursor, rng, pushes * 20) and check_gone(database, cursor)
+    if not (run_keyed(cursor, rng, pushes * 20) and run_moved(database, cursor, rng, "moved", pushes * 20)):
+        return False
+    prefix = "".join(rng.choices("0123456789abcdef", k=600))
+    return run_moved(database, cursor, rng, "deep", pushes * 5, prefix) and check_gone(database, cursor)
 
 
 if __name__ == "__main__":
