@@ -62,10 +62,9 @@ settle() {
 	sleep 2
 }
 
-# The rate at which a backlog is drained; sets full.
+# The rate at which a backlog is drained, as kafka_to_marts has it; sets full.
 measure_full_load() {
 	measures ours || die "how much is half of the full load? Say it by FULL=… orders a second"
-	orders=${ORDERS:-100000}
 	make_orders
 	declare_ours
 	consume_ours
