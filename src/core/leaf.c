@@ -4,15 +4,16 @@
  *
  * index_insert() descends from the root for every entry.  Batches come sorted, so many of their keys go to one
  * leaf; here the leaf that the last key went to stays locked, and the next key is tried there first.  Then its leaf
- * is looked for in a copy of the page above, and that page in a copy of the one above it: only what lies beyond, or was
+ * is looked for on the page above, and that page in a copy of the one above it: only what these do not tell, or was
  * split since, needs a descent from the root.
  * Entries wait on a page of their own until the leaf is let go, and are put there together.  What is done to a leaf is
  * what nbtree itself does when an entry fits: with the same WAL record, when entries are few, and else with one of generic WAL
  * for all.  Whatever is not that simple is left to nbtree: a key that is there already (dead or alive), a full
  * page, an index of before version 4.
  *
- * A copy may be old.  Splits move keys to the right only, which the high key of the page below tells; and a page that
- * was deleted is not used again before the transactions are over that ran at that time, of which we are one.
+ * A copy may be old.  Splits move keys to the right only, which the high key of the page below tells; the keys of a page
+ * that is deleted come to the one on its right: what a page begins with only becomes less.  And a page that was deleted is
+ * not used again before the transactions are over that ran at that time, of which we are one.
  *
  * Nobody can put an entry with the same key elsewhere meanwhile: inserters look for their key on the leaf
  * whose bounds enclose it, which we hold.  A key equal to the leaf's high key may have its equals on the next
@@ -71,9 +72,9 @@ typedef struct Inner
 typedef struct Way
 {
 	BlockNumber block;
-	bool has_from;
-	bool has_to;
-	Number from; /* numbers between which those of that page lie; if known */
+	bool has_from; /* says the inner page where that one begins, */
+	bool has_to; /* and where it ends? */
+	Number from; /* numbers between which those of that page lie */
 	Number to;
 } Way;
 
@@ -107,6 +108,7 @@ struct MrLeaf
 	unsigned nexpected;
 	Expected expected[AHEAD]; /* the last ones that were */
 	int nwaiting;
+	/* From here on, nothing is zero at first: these are pages. */
 	Inner above; /* the page above the leaf that was gone to last */
 	Inner top; /* the page above that one */
 	PGAlignedBlock waiting; /* a leaf with the entries, in order, that go to the one that is held */
@@ -127,7 +129,6 @@ mr_leaf_create(Relation heap, Relation index)
 {
 	MrLeaf *leaf = palloc(sizeof(MrLeaf));
 
-	/* What is copied and kept is not read before it is written. */
 	memset(leaf, 0, offsetof(MrLeaf, above));
 	leaf->heap = heap;
 	leaf->index = index;
@@ -573,7 +574,8 @@ copy_inner(const MrLeaf *leaf, Inner *inner, uint32 level)
 static Way
 way_before(const MrLeaf *leaf, Page page, OffsetNumber place)
 {
-	Way way = {.block = BTreeTupleGetDownLink(entry_at(page, OffsetNumberPrev(place)))};
+	Way way = {.block = BTreeTupleGetDownLink(entry_at(page, OffsetNumberPrev(place))),
+			   .to = {PG_UINT64_MAX, PG_UINT64_MAX}};
 
 	way.has_from = is_numbered(leaf, 0) && place > first_key(page);
 	if (way.has_from)
@@ -598,6 +600,7 @@ find_way(const MrLeaf *leaf, Page page, Number from, Number to, Way *way)
 		(!P_RIGHTMOST(opaque) && compare(leaf, page, P_HIKEY, &number) >= 0))
 		return false;
 	place = search(leaf, page, first, end_of_keys(page), from, to, &equal);
+	/* Where its first child begins, an inner page does not say. */
 	if (equal || (place == first && !P_LEFTMOST(opaque)))
 		return false;
 	*way = way_before(leaf, page, place);
@@ -610,23 +613,21 @@ find_way_on_copy(const MrLeaf *leaf, Inner *inner, Way *way)
 	return inner->has_copy && find_way(leaf, (Page) inner->copy.data, inner->from, inner->to, way);
 }
 
-/* The same on the page itself. */
+/* The same on the page above the leaf, itself. */
 static bool
-find_way_on_page(const MrLeaf *leaf, const Way *to_page, uint32 level, Way *way)
+find_way_on_page(const MrLeaf *leaf, const Way *to_page, Way *way)
 {
-	Number from = to_page->has_from ? to_page->from : (Number){0};
-	Number to = to_page->has_to ? to_page->to : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
 	Buffer buffer = get_page(leaf, to_page->block, BT_READ);
 	Page page = BufferGetPage(buffer);
-	bool found = is_inner(page, level) && find_way(leaf, page, from, to, way);
+	bool found = is_inner(page, 1) && find_way(leaf, page, to_page->from, to_page->to, way);
 
 	_bt_relbuf(leaf->index, buffer);
 	return found;
 }
 
 /*
- * Finds the way to the key's leaf by the pages above; false when these do not tell it.  The page above the leaf is copied for the second
- * key that goes there: in a small batch, most have one.
+ * Finds the way to the key's leaf by the pages above; false when these do not tell it.  The page above the leaf is read in place for the first
+ * leaf that is looked for there, and copied for the second: in a small batch, most have one.
  */
 static bool
 find_leaf(MrLeaf *leaf, Way *way)
@@ -635,17 +636,12 @@ find_leaf(MrLeaf *leaf, Way *way)
 
 	if (find_way_on_copy(leaf, &leaf->above, way))
 		return true;
-	if (BlockNumberIsValid(leaf->top.block))
+	if (BlockNumberIsValid(leaf->top.block) && !leaf->top.has_copy)
+		copy_inner(leaf, &leaf->top, 2);
+	if (find_way_on_copy(leaf, &leaf->top, &to_above) && to_above.block != leaf->above.block)
 	{
-		if (!leaf->top.has_copy)
-			copy_inner(leaf, &leaf->top, 2);
-		if (!find_way_on_copy(leaf, &leaf->top, &to_above))
-			return false;
-		if (to_above.block != leaf->above.block)
-		{
-			set_inner(&leaf->above, to_above.block);
-			return find_way_on_page(leaf, &to_above, 1, way);
-		}
+		set_inner(&leaf->above, to_above.block);
+		return find_way_on_page(leaf, &to_above, way);
 	}
 	if (!BlockNumberIsValid(leaf->above.block) || leaf->above.has_copy)
 		return false;
@@ -754,11 +750,11 @@ expect_below(MrLeaf *leaf, Inner *inner, Expected *key, Number number)
 	key->block = way.block;
 	mr_recent_prefetch_place(leaf->index, key->block);
 	key->number = number;
-	key->from = way.has_from ? way.from : (Number){0};
-	key->to = way.has_to ? way.to : (Number){PG_UINT64_MAX, PG_UINT64_MAX};
+	key->from = way.from;
+	key->to = way.to;
 }
 
-/* Asks for that page. */
+/* Asks for the page where a key is expected. */
 static void
 expect_page(MrLeaf *leaf, Expected *key)
 {
