@@ -607,13 +607,14 @@ find_way(const MrLeaf *leaf, Page page, Number from, Number to, Way *way)
 	return true;
 }
 
+/* The same on the copy, if there is one. */
 static bool
 find_way_on_copy(const MrLeaf *leaf, Inner *inner, Way *way)
 {
 	return inner->has_copy && find_way(leaf, (Page) inner->copy.data, inner->from, inner->to, way);
 }
 
-/* The same on the page above the leaf, itself. */
+/* The same on a page above leaves itself, to which the way from its parent is given. */
 static bool
 find_way_on_page(const MrLeaf *leaf, const Way *to_page, Way *way)
 {
@@ -795,7 +796,8 @@ expect_entries(const Expected *key)
 }
 
 /*
- * A key that begins with these values comes AHEAD calls later, or none: asks for what leads to its page; for the page of the one that was said a
+ * A key that begins with these values comes AHEAD calls later, or none: asks for what leads to its page, which is the one above its leaf when no copy
+ * tells that; for the page of the one that was said a
  * call before, for the pointers to the entries near it of the one before that, and for the entries of the one before that.
  */
 static void
