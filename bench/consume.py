@@ -56,18 +56,23 @@ def main():
     connection = psycopg2.connect('')
     connection.autocommit = True                # a snapshot held open would keep dead rows alive
     cursor = connection.cursor()
+    # planned once: what a look takes from the processors is missing to the workers
+    cursor.execute('PREPARE position (text) AS SELECT (SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = $1), '
+                   'wal_bytes::double precision / 1024, wal_fpi FROM pg_stat_wal')
+    cursor.execute("PREPARE processes AS SELECT pid, backend_type = 'millrace stream worker', wait_event_type IS NOT DISTINCT FROM 'Lock' "
+                   "FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
     start, peak, done, cpu = time.monotonic(), 0, 0, {}
     cursor.execute('SELECT wal_bytes::double precision / 1024, wal_fpi FROM pg_stat_wal')
     moved, samples = start, [(0, start, 0, *cursor.fetchone())]
     looks, waiting = 0, 0
     cursor.execute('SELECT millrace.start_stream(%s)', (stream,))
     while done < total:
-        cursor.execute('SELECT (SELECT coalesce(sum(position), 0) FROM millrace.stream_partition WHERE stream = %s), wal_bytes::double precision / 1024, wal_fpi FROM pg_stat_wal', (stream,))
+        cursor.execute('EXECUTE position (%s)', (stream,))
         position, *log = cursor.fetchone()
         before, done = done, int(position)
         now = time.monotonic()
         moved = now if done > before else moved
-        cursor.execute("SELECT pid, backend_type = 'millrace stream worker', wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity WHERE backend_type LIKE 'millrace%'")
+        cursor.execute('EXECUTE processes')
         for pid, worker, waits in cursor.fetchall():
             looks += worker
             waiting += worker and waits

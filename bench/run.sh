@@ -25,6 +25,9 @@ needs_both() { [ "$only" = both ] || die "$1 compares millrace with what it wrot
 # Calculates with awk.
 calc() { awk "BEGIN { printf \"${2:-%.0f}\", $1 }"; }
 
+# The middle one of the numbers in a file.
+median() { sort -n "$1" | awk '{ of[NR] = $1 } END { print of[int((NR + 1) / 2)] }'; }
+
 # Prints a final line, or the one half that was measured.
 result() {
 	local name=$1 ours=$2 baseline=$3 unit=$4

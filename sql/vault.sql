@@ -31,6 +31,12 @@ SELECT millrace.create_satellite('vd.s_quantity', source => 'vs.items', parent =
 -- Hubs and links are analyzed by small samples; satellites have values that people ask for.
 SELECT c.relname, count(*) FILTER (WHERE a.attstattarget = 20) AS fewer_statistics, count(*) AS columns FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE c.relkind = 'r' AND c.relnamespace IN ('vs'::regnamespace, 'vd'::regnamespace) GROUP BY c.relname ORDER BY c.relname;
+-- Rows that other objects' versions confirm have more room for that than those of objects themselves, and none that are never confirmed.
+SELECT millrace.create_satellite('vd.s_place', source => 'vs.orders', parent => 'vd.h_user', attributes => '{place}');
+SELECT millrace.create_satellite('vd.s_costs', source => 'vs.orders', parent => 'vd.h_user', attributes => '{cost}', history => 'all');
+SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND relnamespace = 'vd'::regnamespace AND relname LIKE 's\_%' ORDER BY relname;
+SELECT millrace.drop_table('vd.s_place');
+SELECT millrace.drop_table('vd.s_costs');
 \d vd.h_user
 \d vd.l_order_user
 \d vd.s_status

@@ -9,7 +9,7 @@ answers() {
 is_copied() { [ "$(ours_value 'SELECT count(memory_bytes) FROM millrace.model_status')" = 1 ]; }
 
 recommend() {
-	local customers items name round select_1 recommend similar sql
+	local customers items name round
 	needs_both recommend
 	PREPARE_KAFKA=0 prepare "maintenance_work_mem = '4GB'" "max_parallel_maintenance_workers = $(($(nproc) - 1))" "millrace.model_cache = '2GB'"
 	"$PYTHON" "$here/gen_bought.py" retail "$work/retail" "${SCALE:-1}"
@@ -40,10 +40,7 @@ recommend() {
 			answers "$name" >>"$work/$name.rates"
 		done
 	done
-	for name in select_1 recommend similar sql; do
-		eval "$name=$(sort -n "$work/$name.rates" | awk '{ r[NR] = $1 } END { print r[int((NR + 1) / 2)] }')"
-	done
-	result recommend "$recommend" "$select_1" /s
-	result similar "$similar" "$select_1" /s
-	result recommend.sql "$recommend" "$sql" /s
+	result recommend "$(median "$work/recommend.rates")" "$(median "$work/select_1.rates")" /s
+	result similar "$(median "$work/similar.rates")" "$(median "$work/select_1.rates")" /s
+	result recommend.sql "$(median "$work/recommend.rates")" "$(median "$work/sql.rates")" /s
 }

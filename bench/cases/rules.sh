@@ -12,11 +12,9 @@ rules() {
 		done
 	done
 	for set in 4 40 hits; do
-		result "rules.$set" "$(rules_median "$set")" "$(rules_median none)" messages/s
+		result "rules.$set" "$(median "$work/rules.$set")" "$(median "$work/rules.none")" messages/s
 	done
 }
-
-rules_median() { sort -n "$work/rules.$1" | sed -n "$((($(wc -l <"$work/rules.$1") + 1) / 2))p"; }
 
 # A new shop with a set of rules; prints messages a second.
 rules_consume() {

@@ -188,6 +188,15 @@ SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION millrace_internal.satellite_whole(millrace.staging, json) IS 'whether the key that a satellite reads from a staging table is the table''s own';
 
+-- Does the parent's key hold the staging's own, so that no other object's versions tell of the parent?
+CREATE FUNCTION millrace_internal.satellite_is_own(staging millrace.staging, mapping json) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT (SELECT array_agg(c ->> 'name') FROM json_array_elements(staging.definition -> 'columns') c WHERE (c ->> 'key')::boolean)
+        <@ (SELECT array_agg(k) FROM json_array_elements(mapping -> 'key') p, json_array_elements_text(p) k)
+$$;
+COMMENT ON FUNCTION millrace_internal.satellite_is_own(millrace.staging, json) IS 'whether the key that a satellite reads from a staging table holds all of the table''s own';
+
 -- The hubs (from 0) whose business keys make the driving key.
 CREATE FUNCTION millrace_internal.satellite_driving(parent millrace.target, driving_key text[]) RETURNS integer[]
 LANGUAGE plpgsql STABLE
@@ -326,7 +335,9 @@ BEGIN
                 || ARRAY(SELECT coalesce(millrace_internal.vault_column_type(staging, mapping #>> ARRAY['attributes', a ->> 'number']), 'text')
                          FROM jsonb_array_elements(numbered) WITH ORDINALITY AS u (a, n) ORDER BY n),
             millrace_internal.satellite_types(technical) || array_fill(NULL::text, ARRAY[cardinality(sub_key || attributes)]),
-            nkeys, sub_key || attributes, CASE history WHEN 'all' THEN '' ELSE ' WITH (fillfactor = 90)' END, -- room for confirmed_at
+            nkeys, sub_key || attributes,
+            -- Room for confirmed_at: one user's row is confirmed by each order of theirs, and nothing is pruned that another worker's batch may see.
+            CASE WHEN history = 'all' THEN '' WHEN millrace_internal.satellite_is_own(staging, mapping) THEN ' WITH (fillfactor = 90)' ELSE ' WITH (fillfactor = 50)' END,
             true),
         definition, staging, mapping,
         concat_ws(', ', millrace_internal.vault_selected(called, technical),
