@@ -1,42 +1,66 @@
 # From producing an order to seeing it in the mart.
 
 freshness() {
-	local rate side skip p50 p99 warm=${WARM:-10} each=${SECONDS_EACH:-20} full=${FULL:-} seconds= peak= cpu= ours= name
-	declare -A figures persecond
+	local rates=${RATES:-200 2000 half} full=${FULL:-} round side name p seconds= peak= cpu= waiting= ours= baseline=
 	prepare
-	for rate in ${RATES:-200 2000 half}; do
-		[ "$rate" != half ] || [ -n "$full" ] || measure_full_load
-		persecond[$rate]=${rate/half/$((${full:-0} / 2))}
-	done
-	for side in ours baseline; do
-		measures "$side" || continue
-		kafka_topic "$side" "$partitions"
-		if [ "$side" = ours ]; then
-			psql -qX -c 'DROP DATABASE ours WITH (FORCE)' -c 'CREATE DATABASE ours'
-			psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=ours -v start=1 -f "$here/../examples/restaurant/plain.sql"
-		else
-			psql -qX -v ON_ERROR_STOP=1 -d baseline -f "$here/baseline/schema.sql"
-			PGDATABASE=baseline "$PYTHON" "$here/baseline/consume.py" "$KAFKA_BOOTSTRAP" baseline &
-			on_exit stop $!
-		fi
-		settle
-		skip=0
-		for name in ${RATES:-200 2000 half}; do
-			rate=${persecond[$name]}
-			warm_broker "warm_${side}_$name" "$rate"
-			read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "$side" "$rate" "$warm" "$each" "$skip") ||
-				die "freshness of $side could not be measured"
-			say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms"
-			figures[$side.$name.p50]=$p50
-			figures[$side.$name.p99]=$p99
-			skip=$((skip + rate * (warm + each)))
+	if [ -z "$full" ] && [[ " $rates " = *" half "* ]]; then
+		measures ours || die "how much is half of the full load? Say it by FULL=… orders a second"
+		make_orders
+	fi
+	for ((round = 1; round <= ${ROUNDS:-3}; round++)); do
+		for side in ours baseline; do
+			! measures "$side" || "freshness_of_$side"
 		done
-		[ "$side" != ours ] || psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')"
 	done
-	for name in ${RATES:-200 2000 half}; do
+	ours=
+	for name in $rates; do
 		for p in p50 p99; do
-			result "freshness.${name}_$p" "${figures[ours.$name.$p]:-}" "${figures[baseline.$name.$p]:-}" ms
+			for side in ours baseline; do
+				! measures "$side" || eval "$side=$(median "$work/$side.$name.$p")"
+			done
+			result "freshness.${name}_$p" "$ours" "$baseline" ms
 		done
+	done
+}
+
+# A round of ours, on an empty database. The full load is measured just before: the machine is not the same all day.
+freshness_of_ours() {
+	if [ -e "$work/orders.tsv" ]; then
+		declare_ours
+		consume_ours
+		full=$ours
+	fi
+	kafka_topic "ours_$round" "$partitions"
+	declare_ours -v topic="ours_$round" -v start=1
+	freshness_at_rates
+	psql -qXAt -d ours -o /dev/null -c "SELECT millrace.stop_stream('orders')"
+}
+
+freshness_of_baseline() {
+	local consumer
+	kafka_topic "baseline_$round" "$partitions"
+	psql -qX -c 'DROP DATABASE baseline WITH (FORCE)' -c 'CREATE DATABASE baseline'
+	psql -qX -v ON_ERROR_STOP=1 -d baseline -f "$here/baseline/schema.sql"
+	PGDATABASE=baseline "$PYTHON" "$here/baseline/consume.py" "$KAFKA_BOOTSTRAP" "baseline_$round" &
+	consumer=$!
+	on_exit stop "$consumer"
+	freshness_at_rates
+	stop "$consumer"
+}
+
+# One rate after the other, to the same side.
+freshness_at_rates() {
+	local warm=${WARM:-10} each=${SECONDS_EACH:-20} skip=0 name rate p50 p99
+	settle
+	for name in $rates; do
+		rate=${name/half/$((${full:-0} / 2))}
+		[ "$round" != 1 ] || warm_broker "warm_${side}_$name" "$rate"
+		read -r p50 p99 < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "${side}_$round" "$rate" "$warm" "$each" "$skip") ||
+			die "freshness of $side could not be measured"
+		say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms"
+		echo "$p50" >>"$work/$side.$name.p50"
+		echo "$p99" >>"$work/$side.$name.p99"
+		skip=$((skip + rate * (warm + each)))
 	done
 }
 
@@ -60,15 +84,6 @@ settle() {
 	psql -qX -c CHECKPOINT
 	sync
 	sleep 2
-}
-
-# The rate at which a backlog is drained, as kafka_to_marts has it; sets full.
-measure_full_load() {
-	measures ours || die "how much is half of the full load? Say it by FULL=… orders a second"
-	make_orders
-	declare_ours
-	consume_ours
-	full=$ours
 }
 
 # Ends a process of ours.
