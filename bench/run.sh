@@ -5,7 +5,7 @@
 #	bench/run.sh kafka_to_staging | kafka_to_marts [--lifecycle] | floor | workers | growth | freshness | verify | enrich |
 #		cdc_apply | cdc_to_marts | freshness_cdc | rules | outbox | alert_latency | knn_train | recommend | online | predict
 #
-# ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, WARM=10 (seconds of freshness that are not counted), GROWTH="0.3 1 3 10", and
+# ORDERS=300000, BATCHES="10000 50000 all" (of the baseline), RATES="200 2000 half", SECONDS_EACH=20, WARM=10 (seconds of freshness that are not counted), ROUNDS (of cases that take the middle one), GROWTH="0.3 1 3 10", and
 # BUFFERS=8192 (MB of shared_buffers), ONLY=baseline (which needs no millrace) or ONLY=ours, change a run. BUILD=0 takes the millrace that is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -86,8 +86,9 @@ settle() {
 	sleep 2
 }
 
-# Ends a process of ours.
+# Ends a process of ours, unless it has ended: its number may be somebody else's by now.
 stop() {
+	jobs -p | grep -qx "$1" || return 0
 	kill "$1" 2>/dev/null || true
 	wait "$1" 2>/dev/null || true
 }

@@ -23,7 +23,7 @@ workers() {
 		[ "$round" = 0 ] || echo "$(calc "$ours / $one" %.3f) $ours $one $waiting" | tee -a "$work/rounds" >&2
 	done
 	# the middle round: what disturbs the machine for a minute, disturbs both of its halves
-	read -r _ ours one waiting < <(sort -n "$work/rounds" | sed -n "$(($(wc -l <"$work/rounds") / 2 + 1))p")
+	read -r _ ours one waiting < <(sort -n "$work/rounds" | sed -n "$((($(wc -l <"$work/rounds") + 1) / 2))p")
 	result workers "$ours" "$one" orders/s
 	result workers.waiting "$waiting" "$WAITING_LIMIT" %
 }
