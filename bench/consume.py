@@ -18,6 +18,9 @@ import time
 import psycopg2
 
 LIMIT = 600                         # seconds without a step forward
+PAUSE = 0.05                        # s between two looks at the memory of processes, and at the positions towards the end
+SELDOM = 5                          # before, only every so many looks ask the server, which takes from the processors
+NEAR = 1                            # s that the end is away, at most, when it is near
 
 
 def rss_anon(pid):
@@ -73,17 +76,19 @@ def main():
         now = time.monotonic()
         moved = now if done > before else moved
         cursor.execute('EXECUTE processes')
-        for pid, worker, waits in cursor.fetchall():
+        processes = cursor.fetchall()
+        for pid, worker, waits in processes:
             looks += worker
             waiting += worker and waits
-            peak = max(peak, rss_anon(pid))
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
         samples.append((done, now, sum(cpu.values()), *log))
-        if done < total:
-            if now - moved > LIMIT:
-                cursor.execute('SELECT * FROM millrace.stream_status')
-                sys.exit(f'stands at {done} of {total} for {LIMIT} s: {cursor.fetchall()}')
-            time.sleep(0.05)
+        near = (total - done) * (now - start) < NEAR * done
+        if done < total and now - moved > LIMIT:
+            cursor.execute('SELECT * FROM millrace.stream_status')
+            sys.exit(f'stands at {done} of {total} for {LIMIT} s: {cursor.fetchall()}')
+        for _ in range(0 if done >= total else 1 if near else SELDOM):
+            peak = max(peak, *(rss_anon(pid) for pid, *_ in processes), 0)
+            time.sleep(PAUSE)
     print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f} {100 * waiting / max(1, looks):.1f}')
     for mark in marks:
         seconds, cpu, kb, pages = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))

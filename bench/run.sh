@@ -66,12 +66,13 @@ prepare() {
 	fi
 	temp_dir work
 	memory=${BUFFERS:-$(awk '/MemTotal/ { m = int($2 / 1024 * 2 / 5); print (m > 10240) ? 10240 : m }' /proc/meminfo)}
-	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "bgwriter_lru_maxpages = 1000" "jit = off" "$@")
+	settings=("shared_buffers = ${memory}MB" "min_wal_size = 8GB" "max_wal_size = 16GB" "wal_buffers = 64MB" "checkpoint_timeout = 30min" "bgwriter_lru_maxpages = 1000" "jit = off")
 	if measures ours; then
 		settings+=("millrace.databases = 'ours'")
 	else
 		settings+=("shared_preload_libraries = ''")
 	fi
+	settings+=("$@")
 	reserve_huge_pages "$memory"
 	pg_start "$work/pg" "${settings[@]}"
 	# log files that are used again cost less than new ones: make them before either side does
@@ -93,11 +94,14 @@ make_orders() {
 	"$here/produce" "$KAFKA_BOOTSTRAP" orders "$work/orders.tsv"
 }
 
-# Declares the plain restaurant example in a new database ours; further arguments are psql's.
-declare_ours() {
-	psql -qX -c 'DROP DATABASE IF EXISTS ours WITH (FORCE)' -c 'CREATE DATABASE ours' -c CHECKPOINT
-	psql -qXAt -d ours -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/plain.sql"
+# Declares the plain restaurant example in a new database; further arguments are psql's.
+declare_in() {
+	local database=$1
+	shift
+	psql -qX -c "DROP DATABASE IF EXISTS $database WITH (FORCE)" -c "CREATE DATABASE $database" -c CHECKPOINT
+	psql -qXAt -d "$database" -o /dev/null -v broker="$KAFKA_BOOTSTRAP" -v topic=orders "$@" -f "$here/../examples/restaurant/plain.sql"
 }
+declare_ours() { declare_in ours "$@"; }
 
 # Starts a stream (the 1st argument, or 'orders') in the database ours and waits for its end (the 2nd, or all messages); sets seconds, ours
 # (messages a second), peak (MB), cpu (s) and waiting (% of looks at its workers).
