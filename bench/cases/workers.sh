@@ -4,7 +4,7 @@
 WAITING_LIMIT=20
 
 workers() {
-	local seconds= peak= cpu= waiting= ours= one two apart= deadlocks round
+	local seconds= peak= cpu= waiting= ours= one two alone= apart= deadlocks round
 	needs_both workers
 	prepare "millrace.databases = 'ours,other'"
 	make_orders
@@ -23,42 +23,48 @@ workers() {
 		[ "$deadlocks" = 0 ] || die "$deadlocks deadlocks"
 		[ "$(calc "($waiting > $WAITING_LIMIT)")" = 0 ] || die "the workers wait for each other"
 		consume_apart
-		[ "$round" = 0 ] || echo "$(calc "$two / $one" %.3f) $two $one $waiting $(calc "$apart / $one" %.3f) $apart" | tee -a "$work/rounds" >&2
+		[ "$round" = 0 ] || echo "$(calc "$two / $one" %.3f) $two $one $waiting $(calc "$apart / $alone" %.3f) $apart $alone" | tee -a "$work/rounds" >&2
 	done
 	# the middle round: what disturbs the machine for a minute, disturbs all parts of a round
 	read -r _ two one waiting _ < <(middle_by 1)
 	result workers "$two" "$one" orders/s
 	result workers.waiting "$waiting" "$WAITING_LIMIT" %
-	read -r _ _ one _ _ apart < <(middle_by 5)
-	result workers.apart "$apart" "$one" orders/s
+	read -r _ _ _ _ _ apart alone < <(middle_by 5)
+	result workers.apart "$apart" "$alone" orders/s
 }
 
 # The middle round by one of its ratios.
 middle_by() { sort -n -k "$1,$1" "$work/rounds" | sed -n "$((($(wc -l <"$work/rounds") + 1) / 2))p"; }
 
-# Half of the orders, as a topic of its own.
+# Makes half of the orders a topic of its own.
 make_half() {
 	head -n $((messages / 2)) "$work/orders.tsv" >"$work/half.tsv"
 	kafka_topic half "$partitions"
 	"$here/produce" "$KAFKA_BOOTSTRAP" half "$work/half.tsv"
 }
 
-# Two streams at once that have nothing in common but the machine, the server and the broker: each drains half of the orders into a database of its own. Sets apart
-# (messages a second of both).
+# What the machine gives to two at once: half of the orders drained by a stream alone, and then by two that have nothing in common but the machine, the server and
+# the broker, each into a database of its own. Sets alone and apart (messages a second of all).
 consume_apart() {
-	local database process slower
-	for database in ours other; do
-		declare_in "$database" -v topic=half
-	done
-	PGDATABASE=other "$PYTHON" "$here/consume.py" orders $((messages / 2)) >"$work/other" &
+	local half=$((messages / 2)) process slower
+	declare_ours -v topic=half
+	alone=$(calc "$half / $(drain_half ours)")
+	declare_ours -v topic=half
+	declare_in other -v topic=half
+	drain_half other >"$work/other" &
 	process=$!
-	PGDATABASE=ours "$PYTHON" "$here/consume.py" orders $((messages / 2)) >"$work/ours" || die "millrace did not get through"
-	wait "$process" || die "millrace did not get through"
-	slower=$(cut -d ' ' -f 1 "$work/ours" "$work/other" | sort -n | tail -n 1)
-	apart=$(calc "$messages / $slower")
-	say "two streams apart: $slower s, $apart a second together"
-	for database in ours other; do
-		psql -qXAt -d "$database" -o /dev/null -c "SELECT millrace.stop_stream('orders')" -c CHECKPOINT
-	done
+	drain_half ours >"$work/ours"
+	wait "$process"
+	slower=$(sort -n "$work/ours" "$work/other" | tail -n 1)
+	apart=$(calc "2 * $half / $slower")
+	say "half of the orders: a stream alone $alone a second, two apart $apart a second together"
 	psql -qX -c 'DROP DATABASE other WITH (FORCE)'
+}
+
+# Drains half of the orders into a database, and prints the seconds.
+drain_half() {
+	local seconds
+	read -r seconds _ < <(PGDATABASE=$1 "$PYTHON" "$here/consume.py" orders $((messages / 2))) || die "millrace did not get through"
+	psql -qXAt -d "$1" -o /dev/null -c "SELECT millrace.stop_stream('orders')"
+	echo "$seconds"
 }
