@@ -1,14 +1,14 @@
 #!/usr/bin/python3
 """Measures how long it takes from producing an order until it is visible in the mart, and prints "p50 p99 undisturbed_p99 left_out":
-milliseconds, and how many of a hundred orders were left out of the third.
+milliseconds, and how many of a hundred orders were left out of the third; "-" for what is not known.
 
     freshness.py BROKERS TOPIC RATE WARM SECONDS SKIP
 
 Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which logs when it sent each. Of them
 a sample is watched. A watched order has a user of its own, so that it is visible when its user is in a mart
 (cdm.user_category_counters of the database that PG* names), and that is from when the transaction commits that writes the row. When
-that was the server keeps (track_commit_timestamp); nobody asks meanwhile, as a reader takes from the processors and measures
-itself, too. The first WARM seconds are not counted, SECONDS after them are.
+that was the server keeps (track_commit_timestamp); nobody asks while orders are sent, as a reader takes from the processors and measures
+itself, too. The time is taken when the commit is logged: whoever then waits for the disk is shown too early by that wait. The first WARM seconds are not counted, SECONDS after them are.
 
 A machine that others use may stand still for some hundredths of a second. bench/metronome tells when: the undisturbed p99 is of the orders
 that were not sent then, shortly before, or while what piled up was still there. Which ones are left out does not depend on how long they took.
@@ -26,7 +26,7 @@ import gen_orders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIMIT = 300                         # seconds after the last order is sent until we give up
-PAUSE = 0.5                         # seconds between two looks whether all have come
+PAUSE = 2                           # seconds between two looks whether all have come
 WATCHED = 100                       # orders a second at most that are watched: each is a user more in the mart
 BIN = 10_000                        # µs: the machine is disturbed, or not, for that long at a time
 SLOW = 2                            # when most beats of the metronome in it took so many times what they usually take
@@ -37,6 +37,7 @@ TABLE = """SELECT c.oid::regclass, a.attname FROM pg_class c JOIN pg_attribute a
 WHERE c.relkind = 'r' AND (c.oid = 'cdm.user_category_counters'::regclass OR c.relnamespace = to_regnamespace('millrace_state')::oid
 AND EXISTS (SELECT FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid WHERE d.classid = 'pg_rewrite'::regclass
 AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND r.ev_class = 'cdm.user_category_counters'::regclass))"""
+
 
 def make_orders(path, skip, count, every):
     """Writes the orders for bench/produce; returns (place in the file, key, user) of those that will be counted."""
@@ -69,7 +70,7 @@ def commits(cursor, users):
     (table, column), = cursor.fetchall()
     cursor.execute(f'SELECT {column}, extract(epoch FROM min(pg_xact_commit_timestamp(xmin))) * 1000000 FROM {table} '
                    f'WHERE {column} = ANY (%s) GROUP BY 1', (users,))
-    return {user: float(time) for user, time in cursor.fetchall()}
+    return {user: float(at) for user, at in cursor.fetchall()}
 
 
 def disturbed(path, start):
@@ -98,11 +99,12 @@ def main():
         users = [user for *_, user in wanted]
         metronome = subprocess.Popen([os.path.join(HERE, 'metronome'), beats])
         try:
-            subprocess.run([os.path.join(HERE, 'produce'), brokers, topic, '--rate', str(rate), '--log', log, orders],
-                           stderr=subprocess.DEVNULL, check=True)
+            producer = subprocess.run([os.path.join(HERE, 'produce'), brokers, topic, '--rate', str(rate), '--log', log, orders], check=False)
         finally:
             metronome.terminate()
             watched = metronome.wait() == 0
+        if producer.returncode != 0:
+            sys.exit('the producer failed')
         connection = psycopg2.connect('')
         connection.autocommit = True
         cursor = connection.cursor()
@@ -116,9 +118,11 @@ def main():
         near = disturbed(beats, start) if watched else set()
     counted = [(sent[key], (visible[user] - sent[key]) / 1000) for place, key, user in wanted if place >= rate * warm]
     latency = [took for _, took in counted]
-    undisturbed = [took for when, took in counted if (when - start) // BIN not in near] if watched else []
+    if not latency:
+        sys.exit('no order was counted: more seconds are wanted')
+    undisturbed = [took for when, took in counted if watched and (when - start) // BIN not in near]
     print(f'{p(50, latency):.1f} {p(99, latency):.1f}', f'{p(99, undisturbed):.1f}' if undisturbed else '-',
-          f'{100 - 100 * len(undisturbed) / len(latency):.0f}')
+          f'{100 - 100 * len(undisturbed) / len(latency):.0f}' if watched else '-')
 
 
 if __name__ == '__main__':

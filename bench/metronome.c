@@ -6,9 +6,10 @@
  *		metronome FILE
  *
  * Runs until it is terminated, and then writes a line "time in microseconds,
- * tab, nanoseconds that the work took" for each beat.  Nothing on the machine
- * delays it but the machine itself: who else uses its processors, and whatever
- * it stands still for.  It needs the right to a real-time priority.
+ * tab, nanoseconds that the work took" for each beat.  Hardly anything that runs
+ * on the machine delays it, so that it shows what the machine itself does: who
+ * else uses its processors, and whatever it stands still for.  It needs the
+ * right to a real-time priority.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -19,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -127,6 +129,8 @@ main(int argc, char **argv)
 	sigaddset(&end, SIGTERM);
 	sigaddset(&end, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &end, NULL);
+	/* Whoever started us may be killed. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	sched_getaffinity(0, sizeof(ours), &ours);
 	for (int i = 0; i < CPU_SETSIZE && nprocessors < PROCESSORS; i++)
 	{

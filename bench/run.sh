@@ -72,7 +72,7 @@ prepare() {
 	else
 		settings+=("shared_preload_libraries = ''")
 	fi
-	settings+=("$@")
+	settings+=("$@")           # the last one of a name counts
 	reserve_huge_pages "$memory"
 	pg_start "$work/pg" "${settings[@]}"
 	# log files that are used again cost less than new ones: make them before either side does

@@ -13,15 +13,15 @@ freshness() {
 			! measures "$side" || "freshness_of_$side"
 		done
 	done
-	ours=
 	for name in $rates; do
 		for p in p50 p99 p99_undisturbed; do
-			# without the right to a real-time priority nobody knows what was undisturbed
-			ls "$work"/*."$name.$p" >/dev/null 2>&1 || continue
+			ours=
+			baseline=
 			for side in ours baseline; do
-				! measures "$side" || eval "$side=$(median "$work/$side.$name.$p")"
+				# without the right to a real-time priority nobody knows what was undisturbed
+				[ ! -e "$work/$side.$name.$p" ] || eval "$side=$(median "$work/$side.$name.$p")"
 			done
-			result "freshness.${name}_$p" "$ours" "$baseline" ms
+			[ -z "$ours$baseline" ] || result "freshness.${name}_$p" "$ours" "$baseline" ms
 		done
 	done
 }
@@ -60,7 +60,7 @@ freshness_at_rates() {
 		[ "$round" != 1 ] || warm_broker "warm_${side}_$name" "$rate"
 		read -r p50 p99 undisturbed left_out < <(PGDATABASE=$side "$PYTHON" "$here/freshness.py" "$KAFKA_BOOTSTRAP" "${side}_$round" "$rate" "$warm" "$each" "$skip") ||
 			die "freshness of $side could not be measured"
-		say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms; $undisturbed ms without the $left_out % that met the machine standing still"
+		say "$side at $rate orders/s: p50 $p50 ms, p99 $p99 ms; undisturbed $undisturbed ms, without $left_out % of the orders"
 		echo "$p50" >>"$work/$side.$name.p50"
 		echo "$p99" >>"$work/$side.$name.p99"
 		[ "$undisturbed" = - ] || echo "$undisturbed" >>"$work/$side.$name.p99_undisturbed"
