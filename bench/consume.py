@@ -76,19 +76,21 @@ def main():
         now = time.monotonic()
         moved = now if done > before else moved
         cursor.execute('EXECUTE processes')
-        processes = cursor.fetchall()
-        for pid, worker, waits in processes:
+        for pid, worker, waits in cursor.fetchall():
             looks += worker
             waiting += worker and waits
+            peak = max(peak, rss_anon(pid))
             cpu[pid] = max(cpu.get(pid, 0), cpu_time(pid))
         samples.append((done, now, sum(cpu.values()), *log))
-        near = (total - done) * (now - start) < NEAR * done
-        if done < total and now - moved > LIMIT:
-            cursor.execute('SELECT * FROM millrace.stream_status')
-            sys.exit(f'stands at {done} of {total} for {LIMIT} s: {cursor.fetchall()}')
-        for _ in range(0 if done >= total else 1 if near else SELDOM):
-            peak = max(peak, *(rss_anon(pid) for pid, *_ in processes), 0)
+        if done < total:
+            if now - moved > LIMIT:
+                cursor.execute('SELECT * FROM millrace.stream_status')
+                sys.exit(f'stands at {done} of {total} for {LIMIT} s: {cursor.fetchall()}')
+            near = (total - done) * (now - start) < NEAR * done
             time.sleep(PAUSE)
+            for _ in range(0 if near else SELDOM - 1):
+                peak = max([peak, *map(rss_anon, cpu)])
+                time.sleep(PAUSE)
     print(f'{now - start:.2f} {peak:.0f} {sum(cpu.values()):.1f} {100 * waiting / max(1, looks):.1f}')
     for mark in marks:
         seconds, cpu, kb, pages = (y - x for x, y in zip(at(samples, mark), at(samples, mark + window)))

@@ -8,7 +8,8 @@ Orders SKIP + 1 … are produced evenly at RATE a second by bench/produce, which
 a sample is watched. A watched order has a user of its own, so that it is visible when its user is in a mart
 (cdm.user_category_counters of the database that PG* names), and that is from when the transaction commits that writes the row. When
 that was the server keeps (track_commit_timestamp); nobody asks while orders are sent, as a reader takes from the processors and measures
-itself, too. The time is taken when the commit is logged: whoever then waits for the disk is shown too early by that wait. The first WARM seconds are not counted, SECONDS after them are.
+itself, too. The time is taken when the commit is logged: whoever then waits for the disk is shown too early by that wait. The first
+WARM seconds are not counted, SECONDS after them are.
 
 A machine that others use may stand still for some hundredths of a second. bench/metronome tells when: the undisturbed p99 is of the orders
 that were not sent then, shortly before, or while what piled up was still there. Which ones are left out does not depend on how long they took.

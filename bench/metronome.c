@@ -19,12 +19,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
-#include <unistd.h>
 
-#define PROCESSORS 64
 #define PAUSE 2000000 /* ns */
 #define ROUNDS 2000 /* of work: some microseconds */
 #define BEATS (500 * 3600) /* of a processor: an hour */
@@ -113,7 +110,7 @@ start(Processor *processor)
 int
 main(int argc, char **argv)
 {
-	static Processor processors[PROCESSORS];
+	static Processor processors[CPU_SETSIZE];
 	int nprocessors = 0;
 	FILE *out = argc == 2 ? fopen(argv[1], "w") : NULL;
 	cpu_set_t ours;
@@ -132,7 +129,7 @@ main(int argc, char **argv)
 	/* Whoever started us may be killed. */
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	sched_getaffinity(0, sizeof(ours), &ours);
-	for (int i = 0; i < CPU_SETSIZE && nprocessors < PROCESSORS; i++)
+	for (int i = 0; i < CPU_SETSIZE; i++)
 	{
 		if (!CPU_ISSET(i, &ours))
 			continue;

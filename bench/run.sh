@@ -25,8 +25,8 @@ needs_both() { [ "$only" = both ] || die "$1 compares millrace with what it wrot
 # Calculates with awk.
 calc() { awk "BEGIN { printf \"${2:-%.0f}\", $1 }"; }
 
-# The middle one of the numbers in a file.
-median() { sort -n "$1" | awk '{ of[NR] = $1 } END { print of[int((NR + 1) / 2)] }'; }
+# The middle line of a file by the number in its COLUMN, the first by default.
+median() { sort -n -k "${2:-1},${2:-1}" "$1" | awk '{ of[NR] = $0 } END { print of[int((NR + 1) / 2)] }'; }
 
 # Prints a final line, or the one half that was measured.
 result() {

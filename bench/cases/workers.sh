@@ -25,16 +25,13 @@ workers() {
 		consume_apart
 		[ "$round" = 0 ] || echo "$(calc "$two / $one" %.3f) $two $one $waiting $(calc "$apart / $alone" %.3f) $apart $alone" | tee -a "$work/rounds" >&2
 	done
-	# the middle round: what disturbs the machine for a minute, disturbs all parts of a round
-	read -r _ two one waiting _ < <(middle_by 1)
+	# the middle round by a ratio: what disturbs the machine for a minute, disturbs all parts of a round
+	read -r _ two one waiting _ < <(median "$work/rounds" 1)
 	result workers "$two" "$one" orders/s
 	result workers.waiting "$waiting" "$WAITING_LIMIT" %
-	read -r _ _ _ _ _ apart alone < <(middle_by 5)
+	read -r _ _ _ _ _ apart alone < <(median "$work/rounds" 5)
 	result workers.apart "$apart" "$alone" orders/s
 }
-
-# The middle round by one of its ratios.
-middle_by() { sort -n -k "$1,$1" "$work/rounds" | sed -n "$((($(wc -l <"$work/rounds") + 1) / 2))p"; }
 
 # Makes half of the orders a topic of its own.
 make_half() {
