@@ -284,13 +284,8 @@ mr_launcher_main(Datum arg)
 		List *present;
 		long wait;
 
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
+		if (mr_worker_obey())
 			read_setting();
-		}
 		find_databases();
 		MemoryContextSwitchTo(turn);
 		MemoryContextReset(turn);

@@ -597,12 +597,7 @@ mr_manager_main(Datum index)
 	{
 		long wait;
 
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
+		(void) mr_worker_obey();
 		if (mr_slot_stopping())
 		{
 			stop_workers(context);

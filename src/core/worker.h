@@ -104,6 +104,9 @@ extern bool mr_database_held(Oid database);
 
 extern void mr_worker_pin_settings(void);
 
+/* What a process is told from outside, obeyed between two steps of its work.  True when settings were read again. */
+extern bool mr_worker_obey(void);
+
 /* A transaction of a process's own, connected to SPI, as the extension's owner; and its end. */
 extern void mr_worker_begin(MrRunAs *saved);
 extern void mr_worker_commit(const MrRunAs *saved);

@@ -200,18 +200,6 @@ close_flow(void)
 	MemoryContextReset(flow_context);
 }
 
-/* Everything that the process is told from outside. */
-static void
-obey(void)
-{
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
-}
-
 /*
  * Sleeps until the latch is set, the source has something, or the time is over.  What is waited for is said anew each time:
  * a source that has connected again may have the same descriptor, and a set made before would never hear of it.
@@ -293,7 +281,7 @@ consume(void)
 		int64 consumed;
 		bool filled;
 
-		obey();
+		(void) mr_worker_obey();
 		if (!busy)
 			pgstat_report_activity(STATE_RUNNING, activity);
 		busy = true;
@@ -391,7 +379,7 @@ wait_for_better_times(MrErrorClass class)
 		long left;
 		TimestampTz now;
 
-		obey();
+		(void) mr_worker_obey();
 		if (mr_slot_stopping() || !look() || config_version != tried)
 			return;
 		now = GetCurrentTimestamp();
@@ -471,7 +459,7 @@ mr_stream_worker_main(Datum index)
 
 	do
 	{
-		obey();
+		(void) mr_worker_obey();
 	} while (!mr_slot_stopping() && attempt());
 
 	record(MR_STATE_STOPPED, NULL, MR_FAILURES_KEEP);

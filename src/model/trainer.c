@@ -103,6 +103,7 @@ mr_trainer_main(Datum index)
 	context = AllocSetContextCreate(TopMemoryContext, "millrace trainer", ALLOCSET_DEFAULT_SIZES);
 	while (!mr_slot_stopping())
 	{
+		(void) mr_worker_obey();
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 		pgstat_report_activity(STATE_RUNNING, "training a model");

@@ -77,13 +77,8 @@ keep_commits_durable(void)
 static void
 obey(void)
 {
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
+	if (mr_worker_obey())
 		keep_commits_durable();
-	}
 }
 
 static Traffic *

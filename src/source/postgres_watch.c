@@ -127,6 +127,7 @@ mr_watch_main(Datum index)
 	{
 		if (mr_slot_stopping())
 			break;
+		(void) mr_worker_obey();
 		MemoryContextReset(context);
 		try_to_look_at(lfirst_int(cell), context);
 	}
