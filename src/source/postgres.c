@@ -569,11 +569,16 @@ gathered(const MrPgSource *source, bool silent, TimestampTz started)
 		   TimestampDifferenceExceeds(started, GetCurrentTimestamp(), GATHER);
 }
 
-/* Adds what comes to the batch, to the end of a transaction or until the batch is full. */
+/*
+ * Adds what comes to the batch until it is full, or nothing more is to be waited for.  What is left of a transaction that the batch
+ * before ends within comes alone: with the next transactions the batch would be full within another one, and so on, and all
+ * that has piled up would be one transaction here.
+ */
 static void
 read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	TimestampTz started = GetCurrentTimestamp();
+	bool remainder = source->within;
 	bool rested = false;
 	bool silent = false;
 	const char *bytes;
@@ -591,7 +596,7 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 		}
 		if (length > 0)
 		{
-			if (!take_piece(source, batch, bytes, length))
+			if (!take_piece(source, batch, bytes, length) || (remainder && !source->within))
 				return;
 			rested = silent = false;
 			if (++polled % 1024 == 0)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """One transaction of the source with more rows than fit into a worker's memory: it is seen whole or not at all, and the worker needs no
 more memory for many rows than for few: what is in use stays within millrace.worker_memory, and the process within a quarter more. All rows at once would be
-more. --long: a million rows."""
+more. And small transactions that have piled up are not made one. --long: a million rows."""
 import os
 import sys
 
@@ -10,6 +10,7 @@ from database import Database, finish, is_          # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
 ROWS = 1000000 if '--long' in sys.argv else 120000
+SMALL = 30000                                       # transactions, of two rows
 MEMORY = 64                                         # MB, the least that the setting takes
 
 
@@ -24,7 +25,7 @@ def anonymous(pid):
 
 def main():
     with Shell() as shell:
-        shell.run(f'pg_start "$work/pg" "wal_level = logical" "fsync = off" "millrace.databases = postgres" "millrace.worker_memory = \'{MEMORY}MB\'" "max_wal_size = 4GB"')
+        shell.run(f'pg_start "$work/pg" "wal_level = logical" "fsync = off" "track_commit_timestamp = on" "millrace.databases = postgres" "millrace.worker_memory = \'{MEMORY}MB\'" "max_wal_size = 4GB"')
         shell.environ()
         dsn = f"host={os.environ['PGHOST']} port={os.environ['PGPORT']} user=postgres"
         target = Database(f'{dsn} dbname=postgres')
@@ -64,6 +65,17 @@ def main():
         print(f'# {used:.0f} MB of them in use')
         is_(f'of which {MEMORY} MB are in use', 10 < used <= MEMORY, True)
         is_('by the same worker', target.one('SELECT pid FROM millrace.worker_status'), pid)
+
+        # Small transactions that have piled up are not made one large one: what was done is not done again when something happens.
+        target.query("SELECT millrace.stop_stream('shop')")
+        target.becomes('the worker ends', 'SELECT count(pid)::int FROM millrace.worker', 0)
+        source.query(f"""CREATE PROCEDURE public.fill() LANGUAGE plpgsql AS $$ BEGIN
+            FOR i IN 1 .. {SMALL} LOOP INSERT INTO public.t VALUES (-2 * i, 1, repeat('x', 100)), (1 - 2 * i, 1, repeat('x', 100)); COMMIT; END LOOP; END $$""")
+        source.query('CALL public.fill()')
+        target.query("SELECT millrace.start_stream('shop')")
+        target.becomes('small transactions arrive', 'SELECT count(*)::int FROM bronze.t WHERE id < 0', 2 * SMALL)
+        is_(f'{SMALL} transactions of the source are several of the target', target.one('SELECT count(DISTINCT pg_xact_commit_timestamp(xmin)) > 3 FROM bronze.t WHERE id < 0'), True)
+        is_('each in one', target.query('SELECT (id - 1) / 2 FROM bronze.t WHERE id < 0 GROUP BY 1 HAVING count(DISTINCT pg_xact_commit_timestamp(xmin)) > 1'), [])
         finish(shell)
 
 
