@@ -87,8 +87,10 @@ mr_pg_read_again(MrPgSource *source)
 {
 	MemoryContext old = MemoryContextSwitchTo(source->context);
 
-	source->rereads = list_concat(source->rereads, source->reading);
-	list_free(source->reading);
+	/* They stay in the order of their ids. */
+	source->reading = list_concat(source->reading, source->rereads);
+	list_free(source->rereads);
+	source->rereads = source->reading;
 	source->reading = NIL;
 	MemoryContextSwitchTo(old);
 }
@@ -102,7 +104,7 @@ mr_pg_disconnect(MrPgSource *source)
 	source->readers = NULL;
 	source->nreaders = 0;
 	source->round = NULL;
-	source->types = source->current = source->sweeps = NIL;
+	source->current = source->sweeps = NIL;
 	source->recent = NULL;
 	source->sweeping = NULL;
 	source->fetching_sweep = source->swept = false;
@@ -340,6 +342,8 @@ take_relation(MrPgSource *source, MrBatch *batch, const MrRelation *described)
 	source->recent = NULL;
 	if (!wanted(source, relation) || mr_pg_known(source, relation))
 		return true;
+	if (source->taken)
+		mr_pg_follow_next_time(source, relation);
 	source->follow = (MrRelation *) relation;
 	source->due |= MR_PG_DUE_FOLLOW;
 	source->base.wants_tick = true;
@@ -347,15 +351,27 @@ take_relation(MrPgSource *source, MrBatch *batch, const MrRelation *described)
 	return false;
 }
 
-static void
-take_type(MrPgSource *source, const MrPgoutput *message)
+void
+mr_pg_note_type(MrPgSource *source, Oid oid, const char *name)
 {
-	MemoryContext old = MemoryContextSwitchTo(source->connected);
-	MrPgType *type = palloc(sizeof(MrPgType));
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+	MrPgType *type = NULL;
+	ListCell *cell;
 
-	type->oid = message->oid;
-	type->name = pstrdup(message->type);
-	source->types = lcons(type, source->types);
+	foreach(cell, source->types)
+	{
+		if (((MrPgType *) lfirst(cell))->oid == oid)
+			type = lfirst(cell);
+	}
+	if (type == NULL)
+	{
+		type = palloc(sizeof(MrPgType));
+		type->oid = oid;
+		source->types = lappend(source->types, type);
+	}
+	else
+		pfree(type->name);
+	type->name = pstrdup(name);
 	MemoryContextSwitchTo(old);
 }
 
@@ -418,6 +434,9 @@ take_change(MrPgSource *source, MrBatch *batch, MrPgoutput *change, const char *
 	}
 }
 
+/* A transaction that has to come without others before it, because it is not going to be taken: where it commits. */
+static XLogRecPtr alone = InvalidXLogRecPtr;
+
 /* Tables are emptied: all that is staged from them goes, when what came before has been processed. */
 static void
 take_truncate(MrPgSource *source, MrBatch *batch, const MrPgoutput *message)
@@ -440,6 +459,7 @@ take_truncate(MrPgSource *source, MrBatch *batch, const MrPgoutput *message)
 				forget_transaction(source, batch);
 				return;
 			}
+			alone = source->commit;
 			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							errmsg("table %s of the source was truncated", relation->name),
 							errhint("Declare the stream with truncate \"apply\" or \"ignore\" to "
@@ -464,6 +484,13 @@ take_message(MrPgSource *source, MrBatch *batch, const char *bytes, int length)
 	switch (message.kind)
 	{
 		case MR_PGOUTPUT_BEGIN:
+			if (message.commit == alone && batch->nmessages > 0)
+			{
+				source->whole = batch->nmessages;
+				forget_transaction(source, batch);
+				go_on = false;
+				break;
+			}
 			source->within = true;
 			source->taken = false;
 			source->whole = batch->nmessages;
@@ -492,7 +519,7 @@ take_message(MrPgSource *source, MrBatch *batch, const char *bytes, int length)
 			go_on = take_relation(source, batch, message.relation);
 			break;
 		case MR_PGOUTPUT_TYPE:
-			take_type(source, &message);
+			mr_pg_note_type(source, message.oid, message.type);
 			break;
 		case MR_PGOUTPUT_CHANGE:
 			if (!source->skipping)
@@ -667,6 +694,8 @@ static bool
 pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	MrPgSource *source = (MrPgSource *) base;
+	/* What comes first belongs to the transaction that is open here; a round of the snapshot does not. */
+	bool remainder = source->within;
 
 	if (source->due & MR_PG_DUE_POSITION)
 	{
@@ -726,8 +755,8 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		/* More is on its way: it comes while the batch is processed. */
 		if (batch->nmessages > 0 && !source->caught_up && source->phase == MR_PG_STREAMING)
 			mr_pg_read_ahead(source->stream);
-		source->turn = batch->nmessages > 0;
-		if (batch->nmessages == 0 && source->phase == MR_PG_STREAMING && !source->within &&
+		source->turn = remainder || batch->nmessages > 0;
+		if (!source->turn && source->phase == MR_PG_STREAMING && !source->within &&
 			source->sweeps == NIL && mr_pg_snapshot_due(source) && mr_pg_round_begin(source))
 			mr_pg_round_fetch(source, batch, max_messages, max_bytes);
 	}
@@ -765,8 +794,8 @@ pg_unfinished(MrSource *base, const MrBatch *batch)
 	if (source->fetching_sweep)
 	{
 		source->fetching_sweep = false;
-		/* There may be more of it. */
-		if (batch->swept > 0)
+		/* There may be more of it, unless it is a dead letter. */
+		if (batch->swept > 0 && batch->messages[0].failures == NULL)
 			return true;
 		if (source->sweeps != NIL)
 			source->sweeps = list_delete_first(source->sweeps);

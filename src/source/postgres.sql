@@ -38,6 +38,8 @@ CREATE TABLE millrace.snapshot (
     finished_at timestamptz,
     -- How far it is: the partition (OID at the source), the next page of it (-1: it is done), and of all partitions.
     leaf bigint NOT NULL DEFAULT 0,
+    -- The file that has these pages: VACUUM FULL and others write another one, where rows are elsewhere.
+    file bigint NOT NULL DEFAULT 0,
     page bigint NOT NULL DEFAULT 0,
     pages bigint NOT NULL DEFAULT 0,
     pages_read bigint NOT NULL DEFAULT 0,
@@ -66,7 +68,7 @@ CREATE TABLE millrace.snapshot_key (
     condition text NOT NULL
 );
 COMMENT ON TABLE millrace.snapshot_key IS 'rows of source tables that are to be read again, because a change of them was not whole';
-CREATE INDEX ON millrace.snapshot_key (stream_id);
+CREATE INDEX ON millrace.snapshot_key (stream_id, id);
 
 CREATE TABLE millrace.replication_table (
     stream_id integer NOT NULL REFERENCES millrace.stream ON DELETE CASCADE,
@@ -243,6 +245,8 @@ BEGIN
     -- What changes in a table while it is left out is not read: it is copied when it comes back.
     DELETE FROM millrace.snapshot s USING millrace_internal.postgres_options(declare_replication.stream_id) o
     WHERE s.stream_id = declare_replication.stream_id AND o.tables <> '{}' AND s.source_table <> ALL (o.tables);
+    DELETE FROM millrace.snapshot_key k USING millrace_internal.postgres_options(declare_replication.stream_id) o
+    WHERE k.stream_id = declare_replication.stream_id AND o.tables <> '{}' AND k.source_table <> ALL (o.tables);
     -- Tables that were added are copied, too.
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(declare_replication.stream_id) o) <> 'never'
        AND EXISTS (SELECT FROM millrace.replication r WHERE r.stream_id = declare_replication.stream_id AND r.state = 'ready') THEN
@@ -326,6 +330,7 @@ BEGIN
     SELECT note_published.stream_id, 'publication_changed', format('table %s is not in the publication any more: its changes are not read', t)
     FROM unnest(before) AS t WHERE t <> ALL (tables);
     DELETE FROM millrace.snapshot s WHERE s.stream_id = note_published.stream_id AND s.source_table <> ALL (tables);
+    DELETE FROM millrace.snapshot_key k WHERE k.stream_id = note_published.stream_id AND k.source_table <> ALL (tables);
     IF (SELECT o.snapshot FROM millrace_internal.postgres_options(note_published.stream_id) o) <> 'never' THEN
         PERFORM millrace_internal.copy_again(note_published.stream_id, t, NULL, true) FROM unnest(tables) AS t WHERE t <> ALL (before);
     END IF;
@@ -622,7 +627,7 @@ SET search_path = pg_catalog, pg_temp AS $$
     -- What has not been copied yet is copied, too.
     SET filter = CASE WHEN s.state = 'done' THEN EXCLUDED.filter WHEN s.filter IS NOT NULL AND EXCLUDED.filter IS NOT NULL THEN format('(%s) OR (%s)', s.filter, EXCLUDED.filter) END,
         sweep = EXCLUDED.sweep OR (s.sweep AND s.state <> 'done'), state = 'waiting', started_at = EXCLUDED.started_at, finished_at = NULL,
-        leaf = 0, page = 0, pages = 0, pages_read = 0, rows = 0, first_position = NULL, last_position = NULL
+        leaf = 0, file = 0, page = 0, pages = 0, pages_read = 0, rows = 0, first_position = NULL, last_position = NULL
 $$;
 COMMENT ON FUNCTION millrace_internal.copy_again(integer, text, text, boolean) IS 'lets a table be copied from its beginning';
 

@@ -269,6 +269,11 @@ start_stream(MrPgSource *source)
 				   &rows) ||
 		!mr_pg_parse_lsn(rows.values[0][0], &source->end))
 		return mr_pg_refuse(source, source->stream, NULL);
+	/* It would skip what it has committed since then. */
+	if (source->end < (XLogRecPtr) source->position.position)
+		return report_lost(
+			source, psprintf("the source has gone back to an earlier state: its log ends at %s",
+							 mr_pg_lsn_text(source->end)));
 	if (!mr_pg_copy(source->stream,
 					psprintf("START_REPLICATION SLOT %s LOGICAL %s (proto_version '1', "
 							 "publication_names %s)",

@@ -194,7 +194,12 @@ connect_reader(MrPgSource *source, int number)
 
 	if (reader->client != NULL && mr_pg_connected(reader->client))
 		return true;
-	old = MemoryContextSwitchTo(source->connected);
+	reader->client = NULL;
+	if (reader->context == NULL)
+		reader->context = AllocSetContextCreate(source->connected, "millrace postgres reader",
+												ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(reader->context);
+	old = MemoryContextSwitchTo(reader->context);
 	reader->client = mr_pg_connect(source->properties, source->must_use_password,
 								   source->application, false, MR_PG_TIMEOUT);
 	MemoryContextSwitchTo(old);
@@ -267,13 +272,11 @@ take_snapshot(MrPgSource *source, char **name)
 		if (!source->has_barrier)
 		{
 			/*
-			 * What was applied before this feed was opened is not known one by one; what a transaction did before its
-			 * table was published does not come.
+			 * What was applied before this feed was opened is not known one by one.  What a transaction did before its
+			 * table was published does not come, nor does one whose commit was logged before the slot began and that
+			 * others did not see yet, as it waited for a standby.
 			 */
-			source->barrier = source->grown ||
-									  (XLogRecPtr) source->position.position > source->beginning
-								  ? round->xmax
-								  : 0;
+			source->barrier = round->xmax;
 			source->has_barrier = true;
 		}
 		/* The caller's own transaction has not ended: nothing of it was applied. */
@@ -343,15 +346,7 @@ describe(MrPgSource *source, char *table)
 		column->typmod = (int32) strtol(rows.values[i][4], NULL, 10);
 		column->key = rows.values[i][5][0] == 't';
 		if (rows.values[i][7][0] != 't')
-		{
-			MemoryContext old = MemoryContextSwitchTo(source->connected);
-			MrPgType *type = palloc(sizeof(MrPgType));
-
-			type->oid = column->type;
-			type->name = pstrdup(rows.values[i][6]);
-			source->types = lcons(type, source->types);
-			MemoryContextSwitchTo(old);
-		}
+			mr_pg_note_type(source, column->type, rows.values[i][6]);
 	}
 	return mr_pg_keep_relation(source, &relation);
 }
@@ -380,7 +375,8 @@ next_ranges(MrPgSource *source, MrPgTask *task, int limit, Range *ranges)
 				   psprintf("SELECT c.oid, c.oid::regclass, "
 							"pg_catalog.pg_relation_size(c.oid) / "
 							"pg_catalog.current_setting('block_size')::bigint, "
-							"greatest(c.reltuples / nullif(c.relpages, 0), 1)::bigint "
+							"greatest(c.reltuples / nullif(c.relpages, 0), 1)::bigint, "
+							"coalesce(pg_catalog.pg_relation_filenode(c.oid), 0) "
 							"FROM (SELECT %s AS root) AS r, "
 							"LATERAL (SELECT p.relid FROM pg_catalog.pg_partition_tree(r.root) p "
 							"WHERE p.isleaf UNION SELECT r.root WHERE NOT EXISTS (SELECT FROM "
@@ -395,14 +391,18 @@ next_ranges(MrPgSource *source, MrPgTask *task, int limit, Range *ranges)
 		Oid leaf = (Oid) strtoul(rows.values[i][0], NULL, 10);
 		int64 size = strtoi64(rows.values[i][2], NULL, 10);
 		int64 density = rows.values[i][3] == NULL ? 60 : strtoi64(rows.values[i][3], NULL, 10);
+		Oid file = (Oid) strtoul(rows.values[i][4], NULL, 10);
 		int64 step = Max(1, source->options.chunk / density);
 
 		pages += size;
 		if (leaf < task->leaf)
 			continue;
-		if (leaf > task->leaf)
+		if (leaf > task->leaf || (file != task->file && task->page >= 0))
 		{
+			if (leaf == task->leaf)
+				task->read -= task->page;
 			task->leaf = leaf;
+			task->file = file;
 			task->page = 0;
 		}
 		while (task->page >= 0 && count < limit)
@@ -465,26 +465,29 @@ static char *
 reread_statement(MrPgSource *source, const MrRelation *relation)
 {
 	char *table = ((MrPgReread *) linitial(source->rereads))->table;
+	MemoryContext old = MemoryContextSwitchTo(source->context);
+	List *others = NIL;
 	StringInfoData sql;
-	int count = 0;
 	ListCell *cell;
 
-	initStringInfo(&sql);
-	append_columns(&sql, relation);
-	appendStringInfo(&sql, " FROM %s AS t WHERE", mr_pg_quoted(table));
 	foreach(cell, source->rereads)
 	{
 		MrPgReread *reread = lfirst(cell);
-		MemoryContext old;
 
-		if (strcmp(reread->table, table) != 0 || count == REREADS)
-			continue;
-		appendStringInfo(&sql, "%s (%s)", count++ > 0 ? " OR" : "", reread->condition);
-		old = MemoryContextSwitchTo(source->context);
-		source->reading = lappend(source->reading, reread);
-		MemoryContextSwitchTo(old);
-		source->rereads = foreach_delete_current(source->rereads, cell);
+		if (strcmp(reread->table, table) == 0 && list_length(source->reading) < REREADS)
+			source->reading = lappend(source->reading, reread);
+		else
+			others = lappend(others, reread);
 	}
+	list_free(source->rereads);
+	source->rereads = others;
+	MemoryContextSwitchTo(old);
+	initStringInfo(&sql);
+	append_columns(&sql, relation);
+	appendStringInfo(&sql, " FROM %s AS t WHERE", mr_pg_quoted(table));
+	foreach(cell, source->reading)
+		appendStringInfo(&sql, "%s (%s)", sql.data[sql.len - 1] == ')' ? " OR" : "",
+						 ((MrPgReread *) lfirst(cell))->condition);
 	appendStringInfoString(&sql, ") TO STDOUT");
 	return sql.data;
 }
@@ -573,17 +576,38 @@ begin_copies(MrPgSource *source, MrPgTask *task, const char *snapshot)
 	return true;
 }
 
+/* A round that cannot be read is as if it had not begun; the table it copied from is again what it was. */
+static void
+give_up_round(MrPgSource *source)
+{
+	if (source->copied != NULL)
+		*source->copied = source->copied_before;
+	mr_pg_read_again(source);
+	source->round = NULL;
+	/* What was begun there ends with the connections. */
+	for (int i = 0; i < source->nreaders; i++)
+	{
+		if (source->readers[i].client != NULL)
+			mr_pg_close(source->readers[i].client);
+		source->readers[i].reading = false;
+	}
+}
+
 bool
 mr_pg_round_begin(MrPgSource *source)
 {
 	MemoryContext old = CurrentMemoryContext;
-	MrPgTask *task = source->rereads != NIL ? NULL : next_task(source);
-	MrPgTask before = {0};
+	MrPgTask *task = source->paused ? NULL : next_task(source);
 	char *snapshot;
 	bool begun = false;
 
+	/* Those that are to be read again take turns with those that have not been read. */
+	source->reread = source->rereads != NIL && (task == NULL || !source->reread);
+	if (source->reread)
+		task = NULL;
+	source->copied = task;
 	if (task != NULL)
-		before = *task;
+		source->copied_before = *task;
 	if (source->readers == NULL)
 	{
 		source->nreaders = source->options.parallel;
@@ -601,20 +625,7 @@ mr_pg_round_begin(MrPgSource *source)
 	{
 		begun = task == NULL ? begin_rereads(source) : begin_copies(source, task, snapshot);
 		if (!begun)
-		{
-			if (task != NULL)
-				*task = before;
-			mr_pg_read_again(source);
-			source->round = NULL;
-			/* What was begun there ends with the connections. */
-			for (int i = 0; i < source->nreaders; i++)
-			{
-				if (source->readers[i].client != NULL)
-					mr_pg_close(source->readers[i].client);
-				source->readers[i].client = NULL;
-				source->readers[i].reading = false;
-			}
-		}
+			give_up_round(source);
 		else
 		{
 			source->round_read = false;
@@ -771,9 +782,18 @@ mr_pg_round_fetch(MrPgSource *source, MrBatch *batch, int max_messages, Size max
 			else if (length == -1)
 				reader->reading = false;
 			else
-				ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
-								errmsg("table %s cannot be copied: %s", reader->relation->name,
-									   mr_pg_problem(reader->client))));
+			{
+				char *problem = psprintf("table %s cannot be copied: %s", reader->relation->name,
+										 mr_pg_problem(reader->client));
+
+				/* What a batch before this one has got is taken back by its transaction. */
+				if (source->round_taken)
+					ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE), errmsg("%s", problem)));
+				batch->nmessages = 0;
+				give_up_round(source);
+				(void) postpone(source, problem);
+				return;
+			}
 		}
 	}
 	pfree(row.data);
@@ -799,13 +819,7 @@ mr_pg_round_end(MrPgSource *source)
 	source->round = NULL;
 	source->round_taken = false;
 	foreach(cell, source->reading)
-	{
-		MrPgReread *reread = lfirst(cell);
-
-		pfree(reread->table);
-		pfree(reread->condition);
-		pfree(reread);
-	}
+		mr_pg_forget_reread(lfirst(cell));
 	list_free(source->reading);
 	source->reading = NIL;
 	MemoryContextSwitchTo(old);

@@ -78,6 +78,7 @@ typedef struct MrPgTask
 	bool sweep; /* afterwards, remove what it did not bring */
 	TimestampTz started; /* by our clock */
 	Oid leaf; /* the partition, or the table itself, that is being read */
+	Oid file; /* of which file its pages are */
 	int64 page; /* the next one of it */
 	int64 pages; /* of all leaves */
 	int64 read; /* of them */
@@ -91,14 +92,15 @@ typedef struct MrPgTask
 /* A row that is to be read again, because a change of it left out what is not known here. */
 typedef struct MrPgReread
 {
+	int64 id; /* of its row in millrace.snapshot_key; 0: it is not stored yet */
 	char *table;
 	char *condition; /* SQL of the source */
-	bool stored;
 } MrPgReread;
 
 /* One reader of a round. */
 typedef struct MrPgReader
 {
+	MemoryContext context; /* of its connection; NULL before the first */
 	MrPgClient *client;
 	MrPgTask *task;
 	const MrRelation *relation;
@@ -179,10 +181,15 @@ typedef struct MrPgSource
 	/* The snapshot. */
 	List *tasks; /* MrPgTask * */
 	bool paused;
-	List *rereads; /* MrPgReread *: rows to be read again */
+	List *rereads; /* MrPgReread *: rows to be read again, as many as are kept here */
+	int64 last_reread; /* that has been here; others have greater ids */
+	bool more_rereads; /* there are such */
+	bool reread; /* the last round was of these */
 	List *reading; /* those that the round reads */
 	List *live; /* MrPgRound *, whose positions have not been passed */
 	MrPgRound *round; /* that is being read, or not stored yet */
+	MrPgTask *copied; /* what it copies, or NULL */
+	MrPgTask copied_before; /* that, as it was before the round */
 	bool round_read;
 	bool round_taken; /* some of it has been given to a batch */
 	XLogRecPtr last_round; /* position of the last one */
@@ -200,7 +207,7 @@ typedef struct MrPgSource
 typedef struct MrPgType
 {
 	Oid oid;
-	const char *name;
+	char *name;
 } MrPgType;
 
 /* Ends all connections; the next attempt comes soon, or after some failures later. */
@@ -208,6 +215,9 @@ extern void mr_pg_disconnect(MrPgSource *source);
 
 /* Puts the rows that a round was to read again back among those that are left. */
 extern void mr_pg_read_again(MrPgSource *source);
+
+/* Remembers, for as long as the feed is open, what a type is called that is not PostgreSQL's own. */
+extern void mr_pg_note_type(MrPgSource *source, Oid oid, const char *name);
 
 /* "X/X" as a position, and back. */
 extern bool mr_pg_parse_lsn(const char *text, XLogRecPtr *lsn);
@@ -271,10 +281,16 @@ extern char *mr_pg_unreadable(MrPgSource *source, const char *table);
 /* ---- postgres_state.c ---- */
 extern void mr_pg_read_options(MrPgOptions *options, const MrStream *stream);
 extern void mr_pg_read_state(MrPgSource *source);
+
+/* An error, because mirrors would have to follow a description within a transaction; the next feed of the stream begins with that. */
+extern void mr_pg_follow_next_time(const MrPgSource *source, const MrRelation *relation)
+	pg_attribute_noreturn();
 extern void mr_pg_store(MrPgSource *source);
 extern void mr_pg_store_round(MrPgSource *source);
 
+/* Stores the rows that are to be read again, as far as they are not yet. */
 extern void mr_pg_store_rereads(MrPgSource *source);
+extern void mr_pg_forget_reread(MrPgReread *reread);
 
 /* Has a table been described like that before? */
 extern bool mr_pg_known(MrPgSource *source, const MrRelation *relation);

@@ -16,6 +16,17 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+/* So many rows that are to be read again are kept in memory, of those that are stored. */
+#define REREADS_KEPT 10000
+
+/* What a feed that had to be closed has left to the next one: how mirrors follow a description. */
+static struct
+{
+	int32 stream_id;
+	char *statement; /* NULL: nothing is left */
+	char *fingerprint;
+} left_over;
+
 /* The elements of a text array in a column of SPI_tuptable. */
 static List *
 text_list(uint64 row, int column)
@@ -64,12 +75,13 @@ mr_pg_read_options(MrPgOptions *options, const MrStream *stream)
 static void
 read_tasks(MrPgSource *source)
 {
-	uint64 count = mr_sql("SELECT s.source_table, s.filter, s.sweep, s.started_at, s.leaf::oid, "
-						  "s.page, s.pages, s.pages_read, s.rows, s.state = 'sweeping', "
-						  "coalesce(s.first_position, 0), coalesce(s.last_position, 0) "
-						  "FROM millrace.snapshot s WHERE s.stream_id = %d AND s.state <> 'done' "
-						  "ORDER BY s.started_at, s.source_table",
-						  source->base.stream->id);
+	uint64 count =
+		mr_sql("SELECT s.source_table, s.filter, s.sweep, s.started_at, s.leaf::oid, "
+			   "s.file::oid, s.page, s.pages, s.pages_read, s.rows, s.state = 'sweeping', "
+			   "coalesce(s.first_position, 0), coalesce(s.last_position, 0) "
+			   "FROM millrace.snapshot s WHERE s.stream_id = %d AND s.state <> 'done' "
+			   "ORDER BY s.started_at, s.source_table",
+			   source->base.stream->id);
 
 	source->tasks = NIL;
 	for (uint64 i = 0; i < count; i++)
@@ -82,36 +94,41 @@ read_tasks(MrPgSource *source)
 		task->sweep = DatumGetBool(mr_sql_value(i, 3, &isnull));
 		task->started = DatumGetTimestampTz(mr_sql_value(i, 4, &isnull));
 		task->leaf = DatumGetObjectId(mr_sql_value(i, 5, &isnull));
-		task->page = DatumGetInt64(mr_sql_value(i, 6, &isnull));
-		task->pages = DatumGetInt64(mr_sql_value(i, 7, &isnull));
-		task->read = DatumGetInt64(mr_sql_value(i, 8, &isnull));
-		task->rows = DatumGetInt64(mr_sql_value(i, 9, &isnull));
-		task->copied = DatumGetBool(mr_sql_value(i, 10, &isnull));
-		task->first = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 11, &isnull));
-		task->last = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 12, &isnull));
+		task->file = DatumGetObjectId(mr_sql_value(i, 6, &isnull));
+		task->page = DatumGetInt64(mr_sql_value(i, 7, &isnull));
+		task->pages = DatumGetInt64(mr_sql_value(i, 8, &isnull));
+		task->read = DatumGetInt64(mr_sql_value(i, 9, &isnull));
+		task->rows = DatumGetInt64(mr_sql_value(i, 10, &isnull));
+		task->copied = DatumGetBool(mr_sql_value(i, 11, &isnull));
+		task->first = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 12, &isnull));
+		task->last = (XLogRecPtr) DatumGetInt64(mr_sql_value(i, 13, &isnull));
 		source->tasks = lappend(source->tasks, task);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* The rows that are to be read again. */
+/* Fetches more of the rows that are to be read again. */
 static void
 read_rereads(MrPgSource *source)
 {
-	uint64 count = mr_sql("SELECT k.source_table, k.condition FROM millrace.snapshot_key k "
-						  "WHERE k.stream_id = %d",
-						  source->base.stream->id);
+	uint64 count = mr_sql("SELECT k.id, k.source_table, k.condition FROM millrace.snapshot_key k "
+						  "WHERE k.stream_id = %d AND k.id > " INT64_FORMAT
+						  " ORDER BY k.id LIMIT %d",
+						  source->base.stream->id, source->last_reread, REREADS_KEPT);
+	MemoryContext old = MemoryContextSwitchTo(source->context);
 
-	source->rereads = NIL;
 	for (uint64 i = 0; i < count; i++)
 	{
 		MrPgReread *reread = palloc(sizeof(MrPgReread));
+		bool isnull;
 
-		reread->table = mr_sql_text(i, 1);
-		reread->condition = mr_sql_text(i, 2);
-		reread->stored = true;
+		reread->id = source->last_reread = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+		reread->table = mr_sql_text(i, 2);
+		reread->condition = mr_sql_text(i, 3);
 		source->rereads = lappend(source->rereads, reread);
 	}
+	source->more_rereads = count == REREADS_KEPT;
+	MemoryContextSwitchTo(old);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -168,6 +185,11 @@ mr_pg_read_state(MrPgSource *source)
 	source->known = text_list(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
+	if (left_over.statement != NULL && left_over.stream_id == id)
+	{
+		source->due |= MR_PG_DUE_FOLLOW;
+		source->base.wants_tick = true;
+	}
 }
 
 char *
@@ -217,12 +239,11 @@ type_text(const MrPgSource *source, const MrColumn *column)
 	return pstrdup("text");
 }
 
-/* Lets mirrors follow a table's description, and remembers it. */
-static void
-follow(MrPgSource *source, const MrRelation *relation)
+/* The statement that lets mirrors follow a table's description. */
+static char *
+follow_statement(const MrPgSource *source, const MrRelation *relation)
 {
 	StringInfoData columns;
-	MemoryContext old;
 
 	initStringInfo(&columns);
 	for (int i = 0; i < relation->ncolumns; i++)
@@ -235,12 +256,44 @@ follow(MrPgSource *source, const MrRelation *relation)
 						 relation->columns[i].key && !relation->whole ? "true" : "false");
 	}
 	appendStringInfoString(&columns, relation->ncolumns > 0 ? "]" : "[]");
-	(void) mr_sql("SELECT millrace_internal.follow_source(%d, %s, %s, %s)", source->base.stream->id,
-				  quote_literal_cstr(relation->name), quote_literal_cstr(columns.data),
-				  quote_literal_cstr(mr_pg_fingerprint(relation)));
+	return psprintf("SELECT millrace_internal.follow_source(%d, %s, %s, %s)",
+					source->base.stream->id, quote_literal_cstr(relation->name),
+					quote_literal_cstr(columns.data),
+					quote_literal_cstr(mr_pg_fingerprint(relation)));
+}
+
+/* Lets mirrors follow a table's description, and remembers it. */
+static void
+follow(MrPgSource *source)
+{
+	char *statement = left_over.statement;
+	char *fingerprint = left_over.fingerprint;
+	MemoryContext old;
+
+	if (source->follow != NULL)
+	{
+		statement = follow_statement(source, source->follow);
+		fingerprint = mr_pg_fingerprint(source->follow);
+	}
+	left_over.statement = NULL;
+	(void) mr_sql("%s", statement);
 	old = MemoryContextSwitchTo(source->context);
-	source->known = lappend(source->known, mr_pg_fingerprint(relation));
+	source->known = lappend(source->known, pstrdup(fingerprint));
 	MemoryContextSwitchTo(old);
+}
+
+void
+mr_pg_follow_next_time(const MrPgSource *source, const MrRelation *relation)
+{
+	left_over.stream_id = source->base.stream->id;
+	left_over.statement = MemoryContextStrdup(TopMemoryContext, follow_statement(source, relation));
+	left_over.fingerprint = MemoryContextStrdup(TopMemoryContext, mr_pg_fingerprint(relation));
+	ereport(ERROR,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg("table %s has changed within a transaction of which a part has been taken",
+					relation->name),
+			 errdetail(
+				 "The transaction is taken from its beginning again when mirrors have followed.")));
 }
 
 /* A text array as SQL. */
@@ -294,6 +347,7 @@ store_tasks(MrPgSource *source)
 {
 	ListCell *cell;
 
+	/* Whoever has had a table copied again meanwhile has begun it anew. */
 	foreach(cell, source->tasks)
 	{
 		MrPgTask *task = lfirst(cell);
@@ -301,40 +355,83 @@ store_tasks(MrPgSource *source)
 
 		if (!task->changed && !(source->swept && task == source->sweeping))
 			continue;
-		(void) mr_sql("UPDATE millrace.snapshot SET leaf = %u, page = " INT64_FORMAT
+		(void) mr_sql("UPDATE millrace.snapshot SET leaf = %u, file = %u, page = " INT64_FORMAT
 					  ", pages = " INT64_FORMAT ", pages_read = " INT64_FORMAT
 					  ", rows = " INT64_FORMAT ", first_position = " INT64_FORMAT
 					  ", last_position = " INT64_FORMAT ", state = '%s', finished_at = %s "
-					  "WHERE stream_id = %d AND source_table = %s",
-					  task->leaf, task->page, task->pages, task->read, task->rows,
+					  "WHERE stream_id = %d AND source_table = %s AND started_at = '%s'",
+					  task->leaf, task->file, task->page, task->pages, task->read, task->rows,
 					  (int64) task->first, (int64) task->last,
 					  !task->copied ? "copying"
 					  : sweeping    ? "sweeping"
 									: "done",
 					  task->copied && !sweeping ? "pg_catalog.clock_timestamp()" : "NULL",
-					  source->base.stream->id, quote_literal_cstr(task->table));
+					  source->base.stream->id, quote_literal_cstr(task->table),
+					  timestamptz_to_str(task->started));
 		task->changed = false;
 	}
 }
 
 void
+mr_pg_forget_reread(MrPgReread *reread)
+{
+	pfree(reread->table);
+	pfree(reread->condition);
+	pfree(reread);
+}
+
+void
 mr_pg_store_rereads(MrPgSource *source)
 {
-	ListCell *cell;
+	Oid types[] = {INT4OID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum values[lengthof(types)];
+	MrArray *tables = mr_array_create(TEXTOID, 0);
+	MrArray *conditions = mr_array_create(TEXTOID, 0);
+	int stored = list_length(source->rereads);
+	uint64 count;
 	MrRunAs saved;
 
 	mr_run_as(&saved, mr_extension_owner());
-	foreach(cell, source->rereads)
+	/* The new ones are the last ones. */
+	while (stored > 0 && ((MrPgReread *) list_nth(source->rereads, stored - 1))->id == 0)
+		stored--;
+	for (int i = stored; i < list_length(source->rereads); i++)
 	{
-		MrPgReread *reread = lfirst(cell);
+		const MrPgReread *reread = list_nth(source->rereads, i);
 
-		if (!reread->stored)
-			(void) mr_sql("INSERT INTO millrace.snapshot_key (stream_id, source_table, condition) "
-						  "VALUES (%d, %s, %s)",
-						  source->base.stream->id, quote_literal_cstr(reread->table),
-						  quote_literal_cstr(reread->condition));
-		reread->stored = true;
+		mr_array_add_text(tables, reread->table);
+		mr_array_add_text(conditions, reread->condition);
 	}
+	if (stored < list_length(source->rereads))
+	{
+		values[0] = Int32GetDatum(source->base.stream->id);
+		values[1] = mr_array_datum(tables);
+		values[2] = mr_array_datum(conditions);
+		count =
+			mr_sql_with("INSERT INTO millrace.snapshot_key (stream_id, source_table, condition) "
+						"SELECT $1, u.t, u.c FROM unnest($2, $3) AS u (t, c) RETURNING id",
+						lengthof(types), types, values, NULL);
+		for (uint64 i = 0; i < count; i++)
+		{
+			MrPgReread *reread = list_nth(source->rereads, stored + (int) i);
+			bool isnull;
+
+			reread->id = DatumGetInt64(mr_sql_value(i, 1, &isnull));
+			/* Those beyond come back when it is their turn: memory is bounded. */
+			source->more_rereads = source->more_rereads || stored + (int) i >= REREADS_KEPT;
+			if (!source->more_rereads)
+				source->last_reread = reread->id;
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	while (source->rereads != NIL &&
+		   ((MrPgReread *) llast(source->rereads))->id > source->last_reread)
+	{
+		mr_pg_forget_reread(llast(source->rereads));
+		source->rereads = list_delete_last(source->rereads);
+	}
+	if (source->rereads == NIL && source->more_rereads)
+		read_rereads(source);
 	mr_run_back(&saved);
 }
 
@@ -354,15 +451,20 @@ mr_pg_store_round(MrPgSource *source)
 				  source->base.stream->id, (int64) round->position, quote_literal_cstr(round->text),
 				  timestamptz_to_str(round->clock));
 	store_tasks(source);
-	foreach(cell, source->reading)
+	if (source->reading != NIL)
 	{
-		const MrPgReread *reread = lfirst(cell);
+		Oid type = INT8ARRAYOID;
+		MrArray *ids = mr_array_create(INT8OID, list_length(source->reading));
+		Datum value;
 
-		(void) mr_sql("DELETE FROM millrace.snapshot_key WHERE stream_id = %d AND "
-					  "source_table = %s AND condition = %s",
-					  source->base.stream->id, quote_literal_cstr(reread->table),
-					  quote_literal_cstr(reread->condition));
+		foreach(cell, source->reading)
+			mr_array_add(ids, Int64GetDatum(((MrPgReread *) lfirst(cell))->id), false);
+		value = mr_array_datum(ids);
+		(void) mr_sql_with("DELETE FROM millrace.snapshot_key WHERE id = ANY ($1)", 1, &type,
+						   &value, NULL);
 	}
+	/* Nothing else is due for it. */
+	source->due &= ~MR_PG_DUE_ROUND;
 	mr_run_back(&saved);
 }
 
@@ -420,7 +522,7 @@ mr_pg_store(MrPgSource *source)
 	}
 	if (due & MR_PG_DUE_FOLLOW)
 	{
-		follow(source, source->follow);
+		follow(source);
 		source->next_try = 0;
 	}
 	if (due & MR_PG_DUE_STATUS)
@@ -441,6 +543,7 @@ mr_pg_store(MrPgSource *source)
 	if (due & MR_PG_DUE_ROUND)
 	{
 		mr_pg_store_round(source);
+		mr_pg_store_rereads(source);
 		mr_pg_round_end(source);
 	}
 }

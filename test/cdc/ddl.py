@@ -152,6 +152,16 @@ def main():
         target.becomes('what has no identity is inserted', 'SELECT count(*)::int FROM bronze.by_nothing', 1)
         source.fails('and cannot be updated there', 'UPDATE public.by_nothing SET v = 2', 'does not have a replica identity')
 
+        # A type that is here, too, is still known when a column is added.
+        for database in source, target:
+            database.query("CREATE TYPE public.mood AS ENUM ('fine', 'bad')")
+        source.query("CREATE TABLE public.moody (id int PRIMARY KEY, m public.mood); INSERT INTO public.moody VALUES (1, 'fine')")
+        options = options.replace(']', ', "public.moody"]')
+        target.query(f"SELECT millrace.create_stream('shop', server => 'source', options => '{options}', replace => true); SELECT millrace.create_staging('bronze.moody', stream => 'shop', source_table => 'public.moody')")
+        target.becomes('a table with a type of its own is copied', 'SELECT max(m)::text FROM bronze.moody', 'fine')
+        source.query("ALTER TABLE public.moody ADD COLUMN n int; UPDATE public.moody SET n = 1, m = 'bad'")
+        target.becomes('and followed', 'SELECT max(m) || max(n)::text FROM bronze.moody', 'bad1', 60)
+
         # What was mapped stays as it was declared.
         source.query("ALTER TABLE public.mapped DROP COLUMN gone; ALTER TABLE public.mapped ADD COLUMN more int; UPDATE public.mapped SET a = 2, more = 3")
         target.becomes('a mapping of a column that is gone has nothing', "SELECT a || coalesce(gone, ' nothing') FROM bronze.mapped", '2 nothing')

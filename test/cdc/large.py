@@ -72,10 +72,30 @@ def main():
         source.query(f"""CREATE PROCEDURE public.fill() LANGUAGE plpgsql AS $$ BEGIN
             FOR i IN 1 .. {SMALL} LOOP INSERT INTO public.t VALUES (-2 * i, 1, repeat('x', 100)), (1 - 2 * i, 1, repeat('x', 100)); COMMIT; END LOOP; END $$""")
         source.query('CALL public.fill()')
+        # A round of a copy, which brings nothing here, is no part of the transactions between which it is read.
+        target.query("SELECT millrace.resnapshot('shop', 'public.t', 'id IS NULL')")
         target.query("SELECT millrace.start_stream('shop')")
         target.becomes('small transactions arrive', 'SELECT count(*)::int FROM bronze.t WHERE id < 0', 2 * SMALL)
         is_(f'{SMALL} transactions of the source are several of the target', target.one('SELECT count(DISTINCT pg_xact_commit_timestamp(xmin)) > 3 FROM bronze.t WHERE id < 0'), True)
         is_('each in one', target.query('SELECT (id - 1) / 2 FROM bronze.t WHERE id < 0 GROUP BY 1 HAVING count(DISTINCT pg_xact_commit_timestamp(xmin)) > 1'), [])
+        target.becomes('and the table is copied between them', "SELECT max(state) FROM millrace.snapshot_status", 'done')
+        is_('by a worker that nothing has ended', target.one("SELECT coalesce(max(last_error), '') FROM millrace.worker_status"), '')
+
+        # A column that comes within a transaction when a part of it has been taken.
+        source.query('BEGIN; UPDATE public.t SET v = v + 1; ALTER TABLE public.t ADD COLUMN w int DEFAULT 5; UPDATE public.t SET w = id WHERE id < 100; COMMIT')
+        wanted = source.query('SELECT sum(v)::bigint, sum(w)::bigint FROM public.t')[0]
+        target.becomes('mirrors follow what changes within a large transaction', "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'bronze.t'::regclass AND attname = 'w')", True, 120)
+        target.becomes('which is taken whole', 'SELECT array[sum(v), sum(w)]::bigint[]::text FROM bronze.t', '{%d,%d}' % wanted, 120)
+
+        # One that the stream does not take leaves alone what was committed before it.
+        target.query("SELECT millrace.create_stream('shop', server => 'source', options => '{\"tables\": [\"public.t\"], \"truncate\": \"stop\"}', replace => true)")
+        target.query("SELECT millrace.stop_stream('shop')")
+        target.becomes('the worker ends', 'SELECT count(pid)::int FROM millrace.worker', 0)
+        source.query('UPDATE public.t SET v = -7 WHERE id = 1')
+        source.query('BEGIN; UPDATE public.t SET v = -8; TRUNCATE public.t; COMMIT')
+        target.query("SELECT millrace.start_stream('shop')")
+        target.becomes('what came before a transaction that is refused is taken', 'SELECT v FROM bronze.t WHERE id = 1', -7, 60)
+        target.says('and the stream stops at it', 'table public.t of the source was truncated')
         finish(shell)
 
 
