@@ -750,11 +750,17 @@ mr_worker_pin_settings(void)
  * A process whose work has no end never sleeps, and only sleeping ends it when the postmaster is gone.  It would go on writing,
  * and the server could not be started again while it does.
  */
-bool
-mr_worker_obey(void)
+void
+mr_end_with_postmaster(void)
 {
 	if (!PostmasterIsAlive())
 		proc_exit(1);
+}
+
+bool
+mr_worker_obey(void)
+{
+	mr_end_with_postmaster();
 	CHECK_FOR_INTERRUPTS();
 	if (!ConfigReloadPending)
 		return false;

@@ -64,6 +64,7 @@ DECLARE
     kept millrace.stream;
     staging millrace.staging;
     channel millrace.channel;
+    portion bigint;
     now timestamptz := clock_timestamp();
 BEGIN
     IF maintain.name IS NOT NULL THEN
@@ -100,7 +101,12 @@ BEGIN
         stream := NULL;
         subject := 'channel ' || channel.name;
         action := 'deleted';
-        rows := millrace_internal.trim_outbox(channel);
+        rows := 0;
+        LOOP
+            portion := millrace_internal.trim_outbox(channel, 50000);
+            rows := rows + portion;
+            EXIT WHEN portion < 50000;
+        END LOOP;
         IF rows > 0 THEN
             RETURN NEXT;
         END IF;

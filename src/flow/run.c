@@ -367,16 +367,16 @@ fetch(MrFlow *flow, int max_messages, int wait_ms)
 	instr_time start;
 
 	INSTR_TIME_SET_CURRENT(start);
-	(void) flow->kind->fetch(flow->source, flow->batch, max_messages, flow->batch_bytes, wait_ms);
+	flow->kind->fetch(flow->source, flow->batch, max_messages, flow->batch_bytes, wait_ms);
 	if (flow->batch->nmessages > 0)
 		mr_flow_stats_add(MR_STAGE_FETCH, start, flow->batch->nmessages);
 }
 
-/* Had all been consumed that was there when the batch was fetched? */
+/* Has all been consumed that was there when a fetch began that has been processed now? */
 static void
 note_caught_up(MrFlow *flow, TimestampTz fetched_at)
 {
-	if (flow->batch->nmessages == 0 && flow->kind->drained(flow->source) &&
+	if (flow->kind->drained(flow->source) && flow->kind->caught_up(flow->source) &&
 		mr_source_problem(flow->source) == NULL)
 		mr_worker_note_caught_up(fetched_at);
 }
@@ -428,6 +428,7 @@ process_and_advance(MrFlow *flow, int64 *letters)
 
 	do
 	{
+		mr_end_with_postmaster();
 		mr_flow_prepare(flow->stream, flow->batch);
 		mr_flow_process(flow->stream, flow->extraction, flow->batch);
 		size_next_batch(flow);
@@ -528,9 +529,11 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	if (!flow->kind->in_transaction)
 	{
 		fetch(flow, BATCH_MESSAGES, wait_ms);
-		note_caught_up(flow, fetched_at);
 		if (flow->batch->nmessages == 0)
+		{
+			note_caught_up(flow, fetched_at);
 			return 0;
+		}
 		look_up_ahead(flow);
 		MemoryContextSwitchTo(previous);
 	}
@@ -544,10 +547,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 		return MR_FLOW_CHANGED;
 	}
 	if (flow->kind->in_transaction)
-	{
 		fetch(flow, BATCH_MESSAGES, 0);
-		note_caught_up(flow, fetched_at);
-	}
 	consumed = flow->batch->nmessages;
 	if (consumed > 0)
 	{
@@ -559,6 +559,7 @@ mr_flow_step(MrFlow *flow, int wait_ms)
 	commit_transaction();
 	MemoryContextSwitchTo(previous);
 	mr_debug_point("after_commit");
+	note_caught_up(flow, fetched_at);
 	if (flow->batch->waits && !flow->waiting)
 		flow->waiting_at = 0;
 	if (consumed > 0)
@@ -843,9 +844,10 @@ millrace_run_stream(PG_FUNCTION_ARGS)
 			CHECK_FOR_INTERRUPTS();
 			messages += consumed;
 			batches += consumed > 0;
-			if (consumed == 0)
+			/* What comes meanwhile is not waited for: it may never end. */
+			if (consumed == 0 || flow->kind->drained(flow->source))
 				flow->kind->tick(flow->source);
-			if (consumed == 0 && flow->kind->drained(flow->source))
+			if (flow->kind->drained(flow->source))
 				break;
 			if (consumed == 0 && mr_source_problem(flow->source) != NULL)
 				ereport(ERROR, (errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),

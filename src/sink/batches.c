@@ -221,10 +221,12 @@ send_to_redis(MrRedis *redis, const MrDelivery *delivery, const char **problem)
 	return mr_redis_transact(redis, n, commands, SLICE, problem);
 }
 
-/* One after the other; after the first that fails none is sent. */
+/* One after the other, while it is our turn; after the first that fails none is sent. */
 static bool
 go_on_with_redis(Connection *connection, const MrChannel *channel)
 {
+	TimestampTz began = GetCurrentTimestamp();
+
 	if (connection->redis == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(connection->context);
@@ -244,8 +246,11 @@ go_on_with_redis(Connection *connection, const MrChannel *channel)
 			break;
 		mr_debug_point("delivery_sent");
 		connection->rest = list_delete_first(connection->rest);
-		if (connection->rest != NIL)
-			((MrDelivery *) linitial(connection->rest))->at = GetCurrentTimestamp();
+		if (connection->rest == NIL)
+			break;
+		((MrDelivery *) linitial(connection->rest))->at = GetCurrentTimestamp();
+		if (TimestampDifferenceExceeds(began, GetCurrentTimestamp(), SLICE))
+			return false;
 	}
 	return true;
 }

@@ -11,9 +11,14 @@
 #include "sink/delivery.h"
 #include "source/server.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#define THIN_AMONG 5000 /* messages of which are looked for newer ones when some are claimed */
+#define THIN_ALL_EVERY 60000 /* ms: of all that wait */
 
 #define TELEGRAM_URL "https://api.telegram.org"
 #define WEBHOOK_CONNECTIONS 8
@@ -227,4 +232,44 @@ mr_channel_connect(MrChannel *channel)
 				channel->notify = pstrdup(channel->name);
 			break;
 	}
+}
+
+/* Is it time to look at all that waits?  A channel that stands still keeps no more than the newest of each key, either. */
+static bool
+thins_all(int32 channel_id)
+{
+	typedef struct Thinned
+	{
+		int32 channel_id;
+		TimestampTz at;
+	} Thinned;
+	static HTAB *channels = NULL;
+	TimestampTz now = GetCurrentTimestamp();
+	Thinned *entry;
+	bool found;
+
+	if (channels == NULL)
+	{
+		HASHCTL control = {.keysize = sizeof(int32), .entrysize = sizeof(Thinned)};
+
+		channels = hash_create("millrace channels", 16, &control, HASH_ELEM | HASH_BLOBS);
+	}
+	entry = hash_search(channels, &channel_id, HASH_ENTER, &found);
+	if (found && !TimestampDifferenceExceeds(entry->at, now, THIN_ALL_EVERY))
+		return false;
+	entry->at = now;
+	return true;
+}
+
+void
+mr_channel_thin_out(const MrChannel *channel)
+{
+	static const Oid types[] = {INT4OID, TEXTOID, INT4OID};
+	static MrStatement *statement = NULL;
+	Datum values[] = {Int32GetDatum(channel->id),
+					  CStringGetTextDatum(mr_channel_kinds[channel->kind]),
+					  Int32GetDatum(thins_all(channel->id) ? PG_INT32_MAX : THIN_AMONG)};
+
+	(void) mr_statement_by_index(&statement, "SELECT millrace_internal.thin_out($1, $2, $3)",
+								 lengthof(types), types, values);
 }

@@ -710,19 +710,6 @@ give_up(MrChannel *channel)
 	return n == BATCH;
 }
 
-/* Takes out of the outbox what is not to be sent any more. */
-static void
-thin_out(const MrChannel *channel)
-{
-	static const Oid types[] = {INT4OID, TEXTOID};
-	static MrStatement *statement = NULL;
-	Datum values[] = {Int32GetDatum(channel->id),
-					  CStringGetTextDatum(mr_channel_kinds[channel->kind])};
-
-	(void) mr_statement_by_index(&statement, "SELECT millrace_internal.thin_out($1, $2)",
-								 lengthof(types), types, values);
-}
-
 /* Has the endpoint told all channels with this one's token to wait? */
 static bool
 is_paused(const MrChannel *channel, long *wait)
@@ -762,7 +749,10 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 					  channel->id);
 	if (is_paused(channel, wait))
 		return NIL;
-	thin_out(channel);
+	/* What another one has claimed comes first. */
+	if (in_batches(channel) && in_flight > 0)
+		return NIL;
+	mr_channel_thin_out(channel);
 	if (channel->failures > 0 && give_up(channel))
 	{
 		*wait = 0;
@@ -771,12 +761,7 @@ claim_channel(MrChannel *channel, int in_flight, long *wait)
 
 	if (in_batches(channel))
 	{
-		/*
-		 * What another one has claimed comes first, and what is tried again comes before what is
-		 * new.
-		 */
-		if (in_flight > 0)
-			return NIL;
+		/* What is tried again comes before what is new. */
 		capacity = channel->failures > 0 ? 1 : BATCH;
 		claimed = claim_again(channel, capacity);
 		return claimed != NIL ? claimed : claim_new(channel, capacity);

@@ -123,6 +123,9 @@ typedef enum MrDeliveryClass
 extern const char *const mr_channel_columns;
 extern MrChannel *mr_channel_read(uint64 row);
 extern void mr_channel_connect(MrChannel *channel);
+
+/* Takes out of the outbox what is not to be sent over it any more. */
+extern void mr_channel_thin_out(const MrChannel *channel);
 extern MrChannel *mr_channel_by_name(const char *name);
 
 /*

@@ -65,7 +65,8 @@ RETURN channel.fence = millrace_internal.fence() AND (channel.on_promote = 'send
 COMMENT ON FUNCTION millrace_internal.may_send(millrace.channel) IS 'whether a channel belongs to this instance';
 
 -- What has waited for too long is not sent any more; of messages to Redis only the newest of each key is.
-CREATE FUNCTION millrace_internal.thin_out(channel integer, kind text) RETURNS void
+-- That is looked at among the first ones only, as many as may be: each costs a look for the newest.
+CREATE FUNCTION millrace_internal.thin_out(channel integer, kind text, among integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -81,12 +82,12 @@ BEGIN
     END IF;
     IF kind = 'redis' THEN
         UPDATE millrace.outbox_message m SET state = 'superseded'
-        WHERE m.channel_id = channel AND m.state = 'waiting'
+        WHERE m.id = ANY (ARRAY(SELECT f.id FROM millrace.outbox_message f WHERE f.channel_id = channel AND f.state = 'waiting' ORDER BY f.id LIMIT among))
           AND m.id < (SELECT max(n.id) FROM millrace.outbox_message n WHERE n.channel_id = channel AND n.key = m.key AND n.state = 'waiting');
     END IF;
 END
 $$;
-COMMENT ON FUNCTION millrace_internal.thin_out(integer, text) IS 'takes messages out of the outbox that are not to be sent any more';
+COMMENT ON FUNCTION millrace_internal.thin_out(integer, text, integer) IS 'takes messages out of the outbox that are not to be sent any more';
 
 -- The first messages that may be sent next: of each key the oldest, unless one of that key is being sent; of each group the
 -- oldest of all.  Looks among so many that wait, so that a long queue of one key costs the others nothing.

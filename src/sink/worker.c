@@ -277,6 +277,7 @@ static void
 trim(MrDeliveryClass class)
 {
 	static TimestampTz trimmed = 0;
+	bool isnull;
 	MrRunAs saved;
 
 	if (!TimestampDifferenceExceeds(trimmed, GetCurrentTimestamp(), TRIM_EVERY))
@@ -288,9 +289,12 @@ trim(MrDeliveryClass class)
 		mr_run_as(&saved, mr_extension_owner());
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) mr_sql("SELECT millrace_internal.trim_outbox(c, %d) FROM millrace.channel c "
-					  "WHERE (c.kind IN ('webhook', 'telegram')) = %s",
-					  TRIM_AT_ONCE, class == MR_DELIVERY_HTTP ? "true" : "false");
+		(void) mr_sql("SELECT coalesce(bool_or(millrace_internal.trim_outbox(c, %d) >= %d), false) "
+					  "FROM millrace.channel c WHERE (c.kind IN ('webhook', 'telegram')) = %s",
+					  TRIM_AT_ONCE, TRIM_AT_ONCE, class == MR_DELIVERY_HTTP ? "true" : "false");
+		/* There is more, perhaps as much as is sent: the next turn goes on. */
+		if (DatumGetBool(mr_sql_value(0, 1, &isnull)))
+			trimmed = 0;
 		(void) mr_sql("DELETE FROM millrace.sender_pause p WHERE p.not_before < clock_timestamp()");
 		PopActiveSnapshot();
 		SPI_finish();

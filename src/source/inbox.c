@@ -99,7 +99,7 @@ add_message(InboxSource *source, MrBatch *batch, TupleTableSlot *slot)
  * Deletes and adds rows until the batch is full.  The rows of this very transaction count: run_stream may
  * follow push.
  */
-static bool
+static void
 inbox_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	InboxSource *source = (InboxSource *) base;
@@ -153,7 +153,6 @@ inbox_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, in
 	CommandCounterIncrement();
 
 	source->drained = !more;
-	return more;
 }
 
 /* The lane's position only grows: it says how far the newest message was, for those who watch. */
@@ -253,6 +252,7 @@ const MrSourceKind mr_inbox_source = {
 	.committed = inbox_committed,
 	.tick = inbox_tick,
 	.drained = inbox_drained,
+	.caught_up = inbox_drained,
 	.close = inbox_close,
 	.peek = inbox_peek,
 };

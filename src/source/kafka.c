@@ -83,6 +83,7 @@ typedef struct KafkaSource
 	List *suspects;
 	bool assigned;
 	bool look_again;
+	bool emptied; /* the last fetch has left nothing in the queue */
 	bool stopped;
 	int failures; /* tries to assign since the last success */
 	TimestampTz next_try;
@@ -624,12 +625,13 @@ was_abandoned(KafkaSource *source)
 	return false;
 }
 
-static bool
+static void
 kafka_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	KafkaSource *source = (KafkaSource *) base;
 	bool more = false;
 
+	source->emptied = false;
 	if (batch->nmessages == 0 && was_abandoned(source))
 		source->look_again = true;
 	if (source->client != NULL && source->assigned && !source->look_again)
@@ -640,6 +642,7 @@ kafka_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, in
 			more = take_messages(source, batch, max_messages, max_bytes);
 		if (more)
 			mr_kafka_nudge(source->client); /* The queue has room now. */
+		source->emptied = !more;
 		copy_problem(source);
 	}
 	else if (wait_ms > 0)
@@ -653,7 +656,6 @@ kafka_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, in
 			CHECK_FOR_INTERRUPTS();
 		}
 	}
-	return more;
 }
 
 /* ---- positions ------------------------------------------------------------------------------------- */
@@ -821,6 +823,29 @@ kafka_drained(MrSource *base)
 	return true;
 }
 
+/*
+ * The library's queue was empty.  It fetches while the queue has room, which it has where one batch empties it, and each answer
+ * tells where the partition ends: further on when the broker has more.
+ */
+static bool
+kafka_caught_up(MrSource *base)
+{
+	KafkaSource *source = (KafkaSource *) base;
+
+	if (!source->emptied || !source->assigned || source->look_again)
+		return false;
+	for (int i = 0; i < source->npartitions; i++)
+	{
+		KafkaPartition *partition = &source->partitions[i];
+
+		if (!partition->at_end &&
+			partition->position.next <
+				mr_kafka_known_end(source->client, partition->topic, partition->position.partition))
+			return false;
+	}
+	return true;
+}
+
 static void
 kafka_close(MrSource *base)
 {
@@ -841,6 +866,7 @@ const MrSourceKind mr_kafka_source = {
 	.committed = kafka_committed,
 	.tick = kafka_tick,
 	.drained = kafka_drained,
+	.caught_up = kafka_caught_up,
 	.close = kafka_close,
 	.peek = mr_kafka_peek,
 	.validate = mr_kafka_validate,

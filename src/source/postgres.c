@@ -630,6 +630,10 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 			{
 				CHECK_FOR_INTERRUPTS();
 				reply_when_due(source);
+				/* What is there already does not wait while changes come of tables that are not ours. */
+				if (batch->nmessages > 0 && !source->within &&
+					TimestampDifferenceExceeds(started, GetCurrentTimestamp(), GATHER))
+					return;
 			}
 			continue;
 		}
@@ -646,7 +650,10 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 			continue;
 		}
 		if (batch->nmessages == 0 ? wait_ms == 0 : gathered(source, silent, started))
+		{
+			source->emptied = batch->nmessages == 0 || source->caught_up;
 			return;
+		}
 		mr_pg_wait(source->stream, batch->nmessages == 0 ? wait_ms : SILENCE);
 		silent = true;
 		wait_ms = 0;
@@ -690,13 +697,14 @@ finished(const MrPgSource *source)
 		   mr_pg_snapshot_done(source);
 }
 
-static bool
+static void
 pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms)
 {
 	MrPgSource *source = (MrPgSource *) base;
 	/* What comes first belongs to the transaction that is open here; a round of the snapshot does not. */
 	bool remainder = source->within;
 
+	source->emptied = false;
 	if (source->due & MR_PG_DUE_POSITION)
 	{
 		/* The tick that has moved it is over. */
@@ -729,7 +737,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
 		}
-		return false;
+		return;
 	}
 
 	reply_when_due(source);
@@ -738,7 +746,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		mr_pg_ask_status(source);
 		source->next_status = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STATUS_INTERVAL);
 		if (source->phase != MR_PG_STREAMING)
-			return false;
+			return;
 	}
 	if (source->sweeps != NIL)
 		add_sweep(source, batch, linitial(source->sweeps), NULL);
@@ -760,7 +768,6 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 			source->sweeps == NIL && mr_pg_snapshot_due(source) && mr_pg_round_begin(source))
 			mr_pg_round_fetch(source, batch, max_messages, max_bytes);
 	}
-	return batch->nmessages > 0;
 }
 
 /* Notes the rows that are to be read again. */
@@ -897,6 +904,12 @@ pg_drained(MrSource *base)
 		   mr_pg_sweep_due(source) == NULL;
 }
 
+static bool
+pg_caught_up(MrSource *base)
+{
+	return ((MrPgSource *) base)->emptied;
+}
+
 static void
 pg_close(MrSource *base)
 {
@@ -928,6 +941,7 @@ const MrSourceKind mr_postgres_source = {
 	.committed = pg_committed,
 	.tick = pg_tick,
 	.drained = pg_drained,
+	.caught_up = pg_caught_up,
 	.close = pg_close,
 	.peek = pg_peek,
 	.validate = mr_pg_validate,

@@ -147,6 +147,7 @@ typedef struct MrPgSource
 	XLogRecPtr waiting; /* fetched and committed here, flushed when our own log is */
 	XLogRecPtr waiting_local; /* flushed so far */
 	bool caught_up; /* the source has sent all that is in its log */
+	bool emptied; /* the last fetch has left nothing behind */
 	bool within; /* a transaction of the source */
 	bool skipping; /* it has been consumed before */
 	bool taken; /* some of it has been given to a batch before this one */

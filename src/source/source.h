@@ -93,10 +93,9 @@ typedef struct MrSourceKind
 
 	/*
 	 * Adds what is there now to the batch, until it holds `max_messages` or `max_bytes`; waits at most
-	 * `wait_ms` for the first message.  True when it is likely that more is there already.
-	 * Outside a transaction for a remote source, inside for the inbox (see in_transaction).
+	 * `wait_ms` for the first message.  Outside a transaction for a remote source, inside for the inbox (see in_transaction).
 	 */
-	bool (*fetch)(MrSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms);
+	void (*fetch)(MrSource *source, MrBatch *batch, int max_messages, Size max_bytes, int wait_ms);
 	bool in_transaction;
 
 	/*
@@ -125,6 +124,9 @@ typedef struct MrSourceKind
 
 	/* Has everything been fetched that was there when the feed was opened?  Ends run_stream. */
 	bool (*drained)(MrSource *source);
+
+	/* Did the last fetch leave nothing behind, as far as the source knows? */
+	bool (*caught_up)(MrSource *source);
 
 	void (*close)(MrSource *source);
 

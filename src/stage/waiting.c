@@ -87,11 +87,17 @@ mr_waiting_want(MrStream *stream, MrWaitingPlace *place, int limit)
 	MrWaitingIds *ids = palloc(sizeof(MrWaitingIds));
 	MrRunAs saved;
 
-	(void) keep_statement(&select,
-						  "SELECT DISTINCT dictionary_id, id FROM millrace.letter_wait "
-						  "WHERE stream_id = $1 AND (dictionary_id, id) > ($2, $3) "
-						  "ORDER BY dictionary_id, id LIMIT $4",
-						  lengthof(types), types);
+	(void) keep_statement(
+		&select,
+		/* From each id to the next: thousands of messages may wait for one. */
+		"WITH RECURSIVE next (dictionary_id, id, n) AS ("
+		"SELECT $2, $3 COLLATE \"C\", 0 UNION ALL "
+		"SELECT f.dictionary_id, f.id, n.n + 1 FROM next n, LATERAL ("
+		"SELECT w.dictionary_id, w.id FROM millrace.letter_wait w "
+		"WHERE w.stream_id = $1 AND (w.dictionary_id, w.id) > (n.dictionary_id, n.id) "
+		"ORDER BY w.dictionary_id, w.id LIMIT 1) AS f WHERE n.n < $4) "
+		"SELECT n.dictionary_id, n.id FROM next n WHERE n.n > 0 ORDER BY n.n",
+		lengthof(types), types);
 	mr_run_as(&saved, mr_extension_owner());
 	ids->count = (int) mr_statement_run(select, values, NULL);
 	mr_run_back(&saved);

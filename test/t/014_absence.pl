@@ -1,4 +1,4 @@
-# What one of two workers has not read yet is not absent, whatever the other one has read.
+# What one of two workers has not read yet is not absent, whatever the other one has read; and who is silent is missed while others are not.
 use strict;
 use warnings;
 use MillraceTest;
@@ -33,6 +33,29 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM millrace.alert'), '0', 'no
 ask($session, 'COMMIT');
 close_session($session);
 ok(poll($node, 'postgres', 'SELECT count(*) FROM millrace.alert', 20), 'all are missed when it is');
+
+# Messages that never end: no look at the inbox finds it empty.
+my @others = map { open_session($node, 'postgres') } 1, 2;
+for my $other (@others)
+{
+	$other->{in} .= q{DO $$ DECLARE began timestamptz := clock_timestamp(); BEGIN
+		LOOP
+			PERFORM millrace.push('events', '{"id": 1000}', key => k::text) FROM generate_series(1, 20) k;
+			COMMIT;
+			EXIT WHEN EXISTS (SELECT FROM millrace.alert WHERE key = '2000') OR clock_timestamp() > began + interval '2 minutes';
+		END LOOP; END $$;
+		\\echo asked
+	};
+	$other->{run}->pump_nb;
+}
+push_rows($node, 'postgres', 2000, 2000);
+ok(poll($node, 'postgres', q{SELECT count(*) > 0 FROM stg.event WHERE id = 2000}), 'one is heard of once');
+ok(poll($node, 'postgres', q{SELECT string_agg(key, ',') FROM millrace.alert WHERE key IN ('1000', '2000')}, '2000', 100), 'and missed while others are heard all the time');
+for my $other (@others)
+{
+	$other->{run}->pump until $other->{out} =~ /^asked\n/m;
+	close_session($other);
+}
 
 $node->stop;
 done_testing();
