@@ -838,9 +838,10 @@ kafka_caught_up(MrSource *base)
 	{
 		KafkaPartition *partition = &source->partitions[i];
 
-		if (!partition->at_end &&
-			partition->position.next <
-				mr_kafka_known_end(source->client, partition->topic, partition->position.partition))
+		int64 reached = partition->at_end ? partition->position.reached : partition->position.next;
+
+		if (reached <
+			mr_kafka_known_end(source->client, partition->topic, partition->position.partition))
 			return false;
 	}
 	return true;

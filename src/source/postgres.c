@@ -56,6 +56,9 @@
  */
 #define NAP 200
 
+/* ms after which a source that sends nothing has nothing, though it does not say so. */
+#define QUIET 1000
+
 bool
 mr_pg_parse_lsn(const char *text, XLogRecPtr *lsn)
 {
@@ -102,6 +105,7 @@ mr_pg_disconnect(MrPgSource *source)
 	source->of_round = NULL;
 	source->stream = source->side = NULL;
 	source->readers = NULL;
+	source->unreadable = NULL;
 	source->nreaders = 0;
 	source->round = NULL;
 	source->current = source->sweeps = NIL;
@@ -167,6 +171,7 @@ pg_open(MrStream *stream, int worker, int workers)
 			source->waiting_local = GetXLogInsertRecPtr();
 		}
 	}
+	mr_pg_take_left_over(source);
 	read_properties(source);
 	source->must_use_password = mr_server_must_use_password(stream->server);
 	MemoryContextSwitchTo(old);
@@ -608,6 +613,7 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 	bool remainder = source->within;
 	bool rested = false;
 	bool silent = false;
+	bool late = false;
 	const char *bytes;
 	int polled = 0;
 
@@ -630,11 +636,11 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 			{
 				CHECK_FOR_INTERRUPTS();
 				reply_when_due(source);
-				/* What is there already does not wait while changes come of tables that are not ours. */
-				if (batch->nmessages > 0 && !source->within &&
-					TimestampDifferenceExceeds(started, GetCurrentTimestamp(), GATHER))
-					return;
+				late = TimestampDifferenceExceeds(started, GetCurrentTimestamp(), GATHER);
 			}
+			/* What is there already does not wait while changes come of tables that are not ours. */
+			if (late && batch->nmessages > 0 && !source->within)
+				return;
 			continue;
 		}
 		reply_when_due(source);
@@ -651,7 +657,12 @@ read_stream(MrPgSource *source, MrBatch *batch, int max_messages, Size max_bytes
 		}
 		if (batch->nmessages == 0 ? wait_ms == 0 : gathered(source, silent, started))
 		{
-			source->emptied = batch->nmessages == 0 || source->caught_up;
+			TimestampTz now = GetCurrentTimestamp();
+
+			if (polled > 0)
+				source->came_at = now;
+			source->emptied = source->caught_up ||
+							  TimestampDifferenceExceeds(source->came_at, now, QUIET);
 			return;
 		}
 		mr_pg_wait(source->stream, batch->nmessages == 0 ? wait_ms : SILENCE);
@@ -716,6 +727,7 @@ pg_fetch(MrSource *base, MrBatch *batch, int max_messages, Size max_bytes, int w
 		GetCurrentTimestamp() >= source->next_try && mr_pg_prepare(source))
 	{
 		source->phase = MR_PG_STREAMING;
+		source->came_at = GetCurrentTimestamp();
 		source->failures = 0;
 		mr_source_set_problem(&source->base, NULL);
 	}

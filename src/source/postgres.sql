@@ -312,6 +312,7 @@ BEGIN
         WHERE EXISTS (SELECT FROM millrace.replication_table t WHERE t.stream_id = add_tables.stream_id AND starts_with(t.description, added || ', '))
           AND NOT EXISTS (SELECT FROM millrace.snapshot s WHERE s.stream_id = add_tables.stream_id AND s.source_table = added AND s.state <> 'done');
         IF copied THEN
+            DELETE FROM millrace.snapshot_key k WHERE k.stream_id = add_tables.stream_id AND k.source_table = added;
             PERFORM millrace_internal.copy_again(add_tables.stream_id, added, NULL, true);
         END IF;
     END LOOP;

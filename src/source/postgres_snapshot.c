@@ -30,6 +30,8 @@
 /* How long a round waits, at once, for transactions to become visible: so often, and ms each time. */
 #define VISIBLE_TRIES 20
 #define VISIBLE_PAUSE 5
+/* Who calls run_stream() has nothing else to do: half a minute. */
+#define CALLER_TRIES 6000
 
 /* So many rows are read again at once. */
 #define REREADS 500
@@ -37,8 +39,9 @@
 /* So many transactions are remembered one by one. */
 #define APPLIED 65536
 
-/* ms until another attempt. */
+/* ms until another attempt, and so much more at most after those that failed. */
 #define ROUND_PAUSE 200
+#define FAILED_PAUSE 5000
 
 MrPgRound *
 mr_pg_parse_snapshot(const char *text)
@@ -181,7 +184,9 @@ static bool
 postpone(MrPgSource *source, const char *problem)
 {
 	mr_source_set_problem(&source->base, problem);
-	source->next_round = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ROUND_PAUSE);
+	source->next_round = TimestampTzPlusMilliseconds(
+		GetCurrentTimestamp(),
+		ROUND_PAUSE + Min(FAILED_PAUSE, ROUND_PAUSE * source->failed_rounds));
 	return false;
 }
 
@@ -249,7 +254,9 @@ take_snapshot(MrPgSource *source, char **name)
 	MrPgRound *round;
 	MrPgRows rows;
 
-	for (int try = 0; try < VISIBLE_TRIES; try++)
+	int tries = source->base.in_caller ? CALLER_TRIES : VISIBLE_TRIES;
+
+	for (int try = 0; try < tries; try++)
 	{
 		XLogRecPtr position;
 
@@ -289,7 +296,7 @@ take_snapshot(MrPgSource *source, char **name)
 			return round;
 		}
 		(void) mr_pg_run(client, "ROLLBACK", MR_PG_TIMEOUT, NULL);
-		if (oldest < source->barrier)
+		if (oldest < source->barrier && (!source->base.in_caller || try == tries - 1))
 		{
 			(void) postpone(source, psprintf("the snapshot waits until transactions of the source "
 											 "before " UINT64_FORMAT
@@ -462,9 +469,8 @@ copy_statement(const MrPgTask *task, const MrRelation *relation, const Range *ra
 
 /* The statement that reads rows of one table again, and takes them over from the list. */
 static char *
-reread_statement(MrPgSource *source, const MrRelation *relation)
+reread_statement(MrPgSource *source, const MrRelation *relation, const char *table)
 {
-	char *table = ((MrPgReread *) linitial(source->rereads))->table;
 	MemoryContext old = MemoryContextSwitchTo(source->context);
 	List *others = NIL;
 	StringInfoData sql;
@@ -521,7 +527,21 @@ begin_rereads(MrPgSource *source)
 {
 	MrPgReader *reader = &source->readers[0];
 	char *table = ((MrPgReread *) linitial(source->rereads))->table;
+	ListCell *cell;
 
+	/* One that cannot be read keeps no other one waiting. */
+	foreach(cell, source->rereads)
+	{
+		if (source->unreadable != NULL &&
+			strcmp(((MrPgReread *) lfirst(cell))->table, source->unreadable) != 0)
+		{
+			table = ((MrPgReread *) lfirst(cell))->table;
+			break;
+		}
+	}
+	if (source->unreadable != NULL)
+		pfree(source->unreadable);
+	source->unreadable = MemoryContextStrdup(source->connected, table);
 	reader->relation = describe(source, table);
 	if (reader->relation == NULL)
 		return postpone(
@@ -529,8 +549,11 @@ begin_rereads(MrPgSource *source)
 			psprintf("rows of table %s cannot be read: it does not exist at the source", table));
 	if (!is_known(source, reader->relation))
 		return false;
-	if (!mr_pg_copy(reader->client, reread_statement(source, reader->relation), MR_PG_TIMEOUT * 6))
+	if (!mr_pg_copy(reader->client, reread_statement(source, reader->relation, table),
+					MR_PG_TIMEOUT * 6))
 		return refuse_table(source, reader, "rows of table %s cannot be read: %s", table);
+	pfree(source->unreadable);
+	source->unreadable = NULL;
 	reader->task = NULL;
 	reader->reading = true;
 	return true;
@@ -584,6 +607,7 @@ give_up_round(MrPgSource *source)
 		*source->copied = source->copied_before;
 	mr_pg_read_again(source);
 	source->round = NULL;
+	source->failed_rounds++;
 	/* What was begun there ends with the connections. */
 	for (int i = 0; i < source->nreaders; i++)
 	{
@@ -818,6 +842,7 @@ mr_pg_round_end(MrPgSource *source)
 	source->live = lappend(source->live, live);
 	source->round = NULL;
 	source->round_taken = false;
+	source->failed_rounds = 0;
 	foreach(cell, source->reading)
 		mr_pg_forget_reread(lfirst(cell));
 	list_free(source->reading);

@@ -148,6 +148,7 @@ typedef struct MrPgSource
 	XLogRecPtr waiting_local; /* flushed so far */
 	bool caught_up; /* the source has sent all that is in its log */
 	bool emptied; /* the last fetch has left nothing behind */
+	TimestampTz came_at; /* something, the last time that all was read */
 	bool within; /* a transaction of the source */
 	bool skipping; /* it has been consumed before */
 	bool taken; /* some of it has been given to a batch before this one */
@@ -162,7 +163,6 @@ typedef struct MrPgSource
 	List *
 		added; /* char *: tables that are going to be added to the publication, or are sent in part */
 	char *added_reason; /* why, when they are in it */
-	bool grown; /* it has got a table since the slot was made */
 	List *sweeps; /* char *: tables that are being emptied */
 	MrPgTask *sweeping; /* what was not found when it was copied is removed */
 	bool fetching_sweep; /* the batch is part of one */
@@ -186,6 +186,7 @@ typedef struct MrPgSource
 	int64 last_reread; /* that has been here; others have greater ids */
 	bool more_rereads; /* there are such */
 	bool reread; /* the last round was of these */
+	char *unreadable; /* the table of which they could not be read the last time, or NULL */
 	List *reading; /* those that the round reads */
 	List *live; /* MrPgRound *, whose positions have not been passed */
 	MrPgRound *round; /* that is being read, or not stored yet */
@@ -196,6 +197,7 @@ typedef struct MrPgSource
 	XLogRecPtr last_round; /* position of the last one */
 	bool turn; /* the stream has had its turn since the last round */
 	TimestampTz next_round;
+	int failed_rounds; /* in a row */
 	MrPgReader *readers;
 	int nreaders;
 	uint64 barrier; /* what was assigned before this feed was opened */
@@ -282,6 +284,9 @@ extern char *mr_pg_unreadable(MrPgSource *source, const char *table);
 /* ---- postgres_state.c ---- */
 extern void mr_pg_read_options(MrPgOptions *options, const MrStream *stream);
 extern void mr_pg_read_state(MrPgSource *source);
+
+/* The second half of the following; the position is known. */
+extern void mr_pg_take_left_over(MrPgSource *source);
 
 /* An error, because mirrors would have to follow a description within a transaction; the next feed of the stream begins with that. */
 extern void mr_pg_follow_next_time(const MrPgSource *source, const MrRelation *relation)

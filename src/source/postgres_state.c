@@ -19,10 +19,12 @@
 /* So many rows that are to be read again are kept in memory, of those that are stored. */
 #define REREADS_KEPT 10000
 
-/* What a feed that had to be closed has left to the next one: how mirrors follow a description. */
+/* What a feed that had to be closed has left to the next one: how mirrors follow a description within a transaction. */
 static struct
 {
 	int32 stream_id;
+	int32 epoch; /* of the position */
+	XLogRecPtr commit; /* of the transaction */
 	char *statement; /* NULL: nothing is left */
 	char *fingerprint;
 } left_over;
@@ -132,6 +134,20 @@ read_rereads(MrPgSource *source)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* Reads anew which rows are to be read again; all of them are stored. */
+static void
+forget_rereads(MrPgSource *source)
+{
+	ListCell *cell;
+
+	foreach(cell, source->rereads)
+		mr_pg_forget_reread(lfirst(cell));
+	list_free(source->rereads);
+	source->rereads = NIL;
+	source->last_reread = 0;
+	read_rereads(source);
+}
+
 /* The rounds that the position has not passed. */
 static void
 read_rounds(MrPgSource *source)
@@ -185,11 +201,6 @@ mr_pg_read_state(MrPgSource *source)
 	source->known = text_list(0, 1);
 	SPI_freetuptable(SPI_tuptable);
 	mr_run_back(&saved);
-	if (left_over.statement != NULL && left_over.stream_id == id)
-	{
-		source->due |= MR_PG_DUE_FOLLOW;
-		source->base.wants_tick = true;
-	}
 }
 
 char *
@@ -283,9 +294,32 @@ follow(MrPgSource *source)
 }
 
 void
+mr_pg_take_left_over(MrPgSource *source)
+{
+	ListCell *cell;
+
+	/* What has been consumed or followed meanwhile, by another process, is over. */
+	if (left_over.stream_id != source->base.stream->id || !source->has_position ||
+		left_over.epoch != source->position.epoch ||
+		left_over.commit < (XLogRecPtr) source->position.position)
+		left_over.statement = NULL;
+	foreach(cell, source->known)
+	{
+		if (left_over.statement != NULL && strcmp(lfirst(cell), left_over.fingerprint) == 0)
+			left_over.statement = NULL;
+	}
+	if (left_over.statement == NULL)
+		return;
+	source->due |= MR_PG_DUE_FOLLOW;
+	source->base.wants_tick = true;
+}
+
+void
 mr_pg_follow_next_time(const MrPgSource *source, const MrRelation *relation)
 {
 	left_over.stream_id = source->base.stream->id;
+	left_over.epoch = source->position.epoch;
+	left_over.commit = source->commit;
 	left_over.statement = MemoryContextStrdup(TopMemoryContext, follow_statement(source, relation));
 	left_over.fingerprint = MemoryContextStrdup(TopMemoryContext, mr_pg_fingerprint(relation));
 	ereport(ERROR,
@@ -503,8 +537,8 @@ mr_pg_store(MrPgSource *source)
 			"SELECT millrace_internal.add_tables(%d, %s, %s)", id, array_text(source->added),
 			source->added_reason == NULL ? "NULL" : quote_literal_cstr(source->added_reason));
 		read_tasks(source);
+		forget_rereads(source);
 		MemoryContextSwitchTo(old);
-		source->grown = true;
 		source->has_barrier = false;
 		source->next_try = 0;
 	}
@@ -515,8 +549,8 @@ mr_pg_store(MrPgSource *source)
 		(void) mr_sql("SELECT millrace_internal.note_published(%d, %s)", id,
 					  array_text(source->published));
 		read_tasks(source);
+		forget_rereads(source);
 		MemoryContextSwitchTo(old);
-		source->grown = true;
 		source->has_barrier = false;
 		source->next_try = 0;
 	}

@@ -3,9 +3,11 @@
 source keeps of log for a stream that nobody runs."""
 import os
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'lib'))
+import psycopg2                                     # noqa: E402
 from database import Database, finish, is_          # noqa: E402
 from shell import Shell, wait_for                   # noqa: E402
 
@@ -49,6 +51,13 @@ def main():
         target.query("SELECT millrace.pause_snapshot('away'); SELECT millrace.resnapshot('away', 'public.away')")
         is_('a copy that pauses is not waited for', target.one("SELECT messages::int FROM millrace.run_stream('away')"), 0)
         target.query("SELECT millrace.resume_snapshot('away'); SELECT millrace.run_stream('away')")
+        writer = psycopg2.connect(sources['away'].dsn)
+        writer.cursor().execute('CREATE TABLE public.other (id int)')
+        timer = threading.Timer(2, writer.rollback)
+        timer.start()
+        target.query("SELECT millrace.resnapshot('away', 'public.away')")
+        is_('a transaction that runs there is waited for', target.one("SELECT messages::int FROM millrace.run_stream('away')") >= 999, True)
+        timer.join()
 
         # A rule that is not told when rows happened: those that are copied are no events, and what changes stays one when it is copied again.
         target.query("SELECT millrace.create_rule('often', kind => 'frequency', source => 'bronze.away', key => '{v}', count => 8, within => '1 hour')")
